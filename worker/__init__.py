@@ -1,0 +1,1 @@
+"""Pub/Sub batch inference worker."""
