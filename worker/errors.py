@@ -1,0 +1,107 @@
+"""
+The exception tree; whose fault it is decides what is done about it.
+
+::
+
+    WorkerError
+    ├── SettingsError              the operator's: every fault in one message; exit code 2
+    ├── MessageError               the requester's: answered with a 400, never retried
+    ├── BackendError               the model server's or the network's: judged by `policy`; carries phase and fault
+    ├── AdmissionError             ours: this delivery may not start now
+    │   ├── AdmissionTimeoutError  its budget of waiting is over
+    │   └── AdmissionClosedError   the worker is draining
+    └── BrokerError                Pub/Sub's
+        ├── SubscriptionLostError  permanent: subscription gone, permission refused; exit code 1
+        └── PublishError           the answer is not on the topic
+            ├── PublishRetryableError    may work in a moment: try the publish again, not the inference
+            ├── PublishRefusedError      permanent for this topic: gone or forbidden; pauses the intake
+            └── ReplyTooLargeError       permanent for this answer: over the broker's size limit
+
+An `except` names the branch it can do something about.  `asyncio.CancelledError` is not in the tree: it is the only
+exception that crosses from the processor to the broker adapter.
+"""
+
+
+class WorkerError(Exception):
+    """Root of everything this program raises deliberately."""
+
+
+class SettingsError(WorkerError):
+    """
+    The settings cannot be used; permanent until the operator changes them.
+
+    Attributes:
+        faults: One sentence for each fault, in the order of the settings.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__("unusable settings:\n" + "\n".join(f"  - {fault}" for fault in faults))
+
+
+class MessageError(WorkerError):
+    """
+    The request message is not one; permanent.
+
+    Attributes:
+        reason: What is wrong, for the requester; names no internals.
+        param: The top-level key at fault, or `None`.
+        metadata: The message's metadata as raw JSON where it could be read, else `{}`.
+    """
+
+    def __init__(self, reason: str, *, param: str | None = None, metadata: bytes = b"{}") -> None:
+        self.reason = reason
+        self.param = param
+        self.metadata = metadata
+        super().__init__(reason)
+
+
+class BackendError(WorkerError):
+    """
+    The attempt ended without a complete HTTP response; `policy` decides whether that is retryable.
+
+    Attributes:
+        fault: One of `policy.model.Fault`, by value.
+        detail: The library's own words, for logs and the error envelope.
+    """
+
+    def __init__(self, fault: str, detail: str = "") -> None:
+        self.fault = fault
+        self.detail = detail
+        super().__init__(f"{fault}: {detail}" if detail else fault)
+
+
+class AdmissionError(WorkerError):
+    """The delivery may not start now."""
+
+
+class AdmissionTimeoutError(AdmissionError):
+    """The budget of waiting is over; retryable by redelivery."""
+
+
+class AdmissionClosedError(AdmissionError):
+    """The worker is draining; retryable by redelivery."""
+
+
+class BrokerError(WorkerError):
+    """Something is wrong between us and Pub/Sub."""
+
+
+class SubscriptionLostError(BrokerError):
+    """The subscription is gone or refused to us; permanent: the process ends with exit code 1."""
+
+
+class PublishError(BrokerError):
+    """The broker did not confirm the message; it may have it all the same."""
+
+
+class PublishRetryableError(PublishError):
+    """Unavailable, timed out, over quota: publish again."""
+
+
+class PublishRefusedError(PublishError):
+    """Topic gone or permission refused: nothing can be published until an operator acts."""
+
+
+class ReplyTooLargeError(PublishError):
+    """Over the broker's limit for one message; another copy of the same bytes will not fit either."""
