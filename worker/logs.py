@@ -1,0 +1,105 @@
+"""
+Logging: structlog, JSON lines unless standard error is a terminal, and one canonical line per settlement.
+
+Library loggers go through the same pipe.  Bodies and keys never appear: nothing here is given them.
+Writing must not end the worker: a full disk or a closed pipe drops lines, counted in `dropped_lines`.
+"""
+
+import logging
+import sys
+from typing import Any, TextIO, cast
+
+import structlog
+from structlog.typing import Processor
+
+_QUIET = (
+    "aiohttp.access",
+    "google.cloud.pubsub_v1.subscriber._protocol.streaming_pull_manager",
+    "google.api_core.bidi",
+    "asyncio",
+)
+"""Loggers that write about normal events at info or, on a normal cancel, at error
+(https://github.com/googleapis/python-pubsub/issues/1432)."""
+
+
+class SafeStream:
+    """
+    A text stream whose failures to write are counted instead of raised.
+
+    Args:
+        stream: Where lines go.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.dropped_lines = 0
+
+    def write(self, text: str) -> int:
+        """Write, or count the loss; never raises OSError or ValueError (closed stream)."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            self.dropped_lines += 1
+            return 0
+
+    def flush(self) -> None:
+        """Flush, or count the loss."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self.dropped_lines += 1
+
+    def isatty(self) -> bool:
+        """Whether lines go to a terminal."""
+        return self._stream.isatty()
+
+
+def configure_logs(log_format: str, level: str, stream: TextIO | None = None) -> SafeStream:
+    """
+    Set up structlog and the standard library's logging, once per process.
+
+    Args:
+        log_format: `auto`, `json` or `console`.
+        level: Lowest level written.
+        stream: Default: standard error.
+
+    Returns:
+        The stream in use; its `dropped_lines` tells how many lines could not be written.
+    """
+    safe = SafeStream(stream or sys.stderr)
+    number = getattr(logging, level.upper())
+    is_json = log_format == "json" or (log_format == "auto" and not safe.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: list[Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        if is_json
+        else [structlog.dev.ConsoleRenderer(colors=safe.isatty())]
+    )
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", safe)),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(safe)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(number, logging.WARNING))
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return safe
+
+
+def get_logger(name: str, **context: Any) -> Any:
+    """Return a logger whose lines carry `logger=name` and the given context."""
+    return structlog.get_logger().bind(logger=name, **context)

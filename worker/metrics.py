@@ -1,0 +1,161 @@
+"""
+The catalogue of metrics: every name, kind, label and meaning stands here once.
+
+Code refers to the attributes of a `Metrics`, so a metric that is not in the catalogue cannot be counted, and
+`docs/metrics.md` is generated from it.  Labels come from closed sets only: never a message id; a model or path that a
+requester supplied becomes `other` beyond a small number of distinct values (`LabelCap`).  Durations are seconds.
+"""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+PREFIX = "inference_worker_"
+OTHER = "other"
+
+_DURATIONS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+"""From an embedding to an hour of reasoning, roughly a factor of two to three a step."""
+_WAITS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600, 7 * 24 * 3600)
+_PUBLISHES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 10, 60)
+_PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
+
+_ROUTE = ("backend", "path", "model")
+
+
+class Metrics:
+    """
+    One set of metrics on one registry.
+
+    Args:
+        registry: Where they are registered; a fresh one when `None`, so that tests never share counts.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(PREFIX + name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(PREFIX + name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(PREFIX + name, text, labels, buckets=buckets, registry=registry)
+
+        self.deliveries_total = counter(
+            "deliveries",
+            "Deliveries settled. settlement: ack, nack, lost (the lease ended first). "
+            "reason: ok, an error class, duplicate, drain, publish_failed.",
+            ("settlement", "reason"),
+        )
+        self.requests_total = counter(
+            "requests",
+            "Answers given and messages handed back. outcome: ok, error_reply, nack.",
+            (*_ROUTE, "outcome", "status_code"),
+        )
+        self.attempts_total = counter(
+            "attempts",
+            "Attempts against a backend. error_class: none for a good answer. disposition: reply, nack, hold.",
+            ("backend", "error_class", "disposition"),
+        )
+        self.request_duration_seconds = histogram(
+            "request_duration_seconds",
+            "One attempt, from its start to the last byte of the response or the failure.",
+            (*_ROUTE, "outcome"),
+            _DURATIONS,
+        )
+        self.queue_wait_seconds = histogram(
+            "queue_wait_seconds", "From the publishing of a message to the start of its first attempt.", _ROUTE, _WAITS
+        )
+        self.time_to_first_token_seconds = histogram(
+            "time_to_first_token_seconds", "From an attempt's start to the first generated text.", _ROUTE, _DURATIONS
+        )
+        self.time_per_output_token_seconds = histogram(
+            "time_per_output_token_seconds",
+            "Mean time per output token after the first, per streamed answer.",
+            _ROUTE,
+            _PER_TOKEN,
+        )
+        self.tokens_total = counter(
+            "tokens", "Tokens of answers given. kind: input, output, input_cached, output_reasoning.", (*_ROUTE, "kind")
+        )
+        self.partial_responses_total = counter(
+            "partial_responses", "Answers that carry what a broken stream had generated.", ("reason",)
+        )
+        self.publish_duration_seconds = histogram(
+            "publish_duration_seconds", "From handing an answer to the publisher to the broker's id.", (), _PUBLISHES
+        )
+        self.publish_failures_total = counter(
+            "publish_failures",
+            "Publishes that failed and were tried again or given up. kind: retryable, refused, too_large.",
+            ("kind",),
+        )
+        self.leased_messages = gauge("leased_messages", "Deliveries held by this process, whatever their state.")
+        self.in_flight = gauge("in_flight", "Attempts running against backends now; the load that scaling looks at.")
+        self.held_messages = gauge(
+            "held_messages", "Deliveries waiting in-process for a backend to recover.", ("backend",)
+        )
+        self.window_limit = gauge("window_limit", "Attempts that may run at once now.", ("backend",))
+        self.breaker_state = gauge("breaker_state", "0 closed, 1 half open, 2 open.", ("backend",))
+        self.breaker_trips_total = counter("breaker_trips", "Times a breaker opened.", ("backend", "error_class"))
+        self.paused_seconds_total = counter("paused_seconds", "Time a breaker was not closed.", ("backend",))
+        self.intake_paused = gauge(
+            "intake_paused",
+            "1 while no message is started because answers cannot be published or most of them are errors.",
+            ("reason",),
+        )
+        self.error_answer_share = gauge(
+            "error_answer_share", "Largest share of recent answers that one error class has.", ("error_class",)
+        )
+        self.lost_leases_total = counter("lost_leases", "Deliveries whose lease ended before they were settled.")
+        self.duplicates_total = counter(
+            "duplicates", "Deliveries not sent to a backend again. kind: in_flight, answered.", ("kind",)
+        )
+        self.subscription_reopens_total = counter(
+            "subscription_reopens", "Times the streaming pull was opened again after it ended by itself."
+        )
+        self.policy_hook_total = counter(
+            "policy_hook", "Calls of error-policy hooks. outcome: default, overridden, raised, timed_out.", ("outcome",)
+        )
+        self.dead_letter_copies_total = counter(
+            "dead_letter_copies", "Copies of failed requests. outcome: ok, failed.", ("outcome",)
+        )
+        self.internal_errors_total = counter("internal_errors", "Exceptions nobody foresaw; a person must look.")
+        self.draining = gauge("draining", "1 after SIGTERM.")
+        self.build_info = gauge("build_info", "Always 1; the version stands in the label.", ("version",))
+
+
+def catalogue() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
+    """Yield `(name as scraped, kind, labels, meaning)` of every metric, sorted by name."""
+    metrics = [item for item in vars(Metrics()).values() if isinstance(item, MetricWrapperBase)]
+    for metric in sorted(metrics, key=lambda item: item._name):  # noqa: SLF001 - the library has no public name
+        kind = str(metric._type)  # noqa: SLF001
+        name = metric._name + ("_total" if kind == "counter" else "")  # noqa: SLF001
+        yield name, kind, tuple(metric._labelnames), metric._documentation  # noqa: SLF001
+
+
+class LabelCap:
+    """
+    Turns text that requesters choose into label values of which there are few.
+
+    Args:
+        known: Values that always pass.
+        limit: How many further distinct values pass before the rest becomes `other`.
+    """
+
+    def __init__(self, known: tuple[str, ...] = (), limit: int = 20) -> None:
+        self._seen = set(known)
+        self._room = limit
+
+    def label(self, value: str | None) -> str:
+        """Return the value, `other` for one too many, `none` for `None`."""
+        if value is None:
+            return "none"
+        if value in self._seen:
+            return value
+        if self._room == 0 or len(value) > 128:  # noqa: PLR2004 - longer than any model's name
+            return OTHER
+        self._room -= 1
+        self._seen.add(value)
+        return value

@@ -1,0 +1,153 @@
+"""
+The ports: everything the core knows of the outside, on one screen.
+
+Each method's docstring is the whole agreement; implementations say only how they differ.  The processor is tested
+against small working fakes of these (`tests/fakes.py`), and every broker sits the same exam (`tests/conformance/`).
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from worker.message import ReceivedMessage
+from worker.policy.model import Phase
+
+
+class Settlement(StrEnum):
+    """What the broker is told about a delivery."""
+
+    ACK = "ack"
+    NACK = "nack"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendRequest:
+    """One attempt's input."""
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Beside those of the route; names in lower case."""
+    stream_requested: bool = False
+    """The requester's body says `"stream": true`; the answer is one JSON body all the same."""
+    timeout_s: float | None = None
+    """What is left until the request's deadline; `None` for the route's own limit alone."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """
+    What is known about an attempt so far; filled in place, so that it survives an exception.
+
+    Source: a stream that breaks after 30 s still has a phase, a request id, times and a partial answer.
+    """
+
+    phase: Phase = Phase.PREPARE
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    """Names in lower case."""
+    body: bytes = b""
+    started: float = 0.0
+    """Monotonic seconds."""
+    ended: float | None = None
+    backend_request_id: str | None = None
+
+
+class Backend(Protocol):
+    """One inference server."""
+
+    name: str
+
+    async def invoke(self, request: BackendRequest, draft: Draft) -> None:
+        """
+        Make one attempt and fill the draft; the answer is `draft.status`, `draft.headers` and `draft.body`.
+
+        An error status is an answer, not an exception: `policy` judges it.  No retries, no redirects.
+
+        Raises:
+            BackendError: No complete response; `draft.phase` says how far it came.
+
+        Cancellation: closes the connection; a server may go on generating.
+        """
+
+    async def probe(self) -> bool | None:
+        """
+        Ask the backend's health path; `None` when the route has none.
+
+        Never raises for a backend that is down: that is `False`.
+
+        Cancellation: leaves nothing behind.
+        """
+
+    def credentials_changed(self) -> bool:
+        """Whether the key file holds another key than at the last attempt; cheap, called while a breaker is open."""
+
+    async def aclose(self) -> None:
+        """Close every connection; idempotent."""
+
+
+Handler = Callable[[ReceivedMessage], Awaitable[Settlement]]
+"""Called once per delivery, on the event loop; raises nothing but CancelledError."""
+
+
+class Subscriber(Protocol):
+    """A subscription; hands out deliveries, keeps their leases and settles them as the handler says."""
+
+    async def run(self, handler: Handler) -> None:
+        """
+        Deliver until `drain` has finished.
+
+        Never more than `max_in_flight` handlers at once.  The lease of a delivery is kept until its handler returns.
+        Reopens a stream that ends by itself.
+
+        Raises:
+            SubscriptionLostError: Gone or refused; permanent.
+
+        Cancellation: like `drain(0)`.
+        """
+
+    async def drain(self, grace_s: float) -> None:
+        """
+        Stop delivering, let handlers finish for `grace_s` seconds, cancel and nack the rest.
+
+        What has not started is handed back at once.  Returns when every ack is with the broker.  Idempotent; a
+        shorter grace wins; before `run` it prevents any delivery.
+        """
+
+    async def max_delivery_attempts(self) -> int | None:
+        """Return the dead-letter policy's limit; `None` without one, or when reading it is not permitted."""
+
+
+class Publisher(Protocol):
+    """A topic."""
+
+    async def publish(self, data: bytes, attributes: Mapping[str, str]) -> str:
+        """
+        Publish one message and return the broker's id once it has accepted it.
+
+        One try, bounded in time; the caller owns retries.
+
+        Raises:
+            PublishRetryableError: Unavailable or timed out; the message may be there all the same.
+            PublishRefusedError: Topic gone or permission refused; permanent until an operator acts.
+            ReplyTooLargeError: Over the broker's limit; found before anything is sent.
+
+        Cancellation: the message may or may not be published.
+        """
+
+    async def aclose(self) -> None:
+        """Flush and close; idempotent."""
+
+
+class PayloadStore(Protocol):
+    """Object storage for what does not fit into a message; the seam for claim checks."""
+
+    async def put(self, name: str, data: bytes) -> str:
+        """
+        Store the bytes and return their URI; the same name overwrites, so a repeat is harmless.
+
+        Raises:
+            PublishRetryableError: Unavailable.
+            PublishRefusedError: Refused; permanent until an operator acts.
+        """
