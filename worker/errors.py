@@ -11,11 +11,11 @@ The exception tree; whose fault it is decides what is done about it.
     │   ├── AdmissionTimeoutError  its budget of waiting is over
     │   └── AdmissionClosedError   the worker is draining
     └── BrokerError                Pub/Sub's
-        ├── SubscriptionLostError  permanent: subscription gone, permission refused; exit code 1
+        ├── BrokerResourceError    permanent: subscription or topic gone, permission refused; exit code 1
         └── PublishError           the answer is not on the topic
             ├── PublishRetryableError    may work in a moment: try the publish again, not the inference
             ├── PublishRefusedError      permanent for this topic: gone or forbidden; pauses the intake
-            └── ReplyTooLargeError       permanent for this answer: over the broker's size limit
+            └── ReplyRejectedError       permanent for this answer: over the broker's size limit, or invalid
 
 An `except` names the branch it can do something about.  `asyncio.CancelledError` is not in the tree: it is the only
 exception that crosses from the processor to the broker adapter.
@@ -87,8 +87,8 @@ class BrokerError(WorkerError):
     """Something is wrong between us and Pub/Sub."""
 
 
-class SubscriptionLostError(BrokerError):
-    """The subscription is gone or refused to us; permanent: the process ends with exit code 1."""
+class BrokerResourceError(BrokerError):
+    """A subscription or topic is gone or refused to us; permanent: the process ends with exit code 1."""
 
 
 class PublishError(BrokerError):
@@ -103,5 +103,5 @@ class PublishRefusedError(PublishError):
     """Topic gone or permission refused: nothing can be published until an operator acts."""
 
 
-class ReplyTooLargeError(PublishError):
-    """Over the broker's limit for one message; another copy of the same bytes will not fit either."""
+class ReplyRejectedError(PublishError):
+    """The broker does not take this answer, too large or invalid; another copy of the same bytes will not fit."""

@@ -102,7 +102,7 @@ class Subscriber(Protocol):
         Reopens a stream that ends by itself.
 
         Raises:
-            SubscriptionLostError: Gone or refused; permanent.
+            BrokerResourceError: Gone or refused; permanent.
 
         Cancellation: like `drain(0)`.
         """
@@ -131,7 +131,7 @@ class Publisher(Protocol):
         Raises:
             PublishRetryableError: Unavailable or timed out; the message may be there all the same.
             PublishRefusedError: Topic gone or permission refused; permanent until an operator acts.
-            ReplyTooLargeError: Over the broker's limit; found before anything is sent.
+            ReplyRejectedError: Over the broker's limit (found before anything is sent) or invalid; permanent for it.
 
         Cancellation: the message may or may not be published.
         """

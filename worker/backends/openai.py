@@ -1,0 +1,203 @@
+"""
+One OpenAI-compatible server over HTTP: httpx's requests and responses on aiohttp's connections.
+
+httpx's own pool rescans every connection at each start and end of a request, which at 64 in flight costs 8 ms of CPU
+a request; aiohttp's does not.  The transport is called directly: redirects, cookies, proxies of the environment and
+retries are not wanted, so there is no client around it.  A test hands in another `httpx.AsyncBaseTransport`.
+
+One attempt is one call of `invoke`.  Which phase it reached is told by the exceptions of aiohttp itself, which the
+transport keeps as the cause of its own: it calls a connection that was reset under a running request a *connect*
+timeout, and the difference decides whether a GPU may have worked.
+
+Source: httpx-aiohttp 0.2.0, `transport.py`; aiohttp 3.14, `client_exceptions.py`.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from worker.backends.credentials import ApiKey
+from worker.errors import BackendError
+from worker.policy.model import Fault, Phase
+from worker.ports import BackendRequest, Draft
+from worker.settings import RouteSettings, TimeoutSettings
+
+KEEPALIVE_S = 4.0
+"""How long an idle connection is kept: below uvicorn's 5 s (vLLM, SGLang), so that a request is not sent into a
+connection the server is just closing (https://www.uvicorn.org/settings/#timeouts)."""
+PROBE_TIMEOUT_S = 5.0
+MAX_CACHED_URLS = 256
+REQUEST_ID_HEADERS = ("x-request-id", "x-amzn-requestid", "apim-request-id")
+HTTP_OK = range(200, 300)
+
+_NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL, httpx.ConnectError)
+
+
+class HttpBackend:
+    """
+    One route's server; see `worker.ports.Backend` for the contract.
+
+    Args:
+        route: Its settings.
+        transport: Stands for the network in tests.
+
+    Raises:
+        SettingsError: The key file cannot be read.
+    """
+
+    def __init__(self, route: RouteSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.name = route.name
+        self._timeouts: TimeoutSettings = route.timeouts
+        self._max_bytes = route.max_response_bytes
+        self._base = route.base_url
+        self._has_v1 = urlsplit(route.base_url).path.endswith("/v1")
+        self._health_path = route.breaker.health_path
+        self._key = ApiKey(route.api_key, route.api_key_file)
+        self._key_used = self._key.current()
+        self._headers = {
+            "content-type": "application/json",
+            "accept": "application/json",
+            "user-agent": "pubsub-inference-worker",
+            **{name.lower(): value for name, value in route.headers.items()},
+        }
+        self._transport = transport or AiohttpTransport(client=_open_session)
+        self._urls: dict[str, httpx.URL] = {}
+
+    def url(self, path: str) -> httpx.URL:
+        """Return where a path is asked: the base URL and the path, with a doubled `/v1` written once."""
+        url = self._urls.get(path)
+        if url is None:
+            if len(self._urls) >= MAX_CACHED_URLS:
+                self._urls.clear()
+            tail = path.removeprefix("/v1") if self._has_v1 and path.startswith("/v1/") else path
+            url = self._urls[path] = httpx.URL(self._base + tail)
+        return url
+
+    def credentials_changed(self) -> bool:
+        """See `worker.ports.Backend.credentials_changed`."""
+        return self._key.current() != self._key_used
+
+    def _request(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> httpx.Request:
+        key = self._key_used = self._key.current()
+        merged = {**self._headers, **headers}
+        if key is not None:
+            merged["authorization"] = f"Bearer {key}"
+        connect = self._timeouts.connect_s
+        return httpx.Request(
+            method,
+            self.url(path),
+            headers=merged,
+            content=body,
+            extensions={"timeout": {"connect": connect, "pool": connect}},
+        )
+
+    async def invoke(self, request: BackendRequest, draft: Draft) -> None:
+        """Make one attempt and fill the draft; see `worker.ports.Backend.invoke`."""
+        loop = asyncio.get_running_loop()
+        draft.started = time.monotonic()
+        limit = self._timeouts.total_s if request.timeout_s is None else min(self._timeouts.total_s, request.timeout_s)
+        ends = loop.time() + limit
+        first_byte = self._timeouts.first_byte_s
+        try:
+            outgoing = self._request("POST", request.path, request.headers, request.body)
+            draft.phase = Phase.CONNECT
+            async with asyncio.timeout_at(ends if first_byte is None else min(ends, loop.time() + first_byte)) as timer:
+                response = await self._transport.handle_async_request(outgoing)
+                try:
+                    _note_headers(draft, response)
+                    draft.body = await self._read(response, timer, ends)
+                finally:
+                    await response.stream.aclose()  # type: ignore[union-attr]  # an AsyncByteStream
+                draft.phase = Phase.PARSE
+        except TimeoutError:
+            raise _timed_out(draft, is_total=loop.time() >= ends) from None
+        except BackendError:
+            raise
+        except (httpx.HTTPError, aiohttp.ClientError, OSError, httpx.InvalidURL) as error:
+            raise _translate(error, draft) from error
+        finally:
+            draft.ended = time.monotonic()
+
+    async def _read(self, response: httpx.Response, timer: asyncio.Timeout, ends: float) -> bytes:
+        """Read the body; every chunk resets the idle timer."""
+        now, idle, limit = asyncio.get_running_loop().time, self._timeouts.idle_s, self._max_bytes
+        timer.reschedule(min(ends, now() + idle))
+        chunks: list[bytes] = []
+        size = 0
+        stream: Any = response.aiter_bytes() if response.headers.get("content-encoding") else response.stream
+        async for chunk in stream:
+            timer.reschedule(min(ends, now() + idle))
+            size += len(chunk)
+            if size > limit:
+                raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {limit} bytes")
+            chunks.append(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def probe(self) -> bool | None:
+        """See `worker.ports.Backend.probe`."""
+        if self._health_path is None:
+            return None
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                response = await self._transport.handle_async_request(self._request("GET", self._health_path, {}, b""))
+                await response.stream.aclose()  # type: ignore[union-attr]
+        except (TimeoutError, httpx.HTTPError, aiohttp.ClientError, OSError):
+            return False
+        return response.status_code in HTTP_OK
+
+    async def aclose(self) -> None:
+        """Close every connection; idempotent."""
+        await self._transport.aclose()
+
+
+def _open_session() -> aiohttp.ClientSession:
+    """Return a session without a limit of its own: the window above is the limit."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=10),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("accept-encoding", "user-agent"),
+        timeout=aiohttp.ClientTimeout(total=None),
+        max_line_size=64 * 1024,
+        max_field_size=64 * 1024,
+    )
+
+
+def _note_headers(draft: Draft, response: httpx.Response) -> None:
+    draft.phase = Phase.BODY
+    draft.status = response.status_code
+    draft.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
+    for name in REQUEST_ID_HEADERS:
+        if name in draft.headers:
+            draft.backend_request_id = draft.headers[name]
+            break
+
+
+def _timed_out(draft: Draft, *, is_total: bool) -> BackendError:
+    if draft.phase is Phase.CONNECT:
+        draft.phase = Phase.HEADERS  # connecting has its own, shorter limit
+    if is_total:
+        return BackendError(Fault.TOTAL_TIMEOUT, "no complete answer within the limit")
+    if draft.phase is Phase.HEADERS:
+        return BackendError(Fault.FIRST_BYTE_TIMEOUT, "no answer within the limit")
+    return BackendError(Fault.IDLE_TIMEOUT, "silence inside the response body")
+
+
+def _translate(error: Exception, draft: Draft) -> BackendError:
+    """Return what the failure means, by its root cause where the transport keeps one."""
+    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError | OSError) else error
+    text = f"{type(cause).__name__}: {cause}"
+    if isinstance(cause, aiohttp.ConnectionTimeoutError):
+        return BackendError(Fault.CONNECT_TIMEOUT, text)
+    if isinstance(cause, _NOT_SENT) and draft.phase is Phase.CONNECT:
+        return BackendError(Fault.CONNECT, text)
+    if isinstance(cause, httpx.DecodingError):
+        return BackendError(Fault.DECODING, text)
+    if draft.phase is Phase.CONNECT:
+        draft.phase = Phase.HEADERS
+    return BackendError(Fault.CONNECTION_LOST, text)

@@ -1,0 +1,273 @@
+"""
+The subscription: Google's high-level client below, asyncio above.
+
+One streaming pull at a time, supervised.  The client keeps leases, batches acks and reconnects; `LoopScheduler` brings
+its messages to the event loop, where each becomes one task that ends in exactly one ack or nack.  There is no thread
+per message.
+
+How a stream ends (google-cloud-pubsub 2.44) and what happens here:
+
+* The library shuts it down by itself, for instance after a minute of failing acks: the next stream is opened at once,
+  the old one keeps its leases until its running messages are settled.
+* NotFound, PermissionDenied, Unauthenticated, InvalidArgument: permanent; `run` raises `BrokerResourceError`.
+* We stop: `drain`.
+
+Both lease-extension bounds are fixed at 60 s.  Otherwise the library would follow the 99th percentile of processing
+time up to 600 s, and a killed pod's messages would stay away for ten minutes.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+from google.api_core import exceptions
+from google.cloud import pubsub_v1
+from google.cloud.pubsub_v1.subscriber.message import Message
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
+
+from worker.brokers.scheduler import LoopScheduler
+from worker.errors import BrokerResourceError
+from worker.logs import get_logger
+from worker.message import ReceivedMessage
+from worker.metrics import Metrics
+from worker.ports import Handler, Settlement
+from worker.settings import PubSubSettings
+
+LEASE_EXTENSION_S = 60
+"""How far every lease is extended at a time: after a SIGKILL its messages come back within this."""
+LEASE_MARGIN_S = 180
+"""Added to our own lease budget before the library drops a lease silently: a maintainer's round and the settling."""
+REOPEN_BACKOFF_S = (0.1, 30.0)
+"""First and longest wait before a stream that ended by itself is opened again."""
+HEALTHY_AFTER_S = 60.0
+"""A stream that lived this long resets the backoff."""
+CLOSE_BOUND_S = 75.0
+"""Longest wait for the library's shutdown thread: its ack RPCs retry for 60 s when the broker is unreachable."""
+
+_PERMANENT = (
+    exceptions.NotFound,
+    exceptions.PermissionDenied,
+    exceptions.Unauthenticated,
+    exceptions.InvalidArgument,
+    exceptions.FailedPrecondition,
+)
+
+_log = get_logger("broker")
+
+
+class _Stream:
+    """One `subscribe()` call: its scheduler, its future, and whether it began to end."""
+
+    def __init__(self, client: Any, subscription: str, settings: PubSubSettings, start: Any) -> None:
+        self.opened_at = time.monotonic()
+        self.ending = asyncio.Event()
+        self.scheduler = LoopScheduler(
+            asyncio.get_running_loop(), settings.max_lease_duration_s + LEASE_MARGIN_S, self.ending.set
+        )
+        self.future = client.subscribe(
+            subscription,
+            callback=lambda message: start(self, message),
+            flow_control=pubsub_v1.types.FlowControl(
+                max_messages=settings.max_in_flight,
+                max_bytes=settings.max_in_flight_bytes,
+                max_lease_duration=settings.max_lease_duration_s + LEASE_MARGIN_S,
+                min_duration_per_lease_extension=LEASE_EXTENSION_S,
+                max_duration_per_lease_extension=LEASE_EXTENSION_S,
+            ),
+            scheduler=self.scheduler,
+            await_callbacks_on_shutdown=True,
+        )
+        self.closed = asyncio.wrap_future(self.future)
+        self.closed.add_done_callback(self._ended)
+
+    def _ended(self, closed: "asyncio.Future[Any]") -> None:
+        if not closed.cancelled():
+            closed.exception()  # retrieved; `error` reads it
+        self.ending.set()
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the stream ended; `None` while it runs and after an ordinary end."""
+        return self.closed.exception() if self.closed.done() and not self.closed.cancelled() else None
+
+    def cancel(self) -> None:
+        self.scheduler.expect_shutdown()
+        self.future.cancel()
+
+
+class PubSubSubscriber:
+    """
+    A subscription; see `worker.ports.Subscriber` for the contract.
+
+    Args:
+        channel: An open synchronous channel; closed at the end of the drain.
+        subscription: Full name, `projects/P/subscriptions/S`.
+        settings: Sizes and lease limits.
+        metrics: Counts lost leases and reopened streams.
+    """
+
+    def __init__(self, channel: grpc.Channel, subscription: str, settings: PubSubSettings, metrics: Metrics) -> None:
+        self.subscription = subscription
+        self._settings = settings
+        self._metrics = metrics
+        self._channel = channel
+        self._client: Any = pubsub_v1.SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
+        self._streams: set[_Stream] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handler: Handler | None = None
+        self._stopping = asyncio.Event()
+        self._grace_over = asyncio.Event()
+        self._grace_timer: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Task[None] | None = None
+        self.is_open = False
+        """Whether a stream is open; what readiness asks."""
+
+    async def max_delivery_attempts(self) -> int | None:
+        """Return the dead-letter policy's limit; see `worker.ports.Subscriber.max_delivery_attempts`."""
+        try:
+            found = await asyncio.to_thread(
+                self._client.get_subscription, request={"subscription": self.subscription}, timeout=30
+            )
+        except exceptions.PermissionDenied:
+            _log.warning(
+                "cannot read the subscription's dead-letter policy; grant pubsub.subscriptions.get "
+                "(roles/pubsub.viewer on it) or set pubsub.max_delivery_attempts",
+                subscription=self.subscription,
+            )
+            return None
+        except exceptions.NotFound as error:
+            raise BrokerResourceError(f"the subscription {self.subscription} does not exist") from error
+        policy = found.dead_letter_policy
+        return (policy.max_delivery_attempts or 5) if policy.dead_letter_topic else None  # 0 means 5
+
+    async def run(self, handler: Handler) -> None:
+        """Deliver until drained; see `worker.ports.Subscriber.run`."""
+        self._handler = handler
+        backoff = REOPEN_BACKOFF_S[0]
+        try:
+            while not self._stopping.is_set():
+                stream = _Stream(self._client, self.subscription, self._settings, self._start)
+                self._streams.add(stream)
+                self.is_open = True
+                await self._first(stream.ending.wait(), self._stopping.wait())
+                if self._stopping.is_set():
+                    break
+                self.is_open = False
+                backoff = REOPEN_BACKOFF_S[0] if time.monotonic() - stream.opened_at > HEALTHY_AFTER_S else backoff
+                await asyncio.wait({stream.closed}, timeout=backoff)  # at once when nothing of it is running
+                self._raise_if_permanent(stream)
+                self._metrics.subscription_reopens_total.inc()
+                _log.warning("the streaming pull ended by itself; opening it again", error=str(stream.error or ""))
+                await self._first(asyncio.sleep(backoff), self._stopping.wait())
+                backoff = min(backoff * 2, REOPEN_BACKOFF_S[1])
+                self._streams = {known for known in self._streams if not known.closed.done()}
+        except asyncio.CancelledError:
+            await self.drain(0)
+            raise
+        finally:
+            self.is_open = False
+        if self._drained is not None:
+            await asyncio.shield(self._drained)
+
+    def _raise_if_permanent(self, stream: _Stream) -> None:
+        error = stream.error
+        if isinstance(error, _PERMANENT):
+            raise BrokerResourceError(f"{self.subscription}: {error}") from error
+        if error is not None and not isinstance(error, exceptions.GoogleAPICallError | exceptions.RetryError):
+            _log.error("the streaming pull failed", exc_info=error)
+
+    @staticmethod
+    async def _first(*waits: Any) -> None:
+        tasks = [asyncio.ensure_future(wait) for wait in waits]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, stream: _Stream, message: Message) -> None:
+        """Begin one delivery; runs on the event loop and must not raise."""
+        task = asyncio.get_running_loop().create_task(self._deliver(stream, message))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _deliver(self, stream: _Stream, message: Message) -> None:
+        verdict = Settlement.NACK
+        self._metrics.leased_messages.inc()
+        try:
+            assert self._handler is not None
+            verdict = await self._handler(_received(message))
+        except asyncio.CancelledError:  # the grace is over: hand it back; the task ends here by design
+            verdict = Settlement.NACK
+        except Exception:  # noqa: BLE001 - whatever it is, the delivery is handed back and the puller lives
+            self._metrics.internal_errors_total.inc()
+            _log.exception("a delivery's handler raised; handed back", message_id=message.message_id)
+        finally:
+            self._settle(message, verdict)
+            self._metrics.leased_messages.dec()
+            stream.scheduler.settled()
+
+    def _settle(self, message: Message, verdict: Settlement) -> None:
+        if verdict is Settlement.NACK:
+            message.nack()
+            return
+        result = message.ack_with_response()
+        if not result.done():  # an exactly-once subscription
+            result.add_done_callback(self._ack_ended)
+        elif result.exception() is not None:
+            self._ack_ended(result)
+
+    def _ack_ended(self, result: Any) -> None:
+        """Count an ack that came too late; called on a library thread."""
+        if not result.cancelled() and result.exception() is not None:
+            self._metrics.lost_leases_total.inc()
+            self._metrics.deliveries_total.labels("lost", "ack_refused").inc()
+            _log.warning("the lease had ended before the ack; expect a redelivery", error=str(result.exception()))
+
+    async def drain(self, grace_s: float) -> None:
+        """Stop; see `worker.ports.Subscriber.drain`."""
+        loop = asyncio.get_running_loop()
+        self._stopping.set()
+        end = loop.time() + grace_s
+        if self._grace_timer is None or end < self._grace_timer.when():
+            if self._grace_timer is not None:
+                self._grace_timer.cancel()
+            self._grace_timer = loop.call_at(end, self._grace_over.set)
+        if self._drained is None:
+            self._drained = loop.create_task(self._drain())
+        await asyncio.shield(self._drained)
+
+    async def _drain(self) -> None:
+        for stream in self._streams:
+            stream.cancel()
+        if self._tasks:
+            await self._first(self._all_settled(), self._grace_over.wait())
+        for task in self._tasks:
+            task.cancel()
+        await self._all_settled()
+        if self._grace_timer is not None:
+            self._grace_timer.cancel()
+        closing = [stream.closed for stream in self._streams]
+        if closing:
+            _, open_ones = await asyncio.wait(closing, timeout=CLOSE_BOUND_S)
+            if open_ones:
+                _log.error("the client library did not close in time; late acks may be lost", seconds=CLOSE_BOUND_S)
+        await asyncio.to_thread(self._channel.close)
+
+    async def _all_settled(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+def _received(message: Message) -> ReceivedMessage:
+    published = message.publish_time
+    return ReceivedMessage(
+        message_id=message.message_id,
+        data=message.data,
+        attributes=dict(message.attributes),
+        publish_time=published.timestamp() if published is not None else 0.0,
+        delivery_attempt=message.delivery_attempt,
+        ordering_key=message.ordering_key or "",
+    )
