@@ -135,6 +135,8 @@ class ErrorEvent:
     """The error came inside a stream whose HTTP status was 2xx."""
     has_partial: bool = False
     """Something of an answer was accumulated before the failure."""
+    input_is_empty: bool = False
+    """The request's `input` was an empty list, so that an empty `data` is the right answer to it (embeddings)."""
     delivery_attempt: int | None = None
     """The broker's count, from 1; `None` when the subscription does not count."""
     attempts: int = 1
@@ -162,6 +164,8 @@ class Decision:
     """Whether the same request could succeed later; stands in the error envelope."""
     reply_status: int = 200
     """Status code of the answer if it is given now."""
+    reply_code: str | None = None
+    """`error.code` of the envelope; `None`: the class.  When set, the envelope is used whatever `verbatim` says."""
     verbatim: bool = True
     """Whether the backend's JSON body may stand in the answer as it is."""
     expose_backend: bool = True

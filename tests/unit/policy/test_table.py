@@ -1,0 +1,319 @@
+"""The built-in table: every row pinned, every class reachable, the order of what counts."""
+
+import json
+
+import pytest
+
+from worker.policy.model import BreakerAction, Disposition, ErrorClass, ErrorEvent, Fault, Phase, Scope
+from worker.policy.table import ROWS, judge
+
+CHAT = "/v1/chat/completions"
+NOW = 1_800_000_000.0
+
+PINNED = {
+    # class: (do, status of the answer, retryable, max_tries, breaker, is_overload, verbatim)
+    "content_filter": ("reply", None, False, None, "none", False, True),
+    "context_length": ("reply", 400, False, None, "none", False, True),
+    "invalid_request": ("reply", None, False, None, "none", False, True),
+    "rate_limited": ("hold", 429, True, None, "count", True, True),
+    "overloaded": ("hold", 503, True, None, "count", True, True),
+    "quota": ("hold", None, True, None, "trip", False, True),
+    "auth": ("hold", 502, True, None, "trip", False, False),
+    "forbidden": ("reply", 403, False, None, "count", False, True),
+    "model_not_found": ("reply", 404, False, None, "none", False, True),
+    "not_ready": ("hold", 503, True, None, "trip", False, True),
+    "connect": ("hold", 502, True, None, "count", False, True),
+    "server_error": ("nack", None, True, None, "count", False, True),
+    "timeout": ("nack", 504, True, 2, "count", False, True),
+    "connection_lost": ("nack", 502, True, None, "count", False, True),
+    "malformed": ("nack", 502, True, 3, "count", False, True),
+    "empty_choices": ("nack", 502, True, 2, "none", False, True),
+    "aborted": ("nack", 503, True, None, "count", False, True),
+    "stream_broken": ("nack", 502, True, 3, "count", False, True),
+    "stream_idle": ("nack", 504, True, 2, "count", False, True),
+    "model_time_exceeded": ("reply", 504, False, None, "none", False, True),
+    "reply_too_large": ("reply", 502, False, None, "none", False, False),
+    "bad_message": ("reply", 400, False, None, "none", False, False),
+    "deadline_exceeded": ("reply", 504, True, None, "none", False, False),
+    "idempotency_conflict": ("reply", 409, False, None, "none", False, False),
+    "internal_error": ("nack", 500, True, None, "none", False, False),
+}
+
+
+def an_event(status: int | None = 200, body: bytes | dict = b"", **changes) -> ErrorEvent:
+    """An attempt's end on the chat path, complete unless said otherwise."""
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    given = {"backend": "default", "path": CHAT, "phase": Phase.BODY, "status": status, "body": data}
+    return ErrorEvent(**(given | changes))
+
+
+def verdict(event: ErrorEvent, **how) -> tuple[str | None, str]:
+    """Class and disposition of the built-in table."""
+    decision = judge(event, now_unix=NOW, **how)
+    return decision.error_class, decision.disposition
+
+
+def test_every_class_has_a_row_and_every_row_is_pinned():
+    """The enumeration, the table and this test name the same classes."""
+    assert set(ROWS) == set(ErrorClass)
+    assert set(PINNED) == {str(name) for name in ErrorClass}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_row(name):
+    """What is done about a class is what is written here, field by field."""
+    row = ROWS[ErrorClass(name)]
+    actual = (row.do, row.reply_status, row.retryable, row.max_tries, row.breaker, row.is_overload, row.verbatim)
+    assert actual == PINNED[name]
+    assert row.says.endswith(".")
+
+
+def test_only_ours_and_credentials_hide_the_backend():
+    """What a backend says about our credentials, and what an internal fault left behind, is nobody else's business."""
+    assert {name for name, row in ROWS.items() if not row.expose_backend} == {"auth", "internal_error"}
+    assert [name for name, row in ROWS.items() if row.scope is Scope.MODEL] == ["model_not_found"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "phase", "expected"),
+    [
+        (Fault.CONNECT, Phase.CONNECT, "connect"),
+        (Fault.CONNECT_TIMEOUT, Phase.CONNECT, "connect"),
+        (Fault.FIRST_BYTE_TIMEOUT, Phase.HEADERS, "timeout"),
+        (Fault.IDLE_TIMEOUT, Phase.STREAM, "stream_idle"),
+        (Fault.TOTAL_TIMEOUT, Phase.BODY, "timeout"),
+        (Fault.TOTAL_TIMEOUT, Phase.STREAM, "timeout"),
+        (Fault.CONNECTION_LOST, Phase.HEADERS, "connection_lost"),
+        (Fault.CONNECTION_LOST, Phase.BODY, "connection_lost"),
+        (Fault.CONNECTION_LOST, Phase.STREAM, "stream_broken"),
+        (Fault.DECODING, Phase.BODY, "malformed"),
+        (Fault.DECODING, Phase.STREAM, "stream_broken"),
+        (Fault.RESPONSE_TOO_LARGE, Phase.BODY, "reply_too_large"),
+        (Fault.STREAM_BROKEN, Phase.STREAM, "stream_broken"),
+        (Fault.INTERNAL, Phase.PREPARE, "internal_error"),
+    ],
+)
+@pytest.mark.parametrize("status", [None, 200])
+def test_a_fault_decides_where_no_error_status_came(fault, phase, expected, status):
+    """What broke, and how far the attempt had come, is the class; a success status does not change it."""
+    assert verdict(an_event(status, fault=fault, phase=phase))[0] == expected
+
+
+def test_every_fault_is_classified():
+    """No kind of failure of the backend port is without a class."""
+    for fault in Fault:
+        assert judge(an_event(None, fault=fault), now_unix=NOW).error_class is not None
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        *((status, "malformed") for status in (301, 302, 304, 307, 308)),
+        *((status, "invalid_request") for status in (400, 404, 405, 410, 413, 415, 422, 451, 501)),
+        (401, "auth"),
+        (402, "quota"),
+        (403, "forbidden"),
+        (407, "auth"),
+        *((status, "timeout") for status in (408, 499)),
+        *((status, "server_error") for status in (409, 424, 425, 500, 502, 504, 508, 520, 529, 530, 599)),
+        (429, "rate_limited"),
+        (503, "overloaded"),
+    ],
+)
+@pytest.mark.parametrize("body", [b"", b"<html><body>x</body></html>", b'{"error": {"message": "x"}}'])
+def test_a_bare_status(status, expected, body):
+    """Without a known word in the body the status alone decides."""
+    assert verdict(an_event(status, body))[0] == expected
+
+
+def test_a_status_is_the_whole_truth_even_if_the_body_broke():
+    """A 429 whose body was cut is still a 429 with its Retry-After, not a lost connection."""
+    event = an_event(429, b'{"err', fault=Fault.CONNECTION_LOST, headers={"retry-after": "7"})
+    decision = judge(event, now_unix=NOW)
+    assert (decision.error_class, decision.retry_after_s) == (ErrorClass.RATE_LIMITED, 7.0)
+
+
+def test_a_rate_limit_with_a_wish_closes_the_route_and_without_one_counts():
+    """Retry-After trips the breaker for as long; a bare 429, or a wish of zero, is one signal of many."""
+    for headers, expected in [
+        ({}, BreakerAction.COUNT),
+        ({"retry-after": "0"}, BreakerAction.COUNT),
+        ({"retry-after": "soon"}, BreakerAction.COUNT),
+        ({"retry-after": "3"}, BreakerAction.TRIP),
+        ({"retry-after-ms": "250"}, BreakerAction.TRIP),
+    ]:
+        assert judge(an_event(429, headers=headers), now_unix=NOW).breaker is expected
+
+
+def test_the_third_403_in_a_row_is_about_our_credentials():
+    """One refused message says nothing about the others; three without a success between do."""
+    assert verdict(an_event(403), consecutive_forbidden=1) == ("forbidden", "reply")
+    assert verdict(an_event(403), consecutive_forbidden=2) == ("forbidden", "reply")
+    assert verdict(an_event(403), consecutive_forbidden=3) == ("auth", "hold")
+    filtered = {"error": {"code": "content_filter", "message": "x"}}
+    assert verdict(an_event(403, filtered), consecutive_forbidden=9)[0] == "content_filter"
+
+
+def test_a_conflict_is_tried_twice():
+    """A 409 is a lock timeout to OpenAI's client: it is nacked, but not for ever."""
+    decision = judge(an_event(409), now_unix=NOW)
+    assert (decision.disposition, decision.max_tries, decision.reply_status) == (Disposition.NACK, 2, 409)
+
+
+@pytest.mark.parametrize(
+    ("status", "value", "expected"),
+    [
+        (500, "false", ("server_error", "reply")),
+        (408, "false", ("timeout", "reply")),
+        (500, "true", ("server_error", "nack")),
+        (400, "true", ("invalid_request", "nack")),
+        (400, "false", ("invalid_request", "reply")),
+        (429, "false", ("rate_limited", "hold")),
+        (401, "false", ("auth", "hold")),
+        (500, "maybe", ("server_error", "nack")),
+    ],
+)
+def test_x_should_retry_counts_where_it_concerns_the_message(status, value, expected):
+    """The backend's verdict makes a server error final or a refusal retryable, but never answers a held queue."""
+    assert verdict(an_event(status, headers={"x-should-retry": value})) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        (CHAT, {"choices": [{"finish_reason": "stop"}]}, None),
+        (CHAT, {"choices": [{"finish_reason": "content_filter"}]}, None),
+        (CHAT, {"choices": [{"finish_reason": "length"}, {"finish_reason": "abort"}]}, "aborted"),
+        (CHAT, {"choices": [{"finish_reason": "error"}]}, "aborted"),
+        (CHAT, {"choices": [{"finish_reason": None}]}, None),
+        (CHAT, {"choices": [{"finish_reason": 7}]}, None),
+        (CHAT, {"choices": []}, "empty_choices"),
+        (CHAT, {"choices": None}, "empty_choices"),
+        (CHAT, {"id": "x"}, "empty_choices"),
+        (CHAT, {"choices": {"a": 1}}, "malformed"),
+        (CHAT, {"choices": ["text"]}, "malformed"),
+        (CHAT, {"error": {"message": "upstream", "code": 502}}, "server_error"),
+        (CHAT, {"error": {"message": "slow down", "code": 429}}, "rate_limited"),
+        (CHAT, {"error": {"message": "x", "code": "insufficient_quota"}}, "quota"),
+        (CHAT, {"error": "no idea"}, "server_error"),
+        ("/v1/completions", {"choices": [{"text": "x", "finish_reason": "stop"}]}, None),
+        ("/v1/completions", {"choices": []}, "empty_choices"),
+        ("/v1/embeddings", {"data": [{"embedding": [0.1]}]}, None),
+        ("/v1/embeddings", {"data": []}, "empty_choices"),
+        ("/v1/embeddings", {"object": "list"}, "empty_choices"),
+        ("/v1/responses", {"status": "completed", "output": [{}], "error": None}, None),
+        ("/v1/responses", {"status": "incomplete", "output": []}, None),
+        ("/v1/responses", {"status": "queued", "output": []}, None),
+        ("/v1/responses", {"output": [{}]}, None),
+        ("/v1/responses", {"status": "completed", "output": []}, "empty_choices"),
+        ("/v1/responses", {"status": "completed"}, "empty_choices"),
+        ("/v1/responses", {"status": "cancelled", "output": []}, "aborted"),
+        ("/v1/responses", {"status": "failed", "error": {"code": "server_error", "message": "x"}}, "server_error"),
+        ("/v1/responses", {"status": "failed", "error": {"code": "rate_limit_exceeded"}}, "rate_limited"),
+        ("/v1/responses", {"status": "failed", "error": {"code": "invalid_prompt"}}, "invalid_request"),
+        ("/v1/responses", {"status": "failed", "error": None}, "server_error"),
+        ("/v1/rerank", {"results": []}, None),
+        ("/v1/rerank", {}, None),
+    ],
+)
+def test_a_success_status_needs_an_answer(path, body, expected):
+    """A 2xx is judged by its body: what each path must hold, what says error, and who gave up."""
+    assert verdict(an_event(200, body, path=path))[0] == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"   ",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"<html></html>",
+        b'{"choices": [{"finish_reason": "stop"}]',
+        b'{"choices": [{"finish_reason": "stop"}]} x',
+        b'{"choices": [{"finish_reason": "stop", "logprob": NaN}]}',
+        b'{"choices": [{"finish_reason": "stop", "logprob": -Infinity}]}',
+        b'{"choices": [{"finish_reason": "stop", "text": "\xff"}]}',
+        b'{"choices": [{"finish_reason": "stop", "text": "\\ud800", "logprob": NaN}]}',
+        b'\xef\xbb\xbf{"choices": [{"finish_reason": "stop"}]}',
+        b"[" * 100_000,
+        b'{"choices": ' + b"[" * 100_000,
+    ],
+    ids=range(15),
+)
+def test_a_success_status_with_something_else_than_json_is_malformed(body):
+    """Empty, cut, HTML, NaN, invalid UTF-8, too deep: none of it may stand in a message."""
+    assert verdict(an_event(200, body)) == ("malformed", "nack")
+
+
+@pytest.mark.parametrize(
+    "text", [rb"\ud800", rb"\uDFFF tail", rb"\ud83d\ude00", "\u2028 ä".encode(), b"\xf0\x9f\x98\x80"]
+)
+def test_strange_text_does_not_make_an_answer_malformed(text):
+    """A lone surrogate is grammatical JSON (RFC 8259, 8.2): the answer it stands in is not thrown away."""
+    body = b'{"choices": [{"finish_reason": "stop", "message": {"content": "' + text + b'"}}]}'
+    decision = judge(an_event(200, body), now_unix=NOW)
+    assert (decision.error_class, decision.breaker) == (None, BreakerAction.SUCCESS)
+
+
+def test_a_good_answer_keeps_its_status():
+    """A 201 is answered as 201."""
+    body = {"choices": [{"finish_reason": "stop"}]}
+    assert judge(an_event(201, body), now_unix=NOW).reply_status == 201
+
+
+def test_nothing_embedded_is_right_when_nothing_was_asked():
+    """An empty `data` answers an empty `input`."""
+    assert verdict(an_event(200, {"data": []}, path="/v1/embeddings", input_is_empty=True))[0] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "has_partial", "expected"),
+    [
+        ({"error": {"message": "x", "code": 503}}, False, "overloaded"),
+        ({"error": {"message": "x", "code": 503}}, True, "stream_broken"),
+        ({"error": {"message": "x", "code": "429"}}, False, "rate_limited"),
+        ({"error": {"message": "x", "code": "429"}}, True, "stream_broken"),
+        ({"error": {"message": "x", "code": 400, "type": "BadRequestError"}}, True, "invalid_request"),
+        ({"error": {"message": "x", "code": 404, "type": "NotFoundError", "param": "model"}}, False, "model_not_found"),
+        ({"error": {"message": "x", "http_status_code": 422}}, True, "stream_broken"),
+        ({"error": {"message": "x", "http_status_code": 422}}, False, "stream_broken"),
+        ({"error": {"message": "x", "http_status_code": 500}}, False, "server_error"),
+        ({"error": {"message": "x", "code": "content_filter"}}, True, "content_filter"),
+        ({"error": {"message": "x", "code": "insufficient_quota"}}, True, "quota"),
+        ({"error": {"message": "x"}}, False, "stream_broken"),
+        ({"type": "error", "code": "rate_limit_exceeded", "message": "x", "param": None}, False, "rate_limited"),
+        ({"type": "error", "code": "server_error", "message": "x", "param": None}, False, "stream_broken"),
+        ({"ErrorCode": "ModelInvocationTimeExceeded", "Message": "x"}, True, "model_time_exceeded"),
+        ({"ErrorCode": "StreamBroken", "Message": "x"}, False, "stream_broken"),
+        (b'{"choices": [{"delta": {"content": "This mod', True, "stream_broken"),
+        (b"", True, "stream_broken"),
+    ],
+)
+def test_an_error_inside_a_stream(body, has_partial, expected):
+    """As the first event it is a plain error with its own code; after text has come it broke the stream, unless final."""
+    event = an_event(200, body, in_stream=True, has_partial=has_partial, phase=Phase.STREAM)
+    assert verdict(event)[0] == expected
+    assert (
+        verdict(an_event(200, body, in_stream=True, has_partial=has_partial, fault=Fault.STREAM_BROKEN))[0] == expected
+    )
+
+
+def test_a_stream_that_stalls_is_idle_whatever_was_sent_before():
+    """Without an error event the fault names the class inside a stream too."""
+    event = an_event(200, b"", in_stream=True, has_partial=True, fault=Fault.IDLE_TIMEOUT, phase=Phase.STREAM)
+    assert verdict(event)[0] == "stream_idle"
+
+
+def test_an_event_without_status_and_fault_is_ours_to_fix():
+    """Neither a response nor a reason is a fault of the worker."""
+    assert verdict(an_event(None)) == ("internal_error", "nack")
+
+
+def test_the_credentials_text_never_becomes_a_message():
+    """OpenAI's 401 quotes the key; the decision carries our words instead."""
+    body = {"error": {"message": "Incorrect API key provided: sk-abc***xyz", "code": "invalid_api_key"}}
+    decision = judge(an_event(401, body), now_unix=NOW)
+    assert "sk-" not in decision.message
+    assert (decision.verbatim, decision.expose_backend) == (False, False)

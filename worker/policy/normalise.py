@@ -1,0 +1,237 @@
+"""
+Turns whatever a server sent as an error body into the same few facts.
+
+The table, the operators' rules and the error reply read `Facts` and never the raw body.  Every shape seen in the field
+is recognised: OpenAI and Azure (`error` object), vLLM and llama.cpp (the same with a number as code), SGLang (flat),
+TGI, KubeAI and Ollama (`error` is a string), FastAPI (`detail`), Envoy, nginx and llm-d (text or HTML), LiteLLM (an
+event-stream frame under an error status), SageMaker (`ModelError` around the container's own answer) and a list of
+one element around any of these.
+
+What is promised: no exception for any bytes; at most `MAX_BODY_BYTES` are parsed; every text in the result is bounded.
+What is refused: guessing.  Nothing here looks for words inside a text, since a server may echo the prompt in it.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from worker.policy.frames import first_data, looks_like_events
+from worker.policy.text import bounded, bounded_bytes
+
+MAX_BODY_BYTES = 256 * 1024
+"""Error bodies beyond this are text: `json.loads` takes about 10 ms a MiB, and servers echo whole prompts in 422s."""
+
+MAX_MESSAGE_BYTES = 2 * 1024
+"""Longest message kept; the envelope of error replies promises the same bound."""
+
+_MAX_FIELD_BYTES = 256
+_TITLE = re.compile(rb"<title>([^<]{1,200})</title>", re.IGNORECASE)
+_HTML = (b"<!doctype", b"<html", b"<head", b"<body")
+
+
+class Shape(StrEnum):
+    """Which of the known forms a body had."""
+
+    EMPTY = "empty"
+    NESTED = "nested"
+    """`{"error": {...}}`"""
+    FLAT = "flat"
+    """`{"message": ...}` without an `error` key."""
+    STRING = "string"
+    """`{"error": "text"}`"""
+    DETAIL = "detail"
+    """`{"detail": ...}`"""
+    OBJECT = "object"
+    """A JSON object that says nothing of an error."""
+    JSON = "json"
+    """JSON, but not an object."""
+    HTML = "html"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What an error body says, in one vocabulary."""
+
+    shape: Shape = Shape.EMPTY
+    wrapped: tuple[str, ...] = ()
+    """What was around it, outermost first: `sse`, `list`, `sagemaker`."""
+    message: str = ""
+    """For people, at most 2 KiB; built-in rules match it from its first character only."""
+    type: str | None = None
+    code: str | None = None
+    """As text, also where the server sent a number."""
+    param: str | None = None
+    inner_code: str | None = None
+    """Azure's `innererror.code`."""
+    status_hint: int | None = None
+    """An HTTP status (400..599) that the body names; all there is inside a stream."""
+    status: int | None = None
+    """The HTTP status that counts: of the container behind SageMaker where there is one, else the response's."""
+    payload: bytes = b""
+    """The JSON text the facts came from, without what was around it; empty when it was not JSON."""
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the body itself says that something failed."""
+        return self.shape in {Shape.NESTED, Shape.FLAT, Shape.STRING, Shape.DETAIL}
+
+
+def normalise(status: int | None, headers: Mapping[str, str], body: bytes) -> Facts:
+    """
+    Read the facts out of one body.
+
+    Args:
+        status: HTTP status, `None` when there is none (the error event of a stream).
+        headers: Response headers, names in lower case.
+        body: Raw bytes; may be empty, cut, in any encoding.
+
+    Returns:
+        The facts; never raises.
+
+    Source: the servers' own code, named at each sample in `tests/unit/policy/golden`.
+    """
+    wrapped: tuple[str, ...] = ()
+    head = body[: MAX_BODY_BYTES + 1]
+    if looks_like_events(headers, head):
+        wrapped, head = ("sse",), first_data(head) or b""
+    facts = _of_document(head, wrapped)
+    name = _aws_error_name(headers)
+    if name is not None and facts.type is None:
+        facts = replace(facts, type=name)
+    return facts if facts.status is not None else replace(facts, status=status)
+
+
+def _of_document(data: bytes, wrapped: tuple[str, ...]) -> Facts:
+    """Read one document that nothing but JSON is wrapped around any more."""
+    data = data.removeprefix(b"\xef\xbb\xbf").strip()
+    if not data:
+        return Facts(wrapped=wrapped)
+    document = _parse(data)
+    if isinstance(document, list) and len(document) == 1:
+        wrapped, document = (*wrapped, "list"), document[0]
+        data = json.dumps(document).encode()
+    if document is None:
+        return _of_text(data, wrapped)
+    if not isinstance(document, dict):
+        return Facts(shape=Shape.JSON, wrapped=wrapped, message=bounded_bytes(data, MAX_MESSAGE_BYTES))
+    if "OriginalStatusCode" in document:
+        return _of_sagemaker(document, data, wrapped)
+    return replace(_of_object(document), wrapped=wrapped, payload=data)
+
+
+def _parse(data: bytes) -> object:
+    """Return the JSON value, or `None` when it is none, is too long, too deep, or is `null`."""
+    if len(data) > MAX_BODY_BYTES:
+        return None
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _of_text(data: bytes, wrapped: tuple[str, ...]) -> Facts:
+    """Text and HTML: an HTML page is told by its title, which is all that proxies put there."""
+    if data[:64].lower().startswith(_HTML):
+        title = _TITLE.search(data[:4096])
+        text = title.group(1).strip() if title else data
+        return Facts(shape=Shape.HTML, wrapped=wrapped, message=bounded_bytes(text, MAX_MESSAGE_BYTES))
+    return Facts(shape=Shape.TEXT, wrapped=wrapped, message=bounded_bytes(data, MAX_MESSAGE_BYTES))
+
+
+def _of_object(document: dict[str, object]) -> Facts:
+    """Read the facts of an object whose `error` is an object, a string, or not there."""
+    error = document.get("error")
+    errors = document.get("errors")
+    if error is None and isinstance(errors, list) and errors and isinstance(errors[0], dict):
+        error = errors[0]
+    if isinstance(error, str):
+        kind = _text(document.get("error_type")) or _text(document.get("type"))
+        return _facts(Shape.STRING, document, message=error, kind=kind)
+    if isinstance(error, dict):
+        return _facts(Shape.NESTED, error, message=_message(error), kind=_kind(error))
+    if "detail" in document and not document.keys() & {"message", "Message"}:
+        return _facts(Shape.DETAIL, document, message=_message(document), kind=_kind(document))
+    if document.keys() & {"message", "Message", "msg", "ErrorCode"} or document.get("object") == "error":
+        return _facts(Shape.FLAT, document, message=_message(document), kind=_kind(document))
+    return Facts(shape=Shape.OBJECT)
+
+
+def _facts(shape: Shape, fields: dict[str, object], *, message: str, kind: str | None) -> Facts:
+    code, hint = _code(fields)
+    inner = fields.get("innererror") or fields.get("inner_error")
+    return Facts(
+        shape=shape,
+        message=bounded(message, MAX_MESSAGE_BYTES),
+        type=kind,
+        code=code,
+        param=_text(fields.get("param")),
+        inner_code=_text(inner.get("code")) if isinstance(inner, dict) else None,
+        status_hint=hint,
+    )
+
+
+def _message(fields: dict[str, object]) -> str:
+    for name in ("message", "Message", "detail", "msg"):
+        value = fields.get(name)
+        if isinstance(value, str):
+            return value
+        if value is not None:
+            return json.dumps(value)
+    return ""
+
+
+def _kind(fields: dict[str, object]) -> str | None:
+    """Return `type`, or what Google's and Kubernetes' errors have in its place."""
+    return _text(fields.get("type")) or _text(fields.get("reason")) or _text(fields.get("status"))
+
+
+def _code(fields: dict[str, object]) -> tuple[str | None, int | None]:
+    """
+    Return the code as text and the HTTP status it names, if it names one.
+
+    TGI puts `http_status_code: 422` into every error inside a stream, whatever happened, so that number is no hint.
+    """
+    for name in ("code", "ErrorCode", "http_status_code", "statusCode", "status"):
+        value = fields.get(name)
+        text = _text(value)
+        if text is None or (name == "status" and not isinstance(value, int)):
+            continue
+        hint = int(text) if re.fullmatch(r"[45]\d\d", text, re.ASCII) else None
+        return text, (None if (name, hint) == ("http_status_code", 422) else hint)
+    return None, None
+
+
+def _text(value: object) -> str | None:
+    """Return a field as bounded text; empty, absent, and structured values count as absent."""
+    if value is None or value == "" or isinstance(value, (dict, list, bool)):
+        return None
+    return bounded(value if isinstance(value, str) else json.dumps(value), _MAX_FIELD_BYTES)
+
+
+def _of_sagemaker(document: dict[str, object], data: bytes, wrapped: tuple[str, ...]) -> Facts:
+    """
+    Unwrap SageMaker's `ModelError`: the container's own status and body are what the table is about.
+
+    Source: https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html (ModelError).
+    """
+    original = document.get("OriginalStatusCode")
+    status = original if isinstance(original, int) and 400 <= original <= 599 else None  # noqa: PLR2004 error statuses
+    inner_text = document.get("OriginalMessage")
+    inner_bytes = inner_text.encode("utf-8", "replace") if isinstance(inner_text, str) else b""
+    inner = _of_document(inner_bytes, ())  # ends: each level of quoting inside quoting doubles the backslashes
+    return replace(
+        inner,
+        wrapped=(*wrapped, "sagemaker", *inner.wrapped),
+        message=inner.message or bounded(_message(document), MAX_MESSAGE_BYTES),
+        payload=inner.payload or data,
+        status=status,
+    )
+
+
+def _aws_error_name(headers: Mapping[str, str]) -> str | None:
+    """Return the bare name out of `x-amzn-errortype: com.amazon#Name:http://...`."""
+    value = headers.get("x-amzn-errortype", "")
+    return bounded(value.partition(":")[0].rpartition("#")[2].strip(), _MAX_FIELD_BYTES) or None

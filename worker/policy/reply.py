@@ -1,0 +1,181 @@
+"""
+Builds the body of an answer that is an error: the backend's own JSON where that is allowed, our envelope elsewhere.
+
+Whatever the backend sent (HTML, nothing, half a JSON document, invalid UTF-8), what comes out is one JSON object in
+UTF-8 of bounded size.  The envelope is OpenAI's error object with three more fields, so that clients which know that
+one read ours:
+
+    {"error": {"message", "type", "param", "code", "backend": {"status", "body", "text", "request_id"} | null,
+               "attempts", "retryable"},
+     "partial": {"choices": [...]}, "truncated": true}
+
+`partial` and `truncated` are there only when something of an answer was accumulated; a partial answer is never a 200.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from worker.policy.answers import is_json_object
+from worker.policy.model import Decision, ErrorClass, ErrorEvent
+from worker.policy.normalise import MAX_BODY_BYTES, MAX_MESSAGE_BYTES, Facts, Shape, normalise
+from worker.policy.rows import ROWS
+from worker.policy.text import bounded, bounded_bytes
+
+MAX_ENVELOPE_BYTES = MAX_BODY_BYTES + 32 * 1024
+"""No error answer without a partial is longer: a backend's body of at most `MAX_BODY_BYTES` and some bounded texts,
+each of which JSON may make six times as long (`\\u0000`)."""
+
+_OURS = frozenset(
+    {
+        ErrorClass.BAD_MESSAGE,
+        ErrorClass.DEADLINE_EXCEEDED,
+        ErrorClass.IDEMPOTENCY_CONFLICT,
+        ErrorClass.INTERNAL_ERROR,
+        ErrorClass.REPLY_TOO_LARGE,
+    }
+)
+"""Classes of the worker's own making: `worker_error`; everything else is a `backend_error`."""
+
+_REQUEST_ID_HEADERS = ("x-request-id", "x-amzn-requestid", "apim-request-id", "x-litellm-call-id", "request-id")
+
+
+def error_reply(
+    decision: Decision,
+    event: ErrorEvent,
+    *,
+    attempts: int,
+    partial: bytes | None = None,
+    request_id: str | None = None,
+) -> tuple[int, bytes]:
+    """
+    Return the status code and the body of an error answer.
+
+    Args:
+        decision: What was decided; `error_class` is not `None`.
+        event: What happened, with the backend's body.
+        attempts: Tries in all, for the requester's information.
+        partial: What was accumulated of the answer, a JSON object; `None` or empty when nothing was.
+        request_id: The backend's id of the request; `None`: from the headers.
+
+    Returns:
+        The status and one JSON object in UTF-8, at most `MAX_ENVELOPE_BYTES` long beside the partial.
+    """
+    facts = normalise(event.status, event.headers, event.body)
+    if partial and not is_json_object(partial):
+        partial = None
+    if partial is None and decision.error_class is ErrorClass.ABORTED:
+        partial = event.body if _is_embeddable(event.body) else None
+    if not partial and _may_stand_verbatim(decision, event, facts):
+        return decision.reply_status, facts.payload
+    backend = None
+    if decision.expose_backend and event.status is not None:
+        backend = _backend(event, facts, request_id, is_partial=partial is event.body)
+    return decision.reply_status, _envelope(
+        decision.error_class or ErrorClass.INTERNAL_ERROR,
+        message=decision.message,
+        code=decision.reply_code,
+        param=facts.param if decision.expose_backend else None,
+        backend=backend,
+        attempts=attempts,
+        retryable=decision.retryable,
+        partial=partial,
+    )
+
+
+def backend_request_id(headers: Mapping[str, str]) -> str | None:
+    """
+    Return the id by which the backend's operators find the request, or `None`.
+
+    Args:
+        headers: Response headers, names in lower case.
+    """
+    value = next((headers[name] for name in _REQUEST_ID_HEADERS if headers.get(name)), None)
+    return None if value is None else bounded(value, 256)
+
+
+def bad_message_body(message: str, *, param: str | None = None) -> bytes:
+    """
+    Return the body for a message that is no request; its status code is 400.
+
+    Args:
+        message: What is wrong, naming the key.
+        param: The key at fault.
+    """
+    return _envelope(ErrorClass.BAD_MESSAGE, message=message, param=param)
+
+
+def reply_too_large_body(size_bytes: int, limit_bytes: int, *, attempts: int = 1) -> bytes:
+    """Return the body that takes the place of an answer that no message can carry; its status code is 502."""
+    message = f"The answer has {size_bytes} bytes; a message may have {limit_bytes}."
+    return _envelope(ErrorClass.REPLY_TOO_LARGE, message=message, attempts=attempts)
+
+
+def deadline_exceeded_body(*, attempts: int) -> bytes:
+    """Return the body for a request whose deadline has passed; its status code is 504."""
+    return _envelope(ErrorClass.DEADLINE_EXCEEDED, attempts=attempts, retryable=True)
+
+
+def internal_error_body(*, attempts: int) -> bytes:
+    """Return the body for a fault of the worker's own; its status code is 500.  It says nothing of the inside."""
+    return _envelope(ErrorClass.INTERNAL_ERROR, attempts=attempts, retryable=True)
+
+
+def idempotency_conflict_body(key: str) -> bytes:
+    """Return the body for a key that was used before with another request; its status code is 409."""
+    message = f"{ROWS[ErrorClass.IDEMPOTENCY_CONFLICT].says}  Key: {bounded(key, 256)}"
+    return _envelope(ErrorClass.IDEMPOTENCY_CONFLICT, message=message)
+
+
+def _may_stand_verbatim(decision: Decision, event: ErrorEvent, facts: Facts) -> bool:
+    """
+    Say whether the backend's own JSON is the answer.
+
+    Only an error may: a success object under an error status would read as an answer without an `error` key.
+    """
+    is_error = facts.is_error or (event.status or 0) >= 400  # noqa: PLR2004 the first error status
+    return decision.verbatim and decision.reply_code is None and is_error and _is_embeddable(facts.payload)
+
+
+def _is_embeddable(data: bytes) -> bool:
+    return 0 < len(data) <= MAX_BODY_BYTES and is_json_object(data)
+
+
+def _backend(event: ErrorEvent, facts: Facts, request_id: str | None, *, is_partial: bool) -> dict[str, Any]:
+    """Describe the backend's response; its body is there once: verbatim, as text, or as the partial."""
+    body = facts.payload if not is_partial and _is_embeddable(facts.payload) else None
+    text = None if body is not None or is_partial or facts.shape is Shape.EMPTY else event.body
+    return {
+        "status": event.status,
+        "body": None if body is None else msgspec.Raw(body),
+        "text": None if text is None else bounded_bytes(text, MAX_MESSAGE_BYTES),
+        "request_id": bounded(request_id, 256) if request_id else backend_request_id(event.headers),
+    }
+
+
+def _envelope(
+    error_class: ErrorClass,
+    *,
+    message: str = "",
+    code: str | None = None,
+    param: str | None = None,
+    backend: dict[str, Any] | None = None,
+    attempts: int = 0,
+    retryable: bool = False,
+    partial: bytes | None = None,
+) -> bytes:
+    envelope: dict[str, Any] = {
+        "error": {
+            "message": bounded(message or ROWS[error_class].says, MAX_MESSAGE_BYTES),
+            "type": "worker_error" if error_class in _OURS else "backend_error",
+            "param": None if param is None else bounded(param, 256),
+            "code": code or error_class.value,
+            "backend": backend,
+            "attempts": attempts,
+            "retryable": retryable,
+        }
+    }
+    if partial:
+        envelope |= {"partial": msgspec.Raw(partial), "truncated": True}
+    return msgspec.json.encode(envelope)

@@ -1,0 +1,70 @@
+"""
+What the backend wishes about the next try: how long to wait, and whether to try at all.
+
+Pure: the clock is an argument.  A wish that cannot be read is no wish; it never fails an answer.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+MAX_RETRY_AFTER_S = 86_400.0
+"""Longer wishes are cut to a day: no lease lives longer, and a server's wrong clock must not stop a route for years."""
+
+_NUMBER = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
+
+
+def retry_after_s(headers: Mapping[str, str], *, now_unix: float) -> float | None:
+    """
+    Return how many seconds the backend asks to wait, or `None` when it does not say or cannot be understood.
+
+    `retry-after-ms` is finer and goes first; `retry-after` may be seconds or an HTTP date.  A date in the past is 0.
+
+    Args:
+        headers: Response headers, names in lower case.
+        now_unix: Seconds since 1970, for dates.
+
+    Returns:
+        0 to `MAX_RETRY_AFTER_S`.
+
+    Source: RFC 9110 section 10.2.3; for `retry-after-ms`
+        https://github.com/openai/openai-python/blob/main/src/openai/_base_client.py (`_parse_retry_after_header`).
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return min(milliseconds / 1000, MAX_RETRY_AFTER_S)
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if seconds is None:
+        seconds = _until_date(value, now_unix)
+    return None if seconds is None else min(seconds, MAX_RETRY_AFTER_S)
+
+
+def should_retry(headers: Mapping[str, str]) -> bool | None:
+    """
+    Return the backend's own verdict `x-should-retry`, or `None` when it gives none.
+
+    Source: https://github.com/openai/openai-python/blob/main/src/openai/_base_client.py (`_should_retry`).
+    """
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
+
+
+def _number(value: str | None) -> float | None:
+    """Read a plain decimal number; signs, exponents, `nan` and `inf` are not one."""
+    text = (value or "").strip()
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def _until_date(value: str | None, now_unix: float) -> float | None:
+    if not value or len(value) > 64:  # noqa: PLR2004 the longest HTTP date has 33 characters
+        return None
+    try:
+        date = parsedate_to_datetime(value.strip())
+        if date.tzinfo is None:  # the asctime form of RFC 9110 has no zone and is GMT
+            date = date.replace(tzinfo=UTC)
+        wait_s = date.timestamp() - now_unix
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
+    return max(0.0, wait_s) if math.isfinite(wait_s) else None

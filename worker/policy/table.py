@@ -1,0 +1,237 @@
+"""
+The table: which class an attempt's end belongs to, and what is done about that class.
+
+Literals hold the rules: `SIGNALS` (words -> class) in `signals`, the statuses and faults that speak for themselves
+here, and `ROWS` (class -> what to do) in `rows`.  This file puts them in order.  It knows no budgets (how often, how
+long: `budgets`), no operators' rules (`matching`) and performs no I/O.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from worker.policy.answers import Flaw, find_flaw
+from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Phase
+from worker.policy.normalise import Facts, normalise
+from worker.policy.retry_after import retry_after_s, should_retry
+from worker.policy.rows import ROWS, Row
+from worker.policy.signals import match_signal
+
+__all__ = ["FORBIDDEN_IN_A_ROW", "ROWS", "Row", "accept", "classify", "decide", "is_good_answer", "judge"]
+
+FORBIDDEN_IN_A_ROW = 3
+"""So many 403s on one route without a success between them are about our credentials, not about one message."""
+
+_CONFLICT_MAX_TRIES = 2
+"""A 409 is a lock timeout to OpenAI's own client, which retries it; a second one is the answer."""
+
+
+_FAULTS: Mapping[Fault, ErrorClass] = {
+    Fault.CONNECT: ErrorClass.CONNECT,
+    Fault.CONNECT_TIMEOUT: ErrorClass.CONNECT,
+    Fault.FIRST_BYTE_TIMEOUT: ErrorClass.TIMEOUT,
+    Fault.IDLE_TIMEOUT: ErrorClass.STREAM_IDLE,
+    Fault.TOTAL_TIMEOUT: ErrorClass.TIMEOUT,
+    Fault.CONNECTION_LOST: ErrorClass.CONNECTION_LOST,
+    Fault.DECODING: ErrorClass.MALFORMED,
+    Fault.RESPONSE_TOO_LARGE: ErrorClass.REPLY_TOO_LARGE,
+    Fault.STREAM_BROKEN: ErrorClass.STREAM_BROKEN,
+    Fault.INTERNAL: ErrorClass.INTERNAL_ERROR,
+}
+
+_STATUSES: Mapping[int, ErrorClass] = {
+    401: ErrorClass.AUTH,
+    402: ErrorClass.QUOTA,
+    403: ErrorClass.FORBIDDEN,
+    407: ErrorClass.AUTH,
+    408: ErrorClass.TIMEOUT,
+    409: ErrorClass.SERVER_ERROR,
+    424: ErrorClass.SERVER_ERROR,
+    425: ErrorClass.SERVER_ERROR,
+    429: ErrorClass.RATE_LIMITED,
+    499: ErrorClass.TIMEOUT,
+    501: ErrorClass.INVALID_REQUEST,
+    503: ErrorClass.OVERLOADED,
+}
+"""What a bare status means; any other 4xx is `invalid_request`, any other 5xx `server_error`.  424 is TGI's word for a
+failed generation; 425 (RFC 8470) asks for a repeat."""
+
+_FLAWS: Mapping[Flaw, ErrorClass] = {
+    Flaw.MALFORMED: ErrorClass.MALFORMED,
+    Flaw.EMPTY: ErrorClass.EMPTY_CHOICES,
+    Flaw.ABORTED: ErrorClass.ABORTED,
+    Flaw.ERROR: ErrorClass.SERVER_ERROR,
+}
+
+_STANDS_IN_STREAM = frozenset(
+    {
+        ErrorClass.CONTENT_FILTER,
+        ErrorClass.CONTEXT_LENGTH,
+        ErrorClass.INVALID_REQUEST,
+        ErrorClass.MODEL_NOT_FOUND,
+        ErrorClass.MODEL_TIME_EXCEEDED,
+        ErrorClass.FORBIDDEN,
+        ErrorClass.QUOTA,
+        ErrorClass.AUTH,
+    }
+)
+"""An error event with one of these classes keeps it even after text has come; any other one then broke the stream.
+Quota and credentials are among them since no second try of *this* message can repair them."""
+
+
+def judge(event: ErrorEvent, *, now_unix: float, consecutive_forbidden: int = 0) -> Decision:
+    """
+    Return what the built-in table says about an attempt's end, before any rule, hook or budget.
+
+    Args:
+        event: What happened; a good answer is an event too.
+        now_unix: Seconds since 1970, to understand a Retry-After that is a date.
+        consecutive_forbidden: 403s in a row on this route without a success between them, this one included.
+    """
+    if is_good_answer(event):
+        return accept(event)
+    facts = normalise(event.status, event.headers, event.body)
+    error_class = classify(event, facts, consecutive_forbidden=consecutive_forbidden)
+    return accept(event) if error_class is None else decide(error_class, event, facts, now_unix=now_unix)
+
+
+def is_good_answer(event: ErrorEvent) -> bool:
+    """Say whether the attempt ended in a complete, well-formed answer; the hot path."""
+    status = event.status
+    if event.fault is not None or event.in_stream or status is None or not 200 <= status <= 299:  # noqa: PLR2004
+        return False
+    return find_flaw(event.path, event.body, input_is_empty=event.input_is_empty) is None
+
+
+_OK = Decision(disposition=Disposition.REPLY, breaker=BreakerAction.SUCCESS)
+
+
+def accept(event: ErrorEvent) -> Decision:
+    """Return the decision about a good answer: give it, and tell the breaker that the backend works."""
+    status = event.status or 200
+    return _OK if status == 200 else replace(_OK, reply_status=status)  # noqa: PLR2004
+
+
+def classify(event: ErrorEvent, facts: Facts, *, consecutive_forbidden: int = 0) -> ErrorClass | None:
+    """
+    Return the class of an attempt's end, or `None` for a good answer.
+
+    The order is the rule: an error status (even if the connection broke after it: a status is the whole truth), then
+    an error event inside a stream, then what broke, then what is wrong with a 2xx body.
+    """
+    status = event.status
+    if event.fault is Fault.INTERNAL or (status is None and event.fault is None and not event.in_stream):
+        return ErrorClass.INTERNAL_ERROR  # in the second case neither a response nor a reason: ours to fix
+    if status is not None and status >= 400:  # noqa: PLR2004
+        return _class_of_status(facts, facts.status or status, consecutive_forbidden)
+    if event.in_stream:
+        return _class_of_stream_error(event, facts)
+    if event.fault is not None:
+        return _class_of_fault(event.fault, event.phase)
+    return _class_of_answer(event, facts)
+
+
+def _class_of_answer(event: ErrorEvent, facts: Facts) -> ErrorClass | None:
+    """Classify a complete response below 400; redirects are not followed: a POST must not go somewhere else."""
+    if event.status is None or not 200 <= event.status <= 299:  # noqa: PLR2004
+        return ErrorClass.MALFORMED
+    flaw = find_flaw(event.path, event.body, input_is_empty=event.input_is_empty)
+    if flaw is Flaw.ERROR:
+        return _class_of_body(facts) or ErrorClass.SERVER_ERROR
+    return None if flaw is None else _FLAWS[flaw]
+
+
+def _class_of_status(facts: Facts, status: int, consecutive_forbidden: int) -> ErrorClass:
+    signal = match_signal(facts, status)
+    if signal is not None:
+        return signal.error_class
+    if status == 403 and consecutive_forbidden >= FORBIDDEN_IN_A_ROW:  # noqa: PLR2004
+        return ErrorClass.AUTH
+    default = ErrorClass.INVALID_REQUEST if status < 500 else ErrorClass.SERVER_ERROR  # noqa: PLR2004
+    return _STATUSES.get(status, default)
+
+
+def _class_of_body(facts: Facts) -> ErrorClass | None:
+    """Classify an error that came without an error status, by its own words and by the status it names."""
+    signal = match_signal(facts, facts.status_hint)
+    if signal is not None:
+        return signal.error_class
+    return None if facts.status_hint is None else _class_of_status(facts, facts.status_hint, 0)
+
+
+def _class_of_fault(fault: Fault, phase: Phase) -> ErrorClass:
+    if phase is Phase.STREAM and fault in {Fault.CONNECTION_LOST, Fault.DECODING}:
+        return ErrorClass.STREAM_BROKEN
+    return _FAULTS[fault]
+
+
+def _class_of_stream_error(event: ErrorEvent, facts: Facts) -> ErrorClass:
+    """
+    Classify an error inside a stream, whatever followed it.
+
+    As the first event it is a plain error with the code it names; after text has come it broke the stream, unless it
+    is final anyway.
+    """
+    fallback = ErrorClass.STREAM_BROKEN if event.fault is None else _class_of_fault(event.fault, Phase.STREAM)
+    if not facts.is_error:
+        return fallback
+    error_class = _class_of_body(facts) or ErrorClass.STREAM_BROKEN
+    if event.has_partial and error_class not in _STANDS_IN_STREAM:
+        return ErrorClass.STREAM_BROKEN
+    return error_class
+
+
+def decide(error_class: ErrorClass, event: ErrorEvent, facts: Facts, *, now_unix: float) -> Decision:
+    """Return what the row of a class says about this event."""
+    row = ROWS[error_class]
+    wish = retry_after_s(event.headers, now_unix=now_unix)
+    decision = Decision(
+        disposition=row.do,
+        error_class=error_class,
+        rule=f"builtin:{error_class}",
+        retryable=row.retryable,
+        reply_status=row.reply_status or _own_status(event, facts, row.fallback_status),
+        verbatim=row.verbatim,
+        expose_backend=row.expose_backend,
+        message=_message(event, facts, row),
+        retry_after_s=None if row.do is Disposition.REPLY else wish,
+        backoff=row.backoff,
+        max_tries=_CONFLICT_MAX_TRIES if event.status == 409 else row.max_tries,  # noqa: PLR2004
+        breaker=row.breaker,
+        scope=row.scope,
+        is_overload=row.is_overload,
+    )
+    if error_class is ErrorClass.RATE_LIMITED and wish:
+        decision = replace(decision, breaker=BreakerAction.TRIP)
+    return _heed_verdict(decision, event)
+
+
+def _message(event: ErrorEvent, facts: Facts, row: Row) -> str:
+    """Return the backend's words where they are an error's and may be shown, ours otherwise."""
+    is_error = facts.is_error or (event.status or 0) >= 400  # noqa: PLR2004
+    return (facts.message if is_error and row.expose_backend else "") or row.says
+
+
+def _own_status(event: ErrorEvent, facts: Facts, fallback: int) -> int:
+    status = facts.status or event.status or 0
+    if status < 400:  # noqa: PLR2004 inside a stream, or under a success status, only the body names one
+        status = facts.status_hint or 0
+    return status if 400 <= status <= 599 else fallback  # noqa: PLR2004
+
+
+_FINAL_BY_REQUEST = frozenset({ErrorClass.SERVER_ERROR, ErrorClass.TIMEOUT})
+_REPEAT_BY_REQUEST = frozenset({ErrorClass.INVALID_REQUEST})
+
+
+def _heed_verdict(decision: Decision, event: ErrorEvent) -> Decision:
+    """
+    Apply `x-should-retry`, where it can only concern this message.
+
+    `false` makes a server error final, `true` gives a refused request a second try.  A class that is held is left
+    alone: OpenAI marks an exhausted quota with `false`, and answering a whole queue with it is what holding prevents.
+    """
+    verdict = should_retry(event.headers)
+    if verdict is False and decision.error_class in _FINAL_BY_REQUEST:
+        return replace(decision, disposition=Disposition.REPLY, retryable=False, retry_after_s=None)
+    if verdict is True and decision.error_class in _REPEAT_BY_REQUEST:
+        return replace(decision, disposition=Disposition.NACK, retryable=True, max_tries=_CONFLICT_MAX_TRIES)
+    return decision
