@@ -1,0 +1,424 @@
+"""The gate: who may start, who waits, and what every way of leaving it leaves behind."""
+
+import asyncio
+
+import pytest
+
+from tests.unit.flow.fakeclock import FakeClock, settle
+from worker.errors import AdmissionClosedError, AdmissionTimeoutError
+from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope
+from worker.flow.circuit import CircuitConfig, CircuitState
+from worker.flow.gate import AttemptSignal, Permit, RouteGate
+from worker.flow.order import AdmissionOrder
+from worker.flow.window import AdaptiveWindow
+
+OK = AttemptSignal(breaker=BreakerEffect.SUCCESS)
+REFUSED = AttemptSignal(breaker=BreakerEffect.COUNT, error_class="connect")
+AUTH = AttemptSignal(breaker=BreakerEffect.TRIP, error_class="auth")
+
+
+def a_gate(clock: FakeClock, *, room: int = 1, aging_every: int = 0, config: CircuitConfig | None = None) -> RouteGate:
+    """Build a gate with a window that stays at `room`."""
+    window = AdaptiveWindow(room, room, room, now=clock.now)
+    breaker = Breaker(config, now=clock.now, jitter=lambda: 0.0)
+    return RouteGate(window, breaker, clock, aging_every=aging_every)
+
+
+def waiting(gate: RouteGate, order: AdmissionOrder | None = None, **options: object) -> "asyncio.Task[Permit]":
+    return asyncio.ensure_future(gate.admit(order or AdmissionOrder(), **options))  # type: ignore[arg-type]
+
+
+async def admit(gate: RouteGate, **options: object) -> Permit:
+    return await gate.admit(AdmissionOrder(), give_up_s=0, **options)  # type: ignore[arg-type]
+
+
+def idle(gate: RouteGate, clock: FakeClock) -> bool:
+    """Whether nothing of anybody is left: no slot, no waiter, no timer."""
+    statistics = gate.statistics()
+    return (statistics.in_flight, statistics.waiting, statistics.held, clock.pending()) == (0, 0, 0, 0)
+
+
+async def test_admits_up_to_the_window_and_no_further(clock):
+    """As many permits as the window has slots; the next caller waits."""
+    gate = a_gate(clock, room=2)
+    permits = [await admit(gate), await admit(gate)]
+    third = waiting(gate)
+    await settle()
+    assert not third.done()
+    assert gate.statistics().waiting == 1
+    permits[0].finish(OK)
+    await third
+    assert gate.statistics().in_flight == 2
+
+
+async def test_a_freed_slot_wakes_exactly_one(clock):
+    """A slot is handed over; nobody else wakes up in vain."""
+    gate = a_gate(clock)
+    first = await admit(gate)
+    others = [waiting(gate) for _ in range(5)]
+    await settle()
+    first.finish(OK)
+    await settle()
+    assert [task.done() for task in others] == [True, False, False, False, False]
+    gate.close()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_a_newcomer_cannot_overtake(clock):
+    """A caller that arrives after a slot was handed over waits behind, although the winner has not run yet."""
+    gate = a_gate(clock)
+    first = await admit(gate)
+    second = waiting(gate)
+    await settle()
+    first.finish(OK)
+    newcomer = waiting(gate)
+    await settle()
+    assert second.done()
+    assert not newcomer.done()
+    second.result().finish(OK)
+    (await newcomer).finish(OK)
+    assert idle(gate, clock)
+
+
+async def order_of(gate: RouteGate, orders: dict[str, AdmissionOrder]) -> list[str]:
+    """Queue all behind one permit and return the names as they are admitted."""
+    first = await admit(gate)
+    admitted: list[str] = []
+
+    async def run(name: str, order: AdmissionOrder) -> None:
+        permit = await gate.admit(order)
+        admitted.append(name)
+        permit.finish(OK)
+
+    tasks = [asyncio.ensure_future(run(name, order)) for name, order in orders.items()]
+    await settle()
+    first.finish(OK)
+    await asyncio.gather(*tasks)
+    return admitted
+
+
+async def test_order_is_held_priority_deadline_publish_time_arrival(clock):
+    """Each key decides only where all before it are equal."""
+    orders = {
+        "late arrival": AdmissionOrder(publish_time=9.0),
+        "later arrival": AdmissionOrder(publish_time=9.0),
+        "published earlier": AdmissionOrder(publish_time=5.0),
+        "deadline": AdmissionOrder(deadline=100.0, publish_time=9.0),
+        "earlier deadline": AdmissionOrder(deadline=50.0, publish_time=9.0),
+        "priority": AdmissionOrder(priority=1, publish_time=9.0),
+        "held": AdmissionOrder(held=True, priority=-5, publish_time=9.0),
+    }
+    assert await order_of(a_gate(clock), orders) == [
+        "held",
+        "priority",
+        "earlier deadline",
+        "deadline",
+        "published earlier",
+        "late arrival",
+        "later arrival",
+    ]
+
+
+async def test_one_admission_in_n_goes_to_the_longest_waiting(clock):
+    """A low priority is not starved by a stream of high ones."""
+    gate = a_gate(clock, aging_every=3)
+    orders = {"low": AdmissionOrder(priority=-1)} | {f"high {i}": AdmissionOrder(priority=1) for i in range(6)}
+    # The permit everyone queues behind is the first admission, so the third of them is the second of these.
+    assert (await order_of(gate, orders)).index("low") == 1
+
+
+async def test_giving_up_raises_and_leaves_nothing(clock):
+    """A caller whose budget is over gets AdmissionTimeoutError; the slot freed later goes to the next."""
+    gate = a_gate(clock)
+    first = await admit(gate)
+    impatient = waiting(gate, give_up_s=5.0)
+    patient = waiting(gate)
+    await settle()
+    clock.advance(4.9)
+    await settle()
+    assert not impatient.done()
+    clock.advance(0.2)
+    with pytest.raises(AdmissionTimeoutError):
+        await impatient
+    assert gate.statistics().waiting == 1
+    first.finish(OK)
+    (await patient).finish(OK)
+    assert idle(gate, clock)
+
+
+async def test_a_budget_of_zero_never_waits(clock):
+    """`give_up_s=0` admits at once or not at all."""
+    gate = a_gate(clock)
+    await admit(gate)
+    with pytest.raises(AdmissionTimeoutError):
+        await admit(gate)
+
+
+async def test_close_wakes_every_waiter_at_once(clock):
+    """Draining ends every wait, delayed ones too, and every later one; permits stay good; twice is once."""
+    gate = a_gate(clock)
+    permit = await admit(gate)
+    tasks = [waiting(gate), waiting(gate, give_up_s=9.0), waiting(gate, delay_s=60.0)]
+    await settle()
+    gate.close()
+    gate.close()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(each) for each in results] == [AdmissionClosedError] * 3
+    with pytest.raises(AdmissionClosedError):
+        await admit(gate)
+    assert permit.finish(OK)
+    assert idle(gate, clock)
+    assert gate.statistics().closed
+
+
+async def test_a_permit_finishes_once(clock):
+    """The second end of a permit is ignored and says so; the slot is freed once."""
+    gate = a_gate(clock)
+    permit = await admit(gate)
+    assert permit.finish(OK) is True
+    assert permit.finish(AUTH) is False
+    assert gate.statistics().breaker.route.state is CircuitState.CLOSED
+    await admit(gate)
+    with pytest.raises(AdmissionTimeoutError):
+        await admit(gate)
+
+
+async def test_leaving_the_permits_block_gives_the_slot_back(clock):
+    """An exception between admission and `finish` leaks no slot and says nothing about the backend."""
+    gate = a_gate(clock)
+    with pytest.raises(LookupError), await admit(gate):
+        raise LookupError
+    assert idle(gate, clock)
+    assert gate.statistics().window.served == 0
+
+
+async def test_cancelling_a_waiter_leaves_nothing(clock):
+    """A cancelled waiter is gone at once, its timer too."""
+    gate = a_gate(clock)
+    first = await admit(gate)
+    task = waiting(gate, AdmissionOrder(held=True), give_up_s=100.0)
+    await settle()
+    assert gate.statistics().held == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    first.finish(OK)
+    assert idle(gate, clock)
+
+
+async def test_cancelling_the_winner_hands_the_slot_on(clock):
+    """A waiter cancelled after it was chosen and before it ran gives its permit to the next: no lost wake-up."""
+    gate = a_gate(clock)
+    first = await admit(gate)
+    winner, next_one = waiting(gate), waiting(gate)
+    await settle()
+    first.finish(OK)
+    winner.cancel()
+    (await next_one).finish(OK)
+    assert winner.cancelled()
+    assert idle(gate, clock)
+
+
+async def test_three_refused_connections_stop_admission_and_one_probe_goes(clock):
+    """While open nobody starts; after the wait exactly one does, and its success lets everyone go on."""
+    gate = a_gate(clock, room=4)
+    for _ in range(3):
+        (await admit(gate)).finish(REFUSED)
+    tasks = [waiting(gate) for _ in range(4)]
+    await settle()
+    assert not any(task.done() for task in tasks)
+    assert gate.statistics().breaker.route.error_class == "connect"
+    clock.advance(1.0)
+    await settle()
+    assert [task.done() for task in tasks] == [True, False, False, False]
+    probe = tasks[0].result()
+    assert probe.is_probe
+    clock.advance(5.0)
+    await settle()
+    assert sum(task.done() for task in tasks) == 1
+    probe.finish(OK)
+    assert len(await asyncio.gather(*tasks)) == 4
+
+
+async def test_a_failed_probe_doubles_the_wait(clock):
+    """1 s, then 2 s, then 4 s, then the maximum."""
+    gate = a_gate(clock)
+    (await admit(gate)).finish(AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready"))
+    for wait in (1.0, 2.0, 4.0, 5.0, 5.0):
+        task = waiting(gate)
+        await settle()
+        clock.advance(wait - 0.01)
+        await settle()
+        assert not task.done(), wait
+        clock.advance(0.02)
+        (await task).finish(REFUSED)
+
+
+async def test_the_first_byte_of_a_probe_closes_the_breaker(clock):
+    """A probe that begins to answer is enough: nobody waits for the end of its generation."""
+    gate = a_gate(clock, room=3)
+    (await admit(gate)).finish(AUTH)
+    tasks = [waiting(gate), waiting(gate)]
+    clock.advance(10.0)
+    await settle()
+    assert [task.done() for task in tasks] == [True, False]
+    tasks[0].result().first_byte()
+    await settle()
+    assert tasks[1].done()
+    tasks[0].result().finish(OK)
+    tasks[1].result().finish(OK)
+
+
+async def test_a_cancelled_probe_makes_place_for_the_next(clock):
+    """A probe that ends without telling anything does not keep the breaker half-open."""
+    gate = a_gate(clock)
+    (await admit(gate)).finish(AUTH)
+    tasks = [waiting(gate), waiting(gate)]
+    clock.advance(10.0)
+    await settle()
+    tasks[0].result().finish(AttemptSignal())
+    await settle()
+    assert tasks[1].done()
+    assert tasks[1].result().is_probe
+
+
+async def test_a_probe_needs_no_room_in_the_window(clock):
+    """Attempts that hang since before the trip do not keep the probe back."""
+    gate = a_gate(clock, room=2)
+    await admit(gate)
+    (await admit(gate)).finish(AUTH)
+    await admit_after(gate, clock, 10.0)
+    assert gate.statistics().in_flight == 2
+
+
+async def admit_after(gate: RouteGate, clock: FakeClock, seconds: float) -> Permit:
+    task = waiting(gate)
+    await settle()
+    clock.advance(seconds)
+    return await task
+
+
+async def test_poke_probes_at_once(clock):
+    """New credentials let one message try immediately."""
+    gate = a_gate(clock)
+    (await admit(gate)).finish(AUTH)
+    tasks = [waiting(gate), waiting(gate)]
+    await settle()
+    gate.poke()
+    await settle()
+    assert [task.done() for task in tasks] == [True, False]
+    tasks[0].result().finish(OK)
+    await tasks[1]
+
+
+async def test_a_delay_is_kept_and_cut_short_by_recovery(clock):
+    """A held message waits its backoff, but not beyond the moment the backend works again."""
+    gate = a_gate(clock, room=3)
+    delayed = waiting(gate, AdmissionOrder(held=True), delay_s=60.0)
+    await settle()
+    clock.advance(59.0)
+    await settle()
+    assert not delayed.done()
+    (await admit(gate)).finish(AUTH)
+    gate.poke()
+    await settle()
+    assert delayed.done()
+    assert delayed.result().is_probe
+
+
+async def test_a_delay_ends_by_itself(clock):
+    """Without any other event the timer lets a delayed message go."""
+    gate = a_gate(clock)
+    (await admit_after_delay(gate, clock)).finish(OK)
+    assert idle(gate, clock)
+
+
+async def admit_after_delay(gate: RouteGate, clock: FakeClock) -> Permit:
+    task = waiting(gate, delay_s=2.5)
+    await settle()
+    clock.advance(2.5)
+    return await task
+
+
+async def test_a_models_circuit_stops_that_model_only(clock):
+    """Others overtake; the parked ones go on, one as a probe, then all."""
+    gate = a_gate(clock, room=8)
+    loading = AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL)
+    (await admit(gate, model="a")).finish(loading)
+    parked = [waiting(gate, model="a") for _ in range(3)]
+    await settle()
+    assert not any(task.done() for task in parked)
+    (await admit(gate, model="b")).finish(OK)
+    clock.advance(1.0)
+    await settle()
+    assert sum(task.done() for task in parked) == 1
+    next(task for task in parked if task.done()).result().finish(OK)
+    for task in parked:
+        (await task).finish(OK)
+    assert gate.statistics().breaker.models == {}
+    assert idle(gate, clock)
+
+
+async def test_retry_after_closes_the_window_and_reopens_by_itself(clock):
+    """Nobody starts before Retry-After is over; then the timer lets them."""
+    gate = a_gate(clock)
+    crowded = AttemptSignal(breaker=BreakerEffect.TRIP, overload=True, error_class="rate_limited", retry_after_s=3.0)
+    (await admit(gate)).finish(crowded)
+    assert gate.statistics().breaker.route.state is CircuitState.CLOSED
+    task = waiting(gate)
+    await settle()
+    clock.advance(2.9)
+    await settle()
+    assert not task.done()
+    clock.advance(0.1)
+    await task
+
+
+async def test_one_crowded_flight_is_one_failure_for_the_breaker(clock):
+    """Many rejections of one flight do not trip the breaker; a row of fresh ones does."""
+    gate = a_gate(clock, room=8)
+    crowded = AttemptSignal(breaker=BreakerEffect.COUNT, overload=True, error_class="overloaded")
+    flight = [await admit(gate) for _ in range(8)]
+    for permit in flight:
+        permit.finish(crowded)
+    assert gate.statistics().breaker.route.failures == 1
+    for _ in range(4):
+        (await admit(gate)).finish(crowded)
+    assert gate.statistics().breaker.route.state is CircuitState.OPEN
+
+
+async def test_a_pause_ends_at_its_time_or_by_resume(clock):
+    """A paused gate admits nobody; both ends of a pause do."""
+    gate = a_gate(clock, room=2)
+    gate.pause(clock.now() + 5.0)
+    task = waiting(gate)
+    await settle()
+    assert not task.done()
+    assert gate.statistics().paused
+    clock.advance(5.0)
+    await task
+    gate.pause()
+    second = waiting(gate)
+    clock.advance(1e6)
+    await settle()
+    assert not second.done()
+    gate.resume()
+    await second
+
+
+async def test_bounds_change_in_place(clock):
+    """A larger maximum admits those who wait at once; permits out there are untouched."""
+    gate = a_gate(clock)
+    await admit(gate)
+    task = waiting(gate)
+    await settle()
+    gate.set_bounds(2, 4)
+    await task
+    assert gate.statistics().window.limit == 2
+
+
+async def test_idle_gates_keep_no_timer(clock):
+    """With nobody waiting nothing is scheduled, whatever the breaker's state."""
+    gate = a_gate(clock)
+    (await admit(gate)).finish(AUTH)
+    assert clock.pending() == 0

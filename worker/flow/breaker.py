@@ -1,0 +1,208 @@
+"""
+The breaker of one route: a circuit for the backend and, where a failure concerns one model only, one for that model.
+
+An attempt starts when both allow it.  Models come from requesters, so nothing is remembered of a model that works: a
+circuit exists from a model's first failure until it is closed again, and there are at most `MAX_MODELS` of them.
+A failure of one model says nothing about the route; the route's success is also that model's.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, CircuitStatistics, Pass
+from worker.flow.clock import Now
+
+MAX_MODELS = 256
+"""House decision: far above the models one backend serves; names beyond it are let through and fail one by one."""
+
+
+class BreakerEffect(StrEnum):
+    """What the end of an attempt says about the backend."""
+
+    SUCCESS = "success"
+    """It works: closes the breaker, breaks the row of failures."""
+    NONE = "none"
+    """Nothing."""
+    COUNT = "count"
+    """One more failure in a row."""
+    TRIP = "trip"
+    """It cannot work now: opens at once."""
+
+
+class BreakerScope(StrEnum):
+    """What an open breaker stops."""
+
+    ROUTE = "route"
+    MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerPass:
+    """The right to make one attempt; hand it back with `Breaker.report`."""
+
+    route: Pass
+    model: str | None
+    model_pass: Pass | None
+    """`None` when no circuit existed for the model at the start."""
+    model_closes: int
+    """How many model circuits had closed by the start: tells a failure that is older than the mending."""
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the attempt is a probe of the route."""
+        return self.route.is_probe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerStatistics:
+    """A breaker at one instant."""
+
+    route: CircuitStatistics
+    models: Mapping[str, CircuitStatistics]
+    """Only models with failures in a row or an open circuit."""
+
+
+class Breaker:
+    """
+    Decides whether an attempt on a route may start.
+
+    Args:
+        config: Thresholds, the same for route and models.
+        now: Monotonic seconds.
+        jitter: Uniform numbers in [0, 1); see `Circuit`.
+    """
+
+    def __init__(
+        self, config: CircuitConfig | None = None, *, now: Now, jitter: Callable[[], float] = random.random
+    ) -> None:
+        self._config = config or CircuitConfig()
+        self._now = now
+        self._jitter = jitter
+        self._route = Circuit(self._config, now, jitter=jitter)
+        self._models: dict[str, Circuit] = {}
+        self._model_closes = 0
+
+    @property
+    def state(self) -> CircuitState:
+        """The route's state."""
+        return self._route.state
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the route's circuit is closed, so that an attempt is no probe of it."""
+        return self._route.state is CircuitState.CLOSED
+
+    def allows_route(self) -> bool:
+        """Whether the route's circuit lets an attempt start now."""
+        return self._route.allows()
+
+    def allows_model(self, model: str | None) -> bool:
+        """Whether the model's circuit, if there is one, lets an attempt start now."""
+        circuit = self._models.get(model) if model is not None else None
+        return circuit is None or circuit.allows()
+
+    def route_changes_at(self) -> float | None:
+        """Return the instant from which the route allows an attempt without any report; `None` while closed."""
+        return self._route.changes_at()
+
+    def model_changes_at(self, model: str) -> float | None:
+        """Return the same for one model."""
+        circuit = self._models.get(model)
+        return circuit.changes_at() if circuit is not None else None
+
+    def enter(self, model: str | None = None) -> BreakerPass:
+        """
+        Begin an attempt.
+
+        Raises:
+            RuntimeError: It is not allowed; an error of the caller.
+        """
+        circuit = self._models.get(model) if model is not None else None
+        if circuit is not None and not circuit.allows():
+            raise RuntimeError("the model's circuit is open")
+        model_pass = circuit.enter() if circuit is not None else None
+        return BreakerPass(self._route.enter(), model, model_pass, self._model_closes)
+
+    def report(
+        self,
+        token: BreakerPass,
+        effect: BreakerEffect,
+        *,
+        error_class: str = "",
+        scope: BreakerScope = BreakerScope.ROUTE,
+        retry_after_s: float | None = None,
+    ) -> bool:
+        """
+        Report the end of an attempt.
+
+        Returns:
+            Whether a circuit that was open is closed now, so that what waited for it may go on.
+        """
+        if effect is BreakerEffect.SUCCESS:
+            model_closed = self._model_succeeded(token)
+            return self._route.succeeded(token.route) or model_closed
+        if effect is BreakerEffect.NONE:
+            self._route.learned_nothing(token.route)
+            self._model_learned_nothing(token)
+            return False
+        trip = effect is BreakerEffect.TRIP
+        if scope is BreakerScope.MODEL and token.model is not None:
+            self._route.learned_nothing(token.route)
+            self._model_failed(token, error_class, trip=trip, retry_after_s=retry_after_s)
+        else:
+            self._route.failed(token.route, error_class, trip=trip, retry_after_s=retry_after_s)
+            self._model_learned_nothing(token)
+        return False
+
+    def poke(self, model: str | None = None) -> None:
+        """Allow a probe at once, of the route and of every model, or of one model only."""
+        if model is None:
+            self._route.poke()
+        for name, circuit in self._models.items():
+            if model is None or name == model:
+                circuit.poke()
+
+    def statistics(self) -> BreakerStatistics:
+        """Return a snapshot."""
+        return BreakerStatistics(
+            route=self._route.statistics(),
+            models={name: circuit.statistics() for name, circuit in self._models.items()},
+        )
+
+    def _model_succeeded(self, token: BreakerPass) -> bool:
+        circuit = self._models.get(token.model) if token.model is not None else None
+        if circuit is None or token.model is None or token.model_pass is None:
+            return False
+        closed = circuit.succeeded(token.model_pass)
+        self._model_closes += closed
+        if circuit.is_pristine:
+            del self._models[token.model]
+        return closed
+
+    def _model_learned_nothing(self, token: BreakerPass) -> None:
+        circuit = self._models.get(token.model) if token.model is not None else None
+        if circuit is not None and token.model_pass is not None:
+            circuit.learned_nothing(token.model_pass)
+
+    def _model_failed(self, token: BreakerPass, error_class: str, *, trip: bool, retry_after_s: float | None) -> None:
+        assert token.model is not None
+        if token.model_pass is None and token.model_closes != self._model_closes:
+            return
+        circuit = self._models.get(token.model)
+        if circuit is None:
+            if len(self._models) >= MAX_MODELS and not self._forget_one():
+                return
+            circuit = self._models[token.model] = Circuit(self._config, self._now, jitter=self._jitter)
+        # An attempt that began before the circuit existed counts in its first generation and in no later one.
+        model_pass = token.model_pass or Pass(0, is_probe=False)
+        circuit.failed(model_pass, error_class, trip=trip, retry_after_s=retry_after_s)
+
+    def _forget_one(self) -> bool:
+        """Forget the oldest model that is only counting; open circuits are kept."""
+        for name, circuit in self._models.items():
+            if circuit.state is CircuitState.CLOSED:
+                del self._models[name]
+                return True
+        return False

@@ -1,0 +1,259 @@
+"""
+One circuit breaker: closed, open, or half-open with one probe.
+
+Theory of operation.  Whoever starts an attempt asks `allows`, then takes a `Pass` with `enter`, and reports the end of
+the attempt with exactly one of `succeeded`, `failed`, `learned_nothing`.  A pass carries the generation it was taken
+in; the generation changes with every trip, close and poke.  A report from an older generation is evidence about a
+state that has been left and is ignored: that is how a hundred attempts that fail together trip once, and how a late
+success of an attempt begun before the trip does not close the circuit.
+
+Nothing here runs by itself.  `changes_at` names the instant at which `allows` may turn true without any report; the
+shell keeps one timer for it.
+
+Source: the pattern of closed, open and half-open is M. Nygard, "Release It!", chapter 5.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+from worker.flow.clock import Now
+
+
+class CircuitState(StrEnum):
+    """Whether attempts may start."""
+
+    CLOSED = "closed"
+    """Freely."""
+    OPEN = "open"
+    """Not before `next_probe_at`, and then one."""
+    HALF_OPEN = "half_open"
+    """One probe is under way; nothing else starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSchedule:
+    """Waits between probes: `first_s`, doubled with every failed probe, never above `max_s`."""
+
+    first_s: float
+    max_s: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first_s <= self.max_s:
+            raise ValueError(f"need 0 < first_s <= max_s, not {self.first_s} and {self.max_s}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitConfig:
+    """When a circuit opens and how the return of the backend is noticed."""
+
+    failures: int = 5
+    """Counted failures in a row, of any class, that open it; from 1."""
+    class_failures: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({"connect": 3}))
+    """Counted failures in a row of one class that open it.  A refused connection says more than a 500: 3."""
+    window_s: float = 30.0
+    """A row is broken by this much time: older failures no longer count.  Seconds."""
+    probe: ProbeSchedule = ProbeSchedule(1.0, 5.0)
+    """5 s at most, so that full rate is back within 5 s of the backend's recovery; a refused probe costs nothing."""
+    class_probe: Mapping[str, ProbeSchedule] = field(
+        default_factory=lambda: MappingProxyType(
+            {"auth": ProbeSchedule(10.0, 60.0), "quota": ProbeSchedule(30.0, 300.0)}
+        )
+    )
+    """Classes that time alone seldom mends.  Refused credentials are probed seldom lest the account be locked out; new
+    credentials poke the circuit at once."""
+    probe_patience_s: float = 30.0
+    """A probe that has told nothing for this long no longer keeps the next one back: a hung request must not hold a
+    circuit half-open for as long as its own timeout, which may be an hour."""
+    max_retry_after_s: float = 300.0
+    """Longest Retry-After that is believed.  An open circuit yields no answers that could correct a wrong hint."""
+
+    def __post_init__(self) -> None:
+        if self.failures < 1 or any(limit < 1 for limit in self.class_failures.values()):
+            raise ValueError("failures count from 1")
+        if self.window_s <= 0 or self.probe_patience_s <= 0 or self.max_retry_after_s < 0:
+            raise ValueError("durations must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The right to make one attempt."""
+
+    generation: int
+    is_probe: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitStatistics:
+    """A circuit at one instant."""
+
+    state: CircuitState
+    error_class: str | None
+    """Why it last opened; `None` while closed."""
+    opened_at: float | None
+    """Monotonic seconds of the trip that is not mended yet; `None` while closed."""
+    next_probe_at: float | None
+    """Monotonic seconds; `None` while closed or while a probe is under way."""
+    failures: int
+    """Counted failures in a row, while closed."""
+    failed_probes: int
+    """Probes in a row that failed since the trip."""
+    trips: int
+    """Times it went from closed to open, since the start."""
+
+
+class Circuit:
+    """
+    Decides whether an attempt may start, from how the last ones ended.
+
+    Args:
+        config: The thresholds.
+        now: Monotonic seconds.
+        jitter: Uniform numbers in [0, 1); stretches each wait by up to a tenth, so that many workers do not probe in
+            step.  A wait is never shortened: a Retry-After is kept.
+    """
+
+    def __init__(self, config: CircuitConfig, now: Now, *, jitter: Callable[[], float] = random.random) -> None:
+        self._config = config
+        self._now = now
+        self._jitter = jitter
+        self._state = CircuitState.CLOSED
+        self._generation = 0
+        self._row: deque[tuple[float, str]] = deque()
+        self._error_class: str | None = None
+        self._opened_at: float | None = None
+        self._next_probe_at = 0.0
+        self._failed_probes = 0
+        self._trips = 0
+
+    @property
+    def state(self) -> CircuitState:
+        """The state as of the last report; an elapsed wait shows in `allows`."""
+        return self._state
+
+    @property
+    def is_pristine(self) -> bool:
+        """Closed without a failure to remember: forgetting it would change nothing."""
+        return self._state is CircuitState.CLOSED and not self._row
+
+    def allows(self) -> bool:
+        """Whether one attempt may start now."""
+        return self._state is CircuitState.CLOSED or self._now() >= self._next_probe_at
+
+    def changes_at(self) -> float | None:
+        """Return the instant from which `allows` is true without any report; `None` while closed."""
+        return None if self._state is CircuitState.CLOSED else self._next_probe_at
+
+    def enter(self) -> Pass:
+        """
+        Begin an attempt; while not closed it is the probe.
+
+        Raises:
+            RuntimeError: `allows` is false; an error of the caller.
+        """
+        if not self.allows():
+            raise RuntimeError("the circuit is open")
+        if self._state is CircuitState.CLOSED:
+            return Pass(self._generation, is_probe=False)
+        self._state = CircuitState.HALF_OPEN
+        self._next_probe_at = self._now() + self._config.probe_patience_s
+        return Pass(self._generation, is_probe=True)
+
+    def succeeded(self, token: Pass) -> bool:
+        """Report that the backend works; return whether this closed the circuit."""
+        if token.generation != self._generation:
+            return False
+        self._row.clear()
+        if self._state is CircuitState.CLOSED:
+            return False
+        self._state = CircuitState.CLOSED
+        self._generation += 1
+        self._error_class = self._opened_at = None
+        self._failed_probes = 0
+        return True
+
+    def failed(self, token: Pass, error_class: str, *, trip: bool = False, retry_after_s: float | None = None) -> bool:
+        """
+        Report a failure that speaks about the backend.
+
+        Args:
+            token: What `enter` gave.
+            error_class: Remembered and shown while open.
+            trip: Open at once instead of counting.
+            retry_after_s: The backend's own wish, seconds; replaces the schedule's wait, capped.
+
+        Returns:
+            Whether this report opened the circuit, or kept it open as the probe's end.
+        """
+        if token.generation != self._generation:
+            return False
+        if self._state is CircuitState.CLOSED:
+            if not (trip or self._counted(error_class)):
+                return False
+            self._trips += 1
+            self._generation += 1
+            self._opened_at = self._now()
+        else:
+            self._failed_probes += 1
+        self._open(error_class, retry_after_s)
+        return True
+
+    def learned_nothing(self, token: Pass) -> None:
+        """Report an end that says nothing about the backend (cancelled, the message's own fault); frees the probe."""
+        if token.generation == self._generation and self._state is CircuitState.HALF_OPEN:
+            self._state = CircuitState.OPEN
+            self._next_probe_at = self._now()
+
+    def poke(self) -> bool:
+        """
+        Allow a probe at once: the cause may be mended (credentials changed, the health path answers).
+
+        A probe that is under way no longer counts; it may have begun before the change.  Returns whether the circuit
+        was not closed.
+        """
+        if self._state is CircuitState.CLOSED:
+            return False
+        self._state = CircuitState.OPEN
+        self._generation += 1
+        self._failed_probes = 0
+        self._next_probe_at = self._now()
+        return True
+
+    def statistics(self) -> CircuitStatistics:
+        """Return a snapshot."""
+        return CircuitStatistics(
+            state=self._state,
+            error_class=self._error_class,
+            opened_at=self._opened_at,
+            next_probe_at=self._next_probe_at if self._state is CircuitState.OPEN else None,
+            failures=len(self._row),
+            failed_probes=self._failed_probes,
+            trips=self._trips,
+        )
+
+    def _counted(self, error_class: str) -> bool:
+        """Add one to the row; return whether it is long enough to open."""
+        now = self._now()
+        while self._row and self._row[0][0] <= now - self._config.window_s:
+            self._row.popleft()
+        self._row.append((now, error_class))
+        limit = self._config.class_failures.get(error_class)
+        if limit is not None and limit <= len(self._row):
+            last = list(self._row)[-limit:]
+            if all(each == error_class for _, each in last):
+                return True
+        return len(self._row) >= self._config.failures
+
+    def _open(self, error_class: str, retry_after_s: float | None) -> None:
+        schedule = self._config.class_probe.get(error_class, self._config.probe)
+        # 2**30 is far above any ratio of max_s to first_s; the bound only keeps the float finite.
+        wait = min(schedule.max_s, schedule.first_s * 2.0 ** min(self._failed_probes, 30))
+        if retry_after_s is not None:
+            wait = min(max(retry_after_s, 0.0), self._config.max_retry_after_s)
+        self._state = CircuitState.OPEN
+        self._row.clear()
+        self._error_class = error_class
+        self._next_probe_at = self._now() + wait * (1.0 + 0.1 * self._jitter())

@@ -1,0 +1,44 @@
+"""
+Time as this package sees it: monotonic seconds and one kind of timer, both handed in.
+
+The pure parts take a `Now`; the gate takes a `Clock`.  Wall-clock jumps therefore never reach a window or a breaker.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+Now = Callable[[], float]
+"""Monotonic seconds; only differences mean something."""
+
+
+class TimerHandle(Protocol):
+    """A callback that has not run yet."""
+
+    def cancel(self) -> None:
+        """Prevent the callback; harmless when it has run."""
+
+
+class Clock(Protocol):
+    """Monotonic time with timers."""
+
+    def now(self) -> float:
+        """Return monotonic seconds."""
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> TimerHandle:
+        """Run `callback` on the event loop once `now()` has reached `when`; never before this call returns."""
+
+
+class LoopClock:
+    """The running event loop's clock; make it inside the loop that uses it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def now(self) -> float:
+        """Return the loop's monotonic seconds."""
+        return self._loop.time()
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> TimerHandle:
+        """Schedule `callback`; the loop may be late, never early by more than its clock's resolution."""
+        return self._loop.call_at(when, callback)
