@@ -7,18 +7,19 @@ opposite.  The body is never parsed into objects: it travels as the exact bytes 
 the metadata, so big integers, key order and number spelling survive.  This module knows nothing of brokers, HTTP or
 retries.
 
-Paths are judged here only for their shape (no host, no `..`); which of them are allowed is a setting.
+Paths are judged for their shape only (`worker.http_shape`); which of them are allowed is a setting.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
 from worker.errors import MessageError
+from worker.http_shape import is_header, normalise_path
+from worker.salvage import walk_top_level
 
 MAX_PUBSUB_MESSAGE_BYTES = 10_000_000
 """Pub/Sub's limit for one message, data and attributes together: 10 MB
@@ -29,14 +30,14 @@ MAX_ATTRIBUTE_KEY_BYTES = 256
 MAX_ATTRIBUTE_VALUE_BYTES = 1024
 """Limits of attributes (https://cloud.google.com/pubsub/quotas#resource_limits)."""
 
-MAX_PATH_CHARS = 2048
-"""House decision: longer than any path of the API, shorter than any server's limit of a request line (8 KiB)."""
+_KNOWN_KEYS = ("path", "metadata", "body", "body_uri", "deadline", "priority", "headers")
+_NAMED_KEYS = 5
+"""Unknown keys named in a refusal, and `_KEY_CHARS` of each: the reason must stay small whatever was sent."""
+_KEY_CHARS = 64
 
-_KNOWN_KEYS = "path, metadata, body, body_uri, deadline, priority, headers"
-_SEGMENT_UP = re.compile(r"(?:^|/)(?:\.|%2e){2}(?:/|$)", re.IGNORECASE)
-_SCHEME = re.compile(r"^/*[A-Za-z][A-Za-z0-9+.-]*://")
-_CONTROL = re.compile(r"[\x00-\x20\x7f\\#]")
-_ABSENT = msgspec.Raw(b"")
+_KEY = re.compile(rb'[ \t\r\n{,]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*')
+_END = re.compile(rb"[ \t\r\n]*\}")
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,22 +77,11 @@ class RequestMessage:
     """`body.stream` is `true`."""
 
 
-class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
-    path: msgspec.Raw = _ABSENT
-    metadata: msgspec.Raw = _ABSENT
-    body: msgspec.Raw = _ABSENT
-    body_uri: msgspec.Raw = _ABSENT
-    deadline: msgspec.Raw = _ABSENT
-    priority: msgspec.Raw = _ABSENT
-    headers: msgspec.Raw = _ABSENT
-
-
 class _BodyPeek(msgspec.Struct):
-    model: Any = None
-    stream: Any = None
+    model: msgspec.Raw = msgspec.Raw(b"")
+    stream: msgspec.Raw = msgspec.Raw(b"")
 
 
-_decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_peek = msgspec.json.Decoder(_BodyPeek).decode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -119,140 +109,138 @@ def decode_request(data: bytes) -> RequestMessage:
     except MessageError as error:
         error.metadata = salvage_metadata(data)
         raise
+    except RecursionError:
+        raise MessageError("the message is nested too deeply", metadata=salvage_metadata(data)) from None
 
 
 def _decode(data: bytes) -> RequestMessage:
+    fields = _fields(data)
+    body, body_uri = fields.get("body"), fields.get("body_uri")
+    if body is None and body_uri is None:
+        raise MessageError("body is missing", param="body")
+    if body is not None and body_uri is not None:
+        raise MessageError("body and body_uri exclude each other", param="body_uri")
+    if body is not None and not body.startswith(b"{"):
+        raise MessageError("body must be a JSON object", param="body")
+    metadata = fields.get("metadata", b"{}")
+    if not metadata.startswith(b"{"):
+        raise MessageError("metadata must be a JSON object", param="metadata")
+    peek = _decode_peek(body) if body is not None else _BodyPeek()
+    model = bytes(peek.model)
+    return RequestMessage(
+        path=_path(fields.get("path")),
+        body=body,
+        metadata=metadata,
+        body_uri=_text(body_uri, "body_uri") if body_uri is not None else None,
+        deadline=_deadline(fields.get("deadline", b"null")),
+        priority=_priority(fields.get("priority", b"0")),
+        headers=_headers(fields.get("headers", b"{}")),
+        model=_text(model, "body") if model.startswith(b'"') else None,
+        stream=bytes(peek.stream) == b"true",
+    )
+
+
+def _fields(data: bytes) -> dict[str, bytes]:
+    """Return the raw values of the top level: all of them valid JSON, none unknown, none given twice."""
     if not data:
         raise MessageError("the message has no data; expected a JSON object with path and body")
     try:
         data.decode("utf-8")  # msgspec does not look into raw values
+        fields = {name: bytes(raw) for name, raw in _decode_keys(data).items()}
     except UnicodeDecodeError as error:
         raise MessageError(f"the message is not UTF-8 (byte {error.start})") from None
-    try:
-        envelope = _decode_envelope(data)
-    except RecursionError:
-        raise MessageError("the message is nested too deeply") from None
-    except msgspec.ValidationError as error:
-        raise _envelope_error(error) from None
+    except msgspec.ValidationError:
+        raise MessageError("the message must be a JSON object with path and body") from None
     except msgspec.DecodeError as error:
         raise MessageError(f"the message is not JSON: {_plain(error)}") from None
-    if (body := _optional(envelope.body)) is None and _optional(envelope.body_uri) is None:
-        raise MessageError("body is missing", param="body")
-    if body is not None and _optional(envelope.body_uri) is not None:
-        raise MessageError("body and body_uri exclude each other", param="body_uri")
-    if body is not None and not body.startswith(b"{"):
-        raise MessageError("body must be a JSON object", param="body")
-    metadata = bytes(envelope.metadata) or b"{}"
-    if not metadata.startswith(b"{"):
-        raise MessageError("metadata must be a JSON object", param="metadata")
-    peek = _decode_peek(body) if body is not None else _BodyPeek()
-    return RequestMessage(
-        path=_path(envelope.path),
-        body=body,
-        metadata=metadata,
-        body_uri=_body_uri(envelope.body_uri),
-        deadline=_deadline(envelope.deadline),
-        priority=_priority(envelope.priority),
-        headers=_headers(envelope.headers),
-        model=peek.model if isinstance(peek.model, str) else None,
-        stream=peek.stream is True,
-    )
+    if unknown := [name[:_KEY_CHARS] for name in fields if name not in _KNOWN_KEYS]:
+        names = ", ".join(repr(name) for name in unknown[:_NAMED_KEYS]) + (", …" if len(unknown) > _NAMED_KEYS else "")
+        raise MessageError(
+            f"unknown key{'s' if len(unknown) > 1 else ''} {names}; known keys are {', '.join(_KNOWN_KEYS)}",
+            param=unknown[0],
+        )
+    if (repeated := _find_repeated(data, fields)) is not None:
+        raise MessageError(f"{repeated} is given twice", param=repeated)
+    return fields
+
+
+def _find_repeated(data: bytes, fields: Mapping[str, bytes]) -> str | None:
+    """
+    Return a key that stands twice in a valid object, `None` when there is none.
+
+    Of such a key the parser kept the last value; which one the requester meant nobody knows
+    (https://datatracker.ietf.org/doc/html/rfc8259#section-4).  The values need no second parse: walking over the ones
+    that were kept must lead exactly to the end.
+    """
+    position, name, seen = 0, "", set[str]()
+    while (match := _KEY.match(data, position)) is not None:
+        name = _decode_text(match[1])
+        if name in seen or not data.startswith(fields[name], match.end()):
+            return name
+        seen.add(name)
+        position = match.end() + len(fields[name])
+    return name if seen and _END.match(data, position) is None else None
 
 
 def salvage_metadata(data: bytes) -> bytes:
     """Return the metadata of a message that is no request, as raw JSON; `{}` where none can be read."""
     try:
-        data.decode("utf-8")
         raw = bytes(_decode_keys(data).get("metadata", b"{}"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return b"{}"
-    return raw if raw.startswith(b"{") else b"{}"
-
-
-def _envelope_error(error: msgspec.ValidationError) -> MessageError:
-    text = str(error)
-    if "unknown field" in text:
-        name = text.split("`")[1]
-        return MessageError(f"unknown key {name!r}; known keys are {_KNOWN_KEYS}", param=name)
-    return MessageError("the message must be a JSON object with path and body")
+        raw = next((value for key, value in walk_top_level(data) if key == "metadata"), b"{}")
+    return raw if is_json_object(raw) else b"{}"
 
 
 def _plain(error: Exception) -> str:
     return str(error).removeprefix("JSON is malformed: ")
 
 
-def _optional(raw: msgspec.Raw) -> bytes | None:
-    return bytes(raw) or None
-
-
-def _path(raw: msgspec.Raw) -> str:
-    if not bytes(raw):
-        raise MessageError("path is missing", param="path")
-    try:
-        return normalise_path(_decode_text(raw))
-    except msgspec.ValidationError:
-        raise MessageError("path must be a string", param="path") from None
-
-
-def normalise_path(path: str) -> str:
-    """
-    Return the path with exactly one leading slash.
-
-    Raises:
-        MessageError: Empty, too long, with a scheme, a host, a `..` segment, a fragment, white space or control
-            characters; permanent.
-    """
-    if _SCHEME.match(path) or path.startswith("//"):
-        raise MessageError("path must not name a scheme or a host", param="path")
-    if not path or path == "/":
-        raise MessageError("path is empty", param="path")
-    if len(path) > MAX_PATH_CHARS:
-        raise MessageError(f"path is longer than {MAX_PATH_CHARS} characters", param="path")
-    if _CONTROL.search(path) or not path.isascii():
-        raise MessageError("path must be plain ASCII without white space, backslash or fragment", param="path")
-    if _SEGMENT_UP.search(path.partition("?")[0]):
-        raise MessageError("path must not contain '..' segments", param="path")
-    return path if path.startswith("/") else "/" + path
-
-
-def _body_uri(raw: msgspec.Raw) -> str | None:
-    if not bytes(raw):
-        return None
+def _text(raw: bytes, name: str) -> str:
     try:
         return _decode_text(raw)
-    except msgspec.ValidationError:
-        raise MessageError("body_uri must be a string", param="body_uri") from None
+    except msgspec.DecodeError:
+        raise MessageError(f"{name} must be a string", param=name) from None
 
 
-def _deadline(raw: msgspec.Raw) -> float | None:
-    if not bytes(raw) or bytes(raw) == b"null":
+def _path(raw: bytes | None) -> str:
+    if raw is None:
+        raise MessageError("path is missing", param="path")
+    return normalise_path(_text(raw, "path"))
+
+
+def _deadline(raw: bytes) -> float | None:
+    if raw == b"null":
         return None
     try:
         value = _decode_number(raw)
-        if isinstance(value, float):
-            return value
-        moment = datetime.fromisoformat(value)
-    except (msgspec.ValidationError, ValueError):
+        return value if isinstance(value, float) else _moment(value)
+    except (msgspec.DecodeError, ValueError, OverflowError):
         raise MessageError("deadline must be RFC 3339 text or Unix seconds", param="deadline") from None
+
+
+def _moment(text: str) -> float:
+    if _MOMENT.match(text) is None:  # the library reads all of ISO 8601: "20261231" and week dates
+        raise ValueError(text)
+    moment = datetime.fromisoformat(text.upper())
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _priority(raw: msgspec.Raw) -> int:
-    if not bytes(raw):
-        return 0
+def _priority(raw: bytes) -> int:
     try:
         return _decode_int(raw)
-    except msgspec.ValidationError:
+    except (msgspec.DecodeError, ValueError):
         raise MessageError("priority must be an integer", param="priority") from None
 
 
-def _headers(raw: msgspec.Raw) -> dict[str, str]:
-    if not bytes(raw):
-        return {}
+def _headers(raw: bytes) -> dict[str, str]:
     try:
-        return {name.lower(): value for name, value in _decode_headers(raw).items()}
-    except msgspec.ValidationError:
+        headers = _decode_headers(raw)
+    except msgspec.DecodeError:
         raise MessageError("headers must map text to text", param="headers") from None
+    for name, value in headers.items():
+        if not is_header(name, value):
+            raise MessageError(f"{name[:_KEY_CHARS]!r} is not a usable header", param="headers")
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def encode_request(

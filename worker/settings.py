@@ -115,8 +115,8 @@ class BreakerSettings(Section):
     max_probe_interval_s: Seconds = 5.0
     """Longest wait between probes: full rate again at most this long after the backend's recovery."""
     health_path: str | None = None
-    """Path asked with GET instead of a message while the breaker is open, for example `/health`; a 2xx lets the first
-    message through."""
+    """Path asked with GET every second while the breaker is open, for example `/health`; when it begins to answer
+    2xx, a probe is let through at once."""
 
 
 class RouteMatch(Section):
@@ -228,10 +228,10 @@ class PolicySettings(Section):
 class DedupeSettings(Section):
     """Not answering twice what was answered once, across redeliveries."""
 
-    store: Literal["none", "memory", "redis"] = "none"
+    store: Literal["none", "memory", "redis"] = "memory"
     """`memory` sees this process only; `redis` (extra `redis`) all of them."""
     ttl_s: Seconds = 3_600.0
-    capacity: Annotated[int, Field(ge=1)] = 100_000
+    capacity: Annotated[int, Field(ge=1)] = 20_000
     """Entries of the memory store."""
     redis_url: SecretStr | None = None
     """`redis://host:port/db`."""

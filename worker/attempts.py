@@ -1,0 +1,187 @@
+"""
+One attempt against one backend: invoke it, have the policy judge how it ended, tell the route's gate.
+
+Nothing here waits for admission, counts budgets or settles: that is the processor's.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from worker.delivery import Delivery
+from worker.errors import BackendError
+from worker.flow.breaker import BreakerEffect, BreakerScope
+from worker.flow.circuit import CircuitState
+from worker.flow.gate import AttemptSignal, Permit
+from worker.logs import get_logger
+from worker.message import RequestMessage
+from worker.policy.budgets import next_delay_s
+from worker.policy.engine import ErrorPolicy
+from worker.policy.model import BreakerAction, Decision, Disposition, ErrorEvent, Fault, Scope
+from worker.ports import BackendRequest, Draft
+from worker.record import Recorder
+from worker.routes import Route
+
+SUSPICION_S = 1.0
+"""How long a failure that counts against the breaker waits before it is handed back: if others fail as well within it,
+the breaker opens, the backend is to blame and no delivery attempt is spent.  Far below any retry policy's backoff."""
+
+_SERVED = AttemptSignal(breaker=BreakerEffect.SUCCESS)
+_FORBIDDEN = 403
+
+_log = get_logger("attempts")
+
+
+class Attempts:
+    """
+    Makes attempts.
+
+    Args:
+        policy: Judges how each ended.
+        recorder: Counts them.
+        send_idempotency_key: Whether `Idempotency-Key` carries the message id.
+        suspicion_s: See `SUSPICION_S`.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        policy: ErrorPolicy,
+        recorder: Recorder,
+        *,
+        send_idempotency_key: bool = False,
+        suspicion_s: float = SUSPICION_S,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._policy = policy
+        self._recorder = recorder
+        self._send_idempotency_key = send_idempotency_key
+        self._suspicion_s = suspicion_s
+        self._wall_clock = wall_clock
+        self._random = random.Random()  # noqa: S311 - jitter
+
+    async def make(self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit) -> Decision:
+        """
+        Make one attempt with the permit and return what is to be done, before the budgets.
+
+        Cancellation: the connection is closed and the permit given back with a signal that says nothing.
+        """
+        with permit:
+            event = await self._invoke(delivery, request, route)
+            decision = await self._policy.decide(event, consecutive_forbidden=route.forbidden_in_a_row)
+            if decision.breaker is BreakerAction.SUCCESS:
+                permit.finish(_SERVED)
+            else:
+                self._report_failure(permit, decision, route)
+        return decision
+
+    async def _invoke(self, delivery: Delivery, request: RequestMessage, route: Route) -> ErrorEvent:
+        draft = delivery.draft = Draft()
+        delivery.tries += 1
+        delivery.charged_tries += 1
+        fault, detail = None, ""
+        self._recorder.attempt_starts(delivery)
+        try:
+            await route.backend.invoke(self._backend_request(delivery, request), draft)
+        except BackendError as error:
+            fault, detail = Fault(error.fault), error.detail
+        except Exception as error:  # noqa: BLE001 - a fault of ours must end in a settlement
+            self._recorder.internal_error(delivery)
+            fault, detail = Fault.INTERNAL, repr(error)
+        finally:
+            self._recorder.attempt_ends()
+        if draft.status == _FORBIDDEN:
+            route.forbidden_in_a_row += 1
+        elif fault is None and draft.status is not None and draft.status < 300:  # noqa: PLR2004
+            route.forbidden_in_a_row = 0
+        event = delivery.event = ErrorEvent(
+            backend=route.name,
+            path=request.path,
+            model=request.model,
+            phase=draft.phase,
+            status=draft.status,
+            headers=draft.headers,
+            body=draft.body,
+            fault=fault,
+            detail=detail,
+            delivery_attempt=delivery.message.delivery_attempt,
+            attempts=delivery.tries,
+        )
+        return event
+
+    def _backend_request(self, delivery: Delivery, request: RequestMessage) -> BackendRequest:
+        message = delivery.message
+        headers = dict(request.headers)
+        headers["x-request-id"] = f"{message.message_id}-{message.delivery_attempt or 1}-{delivery.tries}"
+        if self._send_idempotency_key:
+            headers["idempotency-key"] = message.message_id
+        assert request.body is not None
+        return BackendRequest(
+            path=request.path,
+            body=request.body,
+            headers=headers,
+            stream_requested=request.stream,
+            timeout_s=None if request.deadline is None else max(0.0, request.deadline - self._wall_clock()),
+        )
+
+    def _report_failure(self, permit: Permit, decision: Decision, route: Route) -> None:
+        was_closed = route.breaker().state is CircuitState.CLOSED
+        permit.finish(
+            AttemptSignal(
+                breaker=BreakerEffect(decision.breaker.value),
+                overload=decision.is_overload,
+                error_class=decision.error_class or "",
+                scope=BreakerScope.MODEL if decision.scope is Scope.MODEL else BreakerScope.ROUTE,
+                retry_after_s=decision.retry_after_s,
+            )
+        )
+        breaker = route.breaker()
+        if was_closed and breaker.state is not CircuitState.CLOSED:
+            self._recorder.breaker_opened(route.name, breaker.error_class or "")
+            _log.warning(
+                "the backend is left alone until it recovers", backend=route.name, error_class=breaker.error_class
+            )
+
+    async def discount_outage(
+        self, delivery: Delivery, route: Route, decision: Decision, draining: asyncio.Event
+    ) -> Decision:
+        """
+        Hold instead of handing back when the failure turns out to be the backend's: others fail at the same time.
+
+        Without it an outage that answers 500 would cost every message in flight at its start one delivery attempt.  A
+        prompt that kills its server is not protected by it: while the others are served the breaker stays closed.
+
+        Cancellation: leaves nothing behind.
+        """
+        if decision.disposition is not Disposition.NACK or decision.breaker is not BreakerAction.COUNT:
+            return decision
+        if not route.is_open():
+            await _wait(draining, self._suspicion_s)
+        if not route.is_open() or draining.is_set():
+            return decision
+        delivery.charged_tries -= 1
+        return replace(decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+outage", max_tries=None)
+
+    def delay_s(self, delivery: Delivery, route: Route, decision: Decision) -> float:
+        """
+        Return the wait before a held message's next try, seconds.
+
+        Behind an open breaker it is just long enough that another message is the next probe: were it always the same
+        one, a prompt that kills its server could keep the breaker open.
+        """
+        if not route.is_open():
+            return next_delay_s(decision, delivery.tries, self._random)
+        probe_at = route.breaker().next_probe_at
+        if probe_at is None or route.gate.statistics().waiting == 0:
+            return 0.0
+        return self._random.uniform(1.0, 2.0) * max(0.1, probe_at - route.clock.now())
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,191 @@
+"""
+The command line: arguments in, exit codes out; thin.
+
+Exit codes: 0 done, 1 a lost subscription, refused credentials or lines without an answer, 2 unusable settings or
+arguments, 130 after Ctrl-C.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from worker.errors import SettingsError, WorkerError
+from worker.settings import Settings
+from worker.settings_load import load_settings
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Parse the arguments, run the command, return the exit code."""
+    namespace = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = namespace.command
+    try:
+        return command(namespace)
+    except SettingsError as error:
+        print(f"inference-worker: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except WorkerError as error:
+        print(f"inference-worker: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="inference-worker", description="Pub/Sub batch inference worker: one well-formed answer for every request."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(commands)
+
+    _add_localpubsub(commands)
+    _add_simbackend(commands)
+    _add_config(commands)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings (also WORKER_CONFIG)")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="one setting, e.g. http.port=0; may be repeated"
+    )
+
+
+def _load(namespace: argparse.Namespace) -> Settings:
+    flags: dict[str, str] = {}
+    for item in namespace.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise SettingsError([f"--set {item}: expected KEY=VALUE"])
+        flags[key] = value
+    return load_settings(namespace.config, flags=flags)
+
+
+def _add_run(commands: Any) -> None:
+    parser = commands.add_parser("run", help="the worker; what the container starts")
+    _add_settings(parser)
+    parser.set_defaults(command=_run)
+
+
+def _run(namespace: argparse.Namespace) -> int:
+    settings = _load(namespace)
+    from worker.logs import configure_logs, get_logger  # noqa: PLC0415 - only after the settings are known to be good
+
+    configure_logs(settings.log.format, settings.log.level)
+    from worker.service import Service  # noqa: PLC0415 - half a second of imports
+
+    async def serve() -> int:
+        service = Service(settings)
+        _on_signals(service.stop)
+        return await service.run()
+
+    get_logger("service").info("settings", **settings.model_dump(mode="json"))
+    try:
+        code = run_loop(serve)
+    except WorkerError as error:
+        get_logger("service").error("cannot go on", error=str(error))
+        code = EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED
+    # Threads of the client library may still wait for a broker that is gone; everything of ours is closed by now.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_loop(main: Callable[[], Awaitable[int]]) -> int:
+    """Run a coroutine on uvloop where it is installed, on asyncio's own loop elsewhere."""
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+
+    async def call() -> int:
+        return await main()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(call())
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def _until_stopped(serve: Callable[[], Awaitable[None]]) -> int:
+    """Run a server until SIGTERM or Ctrl-C."""
+
+    async def main() -> int:
+        task = asyncio.ensure_future(serve())
+        _on_signals(lambda: task.cancel() and None)
+        try:
+            await task
+        except asyncio.CancelledError:
+            return 0
+        return 0
+
+    return run_loop(main)
+
+
+def _announce(text: str) -> Callable[[str], None]:
+    def announce(address: str) -> None:
+        print(text.format(address), file=sys.stderr, flush=True)
+
+    return announce
+
+
+def _add_localpubsub(commands: Any) -> None:
+    parser = commands.add_parser("localpubsub", help="the embedded Pub/Sub server, for development")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8085)
+    parser.set_defaults(command=_localpubsub)
+
+
+def _localpubsub(namespace: argparse.Namespace) -> int:
+    from worker.localpubsub import serve  # noqa: PLC0415 - needs gRPC
+
+    ready = _announce("embedded Pub/Sub on {0}; export PUBSUB_EMULATOR_HOST={0}")
+    return _until_stopped(lambda: serve(namespace.host, namespace.port, on_ready=ready))
+
+
+def _add_simbackend(commands: Any) -> None:
+    from worker.simbackend import add_arguments  # noqa: PLC0415
+
+    parser = commands.add_parser("simbackend", help="simulated OpenAI-compatible server, for rehearsals")
+    add_arguments(parser)
+    parser.set_defaults(command=_simbackend)
+
+
+def _simbackend(namespace: argparse.Namespace) -> int:
+    from worker.simbackend import announce, options_from, serve  # noqa: PLC0415
+
+    options = options_from(namespace)
+    return _until_stopped(lambda: serve(options, namespace.host, namespace.port, on_ready=announce))
+
+
+def _add_config(commands: Any) -> None:
+    parser = commands.add_parser("config", help="what the settings mean")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="validate a file; exit 2 with every fault named")
+    check.add_argument("config", metavar="FILE")
+    check.set_defaults(command=_config_check, set=[])
+    show = actions.add_parser("show", help="print the settings in force, secrets masked")
+    _add_settings(show)
+    show.set_defaults(command=_config_show)
+
+
+def _config_check(namespace: argparse.Namespace) -> int:
+    _load(namespace)
+    print(f"{namespace.config}: good")
+    return 0
+
+
+def _config_show(namespace: argparse.Namespace) -> int:
+    import yaml  # noqa: PLC0415
+
+    print(yaml.safe_dump(_load(namespace).model_dump(mode="json"), sort_keys=False), end="")
+    return 0

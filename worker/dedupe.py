@@ -1,0 +1,154 @@
+"""
+Not answering twice: what was answered is remembered, across redeliveries and, with Redis, across pods.
+
+An entry is written after the answer is published and before the request is acked.  On a hit the delivery is acked and
+nothing else: its answer is out.  A crash between publish and ack gives a second answer all the same, which consumers
+recognise by `request_message_id`.
+
+A store that cannot be reached never keeps a message from being answered: it counts as "not known".
+"""
+
+import hashlib
+import time
+from typing import Any, Protocol
+
+import msgspec
+
+from worker.delivery import Delivery
+from worker.flow.dedupe import Dedupe, MemoryDedupe
+from worker.logs import get_logger
+from worker.settings import DedupeSettings
+
+REDIS_TIMEOUT_S = 2.0
+"""Longest wait for Redis per message: an answer is worth more than the knowledge that it might be a second one."""
+
+_log = get_logger("dedupe")
+_decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class DedupeStore(Protocol):
+    """Where answered requests are remembered."""
+
+    async def get(self, key: str, fingerprint: str) -> Dedupe:
+        """Say what is known of a key; never raises for a store that is down: that is `MISS`."""
+
+    async def put(self, key: str, fingerprint: str) -> None:
+        """Remember a key for the store's time to live; never raises for a store that is down."""
+
+    async def aclose(self) -> None:
+        """Close connections; idempotent."""
+
+
+class MemoryStore:
+    """This process only."""
+
+    def __init__(self, settings: DedupeSettings) -> None:
+        self._entries = MemoryDedupe(settings.capacity, settings.ttl_s, now=time.monotonic)
+
+    async def get(self, key: str, fingerprint: str) -> Dedupe:
+        """See `DedupeStore.get`."""
+        return self._entries.get(key, fingerprint)
+
+    async def put(self, key: str, fingerprint: str) -> None:
+        """See `DedupeStore.put`."""
+        self._entries.put(key, fingerprint)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+class RedisStore:
+    """All pods that share the Redis server; needs the extra `redis`."""
+
+    def __init__(self, settings: DedupeSettings) -> None:
+        from redis import asyncio as redis  # noqa: PLC0415 - an extra
+
+        assert settings.redis_url is not None
+        self._ttl_ms = int(settings.ttl_s * 1000)
+        self._errors: Any = (redis.RedisError, OSError, TimeoutError)
+        self._redis: Any = redis.from_url(
+            settings.redis_url.get_secret_value(),
+            socket_timeout=REDIS_TIMEOUT_S,
+            socket_connect_timeout=REDIS_TIMEOUT_S,
+            decode_responses=True,
+        )
+
+    async def get(self, key: str, fingerprint: str) -> Dedupe:
+        """See `DedupeStore.get`."""
+        try:
+            known = await self._redis.get(_redis_key(key))
+        except self._errors as error:
+            _log.warning("the dedupe store cannot be asked", error=str(error))
+            return Dedupe.MISS
+        if known is None:
+            return Dedupe.MISS
+        return Dedupe.HIT if known == fingerprint else Dedupe.CONFLICT
+
+    async def put(self, key: str, fingerprint: str) -> None:
+        """See `DedupeStore.put`."""
+        try:
+            await self._redis.set(_redis_key(key), fingerprint, px=self._ttl_ms)
+        except self._errors as error:
+            _log.warning("the dedupe store cannot be written", error=str(error))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+
+def _redis_key(key: str) -> str:
+    return f"inference-worker:answered:{key}"
+
+
+def build_store(settings: DedupeSettings) -> DedupeStore | None:
+    """Return the store of the settings, `None` for none."""
+    if settings.store == "none":
+        return None
+    return RedisStore(settings) if settings.store == "redis" else MemoryStore(settings)
+
+
+class Deduper:
+    """
+    Knows by which key a delivery is recognised, and asks the store.
+
+    Args:
+        store: `None` remembers nothing.
+        metadata_key: Key of the metadata that identifies a request; `None`: the message id.
+    """
+
+    def __init__(self, store: DedupeStore | None, metadata_key: str | None = None) -> None:
+        self._store = store
+        self._metadata_key = metadata_key
+
+    def key(self, delivery: Delivery) -> str:
+        """Return the key of a delivery: the value under `metadata_key` as JSON, else the message id."""
+        if self._metadata_key is not None and delivery.request is not None:
+            value = _decode_keys(delivery.request.metadata).get(self._metadata_key)
+            if value is not None:
+                return "m:" + bytes(value).decode()
+        return "i:" + delivery.message.message_id
+
+    def _fingerprint(self, delivery: Delivery, key: str) -> str:
+        """Return the digest of the request; a message id needs none, its data never changes."""
+        request = delivery.request
+        if key.startswith("i:") or request is None:
+            return "-"
+        return hashlib.sha256(request.path.encode() + b"\0" + (request.body or b"")).hexdigest()
+
+    async def get(self, delivery: Delivery) -> Dedupe:
+        """Say whether the delivery's request was answered already."""
+        if self._store is None:
+            return Dedupe.MISS
+        key = self.key(delivery)
+        return await self._store.get(key, self._fingerprint(delivery, key))
+
+    async def put(self, delivery: Delivery) -> None:
+        """Remember that the delivery's request is answered."""
+        if self._store is not None:
+            key = self.key(delivery)
+            await self._store.put(key, self._fingerprint(delivery, key))
+
+    async def aclose(self) -> None:
+        """Close the store."""
+        if self._store is not None:
+            await self._store.aclose()

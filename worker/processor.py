@@ -1,0 +1,333 @@
+"""
+One delivery from bytes to settlement; the only place that orders "publish, then ack".
+
+`Processor.handle` is called once per delivery and returns what the broker is told.  Inside: decode, find the route,
+wait at its gate, make an attempt, let the policy judge it, then answer, hold or hand back.  What is done about a
+failure is decided in `worker.policy`, who may start is decided in `worker.flow`; this file only walks between them.
+
+Promises, each a named test: publish is confirmed before ack; every delivery settles exactly once; an exception nobody
+foresaw is an `internal_error`, a traceback and a nack; a failed publish never repeats inference while the lease can be
+kept; the same message in flight twice reaches the backend once.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from worker.attempts import Attempts
+from worker.dedupe import Deduper
+from worker.delivery import Delivery, Limits, Reply
+from worker.errors import AdmissionClosedError, AdmissionError, MessageError
+from worker.flow.dedupe import Dedupe
+from worker.flow.gate import Permit
+from worker.flow.order import AdmissionOrder
+from worker.message import ReceivedMessage, RequestMessage, decode_request
+from worker.policy.budgets import Budget, apply_budgets, waiting_decision
+from worker.policy.model import Decision, Disposition, ErrorClass, ErrorEvent, Phase
+from worker.policy.reply import bad_message_body, deadline_exceeded_body, error_reply, idempotency_conflict_body
+from worker.ports import Settlement
+from worker.record import Recorder
+from worker.replies import DeadLetters, Replier
+from worker.routes import Route, Router
+from worker.settings import RequestSettings
+
+DEADLINE_SLACK_S = 0.01
+"""Added to a wait that ends at a deadline, so that the deadline has passed for certain when it is over."""
+
+_INTERNAL = Decision(
+    disposition=Disposition.NACK,
+    error_class=ErrorClass.INTERNAL_ERROR,
+    rule="builtin:internal_error",
+    retryable=True,
+    reply_status=500,
+    verbatim=False,
+    expose_backend=False,
+    message="The worker failed.",
+)
+_INTERRUPTED = Decision(
+    disposition=Disposition.NACK,
+    error_class=ErrorClass.ABORTED,
+    rule="builtin:drain",
+    retryable=True,
+    reply_status=503,
+    message="The worker was stopped before the backend had answered.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the processor needs of the settings."""
+
+    request: RequestSettings
+    limits: Limits
+    settle_s: float
+    """How long an answer may still be published after the grace is over."""
+
+
+class _AnsweredError(Exception):
+    """The delivery's answer is out already; only the ack is missing."""
+
+
+class Processor:
+    """
+    Turns deliveries into settlements.
+
+    Args:
+        router: The backends.
+        attempts: Makes attempts.
+        replier: Publishes answers.
+        recorder: Metrics and the canonical log line.
+        rules: Settings.
+        deduper: Knows what was answered already.
+        dead_letters: Takes copies of what failed for good; `None` for no copies.
+        clock: Monotonic seconds.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        attempts: Attempts,
+        replier: Replier,
+        recorder: Recorder,
+        rules: Rules,
+        *,
+        deduper: Deduper,
+        dead_letters: DeadLetters | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._router = router
+        self._attempts = attempts
+        self._replier = replier
+        self._recorder = recorder
+        self._rules = rules
+        self._deduper = deduper
+        self._dead_letters = dead_letters
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._settle_s = rules.settle_s
+        self._running: dict[str, asyncio.Future[Settlement]] = {}
+        self._draining = asyncio.Event()
+        self._allowed_paths = frozenset(rules.request.allowed_paths)
+
+    def begin_drain(self) -> None:
+        """Start nothing any more: whoever waits for a backend is handed back at once; attempts go on.  Idempotent."""
+        self._draining.set()
+        for route in self._router.routes:
+            route.gate.close()
+
+    def hurry(self, settle_s: float) -> None:
+        """Shorten the time in which the last answers are published after a cancellation."""
+        self._settle_s = min(self._settle_s, settle_s)
+
+    async def handle(self, message: ReceivedMessage) -> Settlement:
+        """
+        Process one delivery and return its settlement; never raises.
+
+        A message that is in flight already shares the outcome of the first delivery: one backend call, both settled.
+
+        Cancellation: an attempt under way is given up and the message handed back, or answered when this was its last
+        delivery attempt; an answer that exists is still published, for at most `settle_s`.
+        """
+        running = self._running.get(message.message_id)
+        if running is not None:
+            self._recorder.duplicate("in_flight")
+            return await asyncio.shield(running)
+        future: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
+        self._running[message.message_id] = future
+        settlement = Settlement.NACK
+        try:
+            settlement = await self._settle(Delivery(message, self._clock()))
+        finally:
+            del self._running[message.message_id]
+            future.set_result(settlement)
+        return settlement
+
+    async def _settle(self, delivery: Delivery) -> Settlement:
+        try:
+            reply = await self._work(delivery)
+        except _AnsweredError:
+            self._recorder.settled_again(delivery)
+            return Settlement.ACK
+        except asyncio.CancelledError:
+            reply = self._give_up(delivery)
+        except Exception:  # noqa: BLE001 - the invariant: whatever happens, the delivery settles and the puller lives
+            self._recorder.internal_error(delivery)
+            reply = self._conclude(delivery, self._budgeted(delivery, _INTERNAL))
+        if reply is None:
+            self._recorder.handed_back(delivery, draining=self._draining.is_set())
+            return Settlement.NACK
+        if not await self._publish(delivery, reply):
+            self._recorder.unpublished(delivery, reply)
+            return Settlement.NACK
+        self._recorder.answered(delivery, reply)
+        await self._deduper.put(delivery)
+        if self._dead_letters is not None and (reply.retryable or reply.error_class == ErrorClass.BAD_MESSAGE):
+            await self._dead_letters.copy(delivery.message, reply)
+        return Settlement.ACK
+
+    async def _publish(self, delivery: Delivery, reply: Reply) -> bool:
+        """Publish even if this task is cancelled meanwhile: the answer is paid for."""
+        publishing = asyncio.ensure_future(self._replier.publish(delivery, reply))
+        try:
+            return await asyncio.shield(publishing)
+        except asyncio.CancelledError:
+            await asyncio.wait({publishing}, timeout=self._settle_s)
+            if publishing.done():
+                return publishing.result()
+            publishing.cancel()
+            await asyncio.wait({publishing})
+            return False
+
+    def _give_up(self, delivery: Delivery) -> Reply | None:
+        """Return the answer of a delivery whose time is over: none, unless it would be dead-lettered silently."""
+        decision = delivery.decision or _INTERRUPTED
+        return self._conclude(
+            delivery, self._budgeted(delivery, replace(decision, disposition=Disposition.NACK), draining=True)
+        )
+
+    async def _work(self, delivery: Delivery) -> Reply | None:
+        """Return the answer, or `None` to hand the message back."""
+        refused: Reply | None = None
+        try:
+            delivery.request = self._read(delivery.message)
+        except MessageError as error:
+            refused = _refusal(400, error.metadata, error.reason, error.param)
+        known = await self._deduper.get(delivery)
+        if known is Dedupe.HIT:
+            raise _AnsweredError
+        request = delivery.request
+        if refused is not None or request is None:
+            return refused
+        if known is Dedupe.CONFLICT:
+            body = idempotency_conflict_body(self._deduper.key(delivery))
+            return Reply(
+                status_code=409, body=body, metadata=request.metadata, error_class=ErrorClass.IDEMPOTENCY_CONFLICT
+            )
+        route = self._router.find(request.model, request.path)
+        if route is None:
+            text = f"no backend serves model {request.model!r} at {request.path}"
+            return _refusal(404, request.metadata, text, "model", ErrorClass.MODEL_NOT_FOUND)
+        delivery.backend = route.name
+        return await self._pursue(delivery, request, route)
+
+    def _read(self, message: ReceivedMessage) -> RequestMessage:
+        request = decode_request(message.data)
+        rules = self._rules.request
+        path = request.path.partition("?")[0]
+        if path not in self._allowed_paths and not any(fnmatchcase(path, pattern) for pattern in rules.allowed_paths):
+            raise MessageError(f"path {path} is not allowed", param="path", metadata=request.metadata)
+        for name in request.headers:
+            if name not in rules.allowed_headers:
+                raise MessageError(f"header {name!r} is not allowed", param="headers", metadata=request.metadata)
+        if request.body is None:
+            raise MessageError("body_uri is not enabled", param="body_uri", metadata=request.metadata)
+        return request
+
+    async def _pursue(self, delivery: Delivery, request: RequestMessage, route: Route) -> Reply | None:
+        """Attempt until the answer is decided or the message is to be handed back."""
+        delay_s = 0.0
+        while True:
+            waiting_since = self._clock()
+            if request.deadline is not None and request.deadline <= self._wall_clock():
+                return self._too_late(delivery, request)
+            try:
+                permit = await self._admit(delivery, request, route, delay_s)
+            except AdmissionError as error:
+                return self._not_admitted(delivery, route, error)
+            finally:
+                if delivery.tries:
+                    delivery.held_s += self._clock() - waiting_since
+            decision = await self._attempts.make(delivery, request, route, permit)
+            if decision.disposition is not Disposition.REPLY:
+                decision = await self._attempts.discount_outage(delivery, route, decision, self._draining)
+                delay_s = self._attempts.delay_s(delivery, route, decision)
+                decision = self._budgeted(delivery, decision, delay_s=delay_s)
+            delivery.decision = decision
+            self._recorder.attempted(delivery, decision)
+            if decision.disposition is not Disposition.HOLD:
+                return self._conclude(delivery, decision)
+
+    async def _admit(self, delivery: Delivery, request: RequestMessage, route: Route, delay_s: float) -> Permit:
+        """Wait at the route's gate, no longer than lease, deadline and hold allow."""
+        budget = self._budget(delivery)
+        bounds = [budget.lease_left_s]
+        if budget.deadline_left_s is not None:
+            bounds.append(budget.deadline_left_s + DEADLINE_SLACK_S)
+        if delivery.tries:
+            held = delivery.decision
+            bounds.append((held.hold_max_s if held and held.hold_max_s else budget.hold_max_s) - budget.held_s)
+        order = AdmissionOrder(
+            priority=request.priority,
+            deadline=request.deadline,
+            publish_time=delivery.message.publish_time,
+            held=delivery.tries > 0,
+        )
+        give_up_s = max(0.0, min(bounds))
+        return await route.gate.admit(order, model=request.model, give_up_s=give_up_s, delay_s=delay_s)
+
+    def _not_admitted(self, delivery: Delivery, route: Route, error: AdmissionError) -> Reply | None:
+        """Hand back what may not start, or answer it when nothing is left."""
+        decision = delivery.decision
+        if decision is None:
+            blocked_by = route.breaker().error_class
+            decision = waiting_decision(ErrorClass(blocked_by) if blocked_by else ErrorClass.OVERLOADED)
+        draining = isinstance(error, AdmissionClosedError)
+        decision = self._budgeted(delivery, replace(decision, disposition=Disposition.NACK), draining=draining)
+        return self._conclude(delivery, decision)
+
+    def _too_late(self, delivery: Delivery, request: RequestMessage) -> Reply:
+        body = deadline_exceeded_body(attempts=delivery.tries)
+        return Reply(
+            status_code=504,
+            body=body,
+            metadata=request.metadata,
+            error_class=ErrorClass.DEADLINE_EXCEEDED,
+            retryable=True,
+        )
+
+    def _budget(self, delivery: Delivery, *, draining: bool | None = None) -> Budget:
+        return self._rules.limits.budget(
+            delivery,
+            now=self._clock(),
+            now_unix=self._wall_clock(),
+            draining=self._draining.is_set() if draining is None else draining,
+        )
+
+    def _budgeted(
+        self, delivery: Delivery, decision: Decision, *, draining: bool | None = None, delay_s: float | None = None
+    ) -> Decision:
+        return apply_budgets(decision, self._budget(delivery, draining=draining), delay_s=delay_s)
+
+    def _conclude(self, delivery: Delivery, decision: Decision) -> Reply | None:
+        """Return the answer of a decision, `None` for one that hands the message back."""
+        delivery.decision = decision
+        if decision.disposition is not Disposition.REPLY:
+            return None
+        metadata = delivery.request.metadata if delivery.request is not None else b"{}"
+        event = delivery.event
+        if decision.error_class is None:
+            assert event is not None
+            stats = self._recorder.stats(delivery, event.body)
+            return Reply(status_code=decision.reply_status, body=event.body, metadata=metadata, stats=stats)
+        if event is None:  # never tried
+            event = ErrorEvent(backend=delivery.backend or "", path="", phase=Phase.PREPARE)
+        status, body = error_reply(decision, event, attempts=delivery.tries)
+        return Reply(
+            status_code=status,
+            body=body,
+            metadata=metadata,
+            error_class=decision.error_class,
+            retryable=decision.retryable,
+            stats=self._recorder.stats(delivery, b"{}"),
+        )
+
+
+def _refusal(
+    status: int, metadata: bytes, reason: str, param: str | None, error_class: ErrorClass = ErrorClass.BAD_MESSAGE
+) -> Reply:
+    body = bad_message_body(reason, param=param)
+    return Reply(status_code=status, body=body, metadata=metadata, error_class=error_class)

@@ -1,0 +1,199 @@
+"""
+Publishing answers: an answer that exists is never thrown away while the lease can be kept.
+
+A failed publish is tried again as a publish, with backoff, until the broker takes it or the lease budget is over; the
+inference is never repeated for it.  While answers cannot be published, the intake is paused, so that no further GPU
+second is spent on answers that would have to wait.  An answer the broker will not take (too large) is replaced once
+by a small error that says so.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+
+from worker.delivery import Delivery, Reply
+from worker.errors import PublishError, PublishRefusedError, ReplyRejectedError
+from worker.logs import get_logger
+from worker.message import MAX_PUBSUB_MESSAGE_BYTES, ReceivedMessage, clip_attributes, encode_response
+from worker.metrics import Metrics
+from worker.policy.model import Backoff, ErrorClass
+from worker.policy.reply import reply_too_large_body
+from worker.ports import Publisher
+from worker.routes import Intake
+
+PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)
+"""Waits between tries of one publish: quick at first, a broker's hiccup is short; 10 s so that recovery is noticed."""
+PAUSE_AFTER_TRIES = 3
+"""Retryable failures of one answer from which the intake is paused: about a second of trouble."""
+UNPUBLISHABLE = "publish"
+"""The intake's reason."""
+
+_log = get_logger("replies")
+
+
+class Replier:
+    """
+    Puts answers on the response topic.
+
+    Args:
+        publisher: The topic.
+        metrics: Durations and failures.
+        intake: Paused while answers cannot be published.
+        copy_attributes: Patterns of request attributes that an answer carries too.
+        lease_s: How long a delivery may be kept from its receipt on.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        metrics: Metrics,
+        intake: Intake,
+        *,
+        copy_attributes: tuple[str, ...] = (),
+        lease_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._publisher = publisher
+        self._metrics = metrics
+        self._intake = intake
+        self._copy = copy_attributes
+        self._lease_s = lease_s
+        self._clock = clock
+        self._stuck: set[Delivery] = set()
+        self._random = random.Random()  # noqa: S311 - jitter
+
+    async def publish(self, delivery: Delivery, reply: Reply) -> bool:
+        """
+        Publish the answer; return whether the broker has it.
+
+        False means that the lease budget is over, or that the broker refuses even the small error: hand it back.
+
+        Cancellation: the answer may or may not be published; the processor shields this call.
+        """
+        data = encode_response(reply.status_code, reply.metadata, reply.body, stats=reply.stats)
+        attributes = self.attributes(delivery, reply)
+        started, tries = self._clock(), 0
+        try:
+            while True:
+                tries += 1
+                try:
+                    await self._publisher.publish(data, attributes)
+                except ReplyRejectedError as error:
+                    self._metrics.publish_failures_total.labels("too_large").inc()
+                    if reply.error_class == ErrorClass.REPLY_TOO_LARGE:
+                        _log.error("even the small error was refused", error=str(error))
+                        return False
+                    reply = self._too_large(delivery, reply, len(data))
+                    data = encode_response(reply.status_code, reply.metadata, reply.body)
+                    attributes = self.attributes(delivery, reply)
+                except PublishError as error:
+                    if not await self._wait(delivery, error, tries):
+                        return False
+                else:
+                    self._metrics.publish_duration_seconds.observe(self._clock() - started)
+                    if self._stuck:
+                        self._recovered()
+                    return True
+        finally:
+            self._forget(delivery)
+
+    async def _wait(self, delivery: Delivery, error: PublishError, tries: int) -> bool:
+        """Note the failure and wait for the next try; return false when the lease will not last so long."""
+        is_refused = isinstance(error, PublishRefusedError)
+        self._metrics.publish_failures_total.labels("refused" if is_refused else "retryable").inc()
+        if is_refused or tries >= PAUSE_AFTER_TRIES:
+            if not self._stuck:
+                _log.error("answers cannot be published; nothing new is started until they can", error=str(error))
+            self._stuck.add(delivery)
+            self._intake.set(UNPUBLISHABLE, holds=True)
+        ceiling = min(PUBLISH_BACKOFF.max_s, PUBLISH_BACKOFF.base_s * 2.0 ** min(tries - 1, 16))
+        delay = self._random.uniform(ceiling / 2, ceiling)
+        if self._clock() - delivery.received_at + delay >= self._lease_s:
+            _log.error("the lease ends before the answer could be published", message_id=delivery.message.message_id)
+            return False
+        await asyncio.sleep(delay)
+        return True
+
+    def _recovered(self) -> None:
+        self._stuck.clear()
+        self._intake.set(UNPUBLISHABLE, holds=False)
+        _log.info("answers can be published again")
+
+    def _forget(self, delivery: Delivery) -> None:
+        """Stop counting a delivery as stuck; with the last one gone somebody must try anew, so the intake opens."""
+        if delivery in self._stuck:
+            self._stuck.discard(delivery)
+            if not self._stuck:
+                self._intake.set(UNPUBLISHABLE, holds=False)
+
+    def _too_large(self, delivery: Delivery, reply: Reply, size: int) -> Reply:
+        _log.error("the answer is too large to publish", message_id=delivery.message.message_id, bytes=size)
+        body = reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.tries)
+        return Reply(
+            status_code=502, body=body, metadata=self._small_metadata(reply), error_class=ErrorClass.REPLY_TOO_LARGE
+        )
+
+    @staticmethod
+    def _small_metadata(reply: Reply) -> bytes:
+        """Return the metadata, unless it is what makes the answer too large."""
+        return reply.metadata if len(reply.metadata) < MAX_PUBSUB_MESSAGE_BYTES - 100_000 else b"{}"
+
+    def attributes(self, delivery: Delivery, reply: Reply) -> dict[str, str]:
+        """Return the attributes of an answer, within the broker's limits."""
+        message = delivery.message
+        attributes = self._copied(message.attributes) if self._copy else {}
+        attributes["request_message_id"] = message.message_id
+        attributes["status_code"] = str(reply.status_code)
+        if reply.error_class is not None:
+            attributes["error_class"] = reply.error_class
+        if reply.truncated:
+            attributes["truncated"] = "true"
+        if message.delivery_attempt is not None:
+            attributes["delivery_attempt"] = str(message.delivery_attempt)
+        if delivery.backend is not None:
+            attributes["backend"] = delivery.backend
+        if delivery.draft is not None and delivery.draft.backend_request_id is not None:
+            attributes["backend_request_id"] = delivery.draft.backend_request_id
+        return clip_attributes({**attributes, **reply.extra})
+
+    def _copied(self, attributes: Mapping[str, str]) -> dict[str, str]:
+        return {
+            key: value for key, value in attributes.items() if any(fnmatchcase(key, pattern) for pattern in self._copy)
+        }
+
+
+class DeadLetters:
+    """
+    Copies of requests that failed for good, on a topic of the operator's.
+
+    Best effort: a copy that cannot be published is counted and logged, the answer is what matters.
+
+    Args:
+        publisher: That topic.
+        metrics: Counts copies.
+    """
+
+    def __init__(self, publisher: Publisher, metrics: Metrics) -> None:
+        self._publisher = publisher
+        self._metrics = metrics
+
+    async def copy(self, message: ReceivedMessage, reply: Reply) -> None:
+        """Publish the original bytes with the reason in attributes; never raises for a broker that refuses."""
+        attributes = clip_attributes(
+            {
+                "request_message_id": message.message_id,
+                "error_class": reply.error_class or "",
+                "status_code": str(reply.status_code),
+                **{f"original.{key}": value for key, value in message.attributes.items()},
+            }
+        )
+        try:
+            await self._publisher.publish(message.data, attributes)
+        except PublishError as error:
+            self._metrics.dead_letter_copies_total.labels("failed").inc()
+            _log.error("no dead-letter copy", message_id=message.message_id, error=str(error))
+        else:
+            self._metrics.dead_letter_copies_total.labels("ok").inc()

@@ -1,0 +1,239 @@
+"""
+Composition root and lifecycle: build, run, drain, close.  The only file that knows every part.
+
+`Service.run` returns the process's exit code:
+
+* 0: stopped by `stop` (SIGTERM, SIGINT) and drained.
+* 1: the subscription or the topic is gone or refused; what ran was finished first.
+* 2: the settings cannot be used (raised as `SettingsError` before anything was leased).
+
+Start-up failures are told in one line on `/startupz` and in the log.
+"""
+
+import asyncio
+import time
+from importlib.metadata import version
+from typing import Any
+
+import grpc
+
+from worker.attempts import Attempts
+from worker.backends.openai import HttpBackend
+from worker.brokers.checks import check_resource
+from worker.brokers.connection import Names, async_channel, full_topic, resolve, sync_channel
+from worker.brokers.publisher import PubSubPublisher
+from worker.brokers.pubsub import PubSubSubscriber
+from worker.dedupe import Deduper, build_store
+from worker.delivery import Limits
+from worker.errors import BrokerResourceError, SettingsError
+from worker.flow.clock import LoopClock
+from worker.flow.damage import DamageMeter
+from worker.logs import get_logger
+from worker.metrics import Metrics
+from worker.policy.engine import ErrorPolicy
+from worker.probes import Probes
+from worker.processor import Processor, Rules
+from worker.record import Recorder
+from worker.replies import DeadLetters, Replier
+from worker.routes import Intake, Route, Router, build_route
+from worker.settings import Settings
+from worker.supervisor import Supervisor
+
+START_RETRY_S = 2.0
+"""Wait between tries to reach Pub/Sub at start; the startup probe ends them after two minutes."""
+HURRY_SETTLE_S = 2.0
+"""Time for the last answers after a second SIGTERM."""
+
+_log = get_logger("service")
+
+
+class Service:
+    """
+    One worker process.
+
+    Args:
+        settings: In force.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._metrics = Metrics()
+        self._stopping = asyncio.Event()
+        self._stops = 0
+        self._subscriber: PubSubSubscriber | None = None
+        self._processor: Processor | None = None
+        self._supervisor: Supervisor | None = None
+        self._policy = ErrorPolicy()
+        self._probes = Probes(self._metrics.registry, self._details)
+        self._closing: list[Any] = []
+        """Parts with `aclose`, in the order of opening."""
+
+    def stop(self) -> None:
+        """
+        Begin the drain; the second call cuts its grace to nothing.
+
+        Threads: the event loop's only (a signal handler of the loop).
+        """
+        self._stops += 1
+        self._stopping.set()
+        self._metrics.draining.set(1)
+        if self._processor is not None:
+            self._processor.begin_drain()
+        if self._stops > 1 and self._subscriber is not None and self._processor is not None:
+            _log.warning("stopping at once")
+            self._processor.hurry(HURRY_SETTLE_S)
+            self._hurried = asyncio.get_running_loop().create_task(self._subscriber.drain(0))
+
+    async def run(self) -> int:
+        """
+        Run until stopped; return the exit code.
+
+        Raises:
+            SettingsError: Found unusable only now (key file, credentials, port); exit code 2.
+
+        Cancellation: like a second `stop`, then everything is closed.
+        """
+        settings = self._settings
+        self._metrics.build_info.labels(version("pubsub-inference-worker")).set(1)
+        port = await self._probes.start(settings.http.host, settings.http.port)
+        try:
+            names, credentials = await asyncio.to_thread(resolve, settings.pubsub)
+            channel = async_channel(settings.pubsub, credentials)
+            publisher = PubSubPublisher(channel, names.topic, settings.pubsub.publish)
+            self._closing.append(publisher)
+            self._subscriber = PubSubSubscriber(
+                sync_channel(settings.pubsub, credentials), names.subscription, settings.pubsub, self._metrics
+            )
+            if not await self._reach_broker(channel, names):
+                return 0
+            await self._build(publisher, names, credentials)
+            self._probes.startup_failure = None
+            _log.info("started", http_port=port, subscription=names.subscription, topic=names.topic)
+            return await self._serve()
+        except (BrokerResourceError, SettingsError) as error:
+            self._probes.startup_failure = str(error)
+            raise
+        finally:
+            await self._aclose()
+
+    async def _reach_broker(self, channel: grpc.aio.Channel, names: Names) -> bool:
+        """Check subscription and topic, waiting for a broker that is away; return false when stopped meanwhile."""
+        while not self._stopping.is_set():
+            try:
+                await check_resource(channel, names.subscription)
+                await check_resource(channel, names.topic)
+            except ConnectionError as error:
+                self._probes.startup_failure = f"Pub/Sub cannot be reached: {error}"
+                _log.warning("Pub/Sub cannot be reached; trying again", error=str(error))
+                await _wait(self._stopping, START_RETRY_S)
+            else:
+                return True
+        return False
+
+    async def _build(self, publisher: PubSubPublisher, names: Names, credentials: Any) -> None:
+        """Put the parts together, bottom up."""
+        settings, metrics, clock = self._settings, self._metrics, LoopClock()
+        assert self._subscriber is not None
+        routes = tuple(self._build_route(route, clock) for route in settings.all_routes())
+        intake = Intake(routes, self._intake_changed)
+        damage = DamageMeter(settings.policy.damage.window_s, now=time.monotonic)
+        recorder = Recorder(
+            metrics,
+            damage,
+            paths=tuple(settings.request.allowed_paths),
+            models=tuple(model for route in routes for model in route.match.models),
+            include_stats=settings.reply.include_stats,
+        )
+        deduper = Deduper(build_store(settings.dedupe), settings.dedupe.metadata_key)
+        self._closing.append(deduper)
+        replier = Replier(
+            publisher,
+            metrics,
+            intake,
+            copy_attributes=tuple(settings.reply.copy_attributes),
+            lease_s=settings.pubsub.max_lease_duration_s,
+        )
+        attempts = Attempts(self._policy, recorder, send_idempotency_key=settings.request.idempotency_key)
+        self._processor = Processor(
+            Router(routes),
+            attempts,
+            replier,
+            recorder,
+            Rules(request=settings.request, limits=await self._limits(), settle_s=settings.drain.settle_s),
+            deduper=deduper,
+            dead_letters=self._build_dead_letters(names, credentials),
+        )
+        self._supervisor = Supervisor(routes, metrics, damage, settings.policy.damage, intake)
+
+    def _build_route(self, route: Any, clock: LoopClock) -> Route:
+        backend = HttpBackend(route)
+        self._closing.append(backend)
+        return build_route(route, backend, clock)
+
+    def _build_dead_letters(self, names: Names, credentials: Any) -> DeadLetters | None:
+        settings = self._settings
+        if settings.dead_letter.topic is None:
+            return None
+        topic = full_topic(settings.dead_letter.topic, settings.pubsub, names)
+        publisher = PubSubPublisher(async_channel(settings.pubsub, credentials), topic, settings.pubsub.publish)
+        self._closing.append(publisher)
+        return DeadLetters(publisher, self._metrics)
+
+    async def _limits(self) -> Limits:
+        assert self._subscriber is not None
+        settings = self._settings
+        attempts = settings.pubsub.max_delivery_attempts
+        return Limits(
+            max_lease_duration_s=settings.pubsub.max_lease_duration_s,
+            max_message_age_s=settings.pubsub.max_message_age_s,
+            hold_max_s=settings.policy.hold_max_s,
+            reply_on_last_attempt=settings.policy.reply_on_last_attempt,
+            max_delivery_attempts=await self._subscriber.max_delivery_attempts() if attempts == "auto" else attempts,
+        )
+
+    async def _serve(self) -> int:
+        """Pull until stopped or until the subscription is lost, then drain."""
+        assert self._subscriber is not None
+        assert self._processor is not None
+        assert self._supervisor is not None
+        loop = asyncio.get_running_loop()
+        pulse = loop.create_task(self._supervisor.run())
+        pulling = loop.create_task(self._subscriber.run(self._processor.handle))
+        stopping = loop.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            self._processor.begin_drain()
+            self._metrics.draining.set(1)
+            started = loop.time()
+            _log.info("draining", grace_s=self._settings.drain.grace_s)
+            await self._subscriber.drain(self._settings.drain.grace_s)
+            await pulling
+        finally:
+            for task in (pulse, stopping, pulling):
+                task.cancel()
+            await asyncio.gather(pulse, stopping, pulling, return_exceptions=True)
+        _log.info("drained", seconds=round(loop.time() - started, 3))
+        return 0
+
+    async def _aclose(self) -> None:
+        for part in reversed(self._closing):
+            await part.aclose()
+        await self._probes.aclose()
+
+    def _intake_changed(self, reason: str, holds: bool) -> None:
+        self._metrics.intake_paused.labels(reason).set(int(holds))
+        _log.warning("intake paused" if holds else "intake open again", reason=reason)
+
+    def _details(self) -> dict[str, Any]:
+        """Return the readiness verdict and what stands beside it."""
+        is_open = self._subscriber is not None and self._subscriber.is_open
+        details = self._supervisor.details() if self._supervisor is not None else {}
+        return {"ready": is_open and not self._stopping.is_set(), "pulling": is_open, **details}
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
