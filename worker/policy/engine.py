@@ -1,30 +1,100 @@
 """
 The engine: one object that says what is to be done about an attempt's end.
 
-The processor asks it after every attempt and then applies the budgets (`budgets.apply_budgets`) to what it says.
+Precedence: hooks over rules over the built-in table.  Since a hook is shown what the others would decide, the order
+of work is the reverse.  The budgets (`budgets.apply_budgets`) come last and are the caller's to apply, since they are
+about the delivery and not about the error.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from worker.policy.model import Decision, ErrorEvent
-from worker.policy.table import judge
+from worker.policy.hook import DEFAULT_TIMEOUT_S, Hook, HookReport, HookRunner
+from worker.policy.matching import apply_rule, first_match
+from worker.policy.model import Decision, ErrorClass, ErrorEvent
+from worker.policy.normalise import Facts, normalise
+from worker.policy.rules import Rule
+from worker.policy.table import accept, classify, decide, is_good_answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """A decision before hooks and budgets, and what led to it."""
+
+    decision: Decision
+    facts: Facts | None = None
+    """`None` for a good answer that no rule asks about: its body was not read for them."""
+    error_class: ErrorClass | None = None
+    """What the table says, before any rule."""
+    rule: Rule | None = None
 
 
 class ErrorPolicy:
-    """Operators' rules, then the built-in table, then hooks; immutable once built."""
+    """Operators' rules, the built-in table and the hooks; holds no state about messages."""
 
-    def __init__(self, *, now_unix: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        rules: Sequence[Rule] = (),
+        hooks: Sequence[Hook] = (),
+        *,
+        now_unix: Callable[[], float] = time.time,
+        hook_timeout_s: float = DEFAULT_TIMEOUT_S,
+        on_hook: Callable[[HookReport], None] | None = None,
+    ) -> None:
+        """
+        Take the parts; nothing is loaded or started here.
+
+        Args:
+            rules: From `load_rules` or `parse_rules`, in the operator's order.
+            hooks: From `load_hooks`.
+            now_unix: Seconds since 1970, for a Retry-After that is a date.
+            hook_timeout_s: For the whole chain of one event.
+            on_hook: Called with every report of the hooks, on the event loop, to be counted and logged.
+        """
+        self._rules = tuple(rules)
+        self._has_success_rules = any(rule.sees_success for rule in self._rules)
+        self._hooks = tuple(hooks)
+        self._runner = HookRunner(self._hooks, timeout_s=hook_timeout_s) if hooks else None
         self._now_unix = now_unix
+        self._on_hook = on_hook
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """The hooks, in the order they are asked."""
+        return self._hooks
 
     async def decide(self, event: ErrorEvent, *, consecutive_forbidden: int = 0) -> Decision:
         """
         Return what is to be done, before the budgets.
 
+        Without hooks, and for a good answer, nothing is awaited and no thread is involved.
+
         Args:
             event: What happened; a good answer is an event too.
             consecutive_forbidden: 403s in a row on this route without a success between, this one included.
 
-        Cancellation: leaves nothing behind.
+        Cancellation: leaves nothing behind but a hook that finishes in its thread.
         """
-        return judge(event, now_unix=self._now_unix(), consecutive_forbidden=consecutive_forbidden)
+        decision = self.judge(event, consecutive_forbidden=consecutive_forbidden).decision
+        if self._runner is None or decision.error_class is None:
+            return decision
+        report = await self._runner.ask(event, decision)
+        if self._on_hook is not None:
+            self._on_hook(report)
+        return report.decision
+
+    def judge(self, event: ErrorEvent, *, consecutive_forbidden: int = 0) -> Judgement:
+        """Return what rules and table decide, and why; no hooks, no budgets."""
+        if is_good_answer(event) and not self._has_success_rules:
+            return Judgement(decision=accept(event))
+        facts = normalise(event.status, event.headers, event.body)
+        error_class = classify(event, facts, consecutive_forbidden=consecutive_forbidden)
+        rule = first_match(self._rules, event, facts, error_class)
+        if rule is not None:
+            decision = apply_rule(rule, event, facts, error_class, now_unix=self._now_unix())
+        elif error_class is None:
+            decision = accept(event)
+        else:
+            decision = decide(error_class, event, facts, now_unix=self._now_unix())
+        return Judgement(decision=decision, facts=facts, error_class=error_class, rule=rule)

@@ -1,19 +1,13 @@
 """
 The words by which servers say what went wrong: one row per known sign, in order, first match wins.
 
-A sign looks at fields (`code`, `type`, Azure's inner code, SageMaker's error name) by equality, or at the message by
-a pattern that is anchored at its first character.  Nothing searches a text: a prompt echoed in an error may contain
-any of these words and must not decide anything.  Patterns see at most `MAX_MESSAGE_BYTES` and hold no nested
-repetition, so they run in linear time.
-
-What no sign knows is judged by its status alone, in `table`.
+How a row is tested is in `signal_row`; what no row knows is judged by its status alone, in `table`.  Patterns hold no
+nested repetition, so they run in linear time over the at most 2 KiB that a message has.
 """
 
-import re
-from dataclasses import dataclass
-
 from worker.policy.model import ErrorClass
-from worker.policy.normalise import Facts
+from worker.policy.normalise import Facts, Shape
+from worker.policy.signal_row import Signal, begins
 
 _CLIENT = frozenset({400, 403, 413, 422})
 _VLLM = "https://github.com/vllm-project/vllm"
@@ -21,38 +15,9 @@ _SGLANG = "https://github.com/sgl-project/sglang"
 _LITELLM = "https://docs.litellm.ai/docs/exception_mapping"
 _SAGEMAKER = "https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html"
 _AWS_ERRORS = "https://docs.aws.amazon.com/sagemaker/latest/APIReference/CommonErrors.html"
-_OPENAI = "https://platform.openai.com/docs/guides/error-codes/api-errors"
+_OPENAI = "https://developers.openai.com/docs/guides/error-codes"
+_KUBEAI = "https://github.com/substratusai/kubeai/blob/main"
 _ENVOY = "https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/response_code_details"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signal:
-    """One sign; every condition that is given must hold."""
-
-    error_class: ErrorClass
-    source: str
-    """Where the server says so."""
-    statuses: frozenset[int] | None = None
-    """HTTP statuses it may come with; an error that has no status (inside a stream) passes too.  `None`: any; empty:
-    without a status only."""
-    names: frozenset[str] = frozenset()
-    """Lower case; one of them must equal the code, the type or the inner code."""
-    params: frozenset[str] = frozenset()
-    """One of them must equal the param."""
-    message: re.Pattern[str] | None = None
-    """Must match from the first character of the message."""
-
-    def matches(self, facts: Facts, status: int | None) -> bool:
-        """Say whether the facts show this sign under a status."""
-        if self.statuses is not None and status is not None and status not in self.statuses:
-            return False
-        if self.names and not self.names & {
-            name.lower() for name in (facts.code, facts.type, facts.inner_code) if name is not None
-        }:
-            return False
-        if self.params and facts.param not in self.params:
-            return False
-        return self.message is None or self.message.match(facts.message) is not None
 
 
 def _names(*names: str) -> frozenset[str]:
@@ -61,11 +26,6 @@ def _names(*names: str) -> frozenset[str]:
 
 def _statuses(*statuses: int) -> frozenset[int]:
     return frozenset(statuses)
-
-
-def _begins(*alternatives: str) -> re.Pattern[str]:
-    """Compile a pattern for the beginning of a message."""
-    return re.compile("(?:" + "|".join(alternatives) + ")", re.ASCII | re.DOTALL)
 
 
 SIGNALS: tuple[Signal, ...] = (
@@ -77,7 +37,10 @@ SIGNALS: tuple[Signal, ...] = (
     ),
     Signal(
         error_class=ErrorClass.MODEL_TIME_EXCEEDED,
-        message=_begins("Your invocation timed out", "Model server timed out"),
+        message=begins(
+            "Your invocation timed out while waiting",
+            r'Received server error \(\d{1,3}\) from \S{1,64} with message "Your invocation timed out',
+        ),
         source="https://repost.aws/knowledge-center/sagemaker-invocation-timed-out",
     ),
     Signal(
@@ -118,7 +81,7 @@ SIGNALS: tuple[Signal, ...] = (
         error_class=ErrorClass.MODEL_NOT_FOUND,
         statuses=_statuses(400, 404),
         names=_names("validationerror", "validationexception"),
-        message=_begins(r"Endpoint \S{1,200} of account \S{1,64} not found"),
+        message=begins(r"Endpoint \S{1,200} of account \S{1,64} not found"),
         source="https://repost.aws/questions/QUmGEX3xMSRtCxhY3vNOfhPg",
     ),
     # -- the request's own fault ---------------------------------------------------------------------------------
@@ -137,7 +100,7 @@ SIGNALS: tuple[Signal, ...] = (
     Signal(
         error_class=ErrorClass.CONTENT_FILTER,
         statuses=_CLIENT,
-        message=_begins(r"litellm\.ContentPolicyViolationError\b"),
+        message=begins(r"litellm\.ContentPolicyViolationError\b"),
         source=_LITELLM,
     ),
     Signal(
@@ -156,9 +119,9 @@ SIGNALS: tuple[Signal, ...] = (
     Signal(
         error_class=ErrorClass.CONTEXT_LENGTH,
         statuses=_CLIENT,
-        message=_begins(
+        message=begins(
             r"This model's maximum context length is \d",
-            r"Input length \(\d{1,12}\) exceeds model's maximum context length",
+            r"Input length \([\d,]{1,12}\) exceeds model's maximum context length",
             r"The decoder prompt \(length \d{1,12}\) is longer than the maximum model length",
             r"The prompt \(total length \d{1,12}\) is too long to fit into the model",
         ),
@@ -167,7 +130,7 @@ SIGNALS: tuple[Signal, ...] = (
     Signal(
         error_class=ErrorClass.CONTEXT_LENGTH,
         statuses=_CLIENT,
-        message=_begins(
+        message=begins(
             r"Requested token count exceeds the model's maximum context length",
             r"The input \(\d{1,12} tokens\) is longer than the model's context length",
             r"Input length \(\d{1,12} tokens\) exceeds the maximum allowed length",
@@ -177,7 +140,7 @@ SIGNALS: tuple[Signal, ...] = (
     Signal(
         error_class=ErrorClass.CONTEXT_LENGTH,
         statuses=_CLIENT,
-        message=_begins(
+        message=begins(
             r"Input validation error: `inputs` tokens \+ `max_new_tokens` must be",
             r"Input validation error: `inputs` must have less than \d{1,12} tokens",
         ),
@@ -187,20 +150,27 @@ SIGNALS: tuple[Signal, ...] = (
         error_class=ErrorClass.CONTEXT_LENGTH,
         statuses=_statuses(500),
         names=_names("server_error"),
-        message=_begins(r"Context size has been exceeded\."),
+        message=begins(r"Context size has been exceeded\."),
         source="https://github.com/ggml-org/llama.cpp/issues/19774",
     ),
     Signal(
         error_class=ErrorClass.CONTEXT_LENGTH,
         statuses=_CLIENT,
-        message=_begins(r"litellm\.ContextWindowExceededError\b"),
+        message=begins(r"litellm\.ContextWindowExceededError\b"),
         source=_LITELLM,
     ),
     # -- nobody's fault in particular: the account, the capacity, the model's state ------------------------------------
     Signal(
         error_class=ErrorClass.QUOTA,
         statuses=_statuses(402, 403, 429),
-        names=_names("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached"),
+        names=_names(
+            "billing_hard_limit_reached",
+            "credit_balance_exhausted",
+            "insufficient_quota",
+            "organization_spend_limit_exceeded",
+            "organization_usage_limit_exceeded",
+            "project_spend_limit_exceeded",
+        ),
         source=_OPENAI,
     ),
     Signal(
@@ -219,10 +189,10 @@ SIGNALS: tuple[Signal, ...] = (
     Signal(
         error_class=ErrorClass.MODEL_NOT_FOUND,
         statuses=_statuses(404),
-        message=_begins(
+        message=begins(
             r"[Mm]odel not found\b", r"model '[^']{1,300}' not found", r"The model `[^`]{1,300}` does not exist"
         ),
-        source="https://github.com/substratusai/kubeai/blob/main/internal/modelproxy/handler.go",
+        source=f"{_KUBEAI}/internal/modelproxy/handler.go",
     ),
     Signal(
         error_class=ErrorClass.NOT_READY,
@@ -233,7 +203,7 @@ SIGNALS: tuple[Signal, ...] = (
     Signal(
         error_class=ErrorClass.NOT_READY,
         statuses=_statuses(503),
-        message=_begins(
+        message=begins(
             r"The model is currently scaling",
             r"Loading model",
             r"no healthy upstream",
@@ -242,9 +212,17 @@ SIGNALS: tuple[Signal, ...] = (
         source=f"{_VLLM}/blob/main/vllm/entrypoints/serve/middleware.py",
     ),
     Signal(
+        # No replica came up in time: KubeAI hides the reason of its own 5xx behind the name of the status.
+        error_class=ErrorClass.NOT_READY,
+        statuses=_statuses(504),
+        shape=Shape.STRING,
+        message=begins(r"Gateway Timeout\Z"),
+        source=f"{_KUBEAI}/internal/modelproxy/request.go",
+    ),
+    Signal(
         error_class=ErrorClass.NOT_READY,
         statuses=_statuses(502, 503, 504),
-        message=_begins(
+        message=begins(
             r"upstream connect error or disconnect/reset before headers\. "
             r"(?:retried and the latest )?reset reason: (?:remote |local )?connection (?:failure|timeout)"
         ),
@@ -253,7 +231,7 @@ SIGNALS: tuple[Signal, ...] = (
     Signal(
         error_class=ErrorClass.OVERLOADED,
         statuses=_statuses(503),
-        message=_begins(
+        message=begins(
             r"upstream connect error or disconnect/reset before headers\. "
             r"(?:retried and the latest )?reset reason: overflow"
         ),
@@ -263,7 +241,7 @@ SIGNALS: tuple[Signal, ...] = (
         # The request had reached a server, which then went away: the prompt may be what killed it.
         error_class=ErrorClass.CONNECTION_LOST,
         statuses=_statuses(502, 503),
-        message=_begins(r"upstream connect error or disconnect/reset before headers\b"),
+        message=begins(r"upstream connect error or disconnect/reset before headers\b"),
         source=_ENVOY,
     ),
     Signal(
@@ -314,6 +292,6 @@ def match_signal(facts: Facts, status: int | None) -> Signal | None:
         facts: Of the body.
         status: HTTP status, `None` where the error came without one.
     """
-    if facts.shape == "empty" and facts.type is None:
+    if facts.shape is Shape.EMPTY and facts.type is None:
         return None
     return next((signal for signal in SIGNALS if signal.matches(facts, status)), None)
