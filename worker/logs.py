@@ -10,16 +10,25 @@ import sys
 from typing import Any, TextIO, cast
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 _QUIET = (
     "aiohttp.access",
     "google.cloud.pubsub_v1.subscriber._protocol.streaming_pull_manager",
     "google.api_core.bidi",
-    "asyncio",
 )
 """Loggers that write about normal events at info or, on a normal cancel, at error
 (https://github.com/googleapis/python-pubsub/issues/1432)."""
+
+
+_NAME = "logger_name"
+"""`structlog.get_logger` has a parameter called `logger`, so the name travels under this key until it is rendered."""
+
+
+def _name_logger(_: Any, __: str, line: EventDict) -> EventDict:
+    if _NAME in line:
+        line["logger"] = line.pop(_NAME)
+    return line
 
 
 class SafeStream:
@@ -32,26 +41,30 @@ class SafeStream:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._has_failed = False
         self.dropped_lines = 0
 
     def write(self, text: str) -> int:
-        """Write, or count the loss; never raises OSError or ValueError (closed stream)."""
+        """Write, or note the loss; never raises OSError or ValueError (closed stream)."""
         try:
             return self._stream.write(text)
         except (OSError, ValueError):
-            self.dropped_lines += 1
+            self._has_failed = True
             return 0
 
     def flush(self) -> None:
-        """Flush, or count the loss."""
+        """Flush, as every logger does once a line, and count the line if any part of it was lost."""
         try:
             self._stream.flush()
         except (OSError, ValueError):
+            self._has_failed = True
+        if self._has_failed:
             self.dropped_lines += 1
+            self._has_failed = False
 
     def isatty(self) -> bool:
         """Whether lines go to a terminal."""
-        return self._stream.isatty()
+        return not self._stream.closed and self._stream.isatty()
 
 
 def configure_logs(log_format: str, level: str, stream: TextIO | None = None) -> SafeStream:
@@ -71,13 +84,15 @@ def configure_logs(log_format: str, level: str, stream: TextIO | None = None) ->
     is_json = log_format == "json" or (log_format == "auto" and not safe.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _name_logger,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
         if is_json
-        else [structlog.dev.ConsoleRenderer(colors=safe.isatty())]
+        # The default formatter of tracebacks shows local variables: bodies and keys.
+        else [structlog.dev.ConsoleRenderer(colors=safe.isatty(), exception_formatter=structlog.dev.plain_traceback)]
     )
     structlog.configure(
         processors=[*shared, *renderer],
@@ -101,5 +116,10 @@ def configure_logs(log_format: str, level: str, stream: TextIO | None = None) ->
 
 
 def get_logger(name: str, **context: Any) -> Any:
-    """Return a logger whose lines carry `logger=name` and the given context."""
-    return structlog.get_logger().bind(logger=name, **context)
+    """
+    Return a logger whose lines carry `logger=name` and the given context.
+
+    It may be made when a module is imported: not `bind`, which would settle at once for the configuration of that
+    moment, before `configure_logs` has run.
+    """
+    return structlog.get_logger(**{_NAME: name}, **context)
