@@ -51,7 +51,7 @@ def test_lines_are_json_off_a_terminal() -> None:
     """One JSON object a line, with level, time in UTC, logger and context; a logger made at import obeys too."""
     configure_logs("auto", "info", stream := io.StringIO())
     structlog.contextvars.bind_contextvars(message_id="7")
-    _log.info("settled", status_code=200, odd={1, 1}, raw=b"\xff")
+    _log.info("settled", status_code=200, odd={1}, raw=b"\xff")
     (line,) = lines(stream)
     assert line.pop("timestamp").endswith("Z")
     assert line == {
@@ -90,7 +90,7 @@ def test_library_loggers_go_through_the_same_pipe() -> None:
     logging.getLogger("some.library").info("chatter")
     logging.getLogger("some.library").warning("careful %s", "there")
     try:
-        raise KeyError("gone")  # noqa: TRY301
+        {}["gone"]  # noqa: B018
     except KeyError:
         logging.getLogger("asyncio").exception("never retrieved")
     first, second = lines(stream)
@@ -112,11 +112,11 @@ def test_tracebacks_show_no_values(log_format: str) -> None:
     configure_logs(log_format, "info", stream := Terminal())
     api_key = "sk-" + "secret"
     try:
-        raise RuntimeError("boom %d" % len(api_key))
-    except RuntimeError:
+        int(api_key[:0])
+    except ValueError:
         _log.exception("failed")
         logging.getLogger("lib").exception("failed as well")
-    assert stream.getvalue().count("RuntimeError") >= 2
+    assert stream.getvalue().count("ValueError") >= 2
     assert "sk-secret" not in stream.getvalue()
 
 
