@@ -90,7 +90,7 @@ def test_library_loggers_go_through_the_same_pipe() -> None:
     logging.getLogger("some.library").info("chatter")
     logging.getLogger("some.library").warning("careful %s", "there")
     try:
-        {}["gone"]  # noqa: B018
+        {}["gone"]
     except KeyError:
         logging.getLogger("asyncio").exception("never retrieved")
     first, second = lines(stream)
