@@ -1,0 +1,173 @@
+"""
+Server-sent events from bytes, as they arrive.
+
+The HTTP backend feeds what the socket gave it and gets whole events back; where the bytes were cut makes no difference.
+The parser knows nothing of JSON, of `[DONE]` or of any server's dialect: that is `accumulate`.  Pure: no I/O, no clock.
+
+Lines end with CR, LF or CRLF and with nothing else: `str.splitlines` would also split at U+2028, U+0085 and form feed,
+all of which may stand inside a JSON string.  Data stays bytes, so a character cut by a packet border is whole again
+before anybody decodes it.  Comments are counted, never returned: whoever restarts an idle timer for each returned event
+does not take a keep-alive comment for a sign of life.
+
+Two deviations from the specification, both towards keeping what a server meant: an event without its final blank line
+is handed out at the end of the stream (marked, since it may be torn), and `id` and `retry` are ignored, since nobody
+reconnects to a generation.
+
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+"""
+
+import msgspec
+
+from worker.errors import BackendError
+from worker.policy.model import Fault
+
+MAX_EVENT_BYTES = 32 * 1024 * 1024
+"""
+Default limit of one event: the Responses API repeats the whole answer in its last one, and three times Pub/Sub's 10 MB
+message is more than can be published.
+"""
+
+_BOM = b"\xef\xbb\xbf"
+_LF = 0x0A
+
+
+class EventTooLargeError(BackendError):
+    """
+    One event is over the limit; permanent for this answer.
+
+    Attributes:
+        limit_bytes: The limit that was passed.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        super().__init__(Fault.RESPONSE_TOO_LARGE, f"one event of the stream is over {limit_bytes} bytes")
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """One dispatched event."""
+
+    data: bytes
+    """The `data` lines joined with LF, undecoded; may be empty."""
+    name: str = ""
+    """The `event` field, empty when there was none; bytes that are not UTF-8 are replaced."""
+    is_terminated: bool = True
+    """`False` when the stream ended before the event's blank line: it may be torn."""
+
+
+class SSEParser:
+    """
+    One stream's parser; single use.
+
+    Attributes:
+        comments: Comment lines so far.
+        events: Events handed out so far.
+    """
+
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        """
+        Start before the first byte of a stream.
+
+        Args:
+            max_event_bytes: Limit of one event, names and unfinished lines included, in bytes; what the parser keeps
+                between two calls is bounded by it.
+        """
+        self.comments = 0
+        self.events = 0
+        self._max_event_bytes = max_event_bytes
+        self._tail = bytearray()  # the unfinished line; grows in place, however small the pieces
+        self._data: list[bytes] = []  # the data lines of the unfinished event
+        self._name = ""
+        self._event_bytes = 0
+        self._skip_lf = False  # the last byte was a CR: an LF that comes next belongs to it
+        self._at_start = True
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """
+        Take what the network gave and return the events it completed, in order; often none.
+
+        Raises:
+            EventTooLargeError: The unfinished event is over the limit.  The stream is of no further use.
+        """
+        if self._skip_lf and chunk:
+            self._skip_lf = False
+            if chunk[0] == _LF:
+                chunk = chunk[1:]
+        cut = max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
+        if cut == 0:
+            self._keep(chunk)
+            return []
+        self._skip_lf = chunk.endswith(b"\r")
+        complete = chunk[:cut]
+        if self._tail:
+            self._tail += complete
+            complete = bytes(self._tail)
+            self._tail.clear()
+        # No byte loop: search, replace and split run in C.  A CR at the end is whole: it claims the next LF.
+        if b"\r" in complete:
+            complete = complete.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = complete.split(b"\n")
+        lines.pop()  # what follows the last line end: nothing
+        events = self._lines(lines)
+        self._keep(chunk[cut:])
+        return events
+
+    def close(self) -> list[Event]:
+        """
+        Say that the stream has ended; returns the event it left unfinished, if it has data.  Idempotent.
+
+        Raises:
+            EventTooLargeError: As in `feed`.
+        """
+        line = bytes(self._tail)
+        self._tail.clear()
+        events = self._lines([line]) if line else []
+        if self._data:
+            events.append(Event(b"\n".join(self._data), self._name, is_terminated=False))
+            self.events += 1
+            self._reset()
+        return events
+
+    def _keep(self, rest: bytes) -> None:
+        if rest:
+            self._tail += rest
+            if self._event_bytes + len(self._tail) > self._max_event_bytes:
+                raise EventTooLargeError(self._max_event_bytes)
+
+    def _lines(self, lines: list[bytes]) -> list[Event]:
+        if self._at_start:
+            self._at_start = False
+            lines[0] = lines[0].removeprefix(_BOM)
+        events: list[Event] = []
+        data = self._data
+        for line in lines:
+            if line.startswith(b"data: "):
+                data.append(line[6:])
+            elif not line:
+                if data:
+                    events.append(Event(data[0] if len(data) == 1 else b"\n".join(data), self._name))
+                self._reset()
+                continue
+            else:
+                self._rare(line)
+            self._event_bytes += len(line)
+            if self._event_bytes > self._max_event_bytes:
+                raise EventTooLargeError(self._max_event_bytes)
+        self.events += len(events)
+        return events
+
+    def _rare(self, line: bytes) -> None:
+        if line.startswith(b":"):
+            self.comments += 1
+            self._event_bytes -= len(line)  # not kept, so not counted: comments may go on for hours
+            return
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            self._data.append(value.removeprefix(b" "))
+        elif field == b"event":
+            self._name = value.removeprefix(b" ").decode("utf-8", "replace")
+
+    def _reset(self) -> None:
+        self._data.clear()
+        self._name = ""
+        self._event_bytes = 0
