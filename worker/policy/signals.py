@@ -41,7 +41,7 @@ SIGNALS: tuple[Signal, ...] = (
             "Your invocation timed out while waiting",
             r'Received server error \(\d{1,3}\) from \S{1,64} with message "Your invocation timed out',
         ),
-        source="https://repost.aws/knowledge-center/sagemaker-invocation-timed-out",
+        source="https://docs.aws.amazon.com/sagemaker/latest/dg/neo-troubleshooting-inference.html",
     ),
     Signal(
         error_class=ErrorClass.STREAM_BROKEN,
@@ -78,11 +78,19 @@ SIGNALS: tuple[Signal, ...] = (
         source=_AWS_ERRORS,
     ),
     Signal(
+        # Google calls a wrong key an invalid argument: without this row a revoked key would answer a whole queue.
+        error_class=ErrorClass.AUTH,
+        statuses=_statuses(400),
+        names=_names("invalid_argument"),
+        message=begins(r"API key not valid\.", r"API key expired\.", r"API Key not found\."),
+        source="https://github.com/micr0-dev/lexido/issues/54",
+    ),
+    Signal(
         error_class=ErrorClass.MODEL_NOT_FOUND,
         statuses=_statuses(400, 404),
         names=_names("validationerror", "validationexception"),
         message=begins(r"Endpoint \S{1,200} of account \S{1,64} not found"),
-        source="https://repost.aws/questions/QUmGEX3xMSRtCxhY3vNOfhPg",
+        source="https://github.com/aws/amazon-sagemaker-examples/issues/293",
     ),
     # -- the request's own fault ---------------------------------------------------------------------------------
     Signal(
@@ -190,7 +198,9 @@ SIGNALS: tuple[Signal, ...] = (
         error_class=ErrorClass.MODEL_NOT_FOUND,
         statuses=_statuses(404),
         message=begins(
-            r"[Mm]odel not found\b", r"model '[^']{1,300}' not found", r"The model `[^`]{1,300}` does not exist"
+            r"[Mm]odel not found\b",
+            r"model ['\"][^'\"]{1,300}['\"] not found",
+            r"The model `[^`]{1,300}` does not exist",
         ),
         source=f"{_KUBEAI}/internal/modelproxy/handler.go",
     ),
