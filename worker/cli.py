@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ def run_command(arguments: Sequence[str]) -> int:
     """Parse the arguments, run the command, return the exit code."""
     namespace = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = namespace.command
+    if namespace.watch_stdin:
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
         return command(namespace)
     except SettingsError as error:
@@ -38,8 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inference-worker", description="Pub/Sub batch inference worker: one well-formed answer for every request."
     )
+    parser.add_argument("--watch-stdin", action="store_true", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
+    _add_local(commands)
 
     _add_localpubsub(commands)
     _add_simbackend(commands)
@@ -110,7 +115,7 @@ def run_loop(main: Callable[[], Awaitable[int]]) -> int:
         return runner.run(call())
 
 
-def _on_signals(stop: Callable[[], None]) -> None:
+def _on_signals(stop: Callable[[], object]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -121,7 +126,7 @@ def _until_stopped(serve: Callable[[], Awaitable[None]]) -> int:
 
     async def main() -> int:
         task = asyncio.ensure_future(serve())
-        _on_signals(lambda: task.cancel() and None)
+        _on_signals(task.cancel)
         try:
             await task
         except asyncio.CancelledError:
@@ -138,6 +143,50 @@ def _announce(text: str) -> Callable[[str], None]:
     return announce
 
 
+def _stop_with_parent() -> None:
+    """Wait until the process that started this one has ended, then stop as for SIGTERM."""
+    while os.read(0, 4096):
+        continue
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _add_local(commands: Any) -> None:
+    parser = commands.add_parser("local", help="answer a file of requests, everything on this machine")
+    parser.add_argument("input", metavar="INPUT", help="requests, one a line; - for standard input; .gz and .zst work")
+    parser.add_argument("output", metavar="OUTPUT", help="answers, one a line; run again it goes on where it stopped")
+    parser.add_argument("--backend-url", metavar="URL", help="your OpenAI-compatible server; default: a simulated one")
+    parser.add_argument("--concurrency", metavar="N", type=_positive, default=64, help="requests at once at most (64)")
+    parser.add_argument("--latency", default="50ms", help="of the simulated backend (50ms)")
+    parser.add_argument("--config", metavar="FILE", help="settings of the worker")
+    parser.add_argument("--log", metavar="FILE", help="append the worker's log to this file")
+    parser.set_defaults(command=_local)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _local(namespace: argparse.Namespace) -> int:
+    from worker.local import EXIT_INTERRUPTED, run_local  # noqa: PLC0415 - half a second of imports
+    from worker.logs import configure_logs  # noqa: PLC0415
+
+    configure_logs("auto", "error")
+
+    async def main() -> int:
+        task = asyncio.ensure_future(run_local(namespace))
+        _on_signals(task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+    return run_loop(main)
+
+
 def _add_localpubsub(commands: Any) -> None:
     parser = commands.add_parser("localpubsub", help="the embedded Pub/Sub server, for development")
     parser.add_argument("--host", default="127.0.0.1")
@@ -148,7 +197,7 @@ def _add_localpubsub(commands: Any) -> None:
 def _localpubsub(namespace: argparse.Namespace) -> int:
     from worker.localpubsub import serve  # noqa: PLC0415 - needs gRPC
 
-    ready = _announce("embedded Pub/Sub on {0}; export PUBSUB_EMULATOR_HOST={0}")
+    ready = _announce("embedded Pub/Sub on {0}; export PUBSUB_EMULATOR_HOST={0} to use it")
     return _until_stopped(lambda: serve(namespace.host, namespace.port, on_ready=ready))
 
 

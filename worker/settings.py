@@ -11,12 +11,46 @@ Loading is in `worker.settings_load`; this module reads nothing.
 """
 
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 
-Seconds = Annotated[float, Field(gt=0, le=31 * 86400)]
-"""A duration in seconds; 31 days is the longest that Pub/Sub keeps a message."""
+from worker.http_shape import is_header
+from worker.settings_backend import (
+    BackendSettings,
+    BreakerSettings,
+    RouteMatch,
+    RouteSettings,
+    Seconds,
+    Section,
+    TimeoutSettings,
+    WindowSettings,
+    refuse_own_headers,
+)
+
+__all__ = [
+    "INFERENCE_PATHS",
+    "BackendSettings",
+    "BreakerSettings",
+    "DamageSettings",
+    "DeadLetterSettings",
+    "DedupeSettings",
+    "DrainSettings",
+    "HttpSettings",
+    "LogSettings",
+    "PolicySettings",
+    "PubSubSettings",
+    "PublishSettings",
+    "ReplySettings",
+    "RequestSettings",
+    "RouteMatch",
+    "RouteSettings",
+    "Settings",
+    "TimeoutSettings",
+    "WindowSettings",
+]
+
+SubscriptionName = Annotated[str, Field(pattern=r"^(?:[^/\s]*|projects/[^/\s]+/subscriptions/[^/\s]+)$")]
+TopicName = Annotated[str, Field(pattern=r"^(?:[^/\s]*|projects/[^/\s]+/topics/[^/\s]+)$")]
 
 INFERENCE_PATHS = (
     "/v1/chat/completions",
@@ -30,12 +64,6 @@ INFERENCE_PATHS = (
     "/v1/audio/speech",
 )
 """The OpenAI inference paths that take JSON, with the two that vLLM, SGLang and TGI add (rerank, score)."""
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, unknown keys refused, docstrings below fields are their documentation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
 class PublishSettings(Section):
@@ -56,11 +84,11 @@ class PubSubSettings(Section):
 
     project_id: str | None = None
     """Google Cloud project.  Default: the one of the credentials."""
-    request_subscription: str = ""
+    request_subscription: SubscriptionName = ""
     """Subscription id, or the full `projects/P/subscriptions/S`.  Required."""
-    response_topic: str = ""
+    response_topic: TopicName = ""
     """Topic id, or the full `projects/P/topics/T`.  Required."""
-    emulator_host: str | None = None
+    emulator_host: Annotated[str, Field(pattern=r"^[^\s/]+:\d{1,5}$")] | None = None
     """`host:port` of an emulator or of the embedded server; no credentials are used then.  `PUBSUB_EMULATOR_HOST`
     sets it too."""
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 128
@@ -80,118 +108,29 @@ class PubSubSettings(Section):
     publish: PublishSettings = PublishSettings()
 
 
-class TimeoutSettings(Section):
-    """Bounds of one attempt against the backend."""
-
-    connect_s: Seconds = 5.0
-    """TCP and TLS."""
-    first_byte_s: Seconds | None = None
-    """From the request to the response's headers.  Default: `total_s`, because a server that does not stream sends
-    its headers only when the answer is complete."""
-    idle_s: Seconds = 120.0
-    """Longest silence inside a response body, once it has begun."""
-    total_s: Seconds = 480.0
-    """The whole attempt.  Must be less than `drain.grace_s`, or a rollout would cut requests."""
-
-
-class WindowSettings(Section):
-    """The adaptive number of requests that may run at once against one backend."""
-
-    initial: Annotated[int, Field(ge=1, le=10_000)] = 8
-    """Where it starts after a start of the process."""
-    min: Annotated[int, Field(ge=1, le=10_000)] = 1
-    max: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """Must not exceed `pubsub.max_in_flight`."""
-
-
-class BreakerSettings(Section):
-    """When a backend is left alone, and how its return is noticed."""
-
-    failures: Annotated[int, Field(ge=1, le=1000)] = 5
-    """Counted failures in a row that open it.  Refused connections open it after 3; bad credentials, exhausted quota
-    and a model that is still loading at once."""
-    probe_interval_s: Seconds = 1.0
-    """First wait before one message is let through as a probe; doubles with every failed probe."""
-    max_probe_interval_s: Seconds = 5.0
-    """Longest wait between probes: full rate again at most this long after the backend's recovery."""
-    health_path: str | None = None
-    """Path asked with GET every second while the breaker is open, for example `/health`; when it begins to answer
-    2xx, a probe is let through at once."""
-
-
-class RouteMatch(Section):
-    """Which requests a route takes; every list that is given must match, by shell pattern, case-sensitive."""
-
-    models: list[str] = []
-    """Patterns for the body's `model`."""
-    paths: list[str] = []
-    """Patterns for the request's path."""
-
-
-class BackendSettings(Section):
-    """One OpenAI-compatible server, or a service in front of several."""
-
-    base_url: str = ""
-    """`http://host:port`, with a prefix if the server has one.  A prefix that ends in `/v1` is not doubled with the
-    `/v1` of the request's path.  Required."""
-    api_key: SecretStr | None = None
-    """Sent as `Authorization: Bearer`.  Prefer `api_key_file`."""
-    api_key_file: str | None = None
-    """File that holds the key; read again when it changes, so that rotating a Secret needs no restart."""
-    headers: dict[str, str] = {}
-    """Headers added to every request."""
-    timeouts: TimeoutSettings = TimeoutSettings()
-    window: WindowSettings = WindowSettings()
-    breaker: BreakerSettings = BreakerSettings()
-    max_response_bytes: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 64_000_000
-    """A longer response is cut off and answered as an error; bounds memory."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _usable_url(cls, value: str) -> str:
-        if not value:
-            return value
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError("must be http://host[:port] or https://host[:port]")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must not carry credentials, a query or a fragment")
-        return value.rstrip("/")
-
-    @field_validator("headers")
-    @classmethod
-    def _plain_headers(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if not name.replace("-", "").replace("_", "").isalnum() or any(char in text for char in "\r\n\0"):
-                raise ValueError(f"{name!r} is not a usable header")
-            if name.lower() in {"authorization", "content-length", "host", "transfer-encoding"}:
-                raise ValueError(f"{name!r} is set by the worker itself")
-        return value
-
-
-class RouteSettings(BackendSettings):
-    """One of several backends."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
-    """Stands in metrics, logs and the reply's attribute `backend`."""
-    match: RouteMatch = RouteMatch()
-
-
 class RequestSettings(Section):
     """What a request message may ask for."""
 
-    allowed_paths: list[str] = list(INFERENCE_PATHS)
+    allowed_paths: list[str] = Field(default_factory=lambda: list(INFERENCE_PATHS))
     """Paths that are forwarded, by shell pattern; any other is answered with a 400."""
-    allowed_headers: list[str] = []
-    """Names a message's `headers` may set, lower case.  None by default: routers trust some headers."""
+    allowed_headers: list[str] = Field(default_factory=list)
+    """Names a message's `headers` may set, in any case.  None by default: routers trust some headers."""
     idempotency_key: bool = False
     """Send `Idempotency-Key: <message id>`, the same for every attempt, for the few proxies that deduplicate."""
+
+    @field_validator("allowed_headers")
+    @classmethod
+    def _plain_names(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if not is_header(name, ""):
+                raise ValueError(f"{name!r} is not the name of a header")
+        return refuse_own_headers([name.lower() for name in value])
 
 
 class ReplySettings(Section):
     """What stands in an answer beside the backend's own words."""
 
-    copy_attributes: list[str] = []
+    copy_attributes: list[str] = Field(default_factory=list)
     """Attributes of the request copied to the answer's, by shell pattern."""
     include_stats: bool = False
     """Add a `stats` object with the measured times and tokens."""
@@ -213,13 +152,13 @@ class DamageSettings(Section):
 class PolicySettings(Section):
     """What is done about errors: see docs/error-policy.md."""
 
-    rules: list[dict[str, Any]] = []
+    rules: list[dict[str, Any]] = Field(default_factory=list)
     """Operators' rules, tried before the built-in table; first match wins."""
     hook_timeout_s: Seconds = 0.25
     """Longest time a hook (entry point `inference_worker.error_policy`) may take; the table decides after that."""
-    hold_max_s: Seconds = 21_600.0
-    """How long a delivery may wait in-process for a backend that is down, throttled or refusing credentials.  The
-    lease budget by default, so that an outage shorter than it burns no delivery attempt."""
+    hold_max_s: Seconds | None = None
+    """How long a delivery may wait in-process for a backend that is down, throttled or refusing credentials.  Default:
+    `pubsub.max_lease_duration_s`, so that an outage shorter than the lease burns no delivery attempt."""
     reply_on_last_attempt: bool = True
     """Answer with the last error instead of letting the message be dead-lettered silently."""
     damage: DamageSettings = DamageSettings()
@@ -231,6 +170,7 @@ class DedupeSettings(Section):
     store: Literal["none", "memory", "redis"] = "memory"
     """`memory` sees this process only; `redis` (extra `redis`) all of them."""
     ttl_s: Seconds = 3_600.0
+    """How long an answered request is remembered."""
     capacity: Annotated[int, Field(ge=1)] = 20_000
     """Entries of the memory store."""
     redis_url: SecretStr | None = None
@@ -242,7 +182,7 @@ class DedupeSettings(Section):
 class DeadLetterSettings(Section):
     """An optional copy of what failed for good."""
 
-    topic: str | None = None
+    topic: TopicName | None = None
     """Topic that gets the original bytes of every request answered with a retryable class's error or a bad message,
     with the reason in attributes; `inference-worker replay` sends them back."""
 
@@ -264,6 +204,7 @@ class HttpSettings(Section):
     """The worker's own HTTP port: /livez /readyz /startupz /metrics."""
 
     host: str = "0.0.0.0"  # noqa: S104 - probes and scrapers come from outside the pod
+    """Address to listen on; probes and scrapers come from outside the pod."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0 takes any free port and logs it."""
 
@@ -274,6 +215,8 @@ class LogSettings(Section):
     format: Literal["auto", "json", "console"] = "auto"
     """`auto`: JSON unless standard error is a terminal."""
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level written: info for an answer, warning for what is handed back or held, error for what a person must
+    look at.  Libraries write from warning on."""
 
 
 class Settings(Section):
@@ -282,7 +225,7 @@ class Settings(Section):
     pubsub: PubSubSettings = PubSubSettings()
     backend: BackendSettings | None = None
     """The short form of one route named `default`; with `routes`, the route for what none of them takes."""
-    routes: list[RouteSettings] = []
+    routes: list[RouteSettings] = Field(default_factory=list)
     """Several backends, first match wins."""
     request: RequestSettings = RequestSettings()
     reply: ReplySettings = ReplySettings()
@@ -301,59 +244,3 @@ class Settings(Section):
             name="default", **{name: getattr(self.backend, name) for name in BackendSettings.model_fields}
         )
         return (*self.routes, short)
-
-
-def find_conflicts(settings: Settings) -> list[str]:
-    """Return every combination of settings that cannot work, one sentence each; empty when there is none."""
-    faults: list[str] = []
-    pubsub, drain = settings.pubsub, settings.drain
-    if not pubsub.request_subscription:
-        faults.append("pubsub.request_subscription: is required (WORKER_PUBSUB__REQUEST_SUBSCRIPTION)")
-    if not pubsub.response_topic:
-        faults.append("pubsub.response_topic: is required (WORKER_PUBSUB__RESPONSE_TOPIC)")
-    if settings.backend is None and not settings.routes:
-        faults.append("backend.base_url: is required (WORKER_BACKEND__BASE_URL), or at least one of routes")
-    if settings.policy.hold_max_s > pubsub.max_lease_duration_s:
-        faults.append("policy.hold_max_s: must not exceed pubsub.max_lease_duration_s, the lease ends first")
-    limit = drain.termination_grace_period_s
-    if limit is not None and drain.grace_s + drain.settle_s >= limit:
-        faults.append(
-            f"drain: grace_s + settle_s ({drain.grace_s + drain.settle_s:g} s) must be less than "
-            f"the pod's termination grace period ({limit:g} s), or SIGKILL ends the drain"
-        )
-    if settings.dedupe.store == "redis" and settings.dedupe.redis_url is None:
-        faults.append("dedupe.redis_url: is required with dedupe.store redis")
-    names = [route.name for route in settings.all_routes()]
-    faults += [f"routes: the name {name!r} is used twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    for route in settings.all_routes():
-        where = "backend" if route.name == "default" and settings.backend is not None else f"routes[{route.name}]"
-        faults += [f"{where}.{fault}" for fault in _route_conflicts(route, settings)]
-    return faults
-
-
-def _route_conflicts(route: RouteSettings, settings: Settings) -> list[str]:
-    faults: list[str] = []
-    timeouts, window, drain = route.timeouts, route.window, settings.drain
-    if not route.base_url:
-        faults.append("base_url: is required")
-    if route.api_key is not None and route.api_key_file is not None:
-        faults.append("api_key: excludes api_key_file")
-    faults += [
-        f"timeouts.{name}: must not exceed timeouts.total_s ({timeouts.total_s:g} s)"
-        for name in ("connect_s", "first_byte_s")
-        if (getattr(timeouts, name) or 0) > timeouts.total_s
-    ]
-    if timeouts.total_s > settings.pubsub.max_lease_duration_s:
-        faults.append("timeouts.total_s: must not exceed pubsub.max_lease_duration_s")
-    if drain.grace_s <= timeouts.total_s and not drain.cut_longer_requests:
-        faults.append(
-            f"timeouts.total_s: {timeouts.total_s:g} s is not less than drain.grace_s ({drain.grace_s:g} s), so a "
-            "shutdown would cut requests; lower it, raise the grace, or accept it with drain.cut_longer_requests"
-        )
-    if not window.min <= window.initial <= window.max:
-        faults.append("window: needs min <= initial <= max")
-    if window.max > settings.pubsub.max_in_flight:
-        faults.append(f"window.max: {window.max} exceeds pubsub.max_in_flight ({settings.pubsub.max_in_flight})")
-    if route.breaker.probe_interval_s > route.breaker.max_probe_interval_s:
-        faults.append("breaker.probe_interval_s: must not exceed breaker.max_probe_interval_s")
-    return faults

@@ -15,14 +15,24 @@ import yaml
 from pydantic import ValidationError
 
 from worker.errors import SettingsError
-from worker.settings import Settings, find_conflicts
+from worker.settings import Settings
+from worker.settings_conflicts import find_conflicts
 
 PREFIX = "WORKER_"
 CONFIG_VARIABLE = "WORKER_CONFIG"
 EMULATOR_VARIABLE = "PUBSUB_EMULATOR_HOST"
-_SERVICE_LINK = re.compile(r"^WORKER_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_.+)?)?)$")
-"""Variables Kubernetes sets for a Service named `worker`; they are not ours
+SECRET_KEYS = ("api_key", "redis_url")
+"""Last parts of keys whose values never stand in a message and are never read as YAML."""
+_SERVICE_LINK = re.compile(
+    r"^WORKER(?:_[A-Z0-9]+)*?_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9]+)*|PORT_\d+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?|PORT)$"
+)
+"""Variables Kubernetes sets for a Service named `worker` or `worker-…`; they are not ours
 (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables)."""
+_SERVICE_ADDRESS = re.compile(r"^(?:tcp|udp|sctp)://")
+"""What the variable `…_PORT` of a service link holds; with any other value it is somebody's mistyped setting."""
+_UNION_TAGS = ("literal[", "constrained-")
+"""How pydantic names the branches of a union in the location of a fault."""
+_SHOWN_CHARS = 80
 
 
 def load_settings(
@@ -47,7 +57,8 @@ def load_settings(
     data = _read_file(config or environ.get(CONFIG_VARIABLE), faults)
     origins = _merge_environment(data, environ, faults)
     for key, value in (flags or {}).items():
-        _put(data, key.split("."), value, faults, key)
+        _put(data, key.split("."), _value(value, key, key.rpartition(".")[2], faults), faults, key)
+        origins.pop(key, None)
     settings, wrong = _validate(data, origins)
     faults += wrong
     if settings is not None:
@@ -71,8 +82,8 @@ def _read_file(path: str | None, faults: list[str]) -> dict[str, Any]:
         data = yaml.load(Path(path).read_text("utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader below
     except OSError as error:
         faults.append(f"{path}: cannot be read ({error.strerror})")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        faults.append(f"{path}: is not YAML: {' '.join(str(error).split())}")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, bytes not UTF-8
+        faults.append(f"{path}: is not YAML: {_yaml_fault(error)}")
     else:
         if data is None:
             return {}
@@ -82,12 +93,21 @@ def _read_file(path: str | None, faults: list[str]) -> dict[str, Any]:
     return {}
 
 
+def _yaml_fault(error: Exception) -> str:
+    """Return what is wrong and where, without the line itself: it may hold a key."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+    return f"{error.problem or error.context}{place}"
+
+
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key written twice, which YAML would silently resolve to the later one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():  # `!!map text` is none
             key = str(key_node.value)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -100,26 +120,31 @@ class _StrictLoader(yaml.SafeLoader):
 def _merge_environment(data: dict[str, Any], environ: Mapping[str, str], faults: list[str]) -> dict[str, str]:
     origins: dict[str, str] = {}
     if environ.get(EMULATOR_VARIABLE):
-        section = data.setdefault("pubsub", {})
-        if isinstance(section, dict):
-            section.setdefault("emulator_host", environ[EMULATOR_VARIABLE])
+        origins["pubsub.emulator_host"] = EMULATOR_VARIABLE
+        _put(data, ["pubsub", "emulator_host"], environ[EMULATOR_VARIABLE], faults, EMULATOR_VARIABLE)
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or _SERVICE_LINK.match(name):
+        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or _is_service_link(name, environ[name]):
             continue
         keys = name.removeprefix(PREFIX).lower().split("__")
         origins[".".join(keys)] = name
-        _put(data, keys, _value(environ[name], name, faults), faults, name)
+        _put(data, keys, _value(environ[name], name, keys[-1], faults), faults, name)
     return origins
 
 
-def _value(text: str, name: str, faults: list[str]) -> Any:
+def _is_service_link(name: str, value: str) -> bool:
+    if _SERVICE_LINK.match(name) is None:
+        return False
+    return not name.endswith("_PORT") or "_SERVICE_" in name or _SERVICE_ADDRESS.match(value) is not None
+
+
+def _value(text: Any, name: str, key: str, faults: list[str]) -> Any:
     """Return the value of a variable: YAML flow syntax for lists and mappings, text (coerced later) for the rest."""
-    if not text.lstrip().startswith(("[", "{")):
+    if key in SECRET_KEYS or not isinstance(text, str) or not text.lstrip().startswith(("[", "{")):
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        faults.append(f"{name}: is not YAML: {' '.join(str(error).split())}")
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        faults.append(f"{name}: is not YAML: {_yaml_fault(error)}")
         return text
 
 
@@ -142,30 +167,45 @@ def _validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[Setting
         try:
             return Settings.model_validate(data), faults
         except ValidationError as error:
+            wrong: dict[tuple[Any, ...], list[Any]] = {}  # a union has one fault for each branch
             for item in error.errors():
-                if (sentence := _sentence(item, origins)) not in faults:
+                location = tuple(part for part in item["loc"] if not str(part).startswith(_UNION_TAGS))
+                wrong.setdefault(location, []).append(item)
+            for location, items in wrong.items():
+                if (sentence := _sentence(location, items, origins)) not in faults:
                     faults.append(sentence)
-                _drop(data, item["loc"])
+                _drop(data, location)
     return None, faults
 
 
-def _sentence(item: Any, origins: Mapping[str, str]) -> str:
-    key = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal[", "constrained-")))
-    where = f"{key} (from {origins[key]})" if key in origins else key
+def _sentence(location: tuple[Any, ...], items: list[Any], origins: Mapping[str, str]) -> str:
+    key = ".".join(str(part) for part in location)
+    variable = origins.get(key) or next((name for known, name in origins.items() if known.startswith(f"{key}.")), None)
+    where = f"{key} (from {variable})" if variable is not None else key
+    item = items[0]
     if item["type"] == "extra_forbidden":
-        return f"{where}: unknown key"
-    text = item["msg"].removeprefix("Value error, ")
-    text = text[:1].lower() + text[1:]
-    is_hidden = isinstance(item["input"], dict | list) or any(word in key for word in ("api_key", "redis_url"))
-    return f"{where}: {text}" if is_hidden else f"{where}: {text} (got {item['input']!r})"
+        hint = "; sections and keys are joined by two underscores" if variable and "__" not in variable else ""
+        return f"{where}: unknown key{hint}"
+    texts = [each["msg"].removeprefix("Value error, ") for each in items]
+    text = ", or ".join(text[:1].lower() + text[1:] for text in texts)
+    return f"{where}: {text}{_shown(key, item['input'])}"
+
+
+def _shown(key: str, value: Any) -> str:
+    """Return the value at fault for the message; nothing where it is long to read or may be a secret."""
+    is_hidden = isinstance(value, dict | list) or any(word in key for word in (*SECRET_KEYS, "headers"))
+    text = repr(value)
+    return "" if is_hidden or "@" in text or len(text) > _SHOWN_CHARS else f" (got {text})"
 
 
 def _drop(data: Any, location: tuple[Any, ...]) -> None:
     """Remove the faulty key, or the whole list it stands in: a list with a hole would only raise new faults."""
     parent, last = None, None
     for key in location:
-        if not isinstance(data, dict) or key not in data:
+        if not isinstance(data, dict):
             break
+        if key not in data:  # another fault of the same key has removed it
+            return
         parent, last, data = data, key, data[key]
     if parent is not None:
         del parent[last]

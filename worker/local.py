@@ -1,0 +1,279 @@
+"""
+`inference-worker local`: everything on this machine in one process tree.
+
+This process reads lines and writes answers.  Below it run, each as a process of its own, the embedded Pub/Sub server,
+the worker (`run`, exactly as a container starts it) and, without `--backend-url`, the simulated backend.  A worker
+that dies is started again, as Kubernetes would; what it had leased comes back by itself.  The children end with this
+process, however it ends: they watch a pipe that only it holds open.
+"""
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from worker.brokers.connection import async_channel, sync_channel
+from worker.brokers.publisher import PubSubPublisher
+from worker.brokers.pubsub import PubSubSubscriber
+from worker.brokers.resources import create_local_resources
+from worker.client import (
+    COPY_ATTRIBUTES,
+    AnswerHandler,
+    ClientError,
+    Drive,
+    Summary,
+    build_display,
+    open_run,
+    print_summary,
+)
+from worker.errors import WorkerError
+from worker.message import ReceivedMessage
+from worker.metrics import Metrics
+from worker.ports import Settlement
+from worker.settings import PublishSettings, PubSubSettings
+
+PROJECT, REQUESTS, RESPONSES = "local", "requests", "responses"
+ANSWERS_IN_FLIGHT = 1000
+MAX_RESTARTS = 5
+"""A worker that dies more often than this has a cause that starting it again does not cure."""
+STOP_S = 10.0
+EXIT_SETTINGS = 2
+EXIT_INTERRUPTED = 130
+
+
+class ChildError(WorkerError):
+    """A process of the tree ended that should not have; permanent for this run."""
+
+
+class Child:
+    """
+    One process below this one; ends when this one does.
+
+    Args:
+        name: For messages.
+        arguments: Of `inference-worker`.
+    """
+
+    def __init__(self, name: str, *arguments: str) -> None:
+        self.name = name
+        self._arguments = arguments
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self, stdout: int | None = None, stderr: int | None = None) -> asyncio.subprocess.Process:
+        """Start it in a session of its own, so that Ctrl-C reaches this process alone."""
+        command = [sys.executable, "-m", "worker", "--watch-stdin", *self._arguments]
+        self.process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            limit=1 << 22,
+        )
+        return self.process
+
+    async def read_address(self, stream: asyncio.StreamReader | None, mark: str) -> str:
+        """
+        Return the address it announces in the first line that holds `mark`.
+
+        Raises:
+            ChildError: It ended before.
+        """
+        assert stream is not None
+        lines: list[str] = []
+        while line := (await stream.readline()).decode("utf-8", "replace"):
+            lines.append(line.rstrip())
+            if mark in line:
+                return next(word for word in line.replace(";", " ").split() if ":" in word and word[-1].isalnum())
+        raise ChildError(f"{self.name} did not start: {' '.join(lines[-3:])}")
+
+    async def stop(self) -> None:
+        """Ask it to stop, and end it when it does not."""
+        if self.process is None or self.process.returncode is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+
+
+class WorkerChild(Child):
+    """The worker: started again when it dies, its warnings shown once each, its log kept on request."""
+
+    def __init__(self, log: BinaryIO | None, *arguments: str) -> None:
+        super().__init__("the worker", *arguments)
+        self._log = log
+        self._told: set[tuple[str, str]] = set()
+
+    async def supervise(self) -> None:
+        """
+        Run it until cancelled.
+
+        Raises:
+            ChildError: It cannot use its settings, or died too often.
+        """
+        for _ in range(MAX_RESTARTS):
+            process = await self.start(stderr=asyncio.subprocess.PIPE)
+            last = await self._follow(process.stderr)
+            code = await process.wait()
+            if code == EXIT_SETTINGS:
+                raise ChildError(f"the worker cannot start: {last}")
+            _say(f"the worker ended with {code}; starting it again")
+        raise ChildError(f"the worker died {MAX_RESTARTS} times; last words: {last}")
+
+    async def _follow(self, stream: asyncio.StreamReader | None) -> str:
+        """Read its log to the end; return the last line that says why it ended."""
+        assert stream is not None
+        last = ""
+        while line := await stream.readline():
+            if self._log is not None:
+                self._log.write(line)
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                last = (last + " " if last.startswith("inference-worker:") else "") + line.decode(
+                    "utf-8", "replace"
+                ).strip()
+                continue
+            if entry.get("level") in {"warning", "error"}:
+                last = entry.get("error") or entry["event"]
+                self._tell(entry)
+        return last
+
+    def _tell(self, entry: Mapping[str, Any]) -> None:
+        key = (entry["event"], str(entry.get("error_class")))
+        if key not in self._told and len(self._told) < 20:  # noqa: PLR2004 - a hint, not a log
+            self._told.add(key)
+            cause = entry.get("error_class") or entry.get("error") or entry.get("reason") or ""
+            _say(f"{entry['level']}: {entry['event']}{f' ({cause})' if cause else ''}")
+
+
+def _open_log(path: str) -> BinaryIO:
+    try:
+        return Path(path).open("ab")
+    except OSError as error:
+        raise ChildError(f"{path}: {error.strerror}") from None
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"worker: {text}\n")
+    sys.stderr.flush()
+
+
+async def run_local(options: argparse.Namespace) -> int:
+    """
+    Answer every line of the input; return the exit code.
+
+    Raises:
+        WorkerError: Input, output or a child process failed; what was written stays and a further run goes on.
+
+    Cancellation: Ctrl-C; stops everything and raises CancelledError after the summary.
+    """
+    reader, resumed = open_run(options.input, options.output)
+    async with AsyncExitStack() as stack:
+        stack.callback(reader.close)
+        stack.callback(resumed.writer.close)
+        pubsub = Child("the embedded Pub/Sub server", "localpubsub", "--port", "0")
+        stack.push_async_callback(pubsub.stop)
+        process = await pubsub.start(stderr=asyncio.subprocess.PIPE)
+        backend_url = options.backend_url
+        if backend_url is None:
+            backend_url = await _start_simulated_backend(stack, options)
+        settings = PubSubSettings(
+            project_id=PROJECT,
+            emulator_host=await pubsub.read_address(process.stderr, "PUBSUB_EMULATOR_HOST"),
+            max_in_flight=ANSWERS_IN_FLIGHT,
+        )
+        channel = async_channel(settings, None)
+        names = await create_local_resources(channel, PROJECT, REQUESTS, RESPONSES)
+        log = stack.enter_context(_open_log(options.log)) if options.log else None
+        worker = WorkerChild(log, *_worker_arguments(options, settings, backend_url))
+        stack.push_async_callback(worker.stop)
+        publisher = PubSubPublisher(channel, names.request_topic, PublishSettings())
+        stack.push_async_callback(publisher.aclose)
+        display = stack.enter_context(build_display(sys.stderr))
+        run = Drive(
+            reader,
+            resumed.writer,
+            publisher.publish,
+            _Answers(settings, names.response_subscription),
+            window=options.concurrency * 12,
+            answered=resumed.answered,
+            on_progress=display,
+        )
+        return await _drive(run, worker, display)
+
+
+async def _drive(run: Drive, worker: WorkerChild, display: Any) -> int:
+    supervised = asyncio.ensure_future(worker.supervise())
+    driving = asyncio.ensure_future(run.run())
+    summary: Summary | None = None
+    try:
+        await asyncio.wait({supervised, driving}, return_when=asyncio.FIRST_COMPLETED)
+        if driving.done():
+            summary = driving.result()
+        else:
+            supervised.result()  # raises: it ends only by failing
+    finally:
+        for task in (supervised, driving):
+            task.cancel()
+        await asyncio.gather(supervised, driving, return_exceptions=True)
+        display.close()
+        print_summary(summary or run.summary(), sys.stderr)
+    return 0 if summary is not None and summary.is_complete else 1
+
+
+class _Answers:
+    """What arrives on the response topic; see `worker.client.ports.Answers`."""
+
+    def __init__(self, settings: PubSubSettings, subscription: str) -> None:
+        self._settings = settings
+        self._subscription = subscription
+
+    async def __call__(self, handler: AnswerHandler) -> None:
+        async def take(message: ReceivedMessage) -> Settlement:
+            try:
+                await handler(message.data, message.attributes, message.message_id)
+            except ClientError:  # the run is ending and says why itself
+                return Settlement.NACK
+            return Settlement.ACK
+
+        channel = sync_channel(self._settings, None)
+        await PubSubSubscriber(channel, self._subscription, self._settings, Metrics()).run(take)
+
+
+async def _start_simulated_backend(stack: AsyncExitStack, options: argparse.Namespace) -> str:
+    backend = Child("the simulated backend", "simbackend", "--port", "0", "--latency", options.latency)
+    stack.push_async_callback(backend.stop)
+    process = await backend.start(stdout=asyncio.subprocess.PIPE)
+    return (await backend.read_address(process.stdout, "http://")).removesuffix("/v1")
+
+
+def _worker_arguments(options: argparse.Namespace, settings: PubSubSettings, backend_url: str) -> list[str]:
+    concurrency = options.concurrency
+    values = {
+        "pubsub.project_id": PROJECT,
+        "pubsub.emulator_host": settings.emulator_host,
+        "pubsub.request_subscription": REQUESTS,
+        "pubsub.response_topic": RESPONSES,
+        "pubsub.max_in_flight": concurrency * 3,
+        "backend.base_url": backend_url,
+        "backend.window.max": concurrency,
+        "backend.window.initial": min(concurrency, 16),
+        "reply.copy_attributes": f"[{', '.join(COPY_ATTRIBUTES)}]",
+        "http.host": "127.0.0.1",
+        "http.port": 0,
+        "log.format": "json",
+    }
+    arguments = ["run"] + (["--config", options.config] if options.config else [])
+    for key, value in values.items():
+        arguments += ["--set", f"{key}={value}"]
+    return arguments
