@@ -21,7 +21,8 @@ _ENVOY = "https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_co
 
 
 def _names(*names: str) -> frozenset[str]:
-    return frozenset(names)
+    """Return the set of words in one or several texts."""
+    return frozenset(" ".join(names).split())
 
 
 def _statuses(*statuses: int) -> frozenset[int]:
@@ -272,22 +273,9 @@ SIGNALS: tuple[Signal, ...] = (
         error_class=ErrorClass.INVALID_REQUEST,
         statuses=_statuses(),
         names=_names(
-            "badrequesterror",
-            "empty_image_file",
-            "failed_to_download_image",
-            "image_file_not_found",
-            "image_file_too_large",
-            "image_parse_error",
-            "image_too_large",
-            "image_too_small",
-            "invalid_base64_image",
-            "invalid_image",
-            "invalid_image_format",
-            "invalid_image_mode",
-            "invalid_image_url",
-            "invalid_prompt",
-            "invalid_request_error",
-            "unsupported_image_media_type",
+            "badrequesterror empty_image_file failed_to_download_image image_file_not_found image_file_too_large",
+            "image_parse_error image_too_large image_too_small invalid_base64_image invalid_image invalid_image_format",
+            "invalid_image_mode invalid_image_url invalid_prompt invalid_request_error unsupported_image_media_type",
         ),
         source="https://github.com/openai/openai-python/blob/main/src/openai/types/responses/response_error.py",
     ),

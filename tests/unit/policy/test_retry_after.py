@@ -1,0 +1,69 @@
+"""What the backend wishes about the next try."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.policy.retry_after import MAX_RETRY_AFTER_S, retry_after_s, should_retry
+
+NOW = 784_111_777.0
+"""Sun, 06 Nov 1994 08:49:37 GMT, the example of RFC 9110."""
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("120", 120.0),
+        (" 1.5 ", 1.5),
+        ("0", 0.0),
+        ("999999999", MAX_RETRY_AFTER_S),
+        ("Sun, 06 Nov 1994 08:50:37 GMT", 60.0),
+        ("Sunday, 06-Nov-94 08:50:37 GMT", 60.0),
+        ("Sun Nov  6 08:50:37 1994", 60.0),
+        ("Sun, 06 Nov 1994 09:50:37 +0100", 60.0),
+        ("Sun, 06 Nov 1994 08:00:00 GMT", 0.0),
+        ("Sun, 06 Nov 2094 08:49:37 GMT", MAX_RETRY_AFTER_S),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("+5", None),
+        ("1e3", None),
+        ("nan", None),
+        ("inf", None),
+        ("5 seconds", None),
+        ("\u0665", None),
+        ("Sun, 99 Nov 1994 08:50:37 GMT", None),
+        ("Sun, 06 Nov 99999 08:50:37 GMT", None),
+        ("9" * 400, None),
+    ],
+)
+def test_retry_after(value, expected):
+    """Seconds and all three forms of an HTTP date are understood and capped at a day; anything else is no wish."""
+    assert retry_after_s({"retry-after": value}, now_unix=NOW) == expected
+
+
+def test_milliseconds_go_first():
+    """The finer header wins; when it cannot be read the other one counts."""
+    assert retry_after_s({"retry-after-ms": "250", "retry-after": "9"}, now_unix=NOW) == 0.25
+    assert retry_after_s({"retry-after-ms": "soon", "retry-after": "9"}, now_unix=NOW) == 9.0
+    assert retry_after_s({"retry-after-ms": "999999999999"}, now_unix=NOW) == MAX_RETRY_AFTER_S
+
+
+def test_no_header_no_wish():
+    """Most servers say nothing."""
+    assert retry_after_s({}, now_unix=NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("true", True), (" False ", False), ("TRUE", True), ("1", None), ("", None), (None, None)]
+)
+def test_should_retry(value, expected):
+    """Only the two words OpenAI uses mean something."""
+    assert should_retry({} if value is None else {"x-should-retry": value}) is expected
+
+
+@given(st.text(max_size=60), st.text(max_size=20))
+def test_no_header_breaks_it(seconds, milliseconds):
+    """Whatever stands in the headers, the wish is none or between zero and the cap."""
+    wish = retry_after_s({"retry-after": seconds, "retry-after-ms": milliseconds}, now_unix=NOW)
+    assert wish is None or 0.0 <= wish <= MAX_RETRY_AFTER_S
