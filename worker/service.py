@@ -186,7 +186,7 @@ class Service:
         return Limits(
             max_lease_duration_s=settings.pubsub.max_lease_duration_s,
             max_message_age_s=settings.pubsub.max_message_age_s,
-            hold_max_s=settings.policy.hold_max_s,
+            hold_max_s=settings.policy.hold_max_s or settings.pubsub.max_lease_duration_s,
             reply_on_last_attempt=settings.policy.reply_on_last_attempt,
             max_delivery_attempts=await self._subscriber.max_delivery_attempts() if attempts == "auto" else attempts,
         )

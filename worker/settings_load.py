@@ -24,7 +24,7 @@ EMULATOR_VARIABLE = "PUBSUB_EMULATOR_HOST"
 SECRET_KEYS = ("api_key", "redis_url")
 """Last parts of keys whose values never stand in a message and are never read as YAML."""
 _SERVICE_LINK = re.compile(
-    r"^WORKER(?:_[A-Z0-9]+)*?_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9]+)*|PORT_\d+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?|PORT)$"
+    r"^WORKER(?:_[A-Z0-9]+)*?_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9]+)*|PORT_\d+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?|(PORT))$"
 )
 """Variables Kubernetes sets for a Service named `worker` or `worker-…`; they are not ours
 (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables)."""
@@ -132,9 +132,8 @@ def _merge_environment(data: dict[str, Any], environ: Mapping[str, str], faults:
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    if _SERVICE_LINK.match(name) is None:
-        return False
-    return not name.endswith("_PORT") or "_SERVICE_" in name or _SERVICE_ADDRESS.match(value) is not None
+    match = _SERVICE_LINK.match(name)
+    return match is not None and (match[1] is None or _SERVICE_ADDRESS.match(value) is not None)
 
 
 def _value(text: Any, name: str, key: str, faults: list[str]) -> Any:
@@ -179,10 +178,11 @@ def _validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[Setting
 
 
 def _sentence(location: tuple[Any, ...], items: list[Any], origins: Mapping[str, str]) -> str:
-    key = ".".join(str(part) for part in location)
-    variable = origins.get(key) or next((name for known, name in origins.items() if known.startswith(f"{key}.")), None)
+    key, item = ".".join(str(part) for part in location), items[0]
+    variable = origins.get(key)
+    if variable is None and isinstance(item["input"], dict):  # a variable went deeper than the settings do
+        variable = next((name for known, name in origins.items() if known.startswith(f"{key}.")), None)
     where = f"{key} (from {variable})" if variable is not None else key
-    item = items[0]
     if item["type"] == "extra_forbidden":
         hint = "; sections and keys are joined by two underscores" if variable and "__" not in variable else ""
         return f"{where}: unknown key{hint}"
@@ -195,7 +195,7 @@ def _shown(key: str, value: Any) -> str:
     """Return the value at fault for the message; nothing where it is long to read or may be a secret."""
     is_hidden = isinstance(value, dict | list) or any(word in key for word in (*SECRET_KEYS, "headers"))
     text = repr(value)
-    return "" if is_hidden or "@" in text or len(text) > _SHOWN_CHARS else f" (got {text})"
+    return "" if is_hidden or "@" in text or "?" in text or len(text) > _SHOWN_CHARS else f" (got {text})"
 
 
 def _drop(data: Any, location: tuple[Any, ...]) -> None:

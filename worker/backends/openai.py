@@ -64,7 +64,7 @@ class HttpBackend:
             "content-type": "application/json",
             "accept": "application/json",
             "user-agent": "pubsub-inference-worker",
-            **{name.lower(): value for name, value in route.headers.items()},
+            **{name.lower(): value.get_secret_value() for name, value in route.headers.items()},
         }
         self._transport = transport or AiohttpTransport(client=_open_session)
         self._urls: dict[str, httpx.URL] = {}
