@@ -79,14 +79,20 @@ class Admin:
         """Pull and ack until `count` messages came or nothing more comes within the time."""
         got: list[types.PubsubMessage] = []
         while len(got) < count:
-            batch = self.pull(subscription, at_most=min(1000, count - len(got)), timeout=timeout)
+            batch = self.take_once(subscription, timeout, at_most=min(1000, count - len(got)))
             if not batch:
                 break
+            got += batch
+        return got
+
+    def take_once(self, subscription: str, timeout: float, at_most: int = 1000) -> list[types.PubsubMessage]:
+        """Pull once and ack; empty when nothing came within the time."""
+        batch = self.pull(subscription, at_most=at_most, timeout=timeout)
+        if batch:
             self.subscriber.acknowledge(
                 request={"subscription": subscription, "ack_ids": [item.ack_id for item in batch]}
             )
-            got += [item.message for item in batch]
-        return got
+        return [item.message for item in batch]
 
     def is_empty(self, subscription: str, timeout: float = 1.5) -> bool:
         """Whether nothing is delivered within the time."""

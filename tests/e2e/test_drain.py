@@ -1,0 +1,112 @@
+"""Signals in the middle of work: the worker as a process, nothing lost, everything counted."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rig import Rig, chat, rig
+from worker.localpubsub import LocalPubSubThread
+from worker.simbackend import SimOptions
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+def slow_rig(tmp_path: Path) -> Iterator[Rig]:
+    """500 requests of about a second each."""
+    with (
+        LocalPubSubThread() as server,
+        rig(server.address, tmp_path, SimOptions.of(latency="uniform:0.8s,1.2s", control_port=0)) as built,
+    ):
+        yield built
+
+
+def test_sigterm_in_the_middle_of_500_slow_requests(slow_rig: Rig) -> None:
+    """Exit 0 within the grace; each of the 500 is answered exactly once or redelivered and answered by the next pod."""
+    slow_rig.publish(500)
+    first = slow_rig.worker(backend__window__initial=64, backend__window__max=64, pubsub__max_in_flight=192)
+    slow_rig.collect(64, 30)
+    first.terminate()
+    started = time.monotonic()
+    assert first.wait(30) == 0
+    assert time.monotonic() - started < 10
+    slow_rig.collect_rest(1)
+    answered = slow_rig.answers.count
+    assert 64 <= answered < 500
+    assert slow_rig.answers.duplicates == 0
+    assert slow_rig.stats()["requests"] == answered, "what was begun was finished and answered"
+    slow_rig.worker(backend__window__initial=64, backend__window__max=64, pubsub__max_in_flight=192)
+    slow_rig.collect(500, 90)  # what was on the wire when the first stream closed comes back after its lease
+    slow_rig.collect_rest(1)
+    assert (slow_rig.answers.count, slow_rig.answers.duplicates) == (500, 0)
+    assert slow_rig.answers.statuses == {200: 500}
+
+
+def test_a_grace_that_is_too_short_hands_back_what_is_unfinished(slow_rig: Rig) -> None:
+    """Requests cut by the grace are nacked at once and answered exactly once by the next pod."""
+    short = {"drain__grace_s": 0.2, "drain__settle_s": 3, "drain__cut_longer_requests": "true"}
+    slow_rig.publish(100)
+    first = slow_rig.worker(backend__window__initial=50, **short)
+    first.wait_started()
+    _until(lambda: first.metric("inference_worker_in_flight") >= 40)
+    first.terminate()
+    started = time.monotonic()
+    assert first.wait(20) == 0
+    assert time.monotonic() - started < 5
+    slow_rig.worker(backend__window__initial=50)
+    slow_rig.collect(100, 60)
+    slow_rig.collect_rest(1)
+    assert (slow_rig.answers.count, slow_rig.answers.duplicates) == (100, 0)
+
+
+def test_a_second_sigterm_ends_it_at_once(slow_rig: Rig) -> None:
+    """The grace of the first signal is cut to nothing by the second."""
+    slow_rig.sim.control({"mode": "hang"})
+    slow_rig.publish(10)
+    worker = slow_rig.worker()
+    worker.wait_started()
+    _until(lambda: worker.metric("inference_worker_in_flight") >= 5)
+    worker.terminate()
+    time.sleep(0.5)
+    assert worker.process.poll() is None, "the first signal waits for what runs"
+    worker.terminate()
+    started = time.monotonic()
+    assert worker.wait(20) == 0
+    assert time.monotonic() - started < 8
+
+
+def test_sigkill_loses_nothing(slow_rig: Rig) -> None:
+    """After a SIGKILL the leases run out and the next pod answers; no more than what was in flight runs twice."""
+    slow_rig.publish(60, lambda index: chat(index, "kill"))
+    first = slow_rig.worker(backend__window__initial=16, backend__window__max=16, pubsub__max_in_flight=32)
+    slow_rig.collect(20, 30)
+    first.kill()
+    slow_rig.worker(backend__window__initial=16, backend__window__max=16)
+    slow_rig.collect(60, 100)
+    assert slow_rig.answers.count == 60
+    assert slow_rig.answers.statuses == {200: 60}
+    assert slow_rig.stats()["requests"] <= 60 + 16
+
+
+def test_readiness_and_liveness_while_draining(slow_rig: Rig) -> None:
+    """While draining it is alive and not ready; before that it is both, and says what it does."""
+    slow_rig.sim.control({"mode": "hang"})
+    slow_rig.publish(3)
+    worker = slow_rig.worker()
+    _until(lambda: worker.metric("inference_worker_in_flight") == 3)
+    status, text = worker.get("/readyz")
+    assert (status, json.loads(text)["backends"]["default"]["in_flight"]) == (200, 3)
+    assert worker.get("/startupz")[0] == 200
+    worker.terminate()
+    _until(lambda: worker.get("/readyz")[0] == 503)
+    assert worker.get("/livez")[0] == 200
+
+
+def _until(condition: "object", limit_s: float = 30.0) -> None:
+    until = time.monotonic() + limit_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < until, "it did not come true in time"
+        time.sleep(0.02)
