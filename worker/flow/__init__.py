@@ -11,10 +11,12 @@ from worker.flow.circuit import CircuitConfig, CircuitState, CircuitStatistics, 
 from worker.flow.clock import Clock, LoopClock, Now, TimerHandle
 from worker.flow.damage import Damage, DamageMeter
 from worker.flow.dedupe import Dedupe, DedupeStatistics, MemoryDedupe
-from worker.flow.gate import AttemptSignal, GateStatistics, Permit, RouteGate
+from worker.flow.gate import Permit, RouteGate
+from worker.flow.gate_types import AttemptSignal, GateStatistics
 from worker.flow.order import AdmissionOrder
 from worker.flow.singleflight import SingleFlight
-from worker.flow.window import AdaptiveWindow, Outcome, WindowStatistics, WindowTuning
+from worker.flow.window import AdaptiveWindow
+from worker.flow.window_types import Outcome, Ticket, WindowStatistics, WindowTuning
 
 __all__ = [
     "AdaptiveWindow",
@@ -41,6 +43,7 @@ __all__ = [
     "ProbeSchedule",
     "RouteGate",
     "SingleFlight",
+    "Ticket",
     "TimerHandle",
     "WindowStatistics",
     "WindowTuning",

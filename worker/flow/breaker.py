@@ -17,6 +17,9 @@ from worker.flow.clock import Now
 MAX_MODELS = 256
 """House decision: far above the models one backend serves; names beyond it are let through and fail one by one."""
 
+CONNECT = "connect"
+"""The error class of a connection that was refused or not made."""
+
 
 class BreakerEffect(StrEnum):
     """What the end of an attempt says about the backend."""
@@ -156,6 +159,12 @@ class Breaker:
             self._model_learned_nothing(token)
         return False
 
+    def connected(self, token: BreakerPass) -> bool:
+        """Report that a connection stands; return whether that closed a route opened by refused connections."""
+        if self._route.error_class != CONNECT:
+            return False
+        return self._route.succeeded(token.route)
+
     def poke(self, model: str | None = None) -> None:
         """Allow a probe at once, of the route and of every model, or of one model only."""
         if model is None:
@@ -163,6 +172,10 @@ class Breaker:
         for name, circuit in self._models.items():
             if model is None or name == model:
                 circuit.poke()
+
+    def route_statistics(self) -> CircuitStatistics:
+        """Return a snapshot of the route's circuit alone."""
+        return self._route.statistics()
 
     def statistics(self) -> BreakerStatistics:
         """Return a snapshot."""

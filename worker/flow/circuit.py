@@ -56,8 +56,8 @@ class CircuitConfig:
     """Counted failures in a row of one class that open it.  A refused connection says more than a 500: 3."""
     window_s: float = 30.0
     """A row is broken by this much time: older failures no longer count.  Seconds."""
-    probe: ProbeSchedule = ProbeSchedule(1.0, 5.0)
-    """5 s at most, so that full rate is back within 5 s of the backend's recovery; a refused probe costs nothing."""
+    probe: ProbeSchedule = ProbeSchedule(1.0, 4.0)
+    """4 s at most, so that full rate is back within 5 s of the backend's recovery; a refused probe costs nothing."""
     class_probe: Mapping[str, ProbeSchedule] = field(
         default_factory=lambda: MappingProxyType(
             {"auth": ProbeSchedule(10.0, 60.0), "quota": ProbeSchedule(30.0, 300.0)}
@@ -112,8 +112,8 @@ class Circuit:
     Args:
         config: The thresholds.
         now: Monotonic seconds.
-        jitter: Uniform numbers in [0, 1); stretches each wait by up to a tenth, so that many workers do not probe in
-            step.  A wait is never shortened: a Retry-After is kept.
+        jitter: Uniform numbers in [0, 1); shortens a wait of the schedule, and stretches a Retry-After, by up to a
+            tenth, so that many workers do not probe in step.
     """
 
     def __init__(self, config: CircuitConfig, now: Now, *, jitter: Callable[[], float] = random.random) -> None:
@@ -133,6 +133,11 @@ class Circuit:
     def state(self) -> CircuitState:
         """The state as of the last report; an elapsed wait shows in `allows`."""
         return self._state
+
+    @property
+    def error_class(self) -> str | None:
+        """Why it last opened; `None` while closed."""
+        return self._error_class
 
     @property
     def is_pristine(self) -> bool:
@@ -251,9 +256,10 @@ class Circuit:
         schedule = self._config.class_probe.get(error_class, self._config.probe)
         # 2**30 is far above any ratio of max_s to first_s; the bound only keeps the float finite.
         wait = min(schedule.max_s, schedule.first_s * 2.0 ** min(self._failed_probes, 30))
+        spread = -0.1 * self._jitter()
         if retry_after_s is not None:
-            wait = min(max(retry_after_s, 0.0), self._config.max_retry_after_s)
+            wait, spread = min(max(retry_after_s, 0.0), self._config.max_retry_after_s), -spread
         self._state = CircuitState.OPEN
         self._row.clear()
         self._error_class = error_class
-        self._next_probe_at = self._now() + wait * (1.0 + 0.1 * self._jitter())
+        self._next_probe_at = self._now() + wait * (1.0 + spread)

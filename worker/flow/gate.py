@@ -12,50 +12,19 @@ affair, whether anything may start is `window`'s and `breaker`'s; this file only
 """
 
 import asyncio
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
-from worker.flow.breaker import Breaker, BreakerEffect, BreakerPass, BreakerScope, BreakerStatistics
+from worker.flow.breaker import Breaker, BreakerEffect, BreakerPass
+from worker.flow.circuit import CircuitStatistics
 from worker.flow.clock import Clock, TimerHandle
+from worker.flow.gate_types import AttemptSignal, GateStatistics
 from worker.flow.order import AdmissionOrder, Waiter, WaitQueue
-from worker.flow.window import AdaptiveWindow, Outcome, Ticket, WindowStatistics
+from worker.flow.window import AdaptiveWindow
+from worker.flow.window_types import Outcome, Ticket
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptSignal:
-    """What the end of one attempt says about the backend."""
-
-    breaker: BreakerEffect = BreakerEffect.NONE
-    """`SUCCESS` also counts as served for the window."""
-    overload: bool = False
-    """The backend refused for lack of capacity.  A `TRIP` with it becomes a `COUNT`: capacity is the window's affair,
-    and the breaker hears only of fresh signs, so that one crowded flight is one failure."""
-    error_class: str = ""
-    """Shown while the breaker is open."""
-    scope: BreakerScope = BreakerScope.ROUTE
-    retry_after_s: float | None = None
-    """The backend's own wish, seconds."""
-    work: float | None = None
-    """Size of the answer, for example output tokens; `None` when unknown."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateStatistics:
-    """A gate at one instant."""
-
-    window: WindowStatistics
-    breaker: BreakerStatistics
-    in_flight: int
-    """Permits not finished."""
-    waiting: int
-    """Callers of `admit` that wait, held ones included."""
-    held: int
-    """... of them messages that were tried before (`AdmissionOrder.held`)."""
-    paused: bool
-    """Stopped by `pause`."""
-    closed: bool
+__all__ = ["AttemptSignal", "GateStatistics", "Permit", "RouteGate"]
 
 
 class Permit:
@@ -77,6 +46,16 @@ class Permit:
     def is_probe(self) -> bool:
         """Whether this attempt decides about an open breaker."""
         return self._breaker_pass.is_probe
+
+    def connected(self) -> None:
+        """
+        Report that a connection stands and the request is sent.
+
+        Closes a half-open breaker that was opened by refused connections (class `connect`), whose cause is gone then.
+        Idempotent; ignored after `finish`.
+        """
+        if not self._finished:
+            self._gate._connected(self._breaker_pass)  # noqa: SLF001 - one object in two halves
 
     def first_byte(self) -> None:
         """
@@ -134,6 +113,7 @@ class RouteGate:
         model: str | None = None,
         give_up_s: float | None = None,
         delay_s: float = 0.0,
+        streamed: bool = False,
     ) -> Permit:
         """
         Wait until an attempt may start.
@@ -144,6 +124,7 @@ class RouteGate:
             give_up_s: Longest wait, seconds; `None` waits for ever, 0 not at all.
             delay_s: Not before this many seconds, whatever the state (the backoff of a held message).  Cut short when
                 an open breaker closes: the reason for the wait is gone then.
+            streamed: The caller will report `Permit.first_byte`, so that its silence means waiting.
 
         Raises:
             AdmissionTimeoutError: `give_up_s` is over; retryable by redelivery.
@@ -160,6 +141,7 @@ class RouteGate:
             future=asyncio.get_running_loop().create_future(),
             ready_at=now + max(delay_s, 0.0),
             give_up_at=None if give_up_s is None else now + give_up_s,
+            streamed=streamed,
         )
         self._queue.add(waiter, now)
         self._pump()
@@ -194,12 +176,17 @@ class RouteGate:
     def poke(self, model: str | None = None) -> None:
         """Let a probe through an open breaker at once (credentials changed, the health path answers)."""
         self._breaker.poke(model)
-        self._release(model)
+        self._queue.release(model)
+        self._pump()
 
     def set_bounds(self, minimum: int, maximum: int) -> None:
         """Change the window's bounds in place."""
         self._window.set_bounds(minimum, maximum)
         self._pump()
+
+    def circuit(self) -> CircuitStatistics:
+        """Return a snapshot of the route's circuit alone, for what runs once a message."""
+        return self._breaker.route_statistics()
 
     def statistics(self) -> GateStatistics:
         """Return a snapshot."""
@@ -215,10 +202,11 @@ class RouteGate:
 
     def _first_byte(self, ticket: Ticket, token: BreakerPass) -> None:
         self._window.first_byte(ticket)
-        if self._breaker.report(token, BreakerEffect.SUCCESS):
-            self._release(None)
-        else:
-            self._pump()
+        self._after(mended=self._breaker.report(token, BreakerEffect.SUCCESS))
+
+    def _connected(self, token: BreakerPass) -> None:
+        if self._breaker.connected(token):
+            self._after(mended=True)
 
     def _finish(self, ticket: Ticket, token: BreakerPass, signal: AttemptSignal) -> None:
         effect = signal.breaker
@@ -234,14 +222,13 @@ class RouteGate:
         mended = self._breaker.report(
             token, effect, error_class=signal.error_class, scope=signal.scope, retry_after_s=signal.retry_after_s
         )
-        if mended:
-            self._release(None)
-        else:
-            self._pump()
+        self._after(mended=mended)
 
-    def _release(self, model: str | None) -> None:
-        """Let those who wait try again without their delay: what they waited for has changed."""
-        self._queue.release(model)
+    def _after(self, *, mended: bool) -> None:
+        """Hand out what an end has freed; after a breaker closed, to everyone it kept back, and little by little."""
+        if mended:
+            self._window.reopen()
+            self._queue.release(None)
         self._pump()
 
     def _is_paused(self) -> bool:
@@ -256,7 +243,7 @@ class RouteGate:
             if chosen is None:
                 break
             token = self._breaker.enter(chosen.model)
-            chosen.future.set_result(Permit(self, self._window.start(), token))
+            chosen.future.set_result(Permit(self, self._window.start(streamed=chosen.streamed), token))
         # After the admissions: a budget of 0 takes what is free.
         for waiter in self._queue.expired(now):
             _fail(waiter, AdmissionTimeoutError("no slot within the time this message may wait"))

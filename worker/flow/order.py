@@ -55,6 +55,7 @@ class Waiter:
     """Gets the permit, or the reason why there is none."""
     ready_at: float
     give_up_at: float | None
+    streamed: bool = False
     place: Place = Place.GONE
     arrival: int = 0
     claim: tuple[float, ...] = field(default=())

@@ -1,110 +1,41 @@
 """
-The adaptive window: how many requests may run at once against one backend.
+The adaptive window: how many requests may run at once against one backend, found from how the last ones ended.
 
 Theory of operation.  Every start takes a `Ticket` with a number that only grows.  Ends are judged in *rounds*: a round
 is over when enough attempts **started in it** have told something, so that a decision is never judged by attempts that
 were under way before it.  There are no wall-clock cool-downs: a second is many flights of short requests and a
 fraction of a long one.
 
-* **Rejections** decrease at once, and once per flight: one of an attempt started before the last decrease belongs to
-  the event that was answered already; it only adds its own slot to that decrease.
-* **Waiting** (see `latency`) times throughput is the length of the queue the window causes in the backend.  The window
-  keeps that near a small target: below it grows, above it falls by the excess.
-* **Growth** doubles until the first sign of a limit, then adds 1; while growth after growth meets no limit, the step
-  doubles again, which is how capacity that came back is found.  A window that is not in use never grows.
-* A **rejected** probe for more costs someone a retry, so above a level that was rejected growth spends *credit*, which
-  good answers earn slowly.
-* **Retry-After** closes the window for its time, capped.  If the rejected attempt was a step above a level that had
-  just been served, it closes that step only.
+* **Waiting** (`latency`) is the share of the window that stands in the backend's queue.  Below `grow_below` the window
+  grows, above `shrink_above` it falls to what runs plus a small target.
+* **Silence**: where answers are streamed, those that have not begun long after they should have are that share.
+* **Growth** doubles until the first sign of a limit; then by 1, and faster while growth after growth meets no limit,
+  which is how capacity that came back is found.  A window that is not in use never grows.
+* **Dips**: a queue that never empties hides the time without it, so now and then the window drops below it for one
+  round, whose times are what the others are compared with.
+* **Unrewarded** decreases, after which nobody waits less, are taken back: it was not this window's queue.
+* **Refusals** and their Retry-After: see `refusals`; how a limit takes effect: see `room`.
 
 Failures that are no sign of overload change nothing: a dead backend is the breaker's affair.
 `docs/adaptive-window.md` has the reasoning, the rejected alternatives and the measurements.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
+import itertools
+import math
 
 from worker.flow.clock import Now
-from worker.flow.latency import Baseline, SizeLine, low_quantile
+from worker.flow.latency import LatencyMeter, Reading
+from worker.flow.refusals import Refusals
+from worker.flow.room import Room
+from worker.flow.window_types import Outcome, Ticket, WindowStatistics, WindowTuning
 
-
-class Outcome(StrEnum):
-    """How an attempt ended, as far as capacity is concerned."""
-
-    OK = "ok"
-    """Served."""
-    OVERLOAD = "overload"
-    """Refused for lack of capacity."""
-    NEUTRAL = "neutral"
-    """Anything else; says nothing about capacity."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowTuning:
-    """The constants of the rule; the defaults are what `benchmarks/window.py` was run with."""
-
-    target_share: float = 0.05
-    """Length of the queue the window may cause, as a share of itself; at least one request."""
-    round_share: float = 0.25
-    """Answers that end a round, as a share of the window."""
-    round_least: int = 4
-    """... and at least so many."""
-    horizon_s: float = 60.0
-    """How long the lowest latency is believed, seconds."""
-    credit: float = 0.005
-    """What one good answer earns towards a probe above a level that was rejected: one rejection in 200 answers."""
-    max_retry_after_s: float = 60.0
-    """Longest Retry-After that is believed, seconds: a closed window yields no answers that could correct it."""
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One attempt under way; made by `AdaptiveWindow.start`, ended by `finish`."""
-
-    number: int
-    started_at: float
-    in_flight: int
-    """Attempts under way at its start, itself included."""
-    first_byte: bool = False
-    finished: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowStatistics:
-    """A window at one instant."""
-
-    limit: int
-    """Attempts that may run at once."""
-    in_flight: int
-    minimum: int
-    maximum: int
-    closed_until: float | None
-    """Monotonic seconds until which nothing starts (Retry-After); `None` while open."""
-    slow_start: bool
-    """Still doubling: no limit of the backend was met yet."""
-    queue: float
-    """Requests the window was last found to keep waiting in the backend."""
-    wait_s: float
-    """How long they waited, seconds."""
-    served: int
-    rejected: int
-    increases: int
-    decreases: int
-
-
-class _Lane:
-    """One kind of residual: its baseline and the present round's values."""
-
-    __slots__ = ("baseline", "values")
-
-    def __init__(self, horizon_s: float) -> None:
-        self.baseline = Baseline(horizon_s)
-        self.values: list[float] = []
+STRONG_EVERY = 8
+"""After every so many answers a round is looked at for `WindowTuning.strong` waiting."""
 
 
 class AdaptiveWindow:
     """
-    Decides whether one more request may run, from how the last ones ended; finds the backend's capacity by itself.
+    Decides whether one more request may run; finds the backend's capacity by itself.
 
     Args:
         initial: Where it starts.
@@ -117,34 +48,29 @@ class AdaptiveWindow:
     def __init__(
         self, initial: int = 8, minimum: int = 1, maximum: int = 64, *, now: Now, tuning: WindowTuning | None = None
     ) -> None:
-        if not 1 <= minimum <= initial <= maximum:
-            raise ValueError(f"need 1 <= minimum <= initial <= maximum, not {minimum}, {initial}, {maximum}")
         self._now = now
         self._tuning = tuning or WindowTuning()
-        self._minimum, self._maximum = minimum, maximum
-        self._limit = float(initial)
+        self._room = Room(initial, minimum, maximum, now=now)
+        self._meter = LatencyMeter(now)
+        self._refusals = Refusals(self._tuning, now)
         self._in_flight = 0
         self._next_number = 0
-        self._closed_until = 0.0
         self._slow_start = True
-        self._step = 1.0
+        self._streak = 0
         self._round_start = 0
         self._round_used = False
-        self._decrease_start = 0
-        self._rejections_in_a_row = 0
-        self._ceiling: int | None = None
-        self._proven = 0
-        self._credit = 1.0
-        self._mean_time_s: float | None = None
-        self._line = SizeLine()
-        self._lanes = {kind: _Lane(self._tuning.horizon_s) for kind in ("first_byte", "sized", "whole")}
-        self._queue = self._wait_s = 0.0
+        self._clean_at = now()
+        self._usual_share = 0.0
+        self._unrewarded: tuple[int, float, float] | None = None
+        self._silent: dict[int, float] = {}
+        self._listen_at_number = 0
+        self._share = self._wait_s = 0.0
         self._served = self._rejected = self._increases = self._decreases = 0
 
     @property
     def limit(self) -> int:
         """Attempts that may run at once now."""
-        return int(self._limit)
+        return self._room.current()
 
     @property
     def in_flight(self) -> int:
@@ -153,27 +79,40 @@ class AdaptiveWindow:
 
     def has_room(self) -> bool:
         """Whether one more attempt may start now."""
-        return self._in_flight < self.limit and self._now() >= self._closed_until
+        return self._room.has_room(self._in_flight)
 
     def opens_at(self) -> float | None:
-        """Return when a Retry-After is over; `None` when none is pending."""
-        return self._closed_until if self._closed_until > self._now() else None
+        """Return when room appears by itself (a Retry-After ends, growth is poured out); `None` when it does not."""
+        return self._room.opens_at(self._in_flight)
 
-    def start(self) -> Ticket:
-        """Count one attempt in.  It is the caller who asks `has_room`: a breaker's probe may start without."""
+    def start(self, *, streamed: bool = False) -> Ticket:
+        """
+        Count one attempt in.  It is the caller who asks `has_room`: a breaker's probe may start without.
+
+        Args:
+            streamed: `first_byte` will be called for it.  Only then does its silence say that it waits.
+        """
         self._in_flight += 1
-        if self._in_flight >= self.limit:
-            self._round_used = True
         ticket = Ticket(self._next_number, self._now(), self._in_flight)
         self._next_number += 1
+        if streamed:
+            self._silent[ticket.number] = ticket.started_at
+        if not self._round_used and self._in_flight >= (self.limit if self._slow_start else self._room.final()):
+            if not self._slow_start:
+                # What started before the window was full says nothing about a full one.
+                self._new_round(clean=False)
+                self._round_start = ticket.number
+            self._round_used = True
         return ticket
 
     def first_byte(self, ticket: Ticket) -> None:
-        """Report that the answer has begun; the best signal of waiting, where the backend streams.  Idempotent."""
-        if ticket.first_byte or ticket.finished:
-            return
-        ticket.first_byte = True
-        self._evidence("first_byte", ticket, self._now() - ticket.started_at)
+        """Report that a good answer has begun; the best signal of waiting.  Idempotent."""
+        if ticket.first_byte_s is None and not ticket.finished:
+            self._silent.pop(ticket.number, None)
+            ticket.first_byte_s = self._now() - ticket.started_at
+            if ticket.number >= self._round_start:
+                self._meter.first_byte(ticket.first_byte_s)
+            self._learn()
 
     def finish(
         self, ticket: Ticket, outcome: Outcome, *, work: float | None = None, retry_after_s: float | None = None
@@ -196,6 +135,7 @@ class AdaptiveWindow:
         if ticket.finished:
             raise RuntimeError("the ticket is finished already")
         ticket.finished = True
+        self._silent.pop(ticket.number, None)
         self._in_flight -= 1
         if outcome is Outcome.OVERLOAD:
             return self._refused(ticket, retry_after_s)
@@ -203,23 +143,24 @@ class AdaptiveWindow:
             self._answered(ticket, work)
         return False
 
+    def reopen(self) -> None:
+        """Pour the window out anew instead of all at once: what kept everyone back (a breaker) is over."""
+        self._room.pour(self._in_flight, self._pour_s())
+
     def set_bounds(self, minimum: int, maximum: int) -> None:
         """Change the bounds in place; attempts under way go on."""
-        if not 1 <= minimum <= maximum:
-            raise ValueError(f"need 1 <= minimum <= maximum, not {minimum}, {maximum}")
-        self._minimum, self._maximum = minimum, maximum
-        self._set_limit(self._limit)
+        self._room.set_bounds(minimum, maximum)
 
     def statistics(self) -> WindowStatistics:
         """Return a snapshot."""
         return WindowStatistics(
             limit=self.limit,
             in_flight=self._in_flight,
-            minimum=self._minimum,
-            maximum=self._maximum,
-            closed_until=self.opens_at(),
+            minimum=self._room.minimum,
+            maximum=self._room.maximum,
+            closed_until=self._room.closed_until,
             slow_start=self._slow_start,
-            queue=self._queue,
+            waiting_share=self._share,
             wait_s=self._wait_s,
             served=self._served,
             rejected=self._rejected,
@@ -229,98 +170,135 @@ class AdaptiveWindow:
 
     def _refused(self, ticket: Ticket, retry_after_s: float | None) -> bool:
         self._rejected += 1
-        self._credit = max(self._credit - 1.0, -1.0)
-        above = self._proven > 0 and ticket.in_flight > self._proven
-        if retry_after_s is not None and not above:
-            closed = self._now() + min(max(retry_after_s, 0.0), self._tuning.max_retry_after_s)
-            self._closed_until = max(self._closed_until, closed)
-        if ticket.number < self._decrease_start:
+        if retry_after_s is not None and not self._refusals.is_above_proven(ticket.in_flight):
+            self._room.close(self._now() + min(max(retry_after_s, 0.0), self._tuning.max_retry_after_s))
+            self._room.pour(0.0, self._pour_s())
+        limit = self._refusals.refused(
+            ticket.number,
+            ticket.in_flight,
+            limit=self._room.limit,
+            next_number=self._next_number,
+            warned=self._usual_share > self._tuning.grow_below / 2.0,
+        )
+        if limit is None:
             return False
-        self._ceiling = max(self._minimum, ticket.in_flight - 1)
-        if above:
-            self._set_limit(min(self._limit, max(self._proven, ticket.in_flight - 1)))
-        else:
-            keep = (0.9, 0.75, 0.5)[min(self._rejections_in_a_row, 2)]
-            self._set_limit(min(self._limit - 1.0, min(self._limit, ticket.in_flight) * keep))
-            self._proven = 0
-        self._rejections_in_a_row += 1
-        self._decreases += 1
-        self._decrease_start = self._next_number
-        self._met_a_limit()
-        self._new_round()
+        self._unrewarded = None
+        self._decrease(limit)
+        self._new_round(clean=False)
         return True
 
     def _answered(self, ticket: Ticket, work: float | None) -> None:
         self._served += 1
-        time_s = self._now() - ticket.started_at
-        mean = self._mean_time_s
-        self._mean_time_s = time_s if mean is None else mean + (time_s - mean) / 32.0
-        self._credit = min(self._credit + self._tuning.credit, 2.0)
-        if ticket.number >= self._decrease_start:
-            self._rejections_in_a_row = 0
-            self._proven = max(self._proven, ticket.in_flight)
-            if self._ceiling is not None and ticket.in_flight > self._ceiling:
-                self._ceiling = None
-        if work is not None:
-            self._line.add(work, time_s)
-        if ticket.first_byte:
-            return
-        if work is not None:
-            self._evidence("sized", ticket, max(0.0, time_s - self._line.slope * work))
-        else:
-            self._evidence("whole", ticket, time_s)
+        restored = self._refusals.served(ticket.number, ticket.in_flight, limit=self._room.limit)
+        if restored is not None:
+            self._increase(restored)
+        in_round = ticket.number >= self._round_start and ticket.first_byte_s is None
+        self._meter.answered(self._now() - ticket.started_at, work, in_round=in_round)
+        self._learn()
 
-    def _evidence(self, kind: str, ticket: Ticket, residual_s: float) -> None:
-        if ticket.number < self._round_start:
+    def _learn(self) -> None:
+        """End the round if it can be judged."""
+        self._listen()
+        reading = self._reading()
+        if reading is None:
             return
-        values = self._lanes[kind].values
-        values.append(residual_s)
-        if len(values) >= max(self._tuning.round_least, self._tuning.round_share * self._limit):
-            self._judge(self._lanes[kind])
-            self._new_round()
+        self._share, self._wait_s = reading.share, reading.wait_s
+        self._usual_share += (reading.share - self._usual_share) / 4.0
+        clean = self._room.dipped and reading.share <= self._tuning.shrink_above
+        self._room.dip(0.0)
+        if not clean and not self._take_back(reading):
+            clean = self._judge(reading)
+        self._new_round(clean=clean)
 
-    def _judge(self, lane: _Lane) -> None:
-        now = self._now()
-        level = low_quantile(lane.values)
-        lane.baseline.add(now, level)
-        base = lane.baseline.lowest(now)
-        self._wait_s = level - base if base is not None else 0.0
-        # Little's law: requests waiting = throughput x wait, and throughput = in flight / mean time.
-        self._queue = self._limit * self._wait_s / max(self._mean_time_s or level, 1e-9)
-        target = max(1.0, self._tuning.target_share * self._limit)
-        if self._queue > 2.0 * target:
-            self._set_limit(self._limit - min(self._queue - target, self._limit / 2.0))
-            self._decreases += 1
-            self._met_a_limit()
-        elif self._queue > target:
-            self._met_a_limit()
+    def _listen(self) -> None:
+        """Shrink when too many of those under way have not begun to answer though they should have long ago."""
+        usual_s = self._meter.usual_first_byte_s()
+        # While more are under way than the limit, the last decrease has not taken effect.
+        if usual_s is None or self._in_flight > self.limit or self._next_number < self._listen_at_number:
+            return
+        self._listen_at_number = self._next_number + int(self._room.limit / 8.0)
+        since = self._now() - 2.0 * usual_s
+        silent = sum(1 for _ in itertools.takewhile(lambda started_at: started_at < since, self._silent.values()))
+        share = silent / max(self._in_flight, 1)
+        if silent > 2 and share > self._tuning.shrink_above:  # noqa: PLR2004 - "two requests at least", as in `_judge`
+            self._share = share
+            self._shrink(share)
+            self._new_round(clean=False)
+
+    def _reading(self) -> Reading | None:
+        """Read the round when it has enough: a quarter flight to grow, half to stay or shrink, little for a lot."""
+        tuning, collected = self._tuning, self._meter.collected()
+        needed = math.ceil(max(min(tuning.round_least, self.limit), tuning.round_share * self._room.limit))
+        # Reading sorts, so it is done at these few counts only.
+        if collected == 0 or not (collected == needed or collected >= 2 * needed or collected % STRONG_EVERY == 0):
+            return None
+        reading = self._meter.read()
+        enough = needed if self._slow_start or reading.share <= self._free_share() else 2 * needed
+        return reading if collected >= enough or reading.share >= tuning.strong else None
+
+    def _judge(self, reading: Reading) -> bool:
+        """Grow, stay or shrink; return whether the round was free of waiting for certain."""
+        share, tuning = reading.share, self._tuning
+        if share > max(tuning.shrink_above, 2.0 / self._room.limit):
+            self._unrewarded = self._unrewarded or (0, reading.wait_s, self._room.limit)
+            self._shrink(share)
+            return False
+        if share > self._free_share():
+            self._slow_start, self._streak = False, 0
         elif self._round_used:
             self._grow()
+        if self._slow_start:
+            return True
+        if self._streak == 0 and self._now() - self._clean_at > max(tuning.dip_every_s, 10.0 * self._meter.service_s):
+            self._room.dip(self._room.limit * (tuning.dip + share))
+        return False
+
+    def _free_share(self) -> float:
+        return max(self._tuning.grow_below, 1.0 / self._room.limit)
+
+    def _take_back(self, reading: Reading) -> bool:
+        """Undo two decreases in a row that neither shortened nor lengthened the wait: these times are normal now."""
+        if self._unrewarded is None:
+            return False
+        rounds, wait_s, limit = self._unrewarded
+        if not 0.7 * wait_s <= reading.wait_s <= 1.3 * wait_s:
+            self._unrewarded = None
+            return False
+        if rounds == 0:
+            self._unrewarded = (1, wait_s, limit)
+            return False
+        self._unrewarded = None
+        self._meter.rebase()
+        self._increase(limit)
+        return True
+
+    def _shrink(self, share: float) -> None:
+        keep = (1.0 - share) / (1.0 - self._tuning.target)
+        self._refusals.decided(self._next_number)
+        self._decrease(self._room.limit * max(self._tuning.least_keep, keep))
 
     def _grow(self) -> None:
-        step = self._limit if self._slow_start else self._step
-        wanted = min(self._limit + step, self._maximum)
-        if self._ceiling is not None and wanted > self._ceiling:
-            if self._limit < self._ceiling:
-                wanted = self._ceiling
-            elif self._credit < 1.0:
-                return
-            else:
-                wanted = self._ceiling + 1
-        if wanted > self._limit:
-            self._increases += 1
-            self._set_limit(wanted)
-        self._step = min(2.0 * self._step, self._limit)
+        growth, limit = self._tuning.growth, self._room.limit
+        factor = growth[-1] if self._slow_start else growth[min(self._streak, len(growth) - 1)]
+        permitted = self._refusals.permitted(limit, max(limit + 1.0, limit * factor))
+        if permitted > limit:
+            self._streak += 1
+            self._increase(permitted)
 
-    def _met_a_limit(self) -> None:
-        self._slow_start = False
-        self._step = 1.0
+    def _increase(self, limit: float) -> None:
+        self._increases += self._room.grow(limit, self._pour_s())
 
-    def _new_round(self) -> None:
+    def _decrease(self, limit: float) -> None:
+        self._slow_start, self._streak = False, 0
+        self._decreases += 1
+        self._room.set(limit)
+
+    def _pour_s(self) -> float:
+        return min(self._tuning.pour_s, self._meter.service_s / 2.0)
+
+    def _new_round(self, *, clean: bool) -> None:
         self._round_start = self._next_number
         self._round_used = self._in_flight >= self.limit
-        for lane in self._lanes.values():
-            lane.values.clear()
-
-    def _set_limit(self, limit: float) -> None:
-        self._limit = min(max(limit, float(self._minimum)), float(self._maximum))
+        if clean:
+            self._clean_at = self._now()
+        self._meter.end_round(clean=clean)

@@ -244,7 +244,7 @@ async def test_a_failed_probe_doubles_the_wait(clock):
     """1 s, then 2 s, then 4 s, then the maximum."""
     gate = a_gate(clock)
     (await admit(gate)).finish(AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready"))
-    for wait in (1.0, 2.0, 4.0, 5.0, 5.0):
+    for wait in (1.0, 2.0, 4.0, 4.0, 4.0):
         task = waiting(gate)
         await settle()
         clock.advance(wait - 0.01)
