@@ -14,7 +14,7 @@ from worker.policy.hook import DEFAULT_TIMEOUT_S, Hook, HookReport, HookRunner
 from worker.policy.matching import apply_rule, first_match
 from worker.policy.model import Decision, ErrorClass, ErrorEvent
 from worker.policy.normalise import Facts, normalise
-from worker.policy.rules import Rule
+from worker.policy.rule_model import Rule
 from worker.policy.table import accept, classify, decide, is_good_answer
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
+_STARTS = (b"data:", b"event:")
 
 
 def looks_like_events(headers: Mapping[str, str], body: bytes) -> bool:
@@ -25,7 +25,7 @@ def looks_like_events(headers: Mapping[str, str], body: bytes) -> bool:
     """
     if headers.get("content-type", "").lower().startswith("text/event-stream"):
         return True
-    return body.lstrip(b"\xef\xbb\xbf\r\n ").startswith(_STARTS[:2])
+    return body.lstrip(b"\xef\xbb\xbf\r\n ").startswith(_STARTS)
 
 
 def first_data(body: bytes) -> bytes | None:

@@ -13,7 +13,7 @@ from worker.policy.model import Backoff, Decision, Disposition, ErrorClass, Erro
 from worker.policy.normalise import Facts
 from worker.policy.regex import occurs
 from worker.policy.retry_after import retry_after_s
-from worker.policy.rules import Match, Range, Rule
+from worker.policy.rule_model import Match, Range, Rule
 from worker.policy.table import ROWS, accept, decide
 
 _MAX_NAME_CHARS = 512

@@ -93,11 +93,13 @@ def normalise(status: int | None, headers: Mapping[str, str], body: bytes) -> Fa
 
     Source: the servers' own code, named at each sample in `tests/unit/policy/golden`.
     """
-    wrapped: tuple[str, ...] = ()
-    head = body[: MAX_BODY_BYTES + 1]
+    head = body[:MAX_BODY_BYTES]
     if looks_like_events(headers, head):
-        wrapped, head = ("sse",), first_data(head) or b""
-    facts = _of_document(head, wrapped)
+        facts = _of_document(first_data(head) or b"", ("sse",))
+    elif len(body) > MAX_BODY_BYTES:
+        facts = _of_text(head, ())
+    else:
+        facts = _of_document(head, ())
     name = _aws_error_name(headers)
     if name is not None and facts.type is None:
         facts = replace(facts, type=name)
@@ -123,9 +125,7 @@ def _of_document(data: bytes, wrapped: tuple[str, ...]) -> Facts:
 
 
 def _parse(data: bytes) -> object:
-    """Return the JSON value, or `None` when it is none, is too long, too deep, or is `null`."""
-    if len(data) > MAX_BODY_BYTES:
-        return None
+    """Return the JSON value, or `None` when it is none, is too deep, or is `null`."""
     try:
         return json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):

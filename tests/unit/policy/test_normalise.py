@@ -134,6 +134,7 @@ def test_a_list_of_one_is_unwrapped():
     """Google's compatible layer wraps its error; a longer list is only JSON."""
     facts = facts_of([{"error": {"code": 429, "message": "m", "status": "RESOURCE_EXHAUSTED"}}])
     assert (facts.wrapped, facts.message, facts.type) == (("list",), "m", "RESOURCE_EXHAUSTED")
+    assert facts_of({"error": {"message": "m", "status": "NOT_FOUND"}}).code is None
     assert json.loads(facts.payload)["error"]["code"] == 429
     assert facts_of([{"error": "a"}, {"error": "b"}]).shape is Shape.JSON
 
@@ -197,6 +198,12 @@ def test_bodies_beyond_the_limit_are_text():
     body = json.dumps({"error": {"message": "m", "code": "insufficient_quota", "input": "x" * MAX_BODY_BYTES}})
     facts = facts_of(body.encode())
     assert (facts.shape, facts.code, facts.payload) == (Shape.TEXT, None, b"")
+
+
+def test_a_long_event_stream_is_read_as_far_as_its_first_event():
+    """What follows the error event does not hide it, however long it is."""
+    body = b'data: {"error": {"message": "m", "code": 503}}\n\n' + b"data: x\n\n" * MAX_BODY_BYTES
+    assert facts_of(body).status_hint == 503
 
 
 def test_every_text_is_bounded():

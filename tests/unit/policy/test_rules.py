@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from worker.errors import SettingsError
 from worker.policy.engine import ErrorPolicy
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Phase, Scope
-from worker.policy.rules import RulesError, load_rules, parse_rules
+from worker.policy.regex import occurs
+from worker.policy.rules import load_rules
 
 NOW = 1_800_000_000.0
 
@@ -29,13 +29,6 @@ def an_event(status: int | None = 500, body: bytes = b"", **changes) -> ErrorEve
 def decide(rules: str, event: ErrorEvent) -> Decision:
     """Decide with rules given as YAML."""
     return ErrorPolicy(load_rules(rules), now_unix=lambda: NOW).judge(event).decision
-
-
-def faults_of(rules: str) -> list[str]:
-    """The faults that loading names."""
-    with pytest.raises(RulesError) as caught:
-        load_rules(rules, "f.yaml")
-    return caught.value.faults
 
 
 def test_a_rule_that_reclassifies_takes_the_row_of_its_class():
@@ -179,7 +172,8 @@ def test_good_answers_are_left_alone_unless_named():
     decision = decide(rules, good)
     assert (decision.error_class, decision.reply_status, decision.rule) == (ErrorClass.CONTENT_FILTER, 400, "hidden")
     other = an_event(200, b'{"choices": [{"finish_reason": "stop"}]}')
-    assert decide(rules, other).breaker is BreakerAction.SUCCESS
+    for text in (rules, f"[{{match: {{backend: '*'}}, do: hold}}, {rules[1:]}"):
+        assert decide(text, other).breaker is BreakerAction.SUCCESS
 
 
 def test_refused_credentials_stay_covered_under_any_class():
@@ -188,136 +182,6 @@ def test_refused_credentials_stay_covered_under_any_class():
     decision = decide("[{match: {status: 401}, class: not_ready}]", an_event(401, body))
     assert (decision.error_class, decision.verbatim, decision.expose_backend) == (ErrorClass.NOT_READY, False, False)
     assert "sk-1" not in decision.message
-
-
-FAULTS = {
-    "unknown key": ("- match: {status: 500}\n  do: hold\n  retries: 3\n", "f.yaml:3: rules[0].retries: unknown key"),
-    "unknown match key": ("- do: hold\n  match:\n    stats: 500\n", "f.yaml:3: rules[0].match.stats: unknown key"),
-    "camel case": ("- match: {messageRegex: x}\n  do: hold\n", "f.yaml:1: rules[0].match.messageRegex: unknown key"),
-    "no match": ("- do: hold\n", "f.yaml:1: rules[0].match: field required"),
-    "empty match": ("- do: hold\n  match: {}\n", "f.yaml:2: rules[0].match: is empty and would match everything"),
-    "no action": ("- match: {status: 500}\n", "f.yaml:1: rules[0]: does nothing"),
-    "bad class": (
-        "- match: {status: 500}\n  class: oops\n",
-        "f.yaml:2: rules[0].class: input should be 'content_filter'",
-    ),
-    "class nobody judges": (
-        "- match:\n    class: bad_message\n  do: hold\n",
-        "f.yaml:1: rules[0].match: class bad_message is",
-    ),
-    "bad do": ("- match: {status: 500}\n  do: drop\n", "f.yaml:2: rules[0].do: input should be 'reply'"),
-    "bad status": (
-        "- do: hold\n  match:\n    status: [500, 999]\n",
-        "f.yaml:3: rules[0].match.status: 999 is not a status",
-    ),
-    "status text": ("- do: hold\n  match: {status: many}\n", "f.yaml:2: rules[0].match.status: 'many' is not a status"),
-    "status bool": ("- do: hold\n  match: {status: true}\n", "f.yaml:2: rules[0].match.status: true is not a status"),
-    "no status": ("- do: hold\n  match: {status: []}\n", "f.yaml:2: rules[0].match.status: names no status"),
-    "no words": (
-        "- do: hold\n  match: {code: []}\n",
-        "f.yaml:2: rules[0].match.code: value should have at least 1 item",
-    ),
-    "bad regex": (
-        "- do: hold\n  match: {body_regex: '('}\n",
-        "f.yaml:2: rules[0].match.body_regex: not a usable regular expression: missing ): (",
-    ),
-    "back reference": (
-        "- do: hold\n  match: {message_regex: '(a)\\1'}\n",
-        "f.yaml:2: rules[0].match.message_regex: not a usable regular",
-    ),
-    "look-ahead": (
-        "- do: hold\n  match: {message_regex: '(?=a)'}\n",
-        "f.yaml:2: rules[0].match.message_regex: not a usable regular",
-    ),
-    "huge regex": (
-        "- do: hold\n  match: {message_regex: '(.{900}){900}'}\n",
-        "f.yaml:2: rules[0].match.message_regex: not a usable regular",
-    ),
-    "large regex": (
-        "- do: hold\n  match: {message_regex: 'x.{900}'}\n",
-        "f.yaml:2: rules[0].match.message_regex: not a usable regular expression: too large",
-    ),
-    "long regex": (
-        f"- do: hold\n  match: {{body_regex: '{'x' * 1001}'}}\n",
-        "f.yaml:2: rules[0].match.body_regex: not a usable regular expression: longer than 1000",
-    ),
-    "contradiction": (
-        "- match: {status: 500}\n  do: hold\n  counts: true\n",
-        "f.yaml:1: rules[0]: counts: true contradicts do: hold",
-    ),
-    "success": ("- match: {status: 200}\n  do: nack\n", "f.yaml:1: rules[0]: matches a success status"),
-    "reply success": (
-        "- match: {status: 500}\n  reply: {status: 200}\n",
-        "f.yaml:2: rules[0].reply.status: input should be greater",
-    ),
-    "reply code": (
-        "- match: {status: 500}\n  reply: {code: 'a b'}\n",
-        "f.yaml:2: rules[0].reply.code: string should match pattern",
-    ),
-    "negative": (
-        "- match: {status: 500}\n  hold_max_s: -1\n",
-        "f.yaml:2: rules[0].hold_max_s: input should be greater",
-    ),
-    "infinite": (
-        "- match: {status: 500}\n  hold_max_s: .inf\n",
-        "f.yaml:2: rules[0].hold_max_s: input should be a finite number",
-    ),
-    "backoff": (
-        "- match: {status: 500}\n  backoff: {base_s: 9, max_s: 1}\n",
-        "f.yaml:2: rules[0].backoff: base_s is above max_s",
-    ),
-    "jitter": (
-        "- match: {status: 500}\n  backoff: {jitter: none}\n",
-        "f.yaml:2: rules[0].backoff.jitter: input should be 'full'",
-    ),
-    "breaker success": ("- match: {status: 500}\n  breaker: success\n", "f.yaml:2: rules[0].breaker: input should be"),
-    "range": (
-        "- do: hold\n  match: {attempts: {min: 3, max: 1}}\n",
-        "f.yaml:2: rules[0].match.attempts: min is above max",
-    ),
-    "empty range": ("- do: hold\n  match: {attempts: {}}\n", "f.yaml:2: rules[0].match.attempts: needs min or max"),
-    "name": (
-        "- name: a b\n  match: {status: 500}\n  do: hold\n",
-        "f.yaml:1: rules[0].name: string should match pattern",
-    ),
-    "names twice": (
-        "- {name: a, match: {status: 500}, do: hold}\n- {name: a, match: {status: 501}, do: hold}\n",
-        "f.yaml:2: rules[1].name: 'a' is the name of an earlier rule too",
-    ),
-    "never reached": (
-        "- {name: a, match: {status: 500}, do: hold}\n- {name: b, match: {status: [500]}, do: nack}\n",
-        "f.yaml:2: rules[1].match: is never reached: 'a' before it matches the same",
-    ),
-    "not a mapping": ("- hold\n", "f.yaml:1: rules[0]: input should be a valid dictionary"),
-    "key twice": ("- match: {status: 500}\n  do: hold\n  do: nack\n", "f.yaml:3: the key 'do' stands twice"),
-    "not yaml": ("- match: [\n", "f.yaml:2: is not YAML"),
-    "not a list": ("rules: {a: 1}\n", "f.yaml:1: rules must be a list"),
-    "no rules": ("policy: {}\n", "f.yaml:1: rules must be a list"),
-    "scalar": ("42\n", "f.yaml:1: rules must be a list"),
-    "other mapping": ("rule: []\n", "f.yaml:1: holds neither a list of rules nor `rules`"),
-    "empty": ("", "f.yaml:1: rules must be a list"),
-    "deep": ("[" * 1200, "f.yaml:1: is not YAML: RecursionError"),
-    "too long": ("#" * 1_100_000, "f.yaml:1: longer than 1048576 characters"),
-    "control character": ("- \x07\n", "f.yaml:1: is not YAML"),
-    "bad date": ("- match: {code: 2024-99-99}\n", "f.yaml:1: is not YAML"),
-}
-
-
-@pytest.mark.parametrize("case", FAULTS)
-def test_bad_rules_fail_at_start_with_their_line(case):
-    """Whatever is wrong is named with file, line and key."""
-    text, expected = FAULTS[case]
-    faults = faults_of(text)
-    assert len(faults) == 1, faults
-    assert faults[0].startswith(expected)
-
-
-def test_every_fault_is_named_at_once():
-    """An operator repairs a file in one go; the exception is one of the settings'."""
-    faults = faults_of("- {match: {status: 1}, do: x}\n- {match: {status: 500}, oops: 1}\n- 7\n")
-    keys = [fault.split(": ")[1] for fault in faults]
-    assert keys == ["rules[0].match.status", "rules[0].do", "rules[1].oops", "rules[2]"]
-    assert issubclass(RulesError, SettingsError)
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)*c", "(.*)*x", "^(([a-z])+.)+[A-Z]([a-z])+$", "(?:a?){50}a{50}x"])
@@ -335,6 +199,8 @@ def test_a_search_sees_8_kib():
     rules = "[{name: it, match: {body_regex: 'needle'}, do: hold}]"
     assert decide(rules, an_event(500, b"\xff" * 8000 + b"needle")).rule == "it"
     assert decide(rules, an_event(500, b"\xff" * 8192 + b"needle")).rule == "builtin:server_error"
+    assert not occurs("needle", "ä" * 5000 + "needle")
+    assert occurs("needle$", "\ud800" * 5000 + "needle")
 
 
 @pytest.mark.parametrize(
@@ -345,12 +211,6 @@ def test_rules_are_found_in_the_workers_file_too(text):
     assert len(load_rules(text)) == 1
 
 
-def test_lines_are_those_of_the_whole_file():
-    """A fault in the worker's own file names its line in that file."""
-    text = "http: {port: 1}\npolicy:\n  hold_max_s: 5\n  rules:\n  - match: {status: 500}\n    dou: hold\n"
-    assert faults_of(text) == ["f.yaml:6: rules[0].dou: unknown key"]
-
-
 def test_aliases_do_not_explode():
     """A short text that repeats itself through aliases is not walked or built many times over."""
     levels = "\n".join(f"  l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 12))
@@ -358,15 +218,6 @@ def test_aliases_do_not_explode():
     started = time.perf_counter()
     assert len(load_rules(text)) == 1
     assert time.perf_counter() - started < 0.5
-
-
-def test_rules_from_settings_are_named_without_lines():
-    """Rules that were parsed already, for example from a variable, are checked the same."""
-    with pytest.raises(RulesError) as caught:
-        parse_rules([{"match": {"status": 500}, "do": "hold", "oops": 1}])
-    assert caught.value.faults == ["policy: rules[0].oops: unknown key"]
-    (rule,) = parse_rules([{"match": {"status": 500}, "do": "hold"}])
-    assert rule.name == "rules[0]"
 
 
 def test_no_rules_is_no_fault():
