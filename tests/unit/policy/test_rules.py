@@ -9,6 +9,7 @@ from worker.policy.engine import ErrorPolicy
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Phase, Scope
 from worker.policy.regex import occurs
 from worker.policy.rules import load_rules
+from worker.policy.table import accept
 
 NOW = 1_800_000_000.0
 
@@ -173,7 +174,7 @@ def test_good_answers_are_left_alone_unless_named():
     assert (decision.error_class, decision.reply_status, decision.rule) == (ErrorClass.CONTENT_FILTER, 400, "hidden")
     other = an_event(200, b'{"choices": [{"finish_reason": "stop"}]}')
     for text in (rules, f"[{{match: {{backend: '*'}}, do: hold}}, {rules[1:]}"):
-        assert decide(text, other).breaker is BreakerAction.SUCCESS
+        assert decide(text, other) == accept(other)
 
 
 def test_refused_credentials_stay_covered_under_any_class():
