@@ -80,6 +80,16 @@ def test_top_level_last_word_wins_and_nothing_erases(values, expected):
     assert result(*chunks, delta("stop"))["extra"] == expected
 
 
+def test_a_chunk_with_another_top_level_is_not_taken_for_a_repetition():
+    """What the top level says last stands, also where the chunk is otherwise of the commonest kind."""
+    body = result(
+        delta(content="a"), delta(content="b"), {**delta(content="c"), "created": 9, "model": "n"}, delta("stop")
+    )
+    assert (body["created"], body["model"]) == (7, "m")
+    body = result(delta(content="a"), delta("stop"), {**delta(content="c"), "created": 9, "model": "n"})
+    assert (body["created"], body["model"], body["choices"][0]["message"]["content"]) == (9, "n", "ac")
+
+
 def test_choices_are_told_apart_and_sorted():
     """Interleaved choices, the higher index first, come out complete and in order."""
     body = result(
@@ -100,6 +110,9 @@ def test_several_choices_in_one_chunk():
     chunk = delta()
     chunk["choices"] = [{"index": i, "delta": {"content": str(i)}, "finish_reason": "stop"} for i in range(3)]
     assert feed(chunk, choices=3).generated_text() == {0: "0", 1: "1", 2: "2"}
+    for choice in chunk["choices"]:
+        choice["finish_reason"] = None
+    assert feed(chunk, chunk, chunk).generated_text() == {0: "000", 1: "111", 2: "222"}
 
 
 def test_a_choice_without_an_index_is_the_first():
@@ -108,6 +121,14 @@ def test_a_choice_without_an_index_is_the_first():
 
 
 # --- messages
+
+
+def test_the_last_role_stands():
+    """Also where the chunk is otherwise of the commonest kind."""
+    assert message({"role": "assistant", "content": "a"}, {"role": "model", "content": "b"}) == {
+        "role": "model",
+        "content": "ab",
+    }
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])

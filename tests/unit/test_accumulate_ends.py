@@ -61,7 +61,7 @@ def test_a_torn_last_event_is_dropped_and_completeness_decides():
 
 def test_partial_has_null_finish_reasons():
     """What came of each choice, with a null where no finish reason came."""
-    accumulator = feed(delta(content="Hel"), delta("stop", index=1, content="b"), choices=2)
+    accumulator = feed(delta("", content="Hel"), delta("stop", index=1, content="b"), choices=2)
     assert [(c["message"]["content"], c["finish_reason"]) for c in accumulator.partial()["choices"]] == [
         ("Hel", None),
         ("b", "stop"),
@@ -151,6 +151,7 @@ def test_zeros_are_not_a_usage():
         (delta(**tool(0, arguments="{")), Progress(data=True, content=True)),
         (delta(**tool(0, "a", arguments="")), Progress(data=True)),
         (delta(function_call={"arguments": "{"}), Progress(data=True, content=True)),
+        (delta(tool_calls=[{"index": 0, "custom": {"input": "x"}}]), Progress(data=True, content=True)),
         (usage_chunk(prompt_tokens=1), Progress(data=True, usage=True)),
         (usage_chunk(prompt_tokens=0), Progress(data=True)),
         ({"error": {"message": "no"}}, Progress(data=True, error=True)),

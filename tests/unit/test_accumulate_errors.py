@@ -77,8 +77,9 @@ def test_shapes_of_errors(body, hint):
 def test_an_event_named_error_is_one_whatever_it_holds():
     """The name is enough; its data need not be JSON."""
     for data in (b"{}", b"upstream timed out", b"\xff", json.dumps(delta(content="a")).encode()):
-        accumulator = feed(Event(data, "error"))
+        accumulator = feed(delta(role="assistant", content="a"), Event(data, "error"))
         assert accumulator.error.data == data
+        assert accumulator.generated_text() == {0: "a"}
 
 
 @pytest.mark.parametrize("body", [{"error": None}, {"error": {}}, {"error": ""}])

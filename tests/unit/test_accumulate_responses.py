@@ -137,6 +137,13 @@ def test_without_generated_text_there_is_no_partial():
     assert (accumulator.has_partial, accumulator.partial()) == (False, None)
 
 
+def test_generated_text_is_without_reasoning():
+    """Reasoning is not a text that could be continued."""
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]}
+    accumulator = stream(ev("response.output_item.done", output_index=0, item=thought), text("a", output_index=1))
+    assert accumulator.generated_text() == {0: "a"}
+
+
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [

@@ -34,6 +34,14 @@ def test_repeated_tool_id_and_name_are_not_concatenated():
     ]
 
 
+def test_an_empty_name_or_id_later_erases_nothing():
+    """Some servers send empty strings where OpenAI sends nothing."""
+    call = message(
+        tool(0, "a", "f", "{"), {"tool_calls": [{"index": 0, "id": "", "function": {"name": "", "arguments": "}"}}]}
+    )
+    assert call["tool_calls"] == [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
 def test_second_choice_first_after_azures_empty_chunk():
     """Azure's first chunk has no choices at all; the first one that comes may be number 1."""
     first = {
@@ -78,6 +86,12 @@ def test_a_new_id_with_every_piece_is_one_call():
     """Old vLLM made up an id for every delta of a call; the name came once."""
     calls = message(tool(0, "a", "f", "{"), tool(0, "b", arguments="}"))["tool_calls"]
     assert calls == [{"id": "b", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+def test_a_name_that_comes_late_is_no_second_call():
+    """As long as a call has no name, another id is still its own."""
+    calls = message(tool(0, "a", arguments=""), tool(0, "b", "f", "{}"))["tool_calls"]
+    assert calls == [{"id": "b", "type": "function", "function": {"arguments": "{}", "name": "f"}}]
 
 
 def test_a_lone_tool_call_object_counts_as_a_list():

@@ -70,7 +70,7 @@ PIECES = st.sampled_from(
 STREAMS = st.lists(PIECES | st.binary(max_size=3), max_size=40).map(b"".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(STREAMS, st.lists(st.integers(0, 120), max_size=12))
 def test_every_cut_gives_the_events_of_the_specification(stream, cuts):
     """Whatever the bytes and wherever the network cut them, the events are those of the written algorithm."""
@@ -155,6 +155,11 @@ def test_the_name_belongs_to_one_event():
     ]
 
 
+def test_a_name_without_a_colon_is_none():
+    """`event` alone takes the name back."""
+    assert parse(b"event: a\nevent\ndata: 1\n\n") == [Event(b"1", "")]
+
+
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"], ids=["nothing", "LF", "CR", "CRLF"])
 def test_a_missing_last_blank_line_loses_nothing(end):
     """Servers forget it; the event is handed out at the end of the stream, and says that it may be torn."""
@@ -195,7 +200,8 @@ def test_an_event_over_the_limit_is_an_error(stream):
 def test_the_limit_is_for_one_event_not_for_the_stream():
     """A stream of any length passes a limit that each of its events keeps; comments between them do not add up."""
     stream = (b": keep-alive\n" + b"data: " + b"x" * 80 + b"\n\n") * 100 + b": ping\n" * 100
-    assert len(parse(stream, max_event_bytes=100)) == 100
+    for step in (1, 50, 150, len(stream)):
+        assert len(parse(stream, list(range(0, len(stream), step)), max_event_bytes=100)) == 100, step
 
 
 def test_memory_does_not_grow_with_the_stream():

@@ -14,7 +14,8 @@ Equal means: the same JSON value once nulls and empty lists are dropped, and `id
 Byte equality cannot be had: servers write nulls in one form that they leave out in the other.
 
 The rules are in `accumulate_merge` (a message from its deltas), `accumulate_choices` and `accumulate_chat` (chat
-completions and completions) and `accumulate_responses`; errors and `[DONE]` are in `accumulate_events`.
+completions and completions) and `accumulate_responses`; `[DONE]`, errors and what a timer needs are in
+`accumulate_events`, how one event's JSON is read in `accumulate_values`.
 """
 
 from collections.abc import Mapping

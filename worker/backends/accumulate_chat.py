@@ -1,20 +1,20 @@
 """
 The two APIs of `choices`: chat completions, where a choice grows a message, and completions, where it grows a text.
 
-Source: https://platform.openai.com/docs/api-reference/chat, https://platform.openai.com/docs/api-reference/completions;
-the fields of the commonest chunks are those of OpenAI, vLLM, SGLang, llama.cpp, TGI and Ollama.
+Source: https://platform.openai.com/docs/api-reference/chat, https://platform.openai.com/docs/api-reference/completions.
 """
 
 from typing import Any
 
 import msgspec
 
-from worker.backends.accumulate_choices import Choice, ChoicesAccumulator, CommonChunk
+from worker.backends.accumulate_choices import Choice, ChoicesAccumulator
 from worker.backends.accumulate_events import CONTENT, DATA
-from worker.backends.accumulate_merge import ShapeError, Text, finished, merge
+from worker.backends.accumulate_merge import ShapeError, Text, ToolCalls, finished, merge
+from worker.backends.accumulate_shortcut import CommonChatChoice, CommonChatChunk, CommonTextChoice, CommonTextChunk
 
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal", "reasoning", "reasoning_content")
-_GENERATED = (
+_GENERATED = {
     "content",
     "reasoning",  # vLLM, Ollama, OpenRouter
     "reasoning_content",  # DeepSeek, SGLang, llama.cpp, older vLLM
@@ -22,76 +22,41 @@ _GENERATED = (
     "reasoning_details",
     "thinking_blocks",
     "audio",
-)
-
-
-class _CommonDelta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    role: str | None = None
-    refusal: None = None
-    tool_calls: None = None
-    function_call: None = None
-
-
-class _CommonChatChoice(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    delta: _CommonDelta
-    index: int = 0
-    logprobs: None = None
-    finish_reason: None = None
-    stop_reason: None = None
-    token_ids: None = None
-    matched_stop: None = None
-
-
-class _CommonChatChunk(CommonChunk, forbid_unknown_fields=True, gc=False, kw_only=True):
-    choices: list[_CommonChatChoice]
-
-
-class _CommonTextChoice(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    text: str
-    index: int = 0
-    logprobs: None = None
-    finish_reason: None = None
-    stop_reason: None = None
-    token_ids: None = None
-    prompt_token_ids: None = None
-    prompt_logprobs: None = None
-    matched_stop: None = None
-
-
-class _CommonTextChunk(CommonChunk, forbid_unknown_fields=True, gc=False, kw_only=True):
-    choices: list[_CommonTextChoice]
+}
 
 
 class ChatAccumulator(ChoicesAccumulator):
     """`/v1/chat/completions`: `choices[].delta` becomes `choices[].message`."""
 
     _object = "chat.completion"
-    _common = msgspec.json.Decoder(_CommonChatChunk)
+    _common = msgspec.json.Decoder(CommonChatChunk)
     _message_keys = frozenset({"delta", "message"})
 
-    def _append_common(self, choice: Choice, part: _CommonChatChoice) -> int:
+    def _append_common(self, choice: Choice, part: CommonChatChoice) -> int:
         delta = part.delta
         message = choice.message
         if delta.role is not None and delta.role != message.get("role"):
             return -1
-        pieces = []
-        for key, piece in (
-            ("content", delta.content),
-            ("reasoning", delta.reasoning),
-            ("reasoning_content", delta.reasoning_content),
-        ):
-            if piece is not None:
-                text = message.get(key)
-                if type(text) is not Text:
-                    return -1
-                if piece:
-                    pieces.append((text, piece))
-        for text, piece in pieces:
-            text.append(piece)
-        return DATA | CONTENT if pieces else DATA
+        growing: list[tuple[Any, str]] = []
+        if delta.content is not None:
+            growing.append((message.get("content"), delta.content))
+        if delta.reasoning is not None:
+            growing.append((message.get("reasoning"), delta.reasoning))
+        if delta.reasoning_content is not None:
+            growing.append((message.get("reasoning_content"), delta.reasoning_content))
+        for call in delta.tool_calls or ():
+            calls = message.get("tool_calls")
+            text = calls.arguments_of(call.index) if type(calls) is ToolCalls else None
+            growing.append((text, call.function.arguments))
+        bits = DATA
+        for text, _ in growing:
+            if type(text) is not Text:
+                return -1
+        for text, piece in growing:
+            if piece:
+                text.append(piece)
+                bits = DATA | CONTENT
+        return bits
 
     def _merge_message(self, choice: Choice, part: dict[str, Any]) -> bool:
         delta = part.get("delta")
@@ -119,10 +84,10 @@ class CompletionAccumulator(ChoicesAccumulator):
     """`/v1/completions`: `choices[].text` is concatenated, the arrays of `logprobs` are extended."""
 
     _object = "text_completion"
-    _common = msgspec.json.Decoder(_CommonTextChunk)
+    _common = msgspec.json.Decoder(CommonTextChunk)
     _message_keys = frozenset({"text"})
 
-    def _append_common(self, choice: Choice, part: _CommonTextChoice) -> int:
+    def _append_common(self, choice: Choice, part: CommonTextChoice) -> int:
         text = choice.message.get("content")
         if type(text) is not Text:
             return -1
@@ -152,12 +117,21 @@ def _with_fields(body: dict[str, Any], choice: Choice) -> dict[str, Any]:
 
 def _is_generated(delta: dict[str, Any]) -> bool:
     """Whether a delta holds generated text; a role, an id or an empty string is none."""
-    if any(delta.get(key) for key in _GENERATED):
-        return True
-    calls = delta.get("tool_calls") or []
-    calls = calls if isinstance(calls, list) else [calls]
-    functions = [delta.get("function_call")] + [call.get(kind) for call in calls for kind in ("function", "custom")]
-    return any(
-        isinstance(function, dict) and any(function.get(key) for key in ("name", "arguments", "input"))
-        for function in functions
+    for key, value in delta.items():
+        if not value:
+            continue
+        if key in _GENERATED:
+            return True
+        if key == "tool_calls":
+            for call in value if isinstance(value, list) else [value]:
+                if _is_generated_call(call.get("function")) or _is_generated_call(call.get("custom")):
+                    return True
+        elif key == "function_call" and _is_generated_call(value):
+            return True
+    return False
+
+
+def _is_generated_call(function: Any) -> bool:
+    return isinstance(function, dict) and bool(
+        function.get("arguments") or function.get("name") or function.get("input")
     )

@@ -4,7 +4,7 @@ Streams of `choices`: what chat completions and (legacy) completions have in com
 Each chunk is a copy of the top level with a little of one choice in it.  The top level is merged last-non-empty-wins,
 each choice by its `index`.  The commonest chunk, one choice with a few characters of text and nothing else that is new,
 is recognised by a typed decode and appended without building its tree; any other takes the general way, with the same
-result.  What the text of a choice is called is in a subclass, see `accumulate_chat`.
+result (`accumulate_shortcut`).  What the text of a choice is called is in a subclass (`accumulate_chat`).
 
 Source: https://platform.openai.com/docs/api-reference/chat-streaming; Azure's annotation chunks:
 https://learn.microsoft.com/azure/ai-foundry/openai/concepts/content-streaming.
@@ -26,27 +26,7 @@ _NOT_MERGED = frozenset({"choices", "object", "obfuscation", "usage"})
 _NOT_IN_UNARY = frozenset(
     {"content_filter_offsets", "content_filter_raw"}
 )  # how far Azure's filter has come in the text
-_COMMON_TOP = ("id", "created", "model", "system_fingerprint", "service_tier")
-_GIVE_UP_AFTER = 8  # uncommon chunks in a row: the stream is of another kind (logprobs, filter results), so stop trying
-
-
-class CommonChunk(msgspec.Struct, forbid_unknown_fields=True, gc=False, kw_only=True):
-    """The top level of the commonest chunk; subclasses add `choices`.  Whatever has another field is not one."""
-
-    choices: list[Any]
-    id: str | None = None
-    object: str | None = None
-    created: int | None = None
-    model: str | None = None
-    system_fingerprint: str | None = None
-    service_tier: str | None = None
-    usage: None = None
-    obfuscation: str | None = None
-    prompt_token_ids: None = None
-
-    def top(self) -> tuple[Any, ...]:
-        """What is merged last-wins; when it equals that of the chunk before, it changes nothing."""
-        return (self.id, self.created, self.model, self.system_fingerprint, self.service_tier)
+_GIVE_UP_AFTER = 8  # uncommon chunks in a row: the stream is of another kind, so stop trying
 
 
 class Choice:
@@ -159,11 +139,14 @@ class ChoicesAccumulator(Accumulator):
         part = chunk.choices[0]
         choice = self._choices.get(part.index)
         bits = self._append_common(choice, part) if choice is not None else -1
-        if bits >= 0:
-            self._misses = 0
-            self.chunks += 1
-            if bits & CONTENT:
-                self.content_events += 1
+        if choice is None or bits < 0:
+            return -1
+        if fields := part.fields():
+            self._merge_fields(choice.fields, fields)
+        self._misses = 0
+        self.chunks += 1
+        if bits & CONTENT:
+            self.content_events += 1
         return bits
 
     @abstractmethod
@@ -201,7 +184,8 @@ class ChoicesAccumulator(Accumulator):
             says_nothing = value is None or value == "" or (key == "created" and not value)
             if not says_nothing or top.get(key) is None:
                 top[key] = value
-        self._last_top = tuple(chunk.get(key) for key in _COMMON_TOP)
+        get = chunk.get
+        self._last_top = (get("id"), get("created"), get("model"), get("system_fingerprint"), get("service_tier"))
         usage = chunk.get("usage")
         if not isinstance(usage, dict):
             return 0

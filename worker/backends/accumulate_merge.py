@@ -73,7 +73,14 @@ class ToolCalls:
         for delta in deltas if isinstance(deltas, list) else [deltas]:
             if not isinstance(delta, dict):
                 raise ShapeError("a tool call is not an object")
-            merge(self._call_of(delta), {key: value for key, value in delta.items() if key != "index"})
+            call = self._call_of(delta)
+            merge(call, delta)
+            call.pop("index", None)
+
+    def arguments_of(self, index: int) -> Any:
+        """Return the growing arguments of the function call with an index; not a `Text` when it has none yet."""
+        function = self._by_index.get(index, {}).get("function")
+        return function.get("arguments") if type(function) is dict else None
 
     def finished(self) -> list[dict[str, Any]]:
         """Return the calls in order, as JSON values."""

@@ -92,7 +92,7 @@ class ResponsesAccumulator(Accumulator):
         """See the contract."""
         body = self._encoded(self._body())
         is_whole = self._terminal is not None and self._terminal.get("output")
-        return self._raw if self._raw and is_whole and not self._needs_repair else body
+        return self._raw if self._raw and is_whole else body
 
     def partial(self) -> dict[str, Any] | None:
         """See the contract; the `status` is the last one the server told."""

@@ -93,23 +93,20 @@ class SSEParser:
             self._skip_lf = False
             if chunk[0] == _LF:
                 chunk = chunk[1:]
-        cut = max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
-        if cut == 0:
-            self._keep(chunk)
-            return []
-        self._skip_lf = chunk.endswith(b"\r")
-        complete = chunk[:cut]
-        if self._tail:
-            self._tail += complete
-            complete = bytes(self._tail)
-            self._tail.clear()
-        # No byte loop: search, replace and split run in C.  A CR at the end is whole: it claims the next LF.
-        if b"\r" in complete:
-            complete = complete.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        lines = complete.split(b"\n")
-        lines.pop()  # what follows the last line end: nothing
-        events = self._lines(lines)
-        self._keep(chunk[cut:])
+        if chunk.endswith(b"\n") and not self._tail and b"\r" not in chunk:
+            complete, rest = chunk, b""  # whole lines, as nearly always: nothing to join, replace or keep
+        else:
+            cut = max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
+            complete, rest = self._whole_lines(chunk, cut), chunk[cut:]
+        events: list[Event] = []
+        if complete:
+            lines = complete.split(b"\n")
+            lines.pop()  # what follows the last line end: nothing
+            events = self._lines(lines)
+        if rest:
+            self._tail += rest
+            if self._event_bytes + len(self._tail) > self._max_event_bytes:
+                raise EventTooLargeError(self._max_event_bytes)
         return events
 
     def close(self) -> list[Event]:
@@ -125,14 +122,21 @@ class SSEParser:
         if self._data:
             events.append(Event(b"\n".join(self._data), self._name, is_terminated=False))
             self.events += 1
-            self._reset()
+            self._data.clear()
+            self._name = ""
+            self._event_bytes = 0
         return events
 
-    def _keep(self, rest: bytes) -> None:
-        if rest:
-            self._tail += rest
-            if self._event_bytes + len(self._tail) > self._max_event_bytes:
-                raise EventTooLargeError(self._max_event_bytes)
+    def _whole_lines(self, chunk: bytes, cut: int) -> bytes:
+        """Return what is complete with the chunk's first `cut` bytes (0: nothing), every line ending with LF."""
+        if cut == 0:
+            return b""
+        self._skip_lf = chunk.endswith(b"\r")
+        self._tail += chunk[:cut]
+        complete = bytes(self._tail)
+        self._tail.clear()
+        # No byte loop: search, replace and split run in C.  A CR at the end is whole: it claims the next LF.
+        return complete.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in complete else complete
 
     def _lines(self, lines: list[bytes]) -> list[Event]:
         if self._at_start:
@@ -140,34 +144,35 @@ class SSEParser:
             lines[0] = lines[0].removeprefix(_BOM)
         events: list[Event] = []
         data = self._data
+        size = self._event_bytes
         for line in lines:
-            if line.startswith(b"data: "):
-                data.append(line[6:])
-            elif not line:
+            if not line:
                 if data:
                     events.append(Event(data[0] if len(data) == 1 else b"\n".join(data), self._name))
-                self._reset()
+                    data.clear()
+                self._name = ""
+                size = 0
                 continue
+            if line.startswith(b"data: "):
+                data.append(line[6:])
+            elif line.startswith(b":"):
+                self.comments += 1
+                continue  # not kept, so not counted: comments may go on for hours
             else:
-                self._rare(line)
-            self._event_bytes += len(line)
-            if self._event_bytes > self._max_event_bytes:
+                self._field(line)
+            size += len(line)
+            if size > self._max_event_bytes:
                 raise EventTooLargeError(self._max_event_bytes)
+        self._event_bytes = size
         self.events += len(events)
         return events
 
-    def _rare(self, line: bytes) -> None:
-        if line.startswith(b":"):
-            self.comments += 1
-            self._event_bytes -= len(line)  # not kept, so not counted: comments may go on for hours
-            return
-        field, _, value = line.partition(b":")
-        if field == b"data":
-            self._data.append(value.removeprefix(b" "))
-        elif field == b"event":
-            self._name = value.removeprefix(b" ").decode("utf-8", "replace")
-
-    def _reset(self) -> None:
-        self._data.clear()
-        self._name = ""
-        self._event_bytes = 0
+    def _field(self, line: bytes) -> None:
+        if line.startswith(b"event:"):
+            self._name = line[6:].removeprefix(b" ").decode("utf-8", "replace")
+        elif line.startswith(b"data:"):
+            self._data.append(line[5:])
+        elif line == b"data":
+            self._data.append(b"")
+        elif line == b"event":
+            self._name = ""
