@@ -81,7 +81,7 @@ def test_a_cut_stream_is_never_taken_for_a_whole_one(dialect):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_the_short_cut_changes_nothing(dialect):
-    """The typed path for the commonest chunk gives the same bytes as the general rules (which named events take)."""
+    """The typed path for the commonest chunk gives the same answer as the general rules (which named events take)."""
     for seed in list(PER_DIALECT)[:100]:
         path, body, stream, _ = a_case(dialect, seed)
         events = (parser := SSEParser()).feed(stream) + parser.close()
