@@ -10,7 +10,7 @@ import pytest
 from worker.simbackend.answers import Identity, chat_body, completion_body, embedding_body
 from worker.simbackend.dialects import DIALECTS
 from worker.simbackend.dice import Dice
-from worker.simbackend.generation import Generation, generate
+from worker.simbackend.generation import Generation, generate, subject
 from worker.simbackend.options import SimOptions
 from worker.simbackend.plausible import plausible
 from worker.simbackend.responses import response_body
@@ -71,6 +71,14 @@ def test_same_seed_and_body_same_answer() -> None:
     assert first.choices[0].text != first.choices[1].text
     assert said(call, seed=1) != first
     assert said(call, body=b"other") != first
+
+
+def test_the_form_of_a_request_does_not_change_its_subject() -> None:
+    """Streaming, key order and spaces change nothing, every other value does, huge integers are no obstacle."""
+    plain = subject({"model": "m", "messages": [USER]})
+    assert subject({"messages": [USER], "model": "m", "stream": True, "stream_options": {}}) == plain
+    assert subject({"model": "m", "messages": [USER], "seed": 1}) != plain
+    assert subject({"seed": 2**70}) != subject({"seed": 2**71})
 
 
 def test_answers_vary_around_the_mean_length() -> None:

@@ -21,6 +21,7 @@ from worker.simbackend.dice import Dice
 from worker.simbackend.error_shapes import Answer, Kind, SimError, error_answer
 from worker.simbackend.faults import Drop, Hang, hint, instead
 from worker.simbackend.gate import Gate
+from worker.simbackend.generation import subject
 from worker.simbackend.latency import TokenBucket
 from worker.simbackend.modes import Stage
 from worker.simbackend.options import SimOptions
@@ -108,7 +109,6 @@ class DataPlane:
             path,
             identity=identity,
             body_key=body_key,
-            dice=Dice(options.seed, digest),
             luck=luck,
         )
         if self._director.behaviours:
@@ -173,6 +173,7 @@ class DataPlane:
             raise SimError(Kind.METHOD, headers={"Allow": "POST"}, method=request.method, path=path)
         body = decode(data)
         order.streamed = body.get("stream") is True
+        order.dice = Dice(options.seed, subject(body))
         call = check(endpoint, body, options, deployment=deployment_of(path))
         await self._admit(options)
         try:

@@ -24,6 +24,20 @@ _CACHE_BLOCK = 1024
 """Prompts below this are never cached; https://platform.openai.com/docs/guides/prompt-caching."""
 
 
+_FORM = frozenset({"stream", "stream_options"})
+"""Keys that say how an answer is sent, not what it is about."""
+
+
+def subject(body: Mapping[str, Any]) -> bytes:
+    """
+    Return what an answer depends on: the request without its form of delivery, the order of its keys and its spaces.
+
+    So the same question has the same answer streamed and not, however a client writes its JSON.
+    """
+    kept = {key: value for key, value in body.items() if key not in _FORM}
+    return msgspec.json.encode(kept, order="deterministic")
+
+
 @dataclass(slots=True)
 class ToolCall:
     """One function the model wants to be called."""

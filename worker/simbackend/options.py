@@ -27,7 +27,7 @@ class SimOptions:
     """
 
     seed: int = 0
-    """Any integer; the same seed and the same request body give the same answer."""
+    """Any integer; the same seed and the same request give the same answer, streamed and not."""
     latency: Latency = field(default_factory=Latency)
     """Time from request to answer, before generation time (`tokens_per_s`) is added."""
     ttft: Latency | None = None

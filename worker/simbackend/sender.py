@@ -19,8 +19,8 @@ from worker.simbackend.sse import Ending
 
 _JOIN_BYTES = 1 << 16
 """Writes are handed to the socket in pieces of this size when nothing has to be waited for."""
-_HAND_OVER_PAUSE_S = 0.001
-"""A local client takes a buffer in less; there is no event for an empty one."""
+_BREAK_PAUSE_S = 0.01
+"""Time for the client to read what came before: a reset overtakes data, and parsers drop a spoilt segment whole."""
 
 
 class _Written(web.StreamResponse):
@@ -117,6 +117,8 @@ class StreamSender:
         self._buffer = bytearray(head)
         self._chunked = chunked
         self._keep = keep
+        self.tokens = 0
+        """Tokens whose events were written."""
 
     async def write(self, data: bytes) -> None:
         """Add data to the body; cancellation: what was not flushed is not sent."""
@@ -135,13 +137,11 @@ class StreamSender:
         self._buffer.clear()
         await self._request.writer.drain()
 
-    async def _handed_over(self) -> None:
-        """Wait until the kernel has every byte: a reset would take back what it does not have."""
-        while (transport := self._request.transport) is not None and transport.get_write_buffer_size():  # noqa: ASYNC110 - no event
-            await asyncio.sleep(_HAND_OVER_PAUSE_S)
-
     async def end(self, how: Ending) -> web.StreamResponse:
         """End the body as told. Cancellation: the connection is closed by aiohttp."""
+        if how in {"rst", "mid_chunk", "bad_chunk"}:
+            await self.flush()
+            await asyncio.sleep(_BREAK_PAUSE_S)
         match how:
             case "done":
                 self._buffer += wire.LAST_CHUNK if self._chunked else b""
@@ -151,6 +151,5 @@ class StreamSender:
                 self._buffer += wire.ILLEGAL_CHUNK
         await self.flush()
         if how == "rst":
-            await self._handed_over()
             listener.reset(self._request.transport)
         return SENT if self._keep else SENT_AND_CLOSE

@@ -51,7 +51,7 @@ class Order:
     """The part of the answer's id after its prefix."""
     body_key: int = 0
     dice: Dice = field(default=_NOBODY)
-    """Decides what is said: depends on the body alone."""
+    """Decides what is said: depends on what the body asks, alone."""
     luck: Dice = field(default=_NOBODY)
     """Decides what happens: depends on the body and on how often it was seen."""
     behaviour: Behaviour | None = None
@@ -153,37 +153,39 @@ class Serving:
             await body.flush()
             await asyncio.sleep(order.behaviour.params["delay_s"])
         tokens = generation.completion_tokens
-        sent = 0
         whole = False
         try:
-            sent = await self._perform(body, acts, due, tokens)
+            await _perform(body, acts, due, tokens)
             response = await body.end(ending.how)
-            whole = ending.how == "done" and sent >= tokens
+            whole = ending.how == "done" and body.tokens >= tokens
         finally:
             if whole:
                 self._stats.complete(order.body_key, tokens)
             else:
-                self._stats.waste(sent)
+                self._stats.waste(body.tokens)
         if not whole:
             order.status = "cut"
         return response
 
-    async def _perform(self, body: StreamSender, acts: list[Act], due: Pace, tokens: int) -> int:
-        """Do what a script says except its end, each write at its time; return the tokens sent."""
-        begun_s = time.monotonic()
-        sent = 0
-        for act in acts:
-            if isinstance(act, Write):
-                wait_s = begun_s + due.due_s(act.tokens, tokens) - time.monotonic() if due.total_s else 0.0
-                if wait_s > 0:
-                    await body.flush()
-                    await asyncio.sleep(wait_s)
-                await body.write(act.data)
-                sent = act.tokens
-            elif isinstance(act, Wait):
+
+async def _perform(body: StreamSender, acts: list[Act], due: Pace, tokens: int) -> None:
+    """
+    Do what a script says except its end, each write at its time.
+
+    Cancellation: the client has gone; `body.tokens` says how far it came.
+    """
+    begun_s = time.monotonic()
+    for act in acts:
+        if isinstance(act, Write):
+            wait_s = begun_s + due.due_s(act.tokens, tokens) - time.monotonic() if due.total_s else 0.0
+            if wait_s > 0:
                 await body.flush()
-                await _wait(body, act)
-        return sent
+                await asyncio.sleep(wait_s)
+            await body.write(act.data)
+            body.tokens = act.tokens
+        elif isinstance(act, Wait):
+            await body.flush()
+            await _wait(body, act)
 
 
 async def _wait(body: StreamSender, act: Wait) -> None:

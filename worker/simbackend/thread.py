@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Self, TypeVar
 
 from worker.simbackend.controlplane import RESET_PARTS
@@ -66,29 +66,28 @@ class SimBackendThread:
             self._backend = backend
             self.base_url, self.control_url = backend.base_url, backend.control_url
             self._ready.set()
-            await self._stopping.wait()
+            try:
+                await self._stopping.wait()
+            finally:
+                self._backend = None
 
-    def _call(self, make: Coroutine[Any, Any, T]) -> T:
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(make, self._loop).result(_PATIENCE_S)
-
-    def _running(self) -> SimBackend:
-        if self._backend is None:
+    def _call(self, ask: Callable[[SimBackend], Coroutine[Any, Any, T]]) -> T:
+        if self._backend is None or self._loop is None:
             raise RuntimeError("the simulated server is not running")
-        return self._backend
+        return asyncio.run_coroutine_threadsafe(ask(self._backend), self._loop).result(_PATIENCE_S)
 
     def control(self, document: object) -> dict[str, Any]:
         """Do as `SimBackend.control`."""
-        return self._call(self._running().control(document))
+        return self._call(lambda backend: backend.control(document))
 
     def reset(self, parts: Collection[str] = RESET_PARTS) -> None:
         """Do as `SimBackend.reset`."""
-        self._call(self._running().reset(parts))
+        self._call(lambda backend: backend.reset(parts))
 
     def snapshot(self, *, series: bool = False) -> dict[str, Any]:
         """Do as `SimBackend.snapshot`."""
 
-        async def read() -> dict[str, Any]:
-            return self._running().snapshot(series=series)
+        async def read(backend: SimBackend) -> dict[str, Any]:
+            return backend.snapshot(series=series)
 
-        return self._call(read())
+        return self._call(read)

@@ -1,0 +1,93 @@
+"""`python -m worker.simbackend` as people start it: on uvloop, with signals and exit codes."""
+
+import errno
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+CHAT = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", int, int]]:
+    """Start a server on any port and yield the process with its two ports."""
+    command = [sys.executable, "-W", "error", "-m", "worker.simbackend", "--port", "0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            ports = [re.search(r":(\d+)/", process.stdout.readline()) for _ in range(2)]
+            assert ports[0]
+            assert ports[1]
+            yield process, int(ports[0][1]), int(ports[1][1])
+        finally:
+            process.kill()
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+    """Return status and JSON of one request on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_with_0(number: int) -> None:
+    """A server with a request in flight ends at once, without a word on standard error."""
+    with running("--latency", "60s") as (process, port, _), socket.create_connection(("127.0.0.1", port)) as client:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(CHAT)
+        client.sendall(head + CHAT)
+        while ask(port, "GET", "/sim/stats")[1]["in_flight"] != 1:
+            pass
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=20)
+        assert (process.returncode, errors) == (0, "")
+
+
+def test_faults_work_on_the_fast_loop() -> None:
+    """Reset and refusal, which need the socket itself, work with uvloop as they do with asyncio."""
+    with running("--latency", "0", "--models", "m") as (_, port, control_port):
+        assert ask(port, "POST", "/v1/chat/completions", CHAT)[0] == 200
+        assert ask(control_port, "POST", "/sim/control", b'{"mode": "reset"}')[0] == 200
+        with pytest.raises(ConnectionResetError):
+            ask(port, "POST", "/v1/chat/completions", CHAT)
+        for _ in range(3):
+            assert ask(control_port, "POST", "/sim/control", b'{"mode": "refuse"}')[1]["listening"] is False
+            with pytest.raises(OSError, match="refused") as raised:
+                ask(port, "POST", "/v1/chat/completions", CHAT)
+            assert raised.value.errno == errno.ECONNREFUSED
+            assert ask(control_port, "POST", "/sim/reset", b"")[1]["listening"] is True
+            assert ask(port, "POST", "/v1/chat/completions", CHAT)[0] == 200
+
+
+def test_unusable_options_end_it_with_2() -> None:
+    """Every fault is named and nothing is started."""
+    command = [sys.executable, "-m", "worker.simbackend", "--latency", "soon", "--dialect", "klingon"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2
+    assert "latency:" in done.stderr
+    assert "dialect:" in done.stderr
+
+
+def test_a_taken_port_ends_it_with_1() -> None:
+    """The message names the address; there is no traceback."""
+    with running() as (_, port, _):
+        command = [sys.executable, "-m", "worker.simbackend", "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"simbackend: cannot listen on 127.0.0.1:{port}")
+    assert "Traceback" not in done.stderr
