@@ -1,0 +1,210 @@
+"""Counts, quantiles, and how they are shown."""
+
+import io
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.client.lines import Refusal
+from worker.client.outputs import Answer, local_answer
+from worker.client.progress import BarDisplay, PlainDisplay, build_display, describe
+from worker.client.summary import headline, print_summary, rows, summary_json
+from worker.client.tally import LatencySketch, Progress, Tally
+
+durations = st.lists(st.floats(1e-4, 1e6), min_size=1, max_size=60)
+
+
+def an_answer(status=200, **fields):
+    return Answer(status_code=status, body=b"{}", **fields)
+
+
+def a_progress(**changes):
+    fields = {
+        "lines": 100, "skipped": 0, "answered": 50, "errors": 0, "publish_retries": 0, "output_tokens": 0,
+        "lines_read": 100, "bytes_read": 1000, "bytes_total": 2000, "is_input_read": False, "duration_s": 10.0,
+    }  # fmt: skip
+    return Progress(**{**fields, **changes})
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@given(durations, st.floats(0, 1))
+def test_quantiles_are_within_one_percent(values, share):
+    """A quantile is the value at its rank, within the width of a bucket."""
+    sketch = LatencySketch()
+    for value in values:
+        sketch.add(value)
+    expected = sorted(values)[max(1, math.ceil(share * len(values))) - 1]
+    assert sketch.quantile(share) == pytest.approx(expected, rel=0.0101)
+
+
+def test_sketch_has_few_buckets():
+    """Memory does not grow with the number of durations."""
+    sketch = LatencySketch()
+    for step in range(20_000):
+        sketch.add(1e-4 * 1.0012**step)
+    assert len(sketch._buckets) < 1_300
+    assert LatencySketch().quantile(0.5) is None
+
+
+def test_summary_of_mixed_answers():
+    """Statuses, classes, tokens and local answers are counted where they belong."""
+    tally = Tally()
+    tally.lines = 6
+    tally.count(an_answer(input_tokens=10, output_tokens=5), 1.0)
+    tally.count(an_answer(input_tokens=7), 1.0)
+    tally.count(an_answer(429, error_class="rate_limited"), 1.0)
+    tally.count(an_answer(400, error_class="bad_message"), 1.0)
+    tally.count(an_answer(422, error_class="bad_message"), 1.0)
+    tally.count(local_answer(Refusal(status_code=413, code="line_too_long", message="m")), None)
+    summary = tally.summary(duration_s=2.0, is_input_read=True)
+    assert summary.status_classes == {"2xx": 2, "4xx": 4}
+    assert list(summary.error_classes.items()) == [("bad_message", 2), ("line_too_long", 1), ("rate_limited", 1)]
+    assert (summary.input_tokens, summary.output_tokens, summary.output_tokens_per_s) == (17, 5, 2.5)
+    assert (summary.is_complete, summary.lines_per_s) == (True, 3.0)
+
+
+def test_summary_without_usage_has_no_tokens():
+    """Tokens are null, not zero, when no answer reported any."""
+    tally = Tally()
+    tally.lines = 1
+    tally.count(an_answer(), 1.0)
+    summary = tally.summary(duration_s=0.0, is_input_read=True)
+    assert (summary.input_tokens, summary.output_tokens, summary.output_tokens_per_s) == (None, None, None)
+    names = [name for name, _ in rows(summary)]
+    assert "input tokens" not in names
+    assert json.loads(summary_json(summary))["input_tokens"] is None
+
+
+def test_summary_as_json_is_one_line_of_its_fields():
+    """The JSON has the summary's fields in their order, on one line."""
+    summary = Tally().summary(duration_s=1.0, is_input_read=True)
+    data = summary_json(summary)
+    assert data.endswith(b"}\n")
+    assert data.count(b"\n") == 1
+    assert json.loads(data) == summary.as_dict()
+    assert next(iter(json.loads(data))) == "is_complete"
+
+
+def test_table_shows_what_happened_and_nothing_else():
+    """The table names counts that are not zero, to any stream, without colours off a terminal."""
+    tally = Tally()
+    tally.lines, tally.skipped, tally.duplicates = 1004, 2, 3
+    for _ in range(1001):
+        tally.count(an_answer(), 0.5)
+    stream = io.StringIO()
+    print_summary(tally.summary(duration_s=10.0, is_input_read=True), stream)
+    text = stream.getvalue()
+    assert "\x1b" not in text
+    shown = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in text.splitlines() if "│" in line}
+    assert shown["answered"] == "1,001"
+    assert shown["answered before"] == "2"
+    assert shown["not answered"] == "1"
+    assert shown["duplicates dropped"] == "3"
+    assert shown["status 2xx"] == "1,001"
+    assert "publishes repeated" not in shown
+    assert "interrupted: 1003 lines answered, 1 waiting" in text
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_input_read", "text"),
+    [(0, True, "nothing to answer"), (1, True, "all 1 lines answered"), (1, False, "interrupted: 1 lines answered")],
+)
+def test_headline(lines, is_input_read, text):
+    """The first line says whether it is done."""
+    tally = Tally()
+    tally.lines = lines
+    for _ in range(lines):
+        tally.count(an_answer(), 1.0)
+    assert headline(tally.summary(duration_s=1.0, is_input_read=is_input_read)).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 200),
+        ({"bytes_total": None}, None),
+        ({"bytes_read": 0, "lines_read": 0}, None),
+        ({"is_input_read": True}, 100),
+        ({"bytes_read": 3000}, 100),
+    ],
+)
+def test_expected_lines_are_estimated_from_bytes(changes, expected):
+    """Until the input has ended its number of lines is estimated, never below what was read."""
+    assert a_progress(**changes).expected_lines == expected
+
+
+def test_progress_in_words():
+    """One line says how far the run is and what is unusual."""
+    assert describe(a_progress()) == "50/200 lines (25 %), 50 waiting"
+    odd = a_progress(skipped=10, errors=3, publish_retries=2, bytes_total=None)
+    assert describe(odd) == "60 lines, 10 answered before, 3 errors, 40 waiting, 2 publishes repeated"
+
+
+def test_plain_display_writes_a_line_every_interval():
+    """Off a terminal there is one line every five seconds, with the rate since the last one, and one at the end."""
+    now, stream = [0.0], io.StringIO()
+    with PlainDisplay(stream, clock=lambda: now[0]) as display:
+        for second in range(1, 13):
+            now[0] = float(second)
+            display(a_progress(answered=10 * second, duration_s=now[0], is_input_read=True, lines=120, lines_read=120))
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "50/120 lines (41 %), 70 waiting, 10.0 lines/s, 0:00:05",
+        "100/120 lines (83 %), 20 waiting, 10.0 lines/s, 0:00:10",
+        "120/120 lines (100 %), 10.0 lines/s, 0:00:12",
+    ]
+    display.close()
+    assert stream.getvalue().splitlines() == lines
+
+
+def test_plain_display_of_a_stalled_run():
+    """A run that stands still says so instead of falling silent."""
+    now, stream = [0.0], io.StringIO()
+    display = PlainDisplay(stream, clock=lambda: now[0])
+    for _ in range(2):
+        now[0] += 6.0
+        display(a_progress(duration_s=now[0]))
+    assert stream.getvalue().splitlines()[1] == "50/200 lines (25 %), 50 waiting, 0.0 lines/s, 0:00:12"
+
+
+def test_nothing_to_show_writes_nothing():
+    """A display that was told nothing writes nothing."""
+    stream = io.StringIO()
+    PlainDisplay(stream).close()
+    assert stream.getvalue() == ""
+
+
+def test_terminal_gets_a_bar(monkeypatch):
+    """On a terminal the bar shows count, share and rate."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    now, stream = [0.0], Terminal()
+    with build_display(stream, clock=lambda: now[0]) as display:
+        assert isinstance(display, BarDisplay)
+        now[0] = 5.0
+        display(a_progress(errors=2))
+        assert "50/200" in stream.getvalue()
+    assert " 25%" in stream.getvalue()
+    assert "2 errors" in stream.getvalue()
+
+
+def test_bar_without_a_known_end(monkeypatch):
+    """Input from a pipe has a count and no share."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = Terminal()
+    with build_display(stream) as display:
+        display(a_progress(bytes_total=None))
+    assert "50/?" in stream.getvalue()
+
+
+def test_other_streams_get_plain_lines():
+    """A file or a pipe gets plain lines."""
+    assert isinstance(build_display(io.StringIO()), PlainDisplay)

@@ -1,0 +1,64 @@
+"""
+A thread for calls that block: reading a pipe that nobody fills, writing to one that nobody empties.
+
+Not `asyncio.to_thread`: its threads are joined when the interpreter ends, so that Ctrl-C would wait for the next line
+on standard input.  This thread is a daemon; one call at a time, in order.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Lane:
+    """
+    Runs blocking calls one after the other on a thread of its own.
+
+    Args:
+        name: Of the thread, for debuggers.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """
+        Return what the function returns, or raise what it raises.
+
+        Cancellation: a call that has begun goes on and its result is dropped; one that waits may still be made.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._calls.put((future, lambda: function(*args, **kwargs)))
+        return await future
+
+    def close(self) -> None:
+        """Let the thread end after the calls it has; does not wait, since a call may block for ever."""
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            try:
+                outcome: tuple[Any, BaseException | None] = (call(), None)
+            except BaseException as error:  # noqa: BLE001 - handed to the caller
+                outcome = (None, error)
+            try:
+                future.get_loop().call_soon_threadsafe(_settle, future, *outcome)
+            except RuntimeError:  # the loop has ended, and with it whoever waited
+                return
+
+
+def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

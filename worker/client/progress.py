@@ -1,0 +1,192 @@
+"""
+How far a run is, on standard error: a bar on a terminal, a plain line every five seconds anywhere else.
+
+Both are called with every `Progress` and decide themselves what is worth showing.  A run that stalls still shows its
+line, since the drive reports on a clock as well.
+"""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from worker.client.tally import Progress
+
+PLAIN_INTERVAL_S = 5.0
+"""Between two plain lines: often enough for a person who watches a log, seldom enough to be kept."""
+_BAR_INTERVAL_S = 0.1
+_WEIGHT = 0.3
+"""Share of the newest sample in the shown rate; with four samples a second it looks back about three seconds."""
+
+
+class Display(Protocol):
+    """Shows progress until it is closed; also a context manager."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Take note of the newest state; cheap, shows it when it is due."""
+
+    def close(self) -> None:
+        """Show the last state; idempotent."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def build_display(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Display:
+    """
+    Return the display that suits a stream.
+
+    Args:
+        stream: Standard error, usually; a terminal gets a bar.
+        clock: Monotonic seconds.
+    """
+    return BarDisplay(stream, clock=clock) if stream.isatty() else PlainDisplay(stream, clock=clock)
+
+
+class _Display:
+    def __init__(self, stream: TextIO, clock: Callable[[], float], interval_s: float) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._interval_s = interval_s
+        self._shown_at = clock()
+        self._newest: Progress | None = None
+        self._is_shown = True
+        self._is_closed = False
+
+    def __call__(self, progress: Progress) -> None:
+        self._newest = progress
+        self._is_shown = False
+        if self._clock() - self._shown_at >= self._interval_s:
+            self._show_newest()
+
+    def _show_newest(self) -> None:
+        if self._newest is not None and not self._is_shown:
+            self._show(self._newest)
+            self._is_shown = True
+            self._shown_at = self._clock()
+
+    def _show(self, progress: Progress) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._show_newest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class PlainDisplay(_Display):
+    """
+    Lines such as `120/224 lines (54 %), 3 errors, 64 waiting, 41.2 lines/s, 0:00:05`.
+
+    Args:
+        stream: Where they go.
+        clock: Monotonic seconds.
+        interval_s: Between two lines.
+    """
+
+    def __init__(
+        self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic, interval_s: float = PLAIN_INTERVAL_S
+    ) -> None:
+        super().__init__(stream, clock, interval_s)
+        self._last: Progress | None = None
+
+    def _show(self, progress: Progress) -> None:
+        rate = _rate(self._last, progress)
+        self._last = progress
+        self._stream.write(f"{describe(progress)}, {rate:.1f} lines/s, {_clock_text(progress.duration_s)}\n")
+        self._stream.flush()
+
+
+class BarDisplay(_Display):
+    """
+    A bar with count, rate and time left, redrawn in place.
+
+    Args:
+        stream: A terminal.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream, clock, _BAR_INTERVAL_S)
+        self._last: Progress | None = None
+        self._rate = 0.0
+        self._bar = RichProgress(
+            TextColumn("answering"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(file=stream),
+            auto_refresh=False,
+            get_time=clock,
+        )
+        self._task = self._bar.add_task("answering", total=None, note="")
+        self._bar.start()
+
+    def _show(self, progress: Progress) -> None:
+        rate = _rate(self._last, progress)
+        self._rate = rate if self._last is None else _WEIGHT * rate + (1 - _WEIGHT) * self._rate
+        self._last = progress
+        self._bar.update(
+            self._task,
+            total=progress.expected_lines,
+            completed=progress.skipped + progress.answered,
+            note=", ".join([*_remarks(progress), f"{self._rate:.1f} lines/s"]),
+        )
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Draw the last state and give the terminal back; idempotent."""
+        super().close()
+        self._bar.stop()
+
+
+def describe(progress: Progress) -> str:
+    """Return one line of text about a state of a run, without rate and time."""
+    done = progress.skipped + progress.answered
+    expected = progress.expected_lines
+    head = f"{done} lines" if expected is None else f"{done}/{expected} lines"
+    if expected:
+        head += f" ({100 * done // expected} %)"
+    return ", ".join([head, *_remarks(progress)])
+
+
+def _remarks(progress: Progress) -> list[str]:
+    remarks = []
+    if progress.skipped:
+        remarks.append(f"{progress.skipped} answered before")
+    if progress.errors:
+        remarks.append(f"{progress.errors} errors")
+    if progress.unanswered:
+        remarks.append(f"{progress.unanswered} waiting")
+    if progress.publish_retries:
+        remarks.append(f"{progress.publish_retries} publishes repeated")
+    return remarks
+
+
+def _rate(last: Progress | None, newest: Progress) -> float:
+    """Return answers a second between two states; since the start without a first one."""
+    answered, span = newest.answered, newest.duration_s
+    if last is not None:
+        answered, span = answered - last.answered, span - last.duration_s
+    return answered / span if span > 0 else 0.0
+
+
+def _clock_text(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,224 @@
+"""
+Going on where a run stopped: which lines have answers, and an output file that can be appended to.
+
+The output is its own journal: each of its lines names the line it answers by number and hash, so a line of the input
+that was edited since is answered again.  A run that was killed leaves at most one torn line behind, and in a
+compressed file a part without its end.  `resume_output` cuts the torn line off (or completes it when only its newline
+is missing) and rewrites a torn part from what can be read of it, in a new file that takes the place of the old one
+only when it is whole. A file that holds anything but answers is refused and not touched: it is somebody's data.
+"""
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from worker.client.answered import AnsweredLines
+from worker.client.codecs import Codec, Decoder, Encoder, codec_of
+from worker.client.errors import DamagedStreamError, OutputError, describe_os_error
+from worker.client.files import CHUNK_BYTES, STANDARD, LineReader, LineWriter, open_input, open_output
+from worker.client.splitter import LineSplitter
+
+if sys.platform != "win32":
+    import fcntl
+
+RECOVERING_SUFFIX = ".recovering"
+"""Ending of the file that a torn compressed output is rewritten into; a leftover is overwritten."""
+_HEADS = (b'{"id":"line-', b'{"id":"batch_req_line-')
+"""How `outputs` begins a line."""
+
+
+class _Id(msgspec.Struct):
+    id: str
+
+
+_decode_id = msgspec.json.Decoder(_Id).decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """An output file that may be appended to."""
+
+    writer: LineWriter
+    """Holds a lock on the file until it is closed."""
+    answered: AnsweredLines
+    """The lines that need no second answer."""
+    dropped_bytes: int = 0
+    """Length of the torn line that was cut off; 0 for none."""
+
+
+@dataclass(slots=True)
+class _Scan:
+    answered: AnsweredLines
+    size: int
+    """Bytes of the file."""
+    part_start: int
+    """Where the torn part begins."""
+    is_torn: bool
+    """The last compressed part has no end."""
+    tail_bytes: int
+    """Bytes, decompressed, behind the last newline."""
+    is_tail_whole: bool
+    """They are an answer that only lacks its newline."""
+
+
+def answered_id(line: bytes) -> str | None:
+    """Return the id of the line that an output line answers, in either shape; `None` when it is no output line."""
+    try:
+        return _decode_id(line).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def open_run(input_path: str, output_path: str) -> tuple[LineReader, Resumed]:
+    """
+    Open both ends of a run; the input first, so that a mistyped name leaves no empty output behind.
+
+    Raises:
+        InputError: The input cannot be opened; permanent.
+        OutputError: The output cannot be opened or continued, or is the input; permanent.
+    """
+    reader = open_input(input_path)
+    try:
+        _refuse_same_file(input_path, output_path)
+        return reader, resume_output(output_path)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def resume_output(path: str) -> Resumed:
+    """
+    Open the output, repair what a kill has torn, and find out which lines have answers.
+
+    Reads the whole file, at about the speed of its decompression; blocks.
+
+    Args:
+        path: `-`, pipes and devices are only written to; a missing file is created.
+
+    Raises:
+        OutputError: Cannot be opened, is being written by another process, is damaged, or holds lines that are no
+            answers; permanent, and the file is as it was.
+    """
+    writer = open_output(path)
+    try:
+        if path == STANDARD or not stat.S_ISREG(os.fstat(writer.descriptor).st_mode):
+            return Resumed(writer=writer, answered=AnsweredLines())
+        _lock(path, writer)
+        scan = _scan(path)
+        if scan.is_torn:
+            _rewrite(Path(path).resolve(), scan)
+            writer.close()
+            writer = open_output(path)
+            _lock(path, writer)
+        elif scan.is_tail_whole:
+            writer.write(b"\n")
+        elif scan.tail_bytes:
+            os.ftruncate(writer.descriptor, scan.size - scan.tail_bytes)
+        dropped = 0 if scan.is_tail_whole else scan.tail_bytes
+        return Resumed(writer=writer, answered=scan.answered, dropped_bytes=dropped)
+    except OSError as error:
+        writer.close()
+        raise OutputError(f"{path}: {describe_os_error(error)}") from None
+    except BaseException:
+        writer.close()
+        raise
+
+
+def _refuse_same_file(input_path: str, output_path: str) -> None:
+    output = Path(output_path)
+    if STANDARD not in (input_path, output_path) and output.is_file() and output.samefile(input_path):
+        raise OutputError(f"{output_path}: is the input")
+
+
+def _lock(path: str, writer: LineWriter) -> None:
+    """Take the file for this process; two runs into one file would answer everything twice."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(writer.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{path}: is being written by another run") from None
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _scan(path: str) -> _Scan:
+    codec = codec_of(path)
+    decoder, splitter, answered = Decoder(codec), LineSplitter(), AnsweredLines()
+    size = 0
+    with Path(path).open("rb") as file:
+        for chunk in _chunks(file):
+            size += len(chunk)
+            try:
+                for piece in decoder.feed(chunk):
+                    for line in splitter.feed(piece):
+                        _note(path, answered, line.data, line.number)
+            except DamagedStreamError as error:
+                raise OutputError(f"{path}: {error}; move it away to begin anew") from None
+    tail = splitter.rest()
+    line_id = answered_id(tail) if tail else None
+    is_whole = line_id is not None and answered.add(line_id)
+    may_be_cut = codec is Codec.PLAIN or decoder.is_torn
+    if splitter.pending_bytes and not is_whole and not (may_be_cut and _is_torn_answer(tail)):
+        raise OutputError(f"{path}: its last line is no answer of a run; choose another output")
+    return _Scan(
+        answered=answered,
+        size=size,
+        part_start=decoder.part_start,
+        is_torn=decoder.is_torn,
+        tail_bytes=splitter.pending_bytes,
+        is_tail_whole=is_whole,
+    )
+
+
+def _note(path: str, answered: AnsweredLines, line: bytes, number: int) -> None:
+    line_id = answered_id(line)
+    if line_id is None or not answered.add(line_id):
+        raise OutputError(f"{path}: line {number} is no answer of a run; choose another output")
+
+
+def _is_torn_answer(tail: bytes) -> bool:
+    """Whether an answer may have begun like this; anything else must not be cut off."""
+    return any(tail.startswith(head) or head.startswith(tail) for head in _HEADS) and bool(tail)
+
+
+def _rewrite(path: Path, scan: _Scan) -> None:
+    """Put a file in place of the torn one whose last part ends behind the last whole line."""
+    codec = codec_of(path.name)
+    decoder, encoder = Decoder(codec), Encoder(codec)
+    temporary = path.with_name(path.name + RECOVERING_SUFFIX)
+    with path.open("rb") as torn, temporary.open("wb") as whole:
+        left = scan.part_start
+        while left and (chunk := torn.read(min(CHUNK_BYTES, left))):
+            whole.write(chunk)
+            left -= len(chunk)
+        lines, held = bytearray(), bytearray()
+        for chunk in _chunks(torn):
+            for piece in decoder.feed(chunk):
+                end = piece.rfind(b"\n") + 1
+                if end:
+                    lines += held
+                    held.clear()
+                lines += piece[:end]
+                held += piece[end:]
+                if len(lines) >= CHUNK_BYTES:
+                    whole.write(encoder.encode(bytes(lines)))
+                    lines.clear()
+        if scan.is_tail_whole:
+            lines += held + b"\n"
+        if lines:
+            whole.write(encoder.encode(bytes(lines)))
+        whole.write(encoder.end())
+        whole.flush()
+        os.fsync(whole.fileno())
+    shutil.copymode(path, temporary)
+    temporary.replace(path)
