@@ -5,6 +5,7 @@ Kubernetes replaces a mounted Secret by swapping a symbolic link, so the file is
 time together.  The key is never logged and never part of an exception's text.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -27,7 +28,8 @@ class ApiKey:
         clock: Monotonic seconds.
 
     Raises:
-        SettingsError: The file cannot be read or is empty; permanent until an operator acts.
+        SettingsError: The file cannot be read, or the key is empty or no visible ASCII; permanent until an operator
+            acts.  White space around the key is taken off: most ways of making a Secret add a line break.
     """
 
     def __init__(self, key: SecretStr | None, path: str | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,14 +37,16 @@ class ApiKey:
         self._clock = clock
         self._checked_at = clock()
         self._stamp: tuple[int, int, int] | None = None
-        self._value = key.get_secret_value() if key is not None else None
+        self._value = key.get_secret_value().strip() if key is not None else None
+        if self._value is not None and not is_usable(self._value):
+            raise SettingsError(["api_key: is empty, or holds characters that cannot stand in a header"])
         if path is not None:
             try:
                 self._read(path)
             except OSError as error:
                 raise SettingsError([f"api_key_file: {path}: {error.strerror}"]) from None
-            if not self._value:
-                raise SettingsError([f"api_key_file: {path}: is empty"])
+            if self._stamp is None:
+                raise SettingsError([f"api_key_file: {path}: is empty, or no text that can stand in a header"])
 
     def __repr__(self) -> str:
         return f"ApiKey(path={self._path!r}, is_set={self._value is not None})"
@@ -52,17 +56,20 @@ class ApiKey:
         stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
         if stamp == self._stamp:
             return
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123
-            value = file.read().strip()
-        if value:  # a half-written file keeps the old key
+        with open(path, "rb") as file:  # noqa: PTH123
+            value = file.read().decode("ascii", "replace").strip()
+        if is_usable(value):  # a half-written file keeps the old key
             self._value, self._stamp = value, stamp
 
     def current(self) -> str | None:
         """Return the key now in force; looks at the file at most once a second and keeps the old key if it is gone."""
         if self._path is not None and self._clock() - self._checked_at >= CHECK_EVERY_S:
             self._checked_at = self._clock()
-            try:
+            with contextlib.suppress(OSError):
                 self._read(self._path)
-            except (OSError, UnicodeDecodeError):
-                return self._value
         return self._value
+
+
+def is_usable(key: str) -> bool:
+    """Whether the key can be sent: visible ASCII, at least one character."""
+    return bool(key) and all("!" <= char <= "~" for char in key)

@@ -14,7 +14,7 @@ Source: httpx-aiohttp 0.2.0, `transport.py`; aiohttp 3.14, `client_exceptions.py
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from worker.backends.credentials import ApiKey
+from worker.backends.watched_response import WatchedResponse
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Draft
@@ -33,10 +34,15 @@ KEEPALIVE_S = 4.0
 connection the server is just closing (https://www.uvicorn.org/settings/#timeouts)."""
 PROBE_TIMEOUT_S = 5.0
 MAX_CACHED_URLS = 256
+SLICE_BYTES = 256 * 1024
+"""A longer body is handed over in slices of this, so that ten megabytes are neither copied at once nor written past a
+server that does not read; aiohttp warns about whole ones over 1 MiB."""
 REQUEST_ID_HEADERS = ("x-request-id", "x-amzn-requestid", "apim-request-id")
 HTTP_OK = range(200, 300)
 
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL, httpx.ConnectError)
+_NOT_CONNECTED = (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""Also by httpx's own names, for another transport: those of this one always have aiohttp's as their cause."""
 
 
 class HttpBackend:
@@ -57,7 +63,8 @@ class HttpBackend:
         self._max_bytes = route.max_response_bytes
         self._base = route.base_url
         self._has_v1 = urlsplit(route.base_url).path.endswith("/v1")
-        self._health_path = route.breaker.health_path
+        health = route.breaker.health_path
+        self._health_url = httpx.URL(route.base_url.removesuffix("/v1") + health) if health is not None else None
         self._key = ApiKey(route.api_key, route.api_key_file)
         self._key_used = self._key.current()
         self._headers = {
@@ -83,17 +90,17 @@ class HttpBackend:
         """See `worker.ports.Backend.credentials_changed`."""
         return self._key.current() != self._key_used
 
-    def _request(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> httpx.Request:
-        key = self._key_used = self._key.current()
-        merged = {**self._headers, **headers}
+    def _request(self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes) -> httpx.Request:
+        key = self._key.current()
+        merged = {**self._headers, **headers, "content-length": str(len(body))}
         if key is not None:
             merged["authorization"] = f"Bearer {key}"
         connect = self._timeouts.connect_s
         return httpx.Request(
             method,
-            self.url(path),
+            url,
             headers=merged,
-            content=body,
+            content=body if len(body) <= SLICE_BYTES else _slices(body),
             extensions={"timeout": {"connect": connect, "pool": connect}},
         )
 
@@ -105,9 +112,11 @@ class HttpBackend:
         ends = loop.time() + limit
         first_byte = self._timeouts.first_byte_s
         try:
-            outgoing = self._request("POST", request.path, request.headers, request.body)
+            outgoing = self._request("POST", self.url(request.path), request.headers, request.body)
+            self._key_used = self._key.current()
             draft.phase = Phase.CONNECT
-            async with asyncio.timeout_at(ends if first_byte is None else min(ends, loop.time() + first_byte)) as timer:
+            timer = asyncio.timeout_at(ends if first_byte is None else min(ends, loop.time() + first_byte))
+            async with timer:
                 response = await self._transport.handle_async_request(outgoing)
                 try:
                     _note_headers(draft, response)
@@ -116,7 +125,8 @@ class HttpBackend:
                     await response.stream.aclose()  # type: ignore[union-attr]  # an AsyncByteStream
                 draft.phase = Phase.PARSE
         except TimeoutError:
-            raise _timed_out(draft, is_total=loop.time() >= ends) from None
+            # Which limit it was, the timer knows; the clock does not: uvloop fires up to a millisecond early.
+            raise _timed_out(draft, is_total=timer.when() == ends) from None
         except BackendError:
             raise
         except (httpx.HTTPError, aiohttp.ClientError, OSError, httpx.InvalidURL) as error:
@@ -141,11 +151,11 @@ class HttpBackend:
 
     async def probe(self) -> bool | None:
         """See `worker.ports.Backend.probe`."""
-        if self._health_path is None:
+        if self._health_url is None:
             return None
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                response = await self._transport.handle_async_request(self._request("GET", self._health_path, {}, b""))
+                response = await self._transport.handle_async_request(self._request("GET", self._health_url, {}, b""))
                 await response.stream.aclose()  # type: ignore[union-attr]
         except (TimeoutError, httpx.HTTPError, aiohttp.ClientError, OSError):
             return False
@@ -163,9 +173,16 @@ def _open_session() -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=("accept-encoding", "user-agent"),
         timeout=aiohttp.ClientTimeout(total=None),
+        response_class=WatchedResponse,
         max_line_size=64 * 1024,
         max_field_size=64 * 1024,
     )
+
+
+async def _slices(body: bytes) -> AsyncIterator[bytes]:
+    view = memoryview(body)
+    for start in range(0, len(body), SLICE_BYTES):
+        yield bytes(view[start : start + SLICE_BYTES])
 
 
 def _note_headers(draft: Draft, response: httpx.Response) -> None:
@@ -192,7 +209,7 @@ def _translate(error: Exception, draft: Draft) -> BackendError:
     """Return what the failure means, by its root cause where the transport keeps one."""
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError | OSError) else error
     text = f"{type(cause).__name__}: {cause}"
-    if isinstance(cause, aiohttp.ConnectionTimeoutError):
+    if isinstance(cause, _NOT_CONNECTED):
         return BackendError(Fault.CONNECT_TIMEOUT, text)
     if isinstance(cause, _NOT_SENT) and draft.phase is Phase.CONNECT:
         return BackendError(Fault.CONNECT, text)

@@ -1,0 +1,138 @@
+"""Response bodies that break, provoked on a real socket, and the fault each must have."""
+
+import asyncio
+import gzip
+from collections.abc import Callable
+
+import pytest
+
+from tests.http_attempt import CHUNKED, Attempt
+from tests.raw_http import Connection, Script, answer, raw_server, until
+from worker.backends.openai import HttpBackend
+from worker.errors import BackendError
+from worker.policy.model import Fault, Phase
+from worker.ports import BackendRequest, Draft
+from worker.settings import RouteSettings
+
+
+def after_headers(head: bytes, *, then: bytes = b"", end: str = "close") -> Callable[[Draft], Script]:
+    """Send the head, wait until the client has it, send the rest, and end."""
+
+    def build(draft: Draft) -> Script:
+        async def script(connection: Connection) -> None:
+            await connection.read_request()
+            await connection.send(head)
+            await until(lambda: draft.status)
+            if then:
+                await connection.send(then)
+            if end == "reset":
+                connection.reset()
+            elif end == "hang":
+                await connection.wait_closed_by_peer()
+
+        return script
+
+    return build
+
+
+BROKEN_BODY = {
+    "closed before its length": (after_headers(answer(b'{"a":', length=100)), Fault.CONNECTION_LOST),
+    "reset before its length": (after_headers(answer(b'{"a":', length=100), end="reset"), Fault.CONNECTION_LOST),
+    "closed between chunks": (after_headers(CHUNKED + b"2\r\n{}\r\n"), Fault.CONNECTION_LOST),
+    "closed inside a chunk": (after_headers(CHUNKED + b"50\r\n{"), Fault.CONNECTION_LOST),
+    "reset between chunks": (after_headers(CHUNKED + b"2\r\n{}\r\n", end="reset"), Fault.CONNECTION_LOST),
+    "illegal chunk header": (after_headers(CHUNKED, then=b"zz\r\n"), Fault.CONNECTION_LOST),
+    "illegal chunk header later": (after_headers(CHUNKED + b"2\r\n{}\r\n", then=b"zz\r\n"), Fault.CONNECTION_LOST),
+    "illegal chunk end": (after_headers(CHUNKED, then=b"2\r\n{}xx0\r\n\r\n"), Fault.CONNECTION_LOST),
+    "silent in a chunked body": (after_headers(CHUNKED + b"1\r\n{\r\n", end="hang"), Fault.IDLE_TIMEOUT),
+    "silent in a body of known length": (after_headers(answer(b"{", length=9), end="hang"), Fault.IDLE_TIMEOUT),
+    "silent before the body": (after_headers(answer(b"", length=9), end="hang"), Fault.IDLE_TIMEOUT),
+    "not gzip": (after_headers(answer(b'{"a":1}', "Content-Encoding: gzip")), Fault.DECODING),
+    "gzip cut and closed": (
+        after_headers(answer(gzip.compress(b"{}" * 99)[:-9], "Content-Encoding: gzip", length=999)),
+        Fault.CONNECTION_LOST,
+    ),
+    "too large": (after_headers(answer(b"a" * 1001), end="hang"), Fault.RESPONSE_TOO_LARGE),
+    "too large in chunks": (
+        after_headers(CHUNKED, then=b"1f4\r\n" + b"a" * 500 + b"\r\n1f5\r\n" + b"a" * 501 + b"\r\n", end="hang"),
+        Fault.RESPONSE_TOO_LARGE,
+    ),
+    "too large once decompressed": (
+        after_headers(answer(gzip.compress(b"a" * 5_000_000), "Content-Encoding: gzip"), end="hang"),
+        Fault.RESPONSE_TOO_LARGE,
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "fault"), BROKEN_BODY.values(), ids=BROKEN_BODY)
+async def test_a_broken_body_keeps_what_is_known(build: Callable[[Draft], Script], fault: Fault) -> None:
+    """Status and headers came, the body did not: each cause by its name, in the body's phase."""
+    draft = Draft()
+    async with raw_server(build(draft)) as server:
+        attempt = Attempt(server.url, max_response_bytes=1000)
+        attempt.draft = draft
+        assert attempt.outcome(await attempt.fail()) == (fault, Phase.BODY, 200)
+    assert draft.headers
+    assert attempt.seconds < 2
+
+
+async def test_every_byte_resets_the_idle_limit_but_not_the_total() -> None:
+    """A body that trickles is not idle; the whole attempt ends all the same."""
+
+    async def trickle(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(CHUNKED)
+        while True:
+            await connection.send(b"1\r\n \r\n")
+            await asyncio.sleep(0.02)
+
+    async with raw_server(trickle) as server:
+        attempt = Attempt(server.url, {"idle_s": 0.2, "total_s": 0.6})
+        assert attempt.outcome(await attempt.fail()) == (Fault.TOTAL_TIMEOUT, Phase.BODY, 200)
+    assert 0.5 < attempt.seconds < 2
+
+
+async def test_a_deadline_ends_a_body() -> None:
+    """What is left until the deadline bounds reading as well."""
+    async with raw_server(after_headers(answer(b"{", length=9), end="hang")(draft := Draft())) as server:
+        attempt = Attempt(server.url, {"idle_s": 4})
+        attempt.draft = draft
+        assert attempt.outcome(await attempt.fail(timeout_s=0.1)) == (Fault.TOTAL_TIMEOUT, Phase.BODY, 200)
+
+
+async def test_a_connection_with_an_unread_rest_is_not_used_again() -> None:
+    """The rest of an answer that was cut off is not taken for the next one."""
+
+    async def large(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(answer(b"a" * 4000, length=5000))
+        await connection.wait_closed_by_peer()
+
+    async with raw_server(large) as server:
+        backend = HttpBackend(RouteSettings(name="r", base_url=server.url, max_response_bytes=1000))
+        for _ in range(2):
+            with pytest.raises(BackendError, match="response_too_large"):
+                await backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), Draft())
+        assert server.connections == 2
+        await backend.aclose()
+
+
+async def test_broken_framing_is_noticed_on_a_kept_connection_as_well() -> None:
+    """One connection, two answers in pieces, the second one broken: it fails at once, not after the idle limit."""
+    drafts = Draft(), Draft()
+
+    async def script(connection: Connection) -> None:
+        for draft, rest in zip(drafts, (b"2\r\n{}\r\n0\r\n\r\n", b"zz\r\n"), strict=True):
+            await connection.read_request()
+            await connection.send(CHUNKED)
+            await until(lambda draft=draft: draft.status)
+            await connection.send(rest)
+        await connection.wait_closed_by_peer()
+
+    async with raw_server(script) as server:
+        attempt = Attempt(server.url, {"idle_s": 4})
+        await attempt.backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), drafts[0])
+        attempt.draft = drafts[1]
+        assert attempt.outcome(await attempt.fail()) == (Fault.CONNECTION_LOST, Phase.BODY, 200)
+        assert server.connections == 1
+    assert (drafts[0].body, attempt.seconds < 2) == (b"{}", True)

@@ -1,0 +1,221 @@
+"""Each way an attempt can break, provoked on a real socket, and the fault and phase it must have."""
+
+import asyncio
+import contextlib
+import random
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.http_attempt import Attempt
+from tests.raw_http import Connection, Script, answer, raw_server, until
+from worker.backends.openai import HttpBackend
+from worker.errors import BackendError
+from worker.policy.model import Fault, Phase
+from worker.ports import BackendRequest, Draft
+from worker.settings import RouteSettings
+
+# Not sent
+
+
+@contextlib.asynccontextmanager
+async def full_backlog() -> AsyncIterator[str]:
+    """An address where the kernel drops every further SYN: nobody accepts and the queue is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)  # noqa: FBT003
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_refused_connection_was_not_sent(scheme: str) -> None:
+    """Nobody listens."""
+    attempt = Attempt(f"{scheme}://127.0.0.1:{free_port()}")
+    error = await attempt.fail()
+    assert attempt.outcome(error) == (Fault.CONNECT, Phase.CONNECT, None)
+    assert "Connect call failed" in error.detail
+
+
+async def test_an_unknown_name_was_not_sent() -> None:
+    """DNS knows no such host."""
+    attempt = Attempt("http://nowhere.invalid:8000")
+    assert attempt.outcome(await attempt.fail()) == (Fault.CONNECT, Phase.CONNECT, None)
+
+
+async def test_a_connection_that_does_not_come_about_was_not_sent() -> None:
+    """Silence while connecting ends after `connect_s`, not after the attempt's own limit."""
+    async with full_backlog() as url:
+        attempt = Attempt(url)
+        assert attempt.outcome(await attempt.fail()) == (Fault.CONNECT_TIMEOUT, Phase.CONNECT, None)
+    assert attempt.seconds < 2
+
+
+async def test_no_tls_was_not_sent() -> None:
+    """A server that speaks something else in the handshake has seen no request."""
+
+    async def plain(connection: Connection) -> None:
+        await connection.reader.read(1)
+        await connection.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        await connection.wait_closed_by_peer()
+
+    async with raw_server(plain) as server:
+        attempt = Attempt(server.url.replace("http:", "https:"))
+        assert attempt.outcome(await attempt.fail()) == (Fault.CONNECT, Phase.CONNECT, None)
+
+
+async def test_a_silent_tls_handshake_was_not_sent() -> None:
+    """The handshake belongs to connecting and to its limit."""
+
+    async def silent(connection: Connection) -> None:
+        await connection.wait_closed_by_peer()
+
+    async with raw_server(silent) as server:
+        attempt = Attempt(server.url.replace("http:", "https:"))
+        assert attempt.outcome(await attempt.fail()) == (Fault.CONNECT_TIMEOUT, Phase.CONNECT, None)
+
+
+# Sent, no response
+
+
+async def closes(connection: Connection) -> None:
+    await connection.read_request()
+
+
+async def resets(connection: Connection) -> None:
+    await connection.read_request()
+    connection.reset()
+
+
+def says(*pieces: bytes) -> Script:
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        for piece in pieces:
+            await connection.send(piece)
+
+    return script
+
+
+NO_RESPONSE: dict[str, Script] = {
+    "closed": closes,
+    "reset": resets,
+    "cut in the status line": says(b"HTTP/1.1 2"),
+    "cut in the headers": says(b"HTTP/1.1 200 OK\r\nX: "),
+    "no HTTP": says(b"SSH-2.0-OpenSSH\r\n"),
+    "a page without headers": says(b"<html>hi</html>"),
+    "a bad status": says(b"HTTP/1.1 abc OK\r\n\r\n"),
+    "a bad header": says(b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n"),
+    "a bad length": says(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
+    "two lengths": says(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}"),
+    "a header too long": says(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("script", NO_RESPONSE.values(), ids=NO_RESPONSE)
+async def test_no_response_is_a_lost_connection(script: Script) -> None:
+    """
+    The request was sent and no usable headers came: a GPU may have worked.
+
+    The transport calls some of these a connect timeout.
+    """
+    async with raw_server(script) as server:
+        attempt = Attempt(server.url)
+        assert attempt.outcome(await attempt.fail()) == (Fault.CONNECTION_LOST, Phase.HEADERS, None)
+        assert server.connections == 1  # nothing below us tries again
+
+
+async def test_a_kept_connection_that_was_closed_meanwhile_is_lost_and_not_retried() -> None:
+    """Whether the second request arrived nobody knows, so it is not sent again by a library."""
+
+    async def once(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(answer(b"{}"))
+        await connection.read_request()
+
+    async with raw_server(once) as server:
+        attempt = Attempt(server.url)
+        await attempt.backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), Draft())
+        assert attempt.outcome(await attempt.fail()) == (Fault.CONNECTION_LOST, Phase.HEADERS, None)
+        assert (server.connections, len(server.requests)) == (1, 2)
+
+
+async def hangs(connection: Connection) -> None:
+    await connection.read_request()
+    await connection.wait_closed_by_peer()
+
+
+async def never_reads(connection: Connection) -> None:
+    connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("script", [hangs, never_reads])
+@pytest.mark.parametrize(
+    ("timeouts", "timeout_s", "fault"),
+    [
+        ({"first_byte_s": 0.1}, None, Fault.FIRST_BYTE_TIMEOUT),
+        ({"first_byte_s": 0.1}, 4.0, Fault.FIRST_BYTE_TIMEOUT),
+        ({"total_s": 0.1}, None, Fault.TOTAL_TIMEOUT),
+        ({"total_s": 0.1, "first_byte_s": 0.1}, 4.0, Fault.TOTAL_TIMEOUT),
+        ({}, 0.1, Fault.TOTAL_TIMEOUT),
+        ({"first_byte_s": 4}, 0.1, Fault.TOTAL_TIMEOUT),
+    ],
+)
+async def test_silence_ends_at_the_first_limit(
+    script: Script, timeouts: dict[str, float], timeout_s: float | None, fault: Fault
+) -> None:
+    """The first byte's limit, the whole attempt's, or what is left until the deadline; also while sending."""
+    async with raw_server(script) as server:
+        attempt = Attempt(server.url, timeouts)
+        assert attempt.outcome(await attempt.fail(b"x" * 5_000_000, timeout_s)) == (fault, Phase.HEADERS, None)
+    assert 0.09 < attempt.seconds < 2
+
+
+async def test_a_timeout_closes_the_connection() -> None:
+    """What nobody waits for is not left running where the server can notice."""
+    async with raw_server(hangs) as server:
+        await Attempt(server.url, {"first_byte_s": 0.05}).fail()
+        await until(lambda: server.closed_by_peer)
+
+
+async def test_a_deadline_that_has_passed_ends_at_once() -> None:
+    """Nothing left is no time."""
+    async with raw_server(hangs) as server:
+        attempt = Attempt(server.url)
+        assert (await attempt.fail(timeout_s=0.0)).fault is Fault.TOTAL_TIMEOUT
+    assert attempt.seconds < 1
+
+
+@pytest.mark.slow
+def test_the_limit_is_named_rightly_on_uvloop() -> None:
+    """Its clock has milliseconds and its timers fire up to one early: the kind of timeout must not depend on that."""
+    uvloop = pytest.importorskip("uvloop")
+    limits = random.Random(7)
+
+    async def kinds() -> set[str]:
+        async with raw_server(hangs) as server:
+            backend = HttpBackend(RouteSettings(name="r", base_url=server.url))
+
+            async def one() -> str:
+                request = BackendRequest(path="/v1/x", body=b"{}", timeout_s=limits.uniform(0.05, 0.1))
+                with pytest.raises(BackendError) as caught:
+                    await backend.invoke(request, Draft())
+                return caught.value.fault
+
+            found = set(await asyncio.gather(*(one() for _ in range(60))))
+            await backend.aclose()
+            return found
+
+    assert uvloop.run(kinds()) == {Fault.TOTAL_TIMEOUT}

@@ -1,0 +1,125 @@
+"""The HTTP backend: cancellation, probes, and another transport in its place."""
+
+import asyncio
+import ssl
+
+import httpx
+import pytest
+
+from tests.http_attempt import Open, invoke
+from tests.raw_http import Connection, always, answer, raw_server, until
+from worker.backends.openai import HttpBackend
+from worker.errors import BackendError
+from worker.policy.model import Fault, Phase
+from worker.ports import BackendRequest, Draft
+from worker.settings import RouteSettings
+
+
+async def test_cancellation_closes_the_connection(open_backend: Open) -> None:
+    """A server that watches its connection stops generating."""
+
+    async def hang(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.wait_closed_by_peer()
+
+    async with raw_server(hang) as server:
+        task = asyncio.ensure_future(invoke(open_backend(server.url)))
+        await until(lambda: server.requests)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: server.closed_by_peer)
+
+
+async def test_cancellation_inside_the_body_closes_the_connection(open_backend: Open) -> None:
+    """Also when the answer has begun; what is known stays in the draft."""
+    draft = Draft()
+
+    async def hang(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(answer(b"{", length=10))
+        await connection.wait_closed_by_peer()
+
+    async with raw_server(hang) as server:
+        backend = open_backend(server.url)
+        task = asyncio.ensure_future(backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), draft))
+        await until(lambda: draft.status)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: server.closed_by_peer)
+    assert (draft.status, draft.phase) == (200, Phase.BODY)
+    assert draft.ended is not None
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"), [("200 OK", True), ("204 No", True), ("503 No", False), ("307 X", False)]
+)
+async def test_a_probe_asks_the_health_path(status: str, verdict: bool, open_backend: Open) -> None:
+    """GET, without the base URL's `/v1`; only a 2xx is well."""
+    async with raw_server(always(answer(b"", status=status))) as server:
+        assert await open_backend(server.url + "/a/v1", breaker={"health_path": "/health"}).probe() is verdict
+    assert server.requests[0][0].startswith(b"GET /a/health HTTP/1.1\r\n")
+
+
+async def test_a_probe_never_raises(open_backend: Open) -> None:
+    """Nobody there, garbage or a reset are `False`; no health path is `None`."""
+
+    async def garbage(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(b"hello\r\n\r\n")
+
+    async def reset(connection: Connection) -> None:
+        await connection.read_request()
+        connection.reset()
+
+    health = {"health_path": "/health"}
+    assert await open_backend("http://127.0.0.1:1", breaker=health).probe() is False
+    assert await open_backend("http://nowhere.invalid", breaker=health).probe() is False
+    for script in (garbage, reset):
+        async with raw_server(script) as server:
+            assert await open_backend(server.url, breaker=health).probe() is False
+    assert await open_backend("http://127.0.0.1:1").probe() is None
+
+
+async def test_a_probe_that_hangs_is_bounded(open_backend: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is `False` within the probe's own limit."""
+    monkeypatch.setattr("worker.backends.openai.PROBE_TIMEOUT_S", 0.05)
+
+    async def hang(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.wait_closed_by_peer()
+
+    async with raw_server(hang) as server:
+        assert await open_backend(server.url, breaker={"health_path": "/health"}).probe() is False
+
+
+class OtherTransport(httpx.AsyncBaseTransport):
+    """Another transport raises httpx's own errors, without aiohttp's below."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "fault", "phase"),
+    [
+        (httpx.ConnectError("x"), Fault.CONNECT, Phase.CONNECT),
+        (httpx.ConnectTimeout("x"), Fault.CONNECT_TIMEOUT, Phase.CONNECT),
+        (httpx.PoolTimeout("x"), Fault.CONNECT_TIMEOUT, Phase.CONNECT),
+        (httpx.ReadError("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
+        (httpx.RemoteProtocolError("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
+        (ssl.SSLError("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+async def test_another_transport_may_be_handed_in(error: Exception, fault: Fault, phase: Phase) -> None:
+    """The seam for tests: httpx's names mean what they say where there is no cause below them."""
+    backend = HttpBackend(RouteSettings(name="r", base_url="http://h"), OtherTransport(error))
+    draft = Draft()
+    with pytest.raises(BackendError) as caught:
+        await backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), draft)
+    assert (caught.value.fault, draft.phase) == (fault, phase)

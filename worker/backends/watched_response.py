@@ -1,0 +1,68 @@
+"""
+An aiohttp response whose body fails when its connection ends, whatever the parser made of it.
+
+aiohttp 3.14's C parser forgets the body when its framing turns out to be broken after the headers were delivered (an
+illegal chunk header, say): the connection is closed, and whoever reads the body waits for ever.  So the end of the
+connection is watched, and a body that then has neither ended nor failed is failed here.
+
+One watch per connection, not per response: a kept connection sees thousands.  A response that was complete with its
+headers needs none.
+"""
+
+import asyncio
+from typing import Self
+from weakref import WeakKeyDictionary
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+
+BROKEN = "the connection ended inside the response, or its framing is broken"
+
+
+class _Watch:
+    """Called when its connection ends."""
+
+    def __init__(self) -> None:
+        self.content: aiohttp.StreamReader | None = None
+
+    def forget(self) -> None:
+        self.content = None
+
+    def __call__(self, closed: "asyncio.Future[None]") -> None:
+        if not closed.cancelled():
+            closed.exception()  # retrieved: the reader is told in aiohttp's own way
+        self.fail()
+
+    def fail(self) -> None:
+        if self.content is not None and not self.content.is_eof() and self.content.exception() is None:
+            self.content.set_exception(aiohttp.ClientPayloadError(BROKEN))
+
+
+_watches: WeakKeyDictionary[ResponseHandler, _Watch] = WeakKeyDictionary()
+
+
+class WatchedResponse(aiohttp.ClientResponse):
+    """For `ClientSession(response_class=…)`."""
+
+    async def start(self, connection: Connection) -> Self:
+        """
+        Read the headers; see `aiohttp.ClientResponse.start`.
+
+        Cancellation: closes the connection.
+        """
+        protocol = connection.protocol
+        await super().start(connection)
+        if protocol is None or self.content.is_eof():
+            return self
+        closed = protocol.closed
+        watch = _watches.get(protocol)
+        if watch is None:
+            watch = _watches[protocol] = _Watch()
+            if closed is not None:
+                closed.add_done_callback(watch)
+        watch.content = self.content
+        if closed is None:  # it ended before anybody asked
+            watch.fail()
+        self.content.on_eof(watch.forget)
+        return self
