@@ -11,7 +11,7 @@ Responses stay below gRPC's default receive limit of 4 MiB: that is what a clien
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 from google.pubsub_v1 import types
@@ -91,7 +91,7 @@ class PullStream:
         requests: Serialised `StreamingPullRequest` messages; their end is the client's half-close.
     """
 
-    def __init__(self, broker: Broker, requests: AsyncIterator[bytes]) -> None:
+    def __init__(self, broker: Broker, requests: AsyncIterable[bytes]) -> None:
         self._broker = broker
         self._requests = requests
         self._event = asyncio.Event()
@@ -117,12 +117,13 @@ class PullStream:
 
         Cancellation: the client went away; what it holds comes back when the leases end.
         """
-        first = await anext(self._requests, None)
+        requests = aiter(self._requests)
+        first = await anext(requests, None)
         if first is None:
             return
         subscription = self._open(parse(_StreamingPullRequest, first))
         subscription.attach(self._consumer)
-        reader = asyncio.create_task(self._read(), name=f"streaming-pull-reader {self.subscription_path}")
+        reader = asyncio.create_task(self._read(requests), name=f"streaming-pull-reader {self.subscription_path}")
         try:
             while not (self._is_half_closed and not self._notes):
                 self._event.clear()
@@ -151,10 +152,10 @@ class PullStream:
         self._apply(request)
         return subscription
 
-    async def _read(self) -> None:
+    async def _read(self, requests: AsyncIterator[bytes]) -> None:
         """Take in requests until the half-close; a wrong one ends the stream."""
         try:
-            async for data in self._requests:
+            async for data in requests:
                 request = parse(_StreamingPullRequest, data)
                 if request.subscription:
                     raise InvalidArgumentError("subscription may only be set in the first StreamingPullRequest.")

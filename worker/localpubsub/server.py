@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, Callable
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -213,9 +213,9 @@ class LocalPubSub:
             await abort(context, error)
         return response
 
-    async def _streaming_pull(self, requests: AsyncIterator[bytes], context: Any) -> None:
+    async def _streaming_pull(self, requests: AsyncIterable[bytes], context: Any) -> None:
         faults = self.faults.arrive("StreamingPull")
-        stream = PullStream(self._broker, aiter(requests))
+        stream = PullStream(self._broker, requests)
         self._streams.add(stream)
         try:
             if faults is not None:
