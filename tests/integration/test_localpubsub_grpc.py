@@ -28,12 +28,33 @@ async def test_a_server_owns_its_port_and_gives_it_back() -> None:
     second = LocalPubSub(port=first.port)
     with pytest.raises(OSError, match=str(first.port)):
         await second.start()
-    with pytest.raises(RuntimeError, match="before"):
+    with pytest.raises(RuntimeError, match="already"):
         await first.start()
     await first.stop()
     await first.stop()
     await second.start()
     await second.stop()
+
+
+async def test_a_restarted_server_knows_everything() -> None:
+    """What it held is there again under the same address, and its leases end by themselves."""
+    server = LocalPubSub()
+    await server.start()
+    address = server.address
+    async with grpc.aio.insecure_channel(address) as channel:
+        google = Google(channel, server)
+        await google.set_up()
+        await google.publish(b"x")
+        await google.pull()
+        server.advance(9.9)
+        await server.stop()
+    await server.start()
+    assert server.address == address
+    async with grpc.aio.insecure_channel(address) as channel:
+        stream = await Stream(Google(channel, server)).open()
+        assert [item.message.data for item in await stream.receive(1)] == [b"x"]
+        stream.cancel()
+    await server.stop()
 
 
 async def test_serve_tells_its_address_and_stops_when_cancelled() -> None:

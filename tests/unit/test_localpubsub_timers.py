@@ -94,17 +94,6 @@ def test_memory_follows_the_leases_not_the_traffic() -> None:
     assert set(pop_all(timers, 2e9)) == set(keepers)
 
 
-def test_clear_forgets_everything() -> None:
-    """After it nothing is due, and deliveries can be armed again."""
-    (a,) = deliveries(1)
-    timers = Timers()
-    timers.arm(a, 1.0)
-    timers.clear()
-    assert timers.next_due() == math.inf
-    timers.arm(a, 2.0)
-    assert pop_all(timers, 2.0) == [a]
-
-
 operations = st.lists(
     st.tuples(st.sampled_from(["arm", "disarm", "pop"]), st.integers(0, 7), st.integers(0, 50)), max_size=200
 )

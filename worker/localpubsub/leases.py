@@ -16,7 +16,9 @@ from worker.localpubsub.messages import StoredMessage
 from worker.localpubsub.ordering import KeyQueue
 from worker.localpubsub.timers import Timers
 
-_READY, _LEASED, _BACKING_OFF, _ACKED, _DROPPED = State
+# Bound once: these are compared several times for every message.
+_READY, _LEASED, _BACKING_OFF = State.READY, State.LEASED, State.BACKING_OFF
+_ACKED, _DROPPED = State.ACKED, State.DROPPED
 
 
 class Leases:

@@ -103,16 +103,16 @@ class LocalPubSub:
 
     async def start(self) -> None:
         """
-        Bind the port and serve on the running loop.
+        Bind the port and serve on the running loop; after a `stop`, with everything the server held.
 
         Raises:
             OSError: The address cannot be bound; permanent while somebody else has it.
-            RuntimeError: It was started before.
+            RuntimeError: It runs already.
 
         Cancellation: may leave the port bound; call `stop`.
         """
         if self._server is not None:
-            raise RuntimeError("the server was started before")
+            raise RuntimeError("the server runs already")
         if not _is_loopback(self._host):
             _LOGGER.warning(
                 "The embedded Pub/Sub server listens on %s. It has no access control and is for development only.",
@@ -128,6 +128,7 @@ class LocalPubSub:
             raise OSError(f"cannot listen on {self.address}: {error}") from error
         self._server = server
         await server.start()
+        self._tick()
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """
@@ -147,6 +148,7 @@ class LocalPubSub:
             self._loop = None
             if self._timer is not None:
                 self._timer.cancel()
+            self._timer_at = math.inf
 
     async def __aenter__(self) -> Self:
         await self.start()

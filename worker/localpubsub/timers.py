@@ -65,13 +65,6 @@ class Timers:
         self._armed -= 1
         return at, delivery
 
-    def clear(self) -> None:
-        """Forget every end."""
-        for _, _, _, delivery in self._heap:
-            delivery.timer_at = delivery.due_at = math.inf
-        self._heap.clear()
-        self._armed = 0
-
     def _push(self, delivery: Delivery, at: float) -> None:
         self._ids += 1
         delivery.timer_at = at
