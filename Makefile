@@ -31,6 +31,9 @@ docs: $(STAMP)-dev  ## generate docs/settings.md and docs/metrics.md
 bench: $(STAMP)-dev  ## benchmarks; BENCH_ARGS=--short for a quick form
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+chaos: $(STAMP)-dev  ## break things under a running worker and print what it cost; CHAOS_ARGS="--scale 0.1" for a short form
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) build dist out.jsonl .pytest_cache .mypy_cache .ruff_cache .hypothesis
 

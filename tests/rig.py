@@ -39,8 +39,13 @@ class Answers:
     malformed: int = 0
     times: list[float] = field(default_factory=list)
     """Monotonic seconds of every first answer."""
+    seen: set[str] = field(default_factory=set)
+    """Ids of the answers' own messages: one that is delivered again is no second answer."""
 
-    def add(self, data: bytes, attributes: dict[str, str]) -> None:
+    def add(self, message_id: str, data: bytes, attributes: dict[str, str]) -> None:
+        if message_id in self.seen:
+            return
+        self.seen.add(message_id)
         try:
             answer = json.loads(data)
             index = answer["metadata"].get("index", attributes.get("request_message_id"))
@@ -77,14 +82,22 @@ class Answers:
 class WorkerProcess:
     """One `inference-worker run`."""
 
-    def __init__(self, log: Path, settings: dict[str, Any], environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        log: Path,
+        settings: dict[str, Any],
+        environ: dict[str, str] | None = None,
+        *,
+        command: list[str] | None = None,
+        stderr: str | None = None,
+    ) -> None:
         self.log_path = log
-        command = [sys.executable, "-m", "worker", "run"]
+        command = list(command or [sys.executable, "-m", "worker", "run"])
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
         env = {name: text for name, text in os.environ.items() if not name.startswith(("WORKER_", "PUBSUB_"))}
-        with log.open("ab") as stream:
-            self._offset = stream.tell()
+        with Path(stderr or log).open("ab") as stream:
+            self._offset = stream.tell() if stderr is None else 0
             self.process = subprocess.Popen(command, stderr=stream, env={**env, **(environ or {})})
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -165,7 +178,14 @@ class Rig:
         self.answers = Answers()
         self.sent = 0
 
-    def worker(self, environ: dict[str, str] | None = None, **overrides: Any) -> WorkerProcess:
+    def worker(
+        self,
+        environ: dict[str, str] | None = None,
+        *,
+        _command: list[str] | None = None,
+        _stderr: str | None = None,
+        **overrides: Any,
+    ) -> WorkerProcess:
         """Start one; keys of settings with `__` for the dot."""
         settings = {
             "pubsub.project_id": self.admin.project,
@@ -178,7 +198,8 @@ class Rig:
             "log.format": "json",
             **{key.replace("__", "."): value for key, value in overrides.items()},
         }
-        worker = WorkerProcess(self.folder / f"worker-{len(self.workers)}.log", settings, environ)
+        log = self.folder / f"worker-{len(self.workers)}.log"
+        worker = WorkerProcess(log, settings, environ, command=_command, stderr=_stderr)
         self.workers.append(worker)
         return worker
 
@@ -196,6 +217,12 @@ class Rig:
             self._take(min(2.0, max(0.1, until - time.monotonic())))
         return self.answers
 
+    def collect_during(self, seconds: float) -> None:
+        """Take what comes for a while."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._take(min(1.0, left))
+
     def collect_rest(self, quiet_s: float = 2.0) -> Answers:
         """Take what else comes, until nothing has come for this long."""
         while self._take(quiet_s):
@@ -205,7 +232,7 @@ class Rig:
     def _take(self, limit_s: float) -> int:
         messages = self.admin.take_once(self.response_subscription, limit_s)
         for message in messages:
-            self.answers.add(message.data, dict(message.attributes))
+            self.answers.add(message.message_id, message.data, dict(message.attributes))
         return len(messages)
 
     def stats(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from worker.cli_policy import add_policy
 from worker.errors import SettingsError, WorkerError
 from worker.settings import Settings
-from worker.settings_load import load_settings
+from worker.settings_load import config_file, load_settings
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_localpubsub(commands)
     _add_simbackend(commands)
     _add_config(commands)
+    add_policy(commands)
     return parser
 
 
@@ -69,6 +71,11 @@ def _load(namespace: argparse.Namespace) -> Settings:
     return load_settings(namespace.config, flags=flags)
 
 
+def _source(namespace: argparse.Namespace) -> str | None:
+    """Return the settings file in use."""
+    return namespace.config or config_file()
+
+
 def _add_run(commands: Any) -> None:
     parser = commands.add_parser("run", help="the worker; what the container starts")
     _add_settings(parser)
@@ -83,7 +90,7 @@ def _run(namespace: argparse.Namespace) -> int:
     from worker.service import Service  # noqa: PLC0415 - half a second of imports
 
     async def serve() -> int:
-        service = Service(settings)
+        service = Service(settings, _source(namespace))
         _on_signals(service.stop)
         return await service.run()
 
@@ -228,7 +235,9 @@ def _add_config(commands: Any) -> None:
 
 
 def _config_check(namespace: argparse.Namespace) -> int:
-    _load(namespace)
+    from worker.policies import build_policy  # noqa: PLC0415
+
+    build_policy(_load(namespace), namespace.config)
     print(f"{namespace.config}: good")
     return 0
 

@@ -17,10 +17,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from worker.brokers.connection import async_channel, sync_channel
-from worker.brokers.publisher import PubSubPublisher
-from worker.brokers.pubsub import PubSubSubscriber
-from worker.brokers.resources import create_local_resources
+from worker.brokers.broker import Broker
 from worker.client import (
     COPY_ATTRIBUTES,
     AnswerHandler,
@@ -35,7 +32,7 @@ from worker.errors import WorkerError
 from worker.message import ReceivedMessage
 from worker.metrics import Metrics
 from worker.ports import Settlement
-from worker.settings import PublishSettings, PubSubSettings
+from worker.settings import PubSubSettings
 
 PROJECT, REQUESTS, RESPONSES = "local", "requests", "responses"
 ANSWERS_IN_FLIGHT = 1000
@@ -190,21 +187,24 @@ async def run_local(options: argparse.Namespace) -> int:
         settings = PubSubSettings(
             project_id=PROJECT,
             emulator_host=await pubsub.read_address(process.stderr, "PUBSUB_EMULATOR_HOST"),
+            request_subscription=RESPONSES,  # this side reads what the worker writes
+            response_topic=REQUESTS,
             max_in_flight=ANSWERS_IN_FLIGHT,
         )
-        channel = async_channel(settings, None)
-        names = await create_local_resources(channel, PROJECT, REQUESTS, RESPONSES)
+        broker = await Broker.connect(settings)
+        stack.push_async_callback(broker.aclose)
+        names = await broker.create_local(PROJECT, REQUESTS, RESPONSES)
         log = stack.enter_context(_open_log(options.log)) if options.log else None
         worker = WorkerChild(log, *_worker_arguments(options, settings, backend_url))
         stack.push_async_callback(worker.stop)
-        publisher = PubSubPublisher(channel, names.request_topic, PublishSettings())
+        publisher = broker.publisher(names.request_topic)
         stack.push_async_callback(publisher.aclose)
         display = stack.enter_context(build_display(sys.stderr))
         run = Drive(
             reader,
             resumed.writer,
             publisher.publish,
-            _Answers(settings, names.response_subscription),
+            _Answers(broker),
             window=options.concurrency * 12,
             answered=resumed.answered,
             on_progress=display,
@@ -234,9 +234,8 @@ async def _drive(run: Drive, worker: WorkerChild, display: Any) -> int:
 class _Answers:
     """What arrives on the response topic; see `worker.client.ports.Answers`."""
 
-    def __init__(self, settings: PubSubSettings, subscription: str) -> None:
-        self._settings = settings
-        self._subscription = subscription
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
 
     async def __call__(self, handler: AnswerHandler) -> None:
         async def take(message: ReceivedMessage) -> Settlement:
@@ -246,8 +245,7 @@ class _Answers:
                 return Settlement.NACK
             return Settlement.ACK
 
-        channel = sync_channel(self._settings, None)
-        await PubSubSubscriber(channel, self._subscription, self._settings, Metrics()).run(take)
+        await self._broker.subscriber(Metrics()).run(take)
 
 
 async def _start_simulated_backend(stack: AsyncExitStack, options: argparse.Namespace) -> str:

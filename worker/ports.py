@@ -116,7 +116,15 @@ class Subscriber(Protocol):
         """
 
     async def max_delivery_attempts(self) -> int | None:
-        """Return the dead-letter policy's limit; `None` without one, or when reading it is not permitted."""
+        """
+        Return the dead-letter policy's limit; `None` without one, or when reading it is not permitted.
+
+        Raises:
+            BrokerResourceError: Gone; permanent.
+            ConnectionError: The broker cannot be reached; retryable.
+
+        Cancellation: leaves nothing behind.
+        """
 
 
 class Publisher(Protocol):

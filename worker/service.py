@@ -15,12 +15,9 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-import grpc
-
 from worker.attempts import Attempts
 from worker.backends.openai import HttpBackend
-from worker.brokers.checks import check_resource
-from worker.brokers.connection import Names, async_channel, full_topic, resolve, sync_channel
+from worker.brokers.broker import Broker
 from worker.brokers.publisher import PubSubPublisher
 from worker.brokers.pubsub import PubSubSubscriber
 from worker.dedupe import Deduper, build_store
@@ -30,7 +27,8 @@ from worker.flow.clock import LoopClock
 from worker.flow.damage import DamageMeter
 from worker.logs import get_logger
 from worker.metrics import Metrics
-from worker.policy.engine import ErrorPolicy
+from worker.policies import build_policy
+from worker.policy.hook import HookOutcome, HookReport
 from worker.probes import Probes
 from worker.processor import Processor, Rules
 from worker.record import Recorder
@@ -53,9 +51,13 @@ class Service:
 
     Args:
         settings: In force.
+        source: The YAML file they came from, for the lines of faults in rules.
+
+    Raises:
+        SettingsError: A rule or hook of the error policy cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, source: str | None = None) -> None:
         self._settings = settings
         self._metrics = Metrics()
         self._stopping = asyncio.Event()
@@ -63,7 +65,7 @@ class Service:
         self._subscriber: PubSubSubscriber | None = None
         self._processor: Processor | None = None
         self._supervisor: Supervisor | None = None
-        self._policy = ErrorPolicy()
+        self._policy = build_policy(settings, source, on_hook=self._hook_asked)
         self._probes = Probes(self._metrics.registry, self._details)
         self._closing: list[Any] = []
         """Parts with `aclose`, in the order of opening."""
@@ -97,18 +99,17 @@ class Service:
         self._metrics.build_info.labels(version("pubsub-inference-worker")).set(1)
         port = await self._probes.start(settings.http.host, settings.http.port)
         try:
-            names, credentials = await asyncio.to_thread(resolve, settings.pubsub)
-            channel = async_channel(settings.pubsub, credentials)
-            publisher = PubSubPublisher(channel, names.topic, settings.pubsub.publish)
+            broker = await Broker.connect(settings.pubsub)
+            self._closing.append(broker)
+            publisher = broker.publisher()
             self._closing.append(publisher)
-            self._subscriber = PubSubSubscriber(
-                sync_channel(settings.pubsub, credentials), names.subscription, settings.pubsub, self._metrics
-            )
-            if not await self._reach_broker(channel, names):
+            self._subscriber = broker.subscriber(self._metrics)
+            limits = await self._reach_broker(broker)
+            if limits is None:
                 return 0
-            await self._build(publisher, names, credentials)
+            self._build(broker, publisher, limits)
             self._probes.startup_failure = None
-            _log.info("started", http_port=port, subscription=names.subscription, topic=names.topic)
+            _log.info("started", http_port=port, subscription=broker.names.subscription, topic=broker.names.topic)
             return await self._serve()
         except (BrokerResourceError, SettingsError) as error:
             self._probes.startup_failure = str(error)
@@ -116,24 +117,21 @@ class Service:
         finally:
             await self._aclose()
 
-    async def _reach_broker(self, channel: grpc.aio.Channel, names: Names) -> bool:
-        """Check subscription and topic, waiting for a broker that is away; return false when stopped meanwhile."""
+    async def _reach_broker(self, broker: Broker) -> Limits | None:
+        """Check subscription and topic, waiting for a broker that is away; return `None` when stopped meanwhile."""
         while not self._stopping.is_set():
             try:
-                await check_resource(channel, names.subscription)
-                await check_resource(channel, names.topic)
+                await broker.check()
+                return await self._limits()
             except ConnectionError as error:
                 self._probes.startup_failure = f"Pub/Sub cannot be reached: {error}"
                 _log.warning("Pub/Sub cannot be reached; trying again", error=str(error))
                 await _wait(self._stopping, START_RETRY_S)
-            else:
-                return True
-        return False
+        return None
 
-    async def _build(self, publisher: PubSubPublisher, names: Names, credentials: Any) -> None:
+    def _build(self, broker: Broker, publisher: PubSubPublisher, limits: Limits) -> None:
         """Put the parts together, bottom up."""
         settings, metrics, clock = self._settings, self._metrics, LoopClock()
-        assert self._subscriber is not None
         routes = tuple(self._build_route(route, clock) for route in settings.all_routes())
         intake = Intake(routes, self._intake_changed)
         damage = DamageMeter(settings.policy.damage.window_s, now=time.monotonic)
@@ -159,9 +157,9 @@ class Service:
             attempts,
             replier,
             recorder,
-            Rules(request=settings.request, limits=await self._limits(), settle_s=settings.drain.settle_s),
+            Rules(request=settings.request, limits=limits, settle_s=settings.drain.settle_s),
             deduper=deduper,
-            dead_letters=self._build_dead_letters(names, credentials),
+            dead_letters=self._build_dead_letters(broker),
         )
         self._supervisor = Supervisor(routes, metrics, damage, settings.policy.damage, intake)
 
@@ -170,12 +168,10 @@ class Service:
         self._closing.append(backend)
         return build_route(route, backend, clock)
 
-    def _build_dead_letters(self, names: Names, credentials: Any) -> DeadLetters | None:
-        settings = self._settings
-        if settings.dead_letter.topic is None:
+    def _build_dead_letters(self, broker: Broker) -> DeadLetters | None:
+        if self._settings.dead_letter.topic is None:
             return None
-        topic = full_topic(settings.dead_letter.topic, settings.pubsub, names)
-        publisher = PubSubPublisher(async_channel(settings.pubsub, credentials), topic, settings.pubsub.publish)
+        publisher = broker.publisher(self._settings.dead_letter.topic)
         self._closing.append(publisher)
         return DeadLetters(publisher, self._metrics)
 
@@ -219,6 +215,11 @@ class Service:
         for part in reversed(self._closing):
             await part.aclose()
         await self._probes.aclose()
+
+    def _hook_asked(self, report: HookReport) -> None:
+        self._metrics.policy_hook_total.labels(report.outcome.value).inc()
+        if report.outcome in {HookOutcome.RAISED, HookOutcome.TIMED_OUT}:
+            _log.error("an error-policy hook failed", hook=report.hook, outcome=report.outcome, error=report.detail)
 
     def _intake_changed(self, reason: str, holds: bool) -> None:
         self._metrics.intake_paused.labels(reason).set(int(holds))

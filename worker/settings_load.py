@@ -35,6 +35,11 @@ _UNION_TAGS = ("literal[", "constrained-")
 _SHOWN_CHARS = 80
 
 
+def config_file() -> str | None:
+    """Return the YAML file that the environment names, if any."""
+    return os.environ.get(CONFIG_VARIABLE)
+
+
 def load_settings(
     config: str | None = None,
     *,

@@ -17,6 +17,7 @@ time up to 600 s, and a killed pod's messages would stay away for ten minutes.
 """
 
 import asyncio
+import functools
 import time
 from typing import Any
 
@@ -114,7 +115,7 @@ class PubSubSubscriber:
         self._channel = channel
         self._client: Any = pubsub_v1.SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
         self._streams: set[_Stream] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Settlement]] = set()
         self._handler: Handler | None = None
         self._stopping = asyncio.Event()
         self._grace_over = asyncio.Event()
@@ -138,6 +139,8 @@ class PubSubSubscriber:
             return None
         except exceptions.NotFound as error:
             raise BrokerResourceError(f"the subscription {self.subscription} does not exist") from error
+        except (exceptions.GoogleAPICallError, exceptions.RetryError) as error:
+            raise ConnectionError(f"{self.subscription}: {error}") from error
         policy = found.dead_letter_policy
         return (policy.max_delivery_attempts or 5) if policy.dead_letter_topic else None  # 0 means 5
 
@@ -189,25 +192,36 @@ class PubSubSubscriber:
 
     def _start(self, stream: _Stream, message: Message) -> None:
         """Begin one delivery; runs on the event loop and must not raise."""
-        task = asyncio.get_running_loop().create_task(self._deliver(stream, message))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _deliver(self, stream: _Stream, message: Message) -> None:
-        verdict = Settlement.NACK
+        if self._stopping.is_set():  # handed over between our stop and the library's
+            message.nack()
+            stream.scheduler.settled()
+            return
         self._metrics.leased_messages.inc()
+        task = asyncio.get_running_loop().create_task(self._deliver(message))
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(self._delivered, stream, message))
+
+    async def _deliver(self, message: Message) -> Settlement:
+        assert self._handler is not None
         try:
-            assert self._handler is not None
-            verdict = await self._handler(_received(message))
-        except asyncio.CancelledError:  # the grace is over: hand it back; the task ends here by design
-            verdict = Settlement.NACK
+            return await self._handler(_received(message))
         except Exception:  # noqa: BLE001 - whatever it is, the delivery is handed back and the puller lives
             self._metrics.internal_errors_total.inc()
             _log.exception("a delivery's handler raised; handed back", message_id=message.message_id)
-        finally:
-            self._settle(message, verdict)
-            self._metrics.leased_messages.dec()
-            stream.scheduler.settled()
+            return Settlement.NACK
+
+    def _delivered(self, stream: _Stream, message: Message, task: "asyncio.Task[Settlement]") -> None:
+        """
+        Settle a delivery whose task has ended.
+
+        Not inside the task: one that is cancelled before its first step never runs a line of its own, and its message
+        would stay leased, with the library waiting for it.
+        """
+        is_ended = not task.cancelled() and task.exception() is None
+        self._settle(message, task.result() if is_ended else Settlement.NACK)
+        self._metrics.leased_messages.dec()
+        self._tasks.discard(task)
+        stream.scheduler.settled()
 
     def _settle(self, message: Message, verdict: Settlement) -> None:
         if verdict is Settlement.NACK:

@@ -1,0 +1,40 @@
+"""The short form of the chaos suite: every disaster, a tenth of its time, nothing lost."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.scenarios import SCENARIOS, Scenario, complaints, play
+from tests.emulator import NoEmulatorError, emulator
+from tests.rig import rig
+from worker.localpubsub import LocalPubSubThread
+
+SHORT = 0.08
+ON_EMULATOR = ("backend refuses connections", "SIGTERM storm", "response topic deleted", "poison messages")
+"""Those whose outcome depends on the broker; the others would measure the backend a second time."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(400)]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name.replace(" ", "-"))
+def test_embedded(scenario: Scenario, tmp_path: Path) -> None:
+    """Nothing is lost, and nothing is spent that the scenario does not allow."""
+    with LocalPubSubThread() as server, rig(server.address, tmp_path) as built:
+        result = play(scenario, built, "embedded", SHORT, server.faults)
+    print(result)
+    assert complaints(scenario, result) == []
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize(
+    "scenario", [each for each in SCENARIOS if each.name in ON_EMULATOR], ids=lambda each: each.name.replace(" ", "-")
+)
+def test_emulator(scenario: Scenario, tmp_path: Path) -> None:
+    """The same against Google's emulator."""
+    try:
+        with emulator() as address, rig(address, tmp_path) as built:
+            result = play(scenario, built, "emulator", SHORT, None)
+    except NoEmulatorError as error:
+        pytest.skip(f"Google's emulator: {error}")
+    print(result)
+    assert complaints(scenario, result) == []

@@ -1,0 +1,70 @@
+"""
+One connection to Pub/Sub: names, credentials, and the channels that publishers and subscribers are made on.
+
+What the rest of the program sees of this package beside the ports.
+"""
+
+import asyncio
+from typing import Any
+
+from worker.brokers.checks import check_resource
+from worker.brokers.connection import Names, async_channel, full_topic, resolve, sync_channel
+from worker.brokers.publisher import PubSubPublisher
+from worker.brokers.pubsub import PubSubSubscriber
+from worker.brokers.resources import LocalNames, create_local_resources
+from worker.metrics import Metrics
+from worker.settings import PubSubSettings
+
+
+class Broker:
+    """
+    Pub/Sub as the settings name it; make it with `connect`.
+
+    Attributes:
+        names: Full names of subscription and topic.
+    """
+
+    def __init__(self, settings: PubSubSettings, names: Names, credentials: Any) -> None:
+        self.names = names
+        self._settings = settings
+        self._credentials = credentials
+        self._channel = async_channel(settings, credentials)
+
+    @classmethod
+    async def connect(cls, settings: PubSubSettings) -> "Broker":
+        """
+        Find credentials and names; opens no connection yet.
+
+        Raises:
+            SettingsError: No credentials or no project; permanent.
+        """
+        return cls(settings, *await asyncio.to_thread(resolve, settings))
+
+    def publisher(self, topic: str | None = None) -> PubSubPublisher:
+        """Return a publisher for a topic (short or full name), by default the response topic."""
+        name = self.names.topic if topic is None else full_topic(topic, self._settings, self.names)
+        return PubSubPublisher(async_channel(self._settings, self._credentials), name, self._settings.publish)
+
+    def subscriber(self, metrics: Metrics) -> PubSubSubscriber:
+        """Return a subscriber to the request subscription."""
+        channel = sync_channel(self._settings, self._credentials)
+        return PubSubSubscriber(channel, self.names.subscription, self._settings, metrics)
+
+    async def check(self) -> None:
+        """
+        Check that subscription and topic are there and ours to use.
+
+        Raises:
+            BrokerResourceError: One is missing or refused; permanent.
+            ConnectionError: Pub/Sub cannot be reached; retryable.
+        """
+        await check_resource(self._channel, self.names.subscription)
+        await check_resource(self._channel, self.names.topic)
+
+    async def create_local(self, project: str, requests: str, responses: str) -> LocalNames:
+        """Create what a local run needs in the embedded server; see `create_local_resources`."""
+        return await create_local_resources(self._channel, project, requests, responses)
+
+    async def aclose(self) -> None:
+        """Close the channel of the checks; publishers and subscribers close their own."""
+        await self._channel.close(None)
