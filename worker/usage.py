@@ -6,20 +6,26 @@ API (`input_tokens`, …), https://platform.openai.com/docs/api-reference.
 """
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 
+_MAX = 2**53
+"""Beyond it a count is nonsense, and no float (Prometheus) or 64-bit integer (`stats`) could hold every one."""
+Count = Annotated[int, msgspec.Meta(ge=-_MAX, le=_MAX)]
+"""As a backend sends it: some say -1 for what they do not know."""
+
 
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    cached_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
@@ -42,7 +48,7 @@ class Usage(msgspec.Struct, frozen=True):
         """Yield the kinds that are known, named as the metric's label."""
         for kind in self.__struct_fields__:
             count = getattr(self, kind)
-            if count is not None and count >= 0:
+            if count is not None:
                 yield kind, count
 
 
@@ -60,8 +66,13 @@ def read_usage(body: bytes) -> Usage | None:
     of_input = usage.prompt_tokens_details or usage.input_tokens_details or _Details()
     of_output = usage.completion_tokens_details or usage.output_tokens_details or _Details()
     return Usage(
-        input=usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens,
-        output=usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens,
-        input_cached=of_input.cached_tokens,
-        output_reasoning=of_output.reasoning_tokens,
+        input=_known(usage.prompt_tokens, usage.input_tokens),
+        output=_known(usage.completion_tokens, usage.output_tokens),
+        input_cached=_known(of_input.cached_tokens),
+        output_reasoning=_known(of_output.reasoning_tokens),
     )
+
+
+def _known(*counts: int | None) -> int | None:
+    """Return the first count that is one."""
+    return next((count for count in counts if count is not None and count >= 0), None)
