@@ -56,6 +56,8 @@ class Supervisor:
         self._clock = clock
         self._looked_at = clock()
         self._healthy: dict[str, bool] = {}
+        self._poked: set[str] = set()
+        """Routes whose changed key was let through already."""
         self._is_warned = False
 
     async def run(self) -> None:
@@ -68,21 +70,25 @@ class Supervisor:
             try:
                 await self.look()
             except Exception:  # noqa: BLE001 - the pulse must go on; what it missed once it sees the next time
-                self._metrics.internal_errors_total.inc()
-                _log.exception("the supervisor failed")
+                self._failed("looking around")
             await asyncio.sleep(TICK_S)
 
     async def look(self) -> None:
         """Look once."""
         now = self._clock()
         elapsed, self._looked_at = now - self._looked_at, now
+        self._look_at_damage()
         for route in self._routes:
             self._gauge(route, elapsed)
-            if route.is_open():
-                await self._look_for_recovery(route)
-            else:
-                self._healthy.pop(route.name, None)
-        self._look_at_damage()
+        # At once and each for itself: a health path that hangs must not keep the other routes waiting.
+        await asyncio.gather(*(self._look_for_recovery(route) for route in self._routes if self._is_open(route)))
+
+    def _is_open(self, route: Route) -> bool:
+        if route.is_open():
+            return True
+        self._healthy.pop(route.name, None)
+        self._poked.discard(route.name)
+        return False
 
     def _gauge(self, route: Route, elapsed: float) -> None:
         gate = route.gate.statistics()
@@ -93,15 +99,27 @@ class Supervisor:
             self._metrics.paused_seconds_total.labels(route.name).inc(elapsed)
 
     async def _look_for_recovery(self, route: Route) -> None:
-        if route.backend.credentials_changed():
-            _log.info("the key was changed; trying it", backend=route.name)
-            route.gate.poke()
+        try:
+            if route.backend.credentials_changed():
+                if route.name not in self._poked:  # one probe will tell, however long it takes until a message comes
+                    self._poked.add(route.name)
+                    _log.info("the key was changed; trying it", backend=route.name)
+                    route.gate.poke()
+                return
+            self._poked.discard(route.name)
+            is_healthy = await route.backend.probe()
+        except Exception:  # noqa: BLE001 - one route's fault must not hide the others from the supervisor
+            self._failed(f"looking after {route.name}")
             return
-        is_healthy = await route.backend.probe()
         if is_healthy and not self._healthy.get(route.name, False):
             _log.info("the health path answers again; letting one message through", backend=route.name)
             route.gate.poke()
         self._healthy[route.name] = bool(is_healthy)
+
+    def _failed(self, what: str) -> None:
+        """Write down an exception nobody foresaw; called while it is handled."""
+        self._metrics.internal_errors_total.inc()
+        _log.exception("the supervisor failed", while_=what)
 
     def _look_at_damage(self) -> None:
         settings, damage = self._settings, self._damage.dominant()

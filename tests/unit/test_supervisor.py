@@ -1,0 +1,243 @@
+"""The slow pulse: gauges, recovery that no message brings about, and too many errors."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.fakes import GOOD, FakeBackend, status
+from tests.pipeline import Pipeline, a_delivery, message
+from tests.virtual_time import loop_time, settle, virtual_time
+from worker.flow.circuit import CircuitState
+from worker.flow.order import AdmissionOrder
+from worker.message import RequestMessage
+from worker.settings import DamageSettings
+from worker.supervisor import Supervisor
+
+UNAUTHORIZED = status(401)
+
+
+def _supervisor(pipeline: Pipeline, **damage: Any) -> Supervisor:
+    return Supervisor(
+        pipeline.routes, pipeline.metrics, pipeline.damage, DamageSettings(**damage), pipeline.intake, clock=loop_time
+    )
+
+
+async def _stop(*tasks: "asyncio.Task[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@virtual_time
+async def test_gauges_show_window_breaker_and_holding() -> None:
+    """What nobody reports is looked at: the window, who is held, and for how long the breaker was open."""
+    pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED), window=7)
+    supervisor = _supervisor(pipeline)
+    await supervisor.look()
+    assert pipeline.count("window_limit", "fake") == 7
+    assert pipeline.count("breaker_state", "fake") == 0
+    handling = pipeline.start(message(attempt=1))
+    await asyncio.sleep(1)
+    await supervisor.look()
+    await asyncio.sleep(5)
+    await supervisor.look()
+    assert pipeline.count("held_messages", "fake") == 1
+    assert pipeline.count("breaker_state", "fake") == 2
+    assert pipeline.count("paused_seconds_total", "fake") == 6
+    await _stop(handling)
+
+
+@virtual_time
+async def test_a_rotated_key_closes_an_auth_breaker_by_itself() -> None:
+    """Refused credentials are probed seldom; a new key is tried within the second."""
+    pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED))
+    running = asyncio.ensure_future(_supervisor(pipeline).run())
+    handling = pipeline.start(message(attempt=1))
+    await asyncio.sleep(4)
+    pipeline.backend.then = GOOD
+    pipeline.backend.has_new_key = True
+    await handling
+    assert loop_time() <= 5.1
+    assert pipeline.route.breaker().state is CircuitState.CLOSED
+    await _stop(running)
+
+
+@virtual_time
+async def test_a_rotated_key_is_told_once_though_no_message_comes(logs: list[Any]) -> None:
+    """Until a message can try the key nothing is repeated; the next change is told again."""
+    pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED))
+    supervisor = _supervisor(pipeline)
+    handling = pipeline.start(message(attempt=1))
+    await settle()
+    await _stop(handling)
+
+    def told() -> int:
+        return len([line for line in logs if line["event"] == "the key was changed; trying it"])
+
+    pipeline.backend.has_new_key = True
+    for _ in range(5):
+        await supervisor.look()
+    assert told() == 1
+    pipeline.backend.has_new_key = False
+    await supervisor.look()
+    pipeline.backend.has_new_key = True
+    await supervisor.look()
+    assert told() == 2
+
+
+@virtual_time
+async def test_a_health_path_that_answers_again_lets_one_message_through() -> None:
+    """Not earlier and not again and again: one probe each time it begins to answer."""
+    pipeline = Pipeline(FakeBackend(then=status(401)))
+    pipeline.backend.healthy = False
+    supervisor = _supervisor(pipeline)
+    handling = pipeline.start(message(attempt=1))
+    await settle()
+    for _ in range(3):
+        await supervisor.look()
+        await settle()
+    assert len(pipeline.backend.requests) == 1
+    pipeline.backend.healthy = True
+    for _ in range(3):
+        await supervisor.look()
+        await settle()
+    assert len(pipeline.backend.requests) == 2
+    pipeline.backend.healthy = False
+    await supervisor.look()
+    pipeline.backend.healthy = True
+    pipeline.backend.then = GOOD
+    await supervisor.look()
+    await handling
+    assert loop_time() == 0
+
+
+@virtual_time
+async def test_a_closed_breaker_asks_no_health_path() -> None:
+    """While the backend works nothing is asked but requests."""
+    pipeline = Pipeline()
+    pipeline.backend.healthy = True
+    await _supervisor(pipeline).look()
+    assert pipeline.backend.probes == 0
+
+
+class _Hanging(FakeBackend):
+    async def probe(self) -> bool | None:
+        await asyncio.sleep(5)
+        return False
+
+
+class _Broken(FakeBackend):
+    async def probe(self) -> bool | None:
+        raise RuntimeError("bug")
+
+
+@pytest.mark.parametrize("kind", [_Hanging, _Broken])
+def test_one_sick_route_does_not_hide_another(kind: type[FakeBackend]) -> None:
+    """A health path that hangs, or a bug in asking it, keeps no other route from its recovery."""
+
+    @virtual_time
+    async def run() -> None:
+        sick, other = kind(then=UNAUTHORIZED, name="sick"), FakeBackend(UNAUTHORIZED, name="other")
+        pipeline = Pipeline(sick, other)
+        for route in pipeline.routes:
+            await _fail(pipeline, route)
+        other.has_new_key = True
+        supervisor = _supervisor(pipeline)
+        running = asyncio.ensure_future(supervisor.run())
+        await asyncio.sleep(0.5)
+        next_probe = pipeline.routes[1].breaker().next_probe_at
+        assert next_probe is not None
+        assert next_probe <= loop_time()
+        await asyncio.sleep(10)
+        assert not running.done()
+        await _stop(running)
+
+    run()
+
+
+async def _fail(pipeline: Pipeline, route: Any) -> None:
+    request = RequestMessage(path="/v1/completions", body=b"{}")
+    permit = await route.gate.admit(AdmissionOrder())
+    await pipeline.attempts.make(a_delivery(request), request, route, permit)
+    assert route.is_open()
+
+
+@virtual_time
+async def test_the_pulse_survives_a_bug(logs: list[Any]) -> None:
+    """What fails in one second is written down, and the next second looks again."""
+    pipeline = Pipeline()
+    supervisor = _supervisor(pipeline)
+    pipeline.damage.dominant = _raise
+    running = asyncio.ensure_future(supervisor.run())
+    await asyncio.sleep(3.5)
+    assert pipeline.count("internal_errors_total") == 4
+    assert [line for line in logs if line["event"] == "the supervisor failed"]
+    await _stop(running)
+
+
+def _raise() -> None:
+    raise RuntimeError("bug")
+
+
+@virtual_time
+async def test_many_errors_of_one_class_are_told_once_and_shown(logs: list[Any]) -> None:
+    """One error line when it begins, a gauge and a detail as long as it lasts, and again when it begins again."""
+    pipeline = Pipeline()
+    supervisor = _supervisor(pipeline, min_answers=10)
+    for _ in range(9):
+        pipeline.damage.add("auth")
+    await supervisor.look()
+    assert pipeline.metrics.error_answer_share._metrics == {}
+    for _ in range(3):
+        pipeline.damage.add(None)
+        await supervisor.look()
+    told = [line for line in logs if line["event"] == "most answers are errors of one class"]
+    assert [(line["error_class"], line["log_level"]) for line in told] == [("auth", "error")]
+    assert pipeline.count("error_answer_share", "auth") == 0.75
+    assert supervisor.details()["errors"] == {"error_class": "auth", "share": 0.75, "answers": 9}
+    assert pipeline.intake.reasons == ()
+
+
+@virtual_time
+async def test_the_intake_pauses_on_errors_only_if_wanted_and_opens_by_itself() -> None:
+    """With `pause_share` nothing is started until the errors are out of the window."""
+    pipeline = Pipeline()
+    supervisor = _supervisor(pipeline, min_answers=10, pause_share=0.9)
+    running = asyncio.ensure_future(supervisor.run())
+    for _ in range(20):
+        pipeline.damage.add("invalid_request")
+    await asyncio.sleep(2)
+    assert pipeline.intake.reasons == ("errors",)
+    handling = pipeline.start()
+    await asyncio.sleep(200)
+    assert not handling.done()
+    await handling
+    assert loop_time() < 320
+    assert pipeline.intake.reasons == ()
+    await _stop(running)
+
+
+@virtual_time
+async def test_details_name_every_backend_and_why_nothing_starts() -> None:
+    """What `/readyz` shows: breaker, class, window, who runs and who waits, and the reasons of a pause."""
+    pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED), window=5)
+    handling = pipeline.start(message(attempt=1))
+    await settle()
+    pipeline.intake.set("publish", holds=True)
+    details = _supervisor(pipeline).details()
+    assert details == {
+        "backends": {
+            "fake": {
+                "breaker": "open",
+                "error_class": "auth",
+                "window": 5,
+                "in_flight": 0,
+                "waiting": 1,
+                "held": 1,
+            }
+        },
+        "intake_paused_by": ["publish"],
+        "errors": None,
+    }
+    await _stop(handling)
