@@ -23,13 +23,22 @@ from worker.policy.model import BreakerAction, Decision, Disposition, ErrorEvent
 from worker.ports import BackendRequest, Draft
 from worker.record import Recorder
 from worker.routes import Route
+from worker.verdicts import TOO_LATE
 
 SUSPICION_S = 1.0
 """How long a failure that counts against the breaker waits before it is handed back: if others fail as well within it,
 the breaker opens, the backend is to blame and no delivery attempt is spent.  Far below any retry policy's backoff."""
 
+MAX_EXCUSED = 30
+"""Failures of one delivery that are laid at the backend's door.  The same failure behind an open breaker is an outage,
+or a prompt that kills its server while nothing else is sent that could tell; so after this many (with probes every
+five seconds: after minutes of being the only probe) the message is handed back and runs out of attempts."""
+DEADLINE_MARGIN_S = 0.05
+"""An attempt that ended so shortly before its deadline was cut by it: timers and clocks differ by less."""
+
 _SERVED = AttemptSignal(breaker=BreakerEffect.SUCCESS)
 _FORBIDDEN = 403
+_ERRORS = 400
 
 _log = get_logger("attempts")
 
@@ -70,6 +79,8 @@ class Attempts:
         """
         with permit:
             event = await self._invoke(delivery, request, route)
+            if self._was_cut_by_deadline(event, request):
+                return TOO_LATE  # that says nothing about the backend: short deadlines must not open the breaker
             decision = await self._policy.decide(event, consecutive_forbidden=route.forbidden_in_a_row)
             if decision.breaker is BreakerAction.SUCCESS:
                 permit.finish(_SERVED)
@@ -110,6 +121,11 @@ class Attempts:
             attempts=delivery.tries,
         )
         return event
+
+    def _was_cut_by_deadline(self, event: ErrorEvent, request: RequestMessage) -> bool:
+        if event.fault is not Fault.TOTAL_TIMEOUT or request.deadline is None or (event.status or 0) >= _ERRORS:
+            return False
+        return self._wall_clock() >= request.deadline - DEADLINE_MARGIN_S
 
     def _backend_request(self, delivery: Delivery, request: RequestMessage) -> BackendRequest:
         message = delivery.message
@@ -159,7 +175,8 @@ class Attempts:
             return decision
         if not route.is_open():
             await _wait(draining, self._suspicion_s)
-        if not route.is_open() or draining.is_set():
+        is_excused = delivery.tries - delivery.charged_tries < MAX_EXCUSED
+        if not route.is_open() or draining.is_set() or not is_excused:
             return decision
         delivery.charged_tries -= 1
         return replace(decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+outage", max_tries=None)

@@ -5,6 +5,9 @@ An entry is written after the answer is published and before the request is acke
 nothing else: its answer is out.  A crash between publish and ack gives a second answer all the same, which consumers
 recognise by `request_message_id`.
 
+A message is always remembered by its id, so that its redelivery is recognised.  A key of the requester's own is
+remembered for good answers and final errors only: whoever sends a request again after a 503 wants another try.
+
 A store that cannot be reached never keeps a message from being answered: it counts as "not known".
 """
 
@@ -14,13 +17,18 @@ from typing import Any, Protocol
 
 import msgspec
 
-from worker.delivery import Delivery
+from worker.delivery import Delivery, Reply
+from worker.errors import SettingsError
 from worker.flow.dedupe import Dedupe, MemoryDedupe
 from worker.logs import get_logger
+from worker.policy.model import ErrorClass
 from worker.settings import DedupeSettings
 
 REDIS_TIMEOUT_S = 2.0
 """Longest wait for Redis per message: an answer is worth more than the knowledge that it might be a second one."""
+
+_NO_FINGERPRINT = "-"
+"""Of a message id: its data never changes."""
 
 _log = get_logger("dedupe")
 _decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -58,20 +66,30 @@ class MemoryStore:
 
 
 class RedisStore:
-    """All pods that share the Redis server; needs the extra `redis`."""
+    """
+    All pods that share the Redis server; needs the extra `redis`.
+
+    Raises:
+        SettingsError: The extra is not installed, or the URL is none; permanent.
+    """
 
     def __init__(self, settings: DedupeSettings) -> None:
-        from redis import asyncio as redis  # noqa: PLC0415 - an extra
-
+        try:
+            from redis import asyncio as redis  # noqa: PLC0415 - an extra
+        except ImportError:
+            raise SettingsError(["dedupe.store: redis needs the extra `redis` to be installed"]) from None
         assert settings.redis_url is not None
         self._ttl_ms = int(settings.ttl_s * 1000)
         self._errors: Any = (redis.RedisError, OSError, TimeoutError)
-        self._redis: Any = redis.from_url(
-            settings.redis_url.get_secret_value(),
-            socket_timeout=REDIS_TIMEOUT_S,
-            socket_connect_timeout=REDIS_TIMEOUT_S,
-            decode_responses=True,
-        )
+        try:
+            self._redis: Any = redis.from_url(
+                settings.redis_url.get_secret_value(),
+                socket_timeout=REDIS_TIMEOUT_S,
+                socket_connect_timeout=REDIS_TIMEOUT_S,
+                decode_responses=True,
+            )
+        except ValueError:  # its text holds the URL, and that a password
+            raise SettingsError(["dedupe.redis_url: is not a URL that Redis can be reached by"]) from None
 
     async def get(self, key: str, fingerprint: str) -> Dedupe:
         """See `DedupeStore.get`."""
@@ -121,34 +139,45 @@ class Deduper:
         self._metadata_key = metadata_key
 
     def key(self, delivery: Delivery) -> str:
-        """Return the key of a delivery: the value under `metadata_key` as JSON, else the message id."""
+        """Return the key of a delivery: the value under `metadata_key` as JSON unless it is null, else the id."""
         if self._metadata_key is not None and delivery.request is not None:
-            value = _decode_keys(delivery.request.metadata).get(self._metadata_key)
-            if value is not None:
-                return "m:" + bytes(value).decode()
-        return "i:" + delivery.message.message_id
-
-    def _fingerprint(self, delivery: Delivery, key: str) -> str:
-        """Return the digest of the request; a message id needs none, its data never changes."""
-        request = delivery.request
-        if key.startswith("i:") or request is None:
-            return "-"
-        return hashlib.sha256(request.path.encode() + b"\0" + (request.body or b"")).hexdigest()
+            value = bytes(_decode_keys(delivery.request.metadata).get(self._metadata_key, b"null"))
+            if value != b"null":
+                return "m:" + value.decode()
+        return _id_key(delivery)
 
     async def get(self, delivery: Delivery) -> Dedupe:
         """Say whether the delivery's request was answered already."""
         if self._store is None:
             return Dedupe.MISS
+        known = await self._store.get(_id_key(delivery), _NO_FINGERPRINT)
         key = self.key(delivery)
-        return await self._store.get(key, self._fingerprint(delivery, key))
+        if known is Dedupe.MISS and key != _id_key(delivery):
+            known = await self._store.get(key, _fingerprint(delivery))
+        return known
 
-    async def put(self, delivery: Delivery) -> None:
-        """Remember that the delivery's request is answered."""
-        if self._store is not None:
-            key = self.key(delivery)
-            await self._store.put(key, self._fingerprint(delivery, key))
+    async def put(self, delivery: Delivery, reply: Reply) -> None:
+        """Remember the answer: by the requester's key if it is one to the request itself, else by the message's id."""
+        if self._store is None:
+            return
+        key = self.key(delivery)
+        if key == _id_key(delivery) or reply.retryable or reply.error_class == ErrorClass.IDEMPOTENCY_CONFLICT:
+            await self._store.put(_id_key(delivery), _NO_FINGERPRINT)
+        else:
+            await self._store.put(key, _fingerprint(delivery))
 
     async def aclose(self) -> None:
         """Close the store."""
         if self._store is not None:
             await self._store.aclose()
+
+
+def _id_key(delivery: Delivery) -> str:
+    return "i:" + delivery.message.message_id
+
+
+def _fingerprint(delivery: Delivery) -> str:
+    """Return the digest of the request behind a requester's key."""
+    request = delivery.request
+    assert request is not None  # it brought the key
+    return hashlib.sha256(request.path.encode() + b"\0" + (request.body or b"")).hexdigest()

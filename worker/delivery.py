@@ -43,6 +43,11 @@ class Delivery:
     event: ErrorEvent | None = None
     """How the latest attempt ended."""
     decision: Decision | None = None
+    """About the latest attempt, budgets included once they were asked."""
+    cancelled_at: float | None = None
+    """Monotonic seconds at which the processor was told to give up."""
+    is_answered: bool = False
+    """The broker has the answer: whatever happens now, the message is acked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,40 +20,23 @@ from worker.attempts import Attempts
 from worker.dedupe import Deduper
 from worker.delivery import Delivery, Limits, Reply
 from worker.errors import AdmissionClosedError, AdmissionError, MessageError
+from worker.finishing import Finisher
 from worker.flow.dedupe import Dedupe
-from worker.flow.gate import Permit
+from worker.flow.gate import AttemptSignal, Permit
 from worker.flow.order import AdmissionOrder
 from worker.message import ReceivedMessage, RequestMessage, decode_request
 from worker.policy.budgets import Budget, apply_budgets, waiting_decision
 from worker.policy.model import Decision, Disposition, ErrorClass, ErrorEvent, Phase
-from worker.policy.reply import bad_message_body, deadline_exceeded_body, error_reply, idempotency_conflict_body
+from worker.policy.reply import error_reply
 from worker.ports import Settlement
 from worker.record import Recorder
 from worker.replies import DeadLetters, Replier
 from worker.routes import Route, Router
 from worker.settings import RequestSettings
+from worker.verdicts import INTERNAL, INTERRUPTED, TOO_LATE, conflict, no_route, refusal
 
 DEADLINE_SLACK_S = 0.01
 """Added to a wait that ends at a deadline, so that the deadline has passed for certain when it is over."""
-
-_INTERNAL = Decision(
-    disposition=Disposition.NACK,
-    error_class=ErrorClass.INTERNAL_ERROR,
-    rule="builtin:internal_error",
-    retryable=True,
-    reply_status=500,
-    verbatim=False,
-    expose_backend=False,
-    message="The worker failed.",
-)
-_INTERRUPTED = Decision(
-    disposition=Disposition.NACK,
-    error_class=ErrorClass.ABORTED,
-    rule="builtin:drain",
-    retryable=True,
-    reply_status=503,
-    message="The worker was stopped before the backend had answered.",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +47,14 @@ class Rules:
     limits: Limits
     settle_s: float
     """How long an answer may still be published after the grace is over."""
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A delivery under way, and what its message's other deliveries wait for."""
+
+    delivery: Delivery
+    outcome: "asyncio.Future[Settlement]"
 
 
 class _AnsweredError(Exception):
@@ -108,9 +99,9 @@ class Processor:
         self._dead_letters = dead_letters
         self._clock = clock
         self._wall_clock = wall_clock
-        self._settle_s = rules.settle_s
-        self._running: dict[str, asyncio.Future[Settlement]] = {}
+        self._running: dict[str, _Flight] = {}
         self._draining = asyncio.Event()
+        self._finisher = Finisher(rules.settle_s, clock=clock)
         self._allowed_paths = frozenset(rules.request.allowed_paths)
 
     def begin_drain(self) -> None:
@@ -120,8 +111,8 @@ class Processor:
             route.gate.close()
 
     def hurry(self, settle_s: float) -> None:
-        """Shorten the time in which the last answers are published after a cancellation."""
-        self._settle_s = min(self._settle_s, settle_s)
+        """Leave the last answers `settle_s` from now, also those that are waited for already; on the event loop."""
+        self._finisher.hurry(settle_s)
 
     async def handle(self, message: ReceivedMessage) -> Settlement:
         """
@@ -135,59 +126,78 @@ class Processor:
         running = self._running.get(message.message_id)
         if running is not None:
             self._recorder.duplicate("in_flight")
-            return await asyncio.shield(running)
-        future: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
-        self._running[message.message_id] = future
+            return await self._join(running, message)
+        delivery = Delivery(message, self._clock())
+        outcome: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
+        self._running[message.message_id] = _Flight(delivery, outcome)
         settlement = Settlement.NACK
         try:
-            settlement = await self._settle(Delivery(message, self._clock()))
+            settlement = await self._settle(delivery)
+        except Exception:  # noqa: BLE001 - the invariant: whatever happens, the delivery settles and the puller lives
+            self._recorder.internal_error(delivery)
+            settlement = Settlement.ACK if delivery.is_answered else Settlement.NACK
         finally:
             del self._running[message.message_id]
-            future.set_result(settlement)
+            outcome.set_result(settlement)
         return settlement
+
+    async def _join(self, running: _Flight, message: ReceivedMessage) -> Settlement:
+        """Share the outcome of the delivery under way, also when both are told to stop."""
+        if (message.delivery_attempt or 0) > (running.delivery.message.delivery_attempt or 0):
+            running.delivery.message = message  # the last permitted attempt may be this one
+        try:
+            await asyncio.wait({running.outcome})
+        except asyncio.CancelledError:
+            await self._finisher.wait(running.outcome)
+        return running.outcome.result() if running.outcome.done() else Settlement.NACK
 
     async def _settle(self, delivery: Delivery) -> Settlement:
         try:
-            reply = await self._work(delivery)
+            reply = await self._answer(delivery)
         except _AnsweredError:
             self._recorder.settled_again(delivery)
             return Settlement.ACK
-        except asyncio.CancelledError:
-            reply = self._give_up(delivery)
-        except Exception:  # noqa: BLE001 - the invariant: whatever happens, the delivery settles and the puller lives
-            self._recorder.internal_error(delivery)
-            reply = self._conclude(delivery, self._budgeted(delivery, _INTERNAL))
         if reply is None:
             self._recorder.handed_back(delivery, draining=self._draining.is_set())
             return Settlement.NACK
-        if not await self._publish(delivery, reply):
-            self._recorder.unpublished(delivery, reply)
-            return Settlement.NACK
-        self._recorder.answered(delivery, reply)
-        await self._deduper.put(delivery)
-        if self._dead_letters is not None and (reply.retryable or reply.error_class == ErrorClass.BAD_MESSAGE):
-            await self._dead_letters.copy(delivery.message, reply)
-        return Settlement.ACK
+        await self._finisher.finish(delivery, self._publish(delivery, reply))
+        if delivery.is_answered:
+            return Settlement.ACK
+        self._recorder.unpublished(delivery, reply)
+        return Settlement.NACK
 
-    async def _publish(self, delivery: Delivery, reply: Reply) -> bool:
-        """Publish even if this task is cancelled meanwhile: the answer is paid for."""
-        publishing = asyncio.ensure_future(self._replier.publish(delivery, reply))
+    async def _publish(self, delivery: Delivery, reply: Reply) -> None:
+        """Put the answer on the topic and do what comes between that and the ack."""
+        published = await self._replier.publish(delivery, reply)
+        if published is None:
+            return
+        delivery.is_answered = True
+        self._recorder.answered(delivery, published)
+        await self._deduper.put(delivery, published)
+        if self._dead_letters is not None and (published.retryable or published.error_class == ErrorClass.BAD_MESSAGE):
+            await self._dead_letters.copy(delivery.message, published)
+
+    async def _answer(self, delivery: Delivery) -> Reply | None:
+        """Return the answer, `None` to hand the message back, whatever goes wrong on the way."""
         try:
-            return await asyncio.shield(publishing)
+            return await self._work(delivery)
         except asyncio.CancelledError:
-            await asyncio.wait({publishing}, timeout=self._settle_s)
-            if publishing.done():
-                return publishing.result()
-            publishing.cancel()
-            await asyncio.wait({publishing})
-            return False
+            delivery.cancelled_at = self._clock()
+            return self._give_up(delivery)
+        except _AnsweredError:
+            raise
+        except Exception:  # noqa: BLE001 - what nobody foresaw is answered too when the attempts are used up
+            self._recorder.internal_error(delivery)
+            delivery.charged_tries = max(delivery.charged_tries, 1)  # it was tried: its age may end it
+            return self._conclude(delivery, self._budgeted(delivery, INTERNAL))
 
     def _give_up(self, delivery: Delivery) -> Reply | None:
         """Return the answer of a delivery whose time is over: none, unless it would be dead-lettered silently."""
-        decision = delivery.decision or _INTERRUPTED
-        return self._conclude(
-            delivery, self._budgeted(delivery, replace(decision, disposition=Disposition.NACK), draining=True)
-        )
+        decision = delivery.decision
+        if decision is None:
+            decision, delivery.event = INTERRUPTED, None  # an answer that was not judged yet says nothing
+        decision = replace(decision, disposition=Disposition.NACK)
+        return self._conclude(delivery, self._budgeted(delivery, decision, draining=True))
 
     async def _work(self, delivery: Delivery) -> Reply | None:
         """Return the answer, or `None` to hand the message back."""
@@ -195,7 +205,7 @@ class Processor:
         try:
             delivery.request = self._read(delivery.message)
         except MessageError as error:
-            refused = _refusal(400, error.metadata, error.reason, error.param)
+            refused = refusal(error)
         known = await self._deduper.get(delivery)
         if known is Dedupe.HIT:
             raise _AnsweredError
@@ -203,14 +213,10 @@ class Processor:
         if refused is not None or request is None:
             return refused
         if known is Dedupe.CONFLICT:
-            body = idempotency_conflict_body(self._deduper.key(delivery))
-            return Reply(
-                status_code=409, body=body, metadata=request.metadata, error_class=ErrorClass.IDEMPOTENCY_CONFLICT
-            )
+            return conflict(self._deduper.key(delivery), request.metadata)
         route = self._router.find(request.model, request.path)
         if route is None:
-            text = f"no backend serves model {request.model!r} at {request.path}"
-            return _refusal(404, request.metadata, text, "model", ErrorClass.MODEL_NOT_FOUND)
+            return self._conclude(delivery, no_route(request.model, request.path))
         delivery.backend = route.name
         return await self._pursue(delivery, request, route)
 
@@ -232,16 +238,19 @@ class Processor:
         delay_s = 0.0
         while True:
             waiting_since = self._clock()
-            if request.deadline is not None and request.deadline <= self._wall_clock():
-                return self._too_late(delivery, request)
+            if self._is_late(request):
+                return self._conclude(delivery, TOO_LATE)
             try:
                 permit = await self._admit(delivery, request, route, delay_s)
             except AdmissionError as error:
-                return self._not_admitted(delivery, route, error)
+                return self._not_admitted(delivery, request, route, error)
             finally:
                 if delivery.tries:
                     delivery.held_s += self._clock() - waiting_since
-            decision = await self._attempts.make(delivery, request, route, permit)
+            if self._is_late(request):
+                permit.finish(AttemptSignal())
+                return self._conclude(delivery, TOO_LATE)
+            decision = delivery.decision = await self._attempts.make(delivery, request, route, permit)
             if decision.disposition is not Disposition.REPLY:
                 decision = await self._attempts.discount_outage(delivery, route, decision, self._draining)
                 delay_s = self._attempts.delay_s(delivery, route, decision)
@@ -269,25 +278,23 @@ class Processor:
         give_up_s = max(0.0, min(bounds))
         return await route.gate.admit(order, model=request.model, give_up_s=give_up_s, delay_s=delay_s)
 
-    def _not_admitted(self, delivery: Delivery, route: Route, error: AdmissionError) -> Reply | None:
+    def _not_admitted(
+        self, delivery: Delivery, request: RequestMessage, route: Route, error: AdmissionError
+    ) -> Reply | None:
         """Hand back what may not start, or answer it when nothing is left."""
+        draining = isinstance(error, AdmissionClosedError)
         decision = delivery.decision
         if decision is None:
+            if self._is_late(request):
+                return self._conclude(delivery, TOO_LATE)
             blocked_by = route.breaker().error_class
-            decision = waiting_decision(ErrorClass(blocked_by) if blocked_by else ErrorClass.OVERLOADED)
-        draining = isinstance(error, AdmissionClosedError)
+            waiting = waiting_decision(ErrorClass(blocked_by) if blocked_by else ErrorClass.OVERLOADED)
+            decision = INTERRUPTED if draining and not blocked_by else waiting
         decision = self._budgeted(delivery, replace(decision, disposition=Disposition.NACK), draining=draining)
         return self._conclude(delivery, decision)
 
-    def _too_late(self, delivery: Delivery, request: RequestMessage) -> Reply:
-        body = deadline_exceeded_body(attempts=delivery.tries)
-        return Reply(
-            status_code=504,
-            body=body,
-            metadata=request.metadata,
-            error_class=ErrorClass.DEADLINE_EXCEEDED,
-            retryable=True,
-        )
+    def _is_late(self, request: RequestMessage) -> bool:
+        return request.deadline is not None and request.deadline <= self._wall_clock()
 
     def _budget(self, delivery: Delivery, *, draining: bool | None = None) -> Budget:
         return self._rules.limits.budget(
@@ -324,10 +331,3 @@ class Processor:
             retryable=decision.retryable,
             stats=self._recorder.stats(delivery, b"{}"),
         )
-
-
-def _refusal(
-    status: int, metadata: bytes, reason: str, param: str | None, error_class: ErrorClass = ErrorClass.BAD_MESSAGE
-) -> Reply:
-    body = bad_message_body(reason, param=param)
-    return Reply(status_code=status, body=body, metadata=metadata, error_class=error_class)

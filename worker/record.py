@@ -145,6 +145,7 @@ class Recorder:
     def unpublished(self, delivery: Delivery, reply: Reply) -> None:
         """Note a nack because the answer could not be published in time."""
         self._child(self._metrics.deliveries_total, "nack", "publish_failed").inc()
+        self._child(self._metrics.requests_total, *self._route(delivery), "nack", "none").inc()
         _log.error("the answer could not be published", **self._line(delivery), status_code=reply.status_code)
 
     def stats(self, delivery: Delivery, body: bytes) -> bytes | None:

@@ -3,20 +3,21 @@ Publishing answers: an answer that exists is never thrown away while the lease c
 
 A failed publish is tried again as a publish, with backoff, until the broker takes it or the lease budget is over; the
 inference is never repeated for it.  While answers cannot be published, the intake is paused, so that no further GPU
-second is spent on answers that would have to wait.  An answer the broker will not take (too large) is replaced once
-by a small error that says so.
+second is spent on answers that would have to wait.  An answer the broker will not take (too large) is replaced by a
+small error that says so, with the metadata if the broker takes that, and else without.
 """
 
 import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from worker.delivery import Delivery, Reply
 from worker.errors import PublishError, PublishRefusedError, ReplyRejectedError
 from worker.logs import get_logger
-from worker.message import MAX_PUBSUB_MESSAGE_BYTES, ReceivedMessage, clip_attributes, encode_response
+from worker.message import MAX_PUBSUB_MESSAGE_BYTES, ReceivedMessage, clip_attributes, encode_response, message_bytes
 from worker.metrics import Metrics
 from worker.policy.model import Backoff, ErrorClass
 from worker.policy.reply import reply_too_large_body
@@ -29,6 +30,18 @@ PAUSE_AFTER_TRIES = 3
 """Retryable failures of one answer from which the intake is paused: about a second of trouble."""
 UNPUBLISHABLE = "publish"
 """The intake's reason."""
+_OWN_ATTRIBUTES = frozenset(
+    {
+        "request_message_id",
+        "status_code",
+        "error_class",
+        "truncated",
+        "delivery_attempt",
+        "backend",
+        "backend_request_id",
+    }
+)
+"""Never copied from a request: a consumer must be able to trust them."""
 
 _log = get_logger("replies")
 
@@ -65,16 +78,15 @@ class Replier:
         self._stuck: set[Delivery] = set()
         self._random = random.Random()  # noqa: S311 - jitter
 
-    async def publish(self, delivery: Delivery, reply: Reply) -> bool:
+    async def publish(self, delivery: Delivery, reply: Reply) -> Reply | None:
         """
-        Publish the answer; return whether the broker has it.
+        Publish the answer; return what the broker has: the answer, or the small error in its place.
 
-        False means that the lease budget is over, or that the broker refuses even the small error: hand it back.
+        `None` means that the lease budget is over, or that the broker refuses even the smallest error: hand it back.
 
         Cancellation: the answer may or may not be published; the processor shields this call.
         """
-        data = encode_response(reply.status_code, reply.metadata, reply.body, stats=reply.stats)
-        attributes = self.attributes(delivery, reply)
+        data, attributes = self._encode(delivery, reply)
         started, tries = self._clock(), 0
         try:
             while True:
@@ -83,20 +95,20 @@ class Replier:
                     await self._publisher.publish(data, attributes)
                 except ReplyRejectedError as error:
                     self._metrics.publish_failures_total.labels("too_large").inc()
-                    if reply.error_class == ErrorClass.REPLY_TOO_LARGE:
-                        _log.error("even the small error was refused", error=str(error))
-                        return False
-                    reply = self._too_large(delivery, reply, len(data))
-                    data = encode_response(reply.status_code, reply.metadata, reply.body)
-                    attributes = self.attributes(delivery, reply)
+                    smaller = self._smaller(delivery, reply, message_bytes(data, attributes))
+                    if smaller is None:
+                        _log.error("even the smallest error was refused", error=str(error))
+                        return None
+                    reply = smaller
+                    data, attributes = self._encode(delivery, reply)
                 except PublishError as error:
                     if not await self._wait(delivery, error, tries):
-                        return False
+                        return None
                 else:
                     self._metrics.publish_duration_seconds.observe(self._clock() - started)
                     if self._stuck:
                         self._recovered()
-                    return True
+                    return reply
         finally:
             self._forget(delivery)
 
@@ -129,24 +141,23 @@ class Replier:
             if not self._stuck:
                 self._intake.set(UNPUBLISHABLE, holds=False)
 
-    def _too_large(self, delivery: Delivery, reply: Reply, size: int) -> Reply:
-        _log.error("the answer is too large to publish", message_id=delivery.message.message_id, bytes=size)
-        body = reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.tries)
-        return Reply(
-            status_code=502, body=body, metadata=self._small_metadata(reply), error_class=ErrorClass.REPLY_TOO_LARGE
-        )
+    def _encode(self, delivery: Delivery, reply: Reply) -> tuple[bytes, dict[str, str]]:
+        data = encode_response(reply.status_code, reply.metadata, reply.body, stats=reply.stats)
+        return data, self.attributes(delivery, reply)
 
     @staticmethod
-    def _small_metadata(reply: Reply) -> bytes:
-        """Return the metadata, unless it is what makes the answer too large."""
-        return reply.metadata if len(reply.metadata) < MAX_PUBSUB_MESSAGE_BYTES - 100_000 else b"{}"
+    def _smaller(delivery: Delivery, reply: Reply, size: int) -> Reply | None:
+        """Return what takes the place of an answer that was refused: the small error, the same without metadata."""
+        if reply.error_class == ErrorClass.REPLY_TOO_LARGE:
+            return None if reply.metadata == b"{}" else replace(reply, metadata=b"{}")
+        _log.error("the answer is too large to publish", message_id=delivery.message.message_id, bytes=size)
+        body = reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.tries)
+        return Reply(status_code=502, body=body, metadata=reply.metadata, error_class=ErrorClass.REPLY_TOO_LARGE)
 
     def attributes(self, delivery: Delivery, reply: Reply) -> dict[str, str]:
         """Return the attributes of an answer, within the broker's limits."""
         message = delivery.message
-        attributes = self._copied(message.attributes) if self._copy else {}
-        attributes["request_message_id"] = message.message_id
-        attributes["status_code"] = str(reply.status_code)
+        attributes = {"request_message_id": message.message_id, "status_code": str(reply.status_code)}
         if reply.error_class is not None:
             attributes["error_class"] = reply.error_class
         if reply.truncated:
@@ -157,11 +168,15 @@ class Replier:
             attributes["backend"] = delivery.backend
         if delivery.draft is not None and delivery.draft.backend_request_id is not None:
             attributes["backend_request_id"] = delivery.draft.backend_request_id
-        return clip_attributes({**attributes, **reply.extra})
+        if self._copy or reply.extra:  # ours come first: what is too many is left out at the end
+            attributes |= {**self._copied(message.attributes), **reply.extra}
+        return clip_attributes(attributes)
 
     def _copied(self, attributes: Mapping[str, str]) -> dict[str, str]:
         return {
-            key: value for key, value in attributes.items() if any(fnmatchcase(key, pattern) for pattern in self._copy)
+            key: value
+            for key, value in attributes.items()
+            if key not in _OWN_ATTRIBUTES and any(fnmatchcase(key, pattern) for pattern in self._copy)
         }
 
 

@@ -1,0 +1,83 @@
+"""
+Finishing what is paid for: an answer that exists is published even when its delivery is cancelled, for a while.
+
+A drain cancels what still runs when its grace is over.  From that moment each delivery has `settle_s` for whatever
+must not be dropped in the middle; a second signal shortens it for all of them.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from worker.delivery import Delivery
+
+
+class Finisher:
+    """
+    Lets work go on beyond a cancellation, for a bounded time.
+
+    Args:
+        settle_s: That time, seconds.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, settle_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settle_s = settle_s
+        self._clock = clock
+        self._hurried: asyncio.Future[None] | None = None
+        """Done when the time of a hurry is over; made on the loop that first waits."""
+
+    def hurry(self, settle_s: float) -> None:
+        """
+        Leave everything `settle_s` from now, also what is waited for already.
+
+        Threads: the event loop's only.
+        """
+        self._settle_s = min(self._settle_s, settle_s)
+        asyncio.get_running_loop().call_later(settle_s, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        if not self._hurry().done():
+            self._hurry().set_result(None)
+
+    def _hurry(self) -> "asyncio.Future[None]":
+        if self._hurried is None:
+            self._hurried = asyncio.get_running_loop().create_future()
+        return self._hurried
+
+    async def finish(self, delivery: Delivery, work: Coroutine[Any, Any, None]) -> None:
+        """
+        See the work through, or stop it when its time is over; either way it has ended on return.
+
+        Raises:
+            Exception: What the work raised.
+
+        Cancellation: swallowed once, noted in `delivery.cancelled_at`; the work goes on for `settle_s`.  A second one
+        stops it at once.
+        """
+        task = asyncio.ensure_future(work)
+        with suppress(asyncio.CancelledError):
+            if delivery.cancelled_at is None:
+                try:
+                    await asyncio.wait({task})
+                except asyncio.CancelledError:
+                    delivery.cancelled_at = self._clock()
+            if not task.done():
+                await self.wait(task, delivery.cancelled_at)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
+
+    async def wait(self, future: "asyncio.Future[Any]", since: float | None = None) -> None:
+        """
+        Wait for a future, at most until `settle_s` after an instant (`None`: now); it is never cancelled.
+
+        Cancellation: leaves nothing behind.
+        """
+        now = self._clock()
+        left = max(0.0, (now if since is None else since) + self._settle_s - now)
+        await asyncio.wait({future, self._hurry()}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
