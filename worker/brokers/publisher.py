@@ -25,8 +25,8 @@ from worker.settings import PublishSettings
 PUBLISH = "/google.pubsub.v1.Publisher/Publish"
 MAX_RPCS = 16
 """Publish RPCs under way at once; beyond it batches grow instead.  House decision: 16 x 100 messages a round trip."""
-ENVELOPE_BYTES = 64
-"""What protobuf adds around one message in a request, rounded up."""
+FRAME_BYTES = 8
+"""Tag and length that protobuf puts before one message, or before the topic, in a request; at most 6."""
 
 _Request: Any = types.PublishRequest.pb()
 _Response: Any = types.PublishResponse.pb()
@@ -66,6 +66,7 @@ class PubSubPublisher:
         self._call = channel.unary_unary(
             PUBLISH, request_serializer=_Request.SerializeToString, response_deserializer=_Response.FromString
         )
+        self._max_bytes = MAX_PUBSUB_MESSAGE_BYTES - len(topic) - FRAME_BYTES
         self._metadata = (("x-goog-request-params", f"topic={topic}"),)
         self._batch: list[_Entry] = []
         self._batch_bytes = 0
@@ -77,38 +78,34 @@ class PubSubPublisher:
         """Publish one message; see `worker.ports.Publisher.publish`."""
         if self._is_closed:
             raise PublishRetryableError("the publisher is closed")
-        size = message_bytes(data, attributes) + ENVELOPE_BYTES
-        if size > MAX_PUBSUB_MESSAGE_BYTES:
-            raise ReplyRejectedError(f"{size} bytes; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
-        entry = _Entry(_Message(data=data, attributes=attributes), size, asyncio.get_running_loop().create_future())
+        if message_bytes(data, attributes) > self._max_bytes:  # before it is copied
+            raise ReplyRejectedError(f"{len(data)} bytes and attributes; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
+        message = _Message(data=data, attributes=attributes)
+        size = message.ByteSize() + FRAME_BYTES
+        if size > self._max_bytes:
+            raise ReplyRejectedError(f"{size} bytes with their framing; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
+        entry = _Entry(message, size, asyncio.get_running_loop().create_future())
         if self._batch and self._batch_bytes + size > self._settings.batch_bytes:
-            self._send()
+            self._send(is_full=True)
         self._batch.append(entry)
         self._batch_bytes += size
         if len(self._batch) >= self._settings.batch_messages or self._batch_bytes >= self._settings.batch_bytes:
-            self._send()
+            self._send(is_full=True)
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._settings.batch_delay_s, self._send)
         return await entry.done
 
-    def _send(self) -> None:
-        """Start the RPC of the batch; while all RPCs are busy it stays together and grows to its limits."""
+    def _send(self, *, is_full: bool = False) -> None:
+        """Start the RPC of the batch; while all RPCs are busy one that is not full stays together and grows."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not self._batch or (len(self._rpcs) >= MAX_RPCS and not is_full):
+            return
         batch, self._batch, self._batch_bytes = self._batch, [], 0
-        if not batch:
-            return
-        if len(self._rpcs) >= MAX_RPCS and not self._is_full(batch):
-            self._batch, self._batch_bytes = batch, sum(entry.size for entry in batch)
-            return
         task = asyncio.get_running_loop().create_task(self._run(batch))
         self._rpcs.add(task)
         task.add_done_callback(self._rpc_ended)
-
-    def _is_full(self, batch: list[_Entry]) -> bool:
-        settings = self._settings
-        return len(batch) >= settings.batch_messages or sum(entry.size for entry in batch) >= settings.batch_bytes
 
     def _rpc_ended(self, task: "asyncio.Task[None]") -> None:
         self._rpcs.discard(task)
@@ -121,14 +118,13 @@ class PubSubPublisher:
         except PublishError as error:
             if isinstance(error, ReplyRejectedError) and len(batch) > 1:
                 await asyncio.gather(*(self._run([entry]) for entry in batch))
-                return
-            for entry in batch:
-                if not entry.done.done():
-                    entry.done.set_exception(type(error)(*error.args))
-        except BaseException:
-            for entry in batch:
-                entry.done.cancel()
-            raise
+            else:
+                _fail(batch, type(error), str(error))
+        except BaseException as error:
+            # Also a cancelled RPC: grpc says so when its channel is closed, and nobody cancelled who waits here.
+            _fail(batch, PublishRetryableError, f"{self.topic}: {error!r}")
+            if not isinstance(error, Exception):
+                raise
         else:
             for entry, message_id in zip(batch, ids, strict=True):
                 if not entry.done.done():
@@ -140,8 +136,8 @@ class PubSubPublisher:
             response = await self._call(request, timeout=self._settings.timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise _translate(error, self.topic) from error
-        except (grpc.aio.UsageError, ValueError) as error:  # the channel was closed under us
-            raise PublishRetryableError(str(error)) from error
+        except (grpc.aio.UsageError, ValueError) as error:  # the channel was closed before
+            raise PublishRetryableError(f"{self.topic}: {error}") from error
         if len(response.message_ids) != len(batch):
             raise PublishRetryableError(f"{len(response.message_ids)} ids for {len(batch)} messages")
         return list(response.message_ids)
@@ -153,6 +149,13 @@ class PubSubPublisher:
             self._send()
             await asyncio.gather(*self._rpcs, return_exceptions=True)
         await self._channel.close(None)
+
+
+def _fail(batch: list[_Entry], kind: type[PublishError], text: str) -> None:
+    """Tell everybody who still waits; each gets an exception of their own, since a traceback belongs to one."""
+    for entry in batch:
+        if not entry.done.done():
+            entry.done.set_exception(kind(text))
 
 
 def _translate(error: grpc.aio.AioRpcError, topic: str) -> BrokerError:
