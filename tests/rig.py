@@ -30,6 +30,14 @@ def chat(index: int, text: str = "hello", **body: Any) -> bytes:
     return json.dumps({"path": "/v1/chat/completions", "metadata": {"index": index}, "body": content}).encode()
 
 
+def until(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+    """Wait until something is true; fail when it does not come true in time."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.02)
+
+
 @dataclass
 class Answers:
     """What came back."""

@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_simbackend(commands)
     _add_config(commands)
     add_policy(commands)
+    _add_replay(commands)
     return parser
 
 
@@ -247,3 +248,31 @@ def _config_show(namespace: argparse.Namespace) -> int:
 
     print(yaml.safe_dump(_load(namespace).model_dump(mode="json"), sort_keys=False), end="")
     return 0
+
+
+def _add_replay(commands: Any) -> None:
+    parser = commands.add_parser("replay", help="send requests that failed for good back to the request topic")
+    _add_settings(parser)
+    parser.add_argument("subscription", metavar="SUBSCRIPTION", help="where the copies or dead letters are")
+    parser.add_argument("topic", metavar="TOPIC", help="the request topic")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="messages at most")
+    parser.add_argument("--quiet", type=float, default=10.0, metavar="S", help="end after this long without any (10)")
+    parser.set_defaults(command=_replay)
+
+
+def _replay(namespace: argparse.Namespace) -> int:
+    namespace.set += [
+        f"pubsub.request_subscription={namespace.subscription}",
+        f"pubsub.response_topic={namespace.topic}",
+        "backend.base_url=http://unused",
+    ]
+    settings = _load(namespace)
+    from worker.logs import configure_logs  # noqa: PLC0415
+    from worker.replay import replay  # noqa: PLC0415
+
+    configure_logs(settings.log.format, settings.log.level)
+
+    async def main() -> int:
+        return await replay(settings.pubsub, namespace.topic, limit=namespace.limit, quiet_s=namespace.quiet)
+
+    return run_loop(main)

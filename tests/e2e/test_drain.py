@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import Rig, chat, rig
+from tests.rig import Rig, chat, rig, until
 from worker.localpubsub import LocalPubSubThread
 from worker.simbackend import SimOptions
 
@@ -51,7 +51,7 @@ def test_a_grace_that_is_too_short_hands_back_what_is_unfinished(slow_rig: Rig) 
     slow_rig.publish(100)
     first = slow_rig.worker(backend__window__initial=50, **short)
     first.wait_started()
-    _until(lambda: first.metric("inference_worker_in_flight") >= 40)
+    until(lambda: first.metric("inference_worker_in_flight") >= 40)
     first.terminate()
     started = time.monotonic()
     assert first.wait(20) == 0
@@ -68,7 +68,7 @@ def test_a_second_sigterm_ends_it_at_once(slow_rig: Rig) -> None:
     slow_rig.publish(10)
     worker = slow_rig.worker()
     worker.wait_started()
-    _until(lambda: worker.metric("inference_worker_in_flight") >= 5)
+    until(lambda: worker.metric("inference_worker_in_flight") >= 5)
     worker.terminate()
     time.sleep(0.5)
     assert worker.process.poll() is None, "the first signal waits for what runs"
@@ -96,17 +96,10 @@ def test_readiness_and_liveness_while_draining(slow_rig: Rig) -> None:
     slow_rig.sim.control({"mode": "hang"})
     slow_rig.publish(3)
     worker = slow_rig.worker()
-    _until(lambda: worker.metric("inference_worker_in_flight") == 3)
+    until(lambda: worker.metric("inference_worker_in_flight") == 3)
     status, text = worker.get("/readyz")
     assert (status, json.loads(text)["backends"]["default"]["in_flight"]) == (200, 3)
     assert worker.get("/startupz")[0] == 200
     worker.terminate()
-    _until(lambda: worker.get("/readyz")[0] == 503)
+    until(lambda: worker.get("/readyz")[0] == 503)
     assert worker.get("/livez")[0] == 200
-
-
-def _until(condition: "object", limit_s: float = 30.0) -> None:
-    until = time.monotonic() + limit_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < until, "it did not come true in time"
-        time.sleep(0.02)
