@@ -222,6 +222,8 @@ class Rig:
         """Take answers until so many requests (default: all) have one, or the time is over."""
         wanted, until = self.sent if count is None else count, time.monotonic() + limit_s
         while self.answers.count < wanted and time.monotonic() < until:
+            for worker in self.workers:
+                assert worker.process.poll() != 2, worker.log_path.read_text()[-2000:]
             self._take(min(2.0, max(0.1, until - time.monotonic())))
         return self.answers
 

@@ -45,7 +45,8 @@ def _route_conflicts(route: RouteSettings, settings: Settings) -> list[str]:
     faults += [
         f"timeouts.{name}: must not exceed timeouts.total_s ({timeouts.total_s:g} s)"
         for name in ("connect_s", "first_byte_s")
-        if (getattr(timeouts, name) or 0) > timeouts.total_s
+        if name in timeouts.model_fields_set
+        and (getattr(timeouts, name) or 0) > timeouts.total_s  # a default gives way
     ]
     if timeouts.total_s > settings.pubsub.max_lease_duration_s:
         faults.append("timeouts.total_s: must not exceed pubsub.max_lease_duration_s")

@@ -95,7 +95,7 @@ class HttpBackend:
         merged = {**self._headers, **headers, "content-length": str(len(body))}
         if key is not None:
             merged["authorization"] = f"Bearer {key}"
-        connect = self._timeouts.connect_s
+        connect = min(self._timeouts.connect_s, self._timeouts.total_s)
         return httpx.Request(
             method,
             url,
