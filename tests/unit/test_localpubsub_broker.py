@@ -14,6 +14,8 @@ from worker.localpubsub.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from worker.localpubsub.messages import store
+from worker.localpubsub.topics import Topic as RegisteredTopic
 
 Topic = types.Topic.pb()
 Subscription = types.Subscription.pb()
@@ -286,6 +288,14 @@ def test_a_topic_with_retention_replays_to_a_later_subscription() -> None:
     late = bench.subscribe("late")
     bench.broker.seek(late, 0)
     assert data_of(bench.pull(late)) == [b"2"]
+
+
+def test_a_topic_lets_go_of_what_is_too_old_as_it_goes() -> None:
+    """Without anybody seeking."""
+    topic = RegisteredTopic(Topic(message_retention_duration=Duration(seconds=600)))
+    for second in (0, 599, 601, 1_200):
+        topic.deliver([store(types.PubsubMessage.pb()(data=b"x"), second, second * NS_PER_S)], second * NS_PER_S)
+    assert [message.sequence for message in topic.retained] == [601, 1_200]
 
 
 def test_a_topics_retention_reaches_its_subscriptions() -> None:

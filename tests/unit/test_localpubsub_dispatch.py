@@ -127,13 +127,14 @@ def test_single_messages_go_round() -> None:
 
 
 def test_a_redelivery_does_not_wait_behind_the_backlog() -> None:
-    """It is served in turn with new messages."""
+    """It is served in turn with new messages, however often it comes back."""
     bench = Bench()
     receiver = bench.consumer()
     bench.publish(1_000)
     receiver.take(1)
-    receiver.nack("1")
-    assert "1" in receiver.take(2)
+    for _ in range(5):
+        receiver.nack("1")
+        assert "1" in receiver.take(2)
 
 
 def test_a_message_that_always_fails_does_not_starve_the_backlog() -> None:

@@ -182,6 +182,20 @@ def test_a_late_ack_lets_the_key_go_on() -> None:
     assert receiver.take() == ["2"]
 
 
+def test_a_late_ack_between_leases_lets_the_key_go_on_with_its_holder() -> None:
+    """An earlier message is still out, so the next one is for whoever has that."""
+    bench = ordered(ack_deadline_s=10.0, minimum_backoff_s=600.0)
+    first, second = bench.consumer(), bench.consumer()
+    bench.publish(3, key="a")
+    assert first.take(2) == ["1", "2"]
+    first.modify(60, "1")
+    bench.time.sleep(10.0)
+    assert first.take() == second.take() == []
+    first.ack("2")
+    assert second.take() == []
+    assert first.take() == ["3"]
+
+
 def test_a_dead_letter_lets_the_key_go_on() -> None:
     """Later messages keep their leases when the one before them is given up."""
     bench = ordered(max_delivery_attempts=5)
@@ -208,3 +222,20 @@ def test_retention_in_the_middle_of_a_key_leaves_the_rest_in_order() -> None:
     bench.time.sleep(101.0)
     assert receiver.take() == ["3", "4"]
     assert bench.subscription.snapshot().dropped_count == 2
+
+
+def test_dropping_a_retained_acked_message_leaves_its_key_whole() -> None:
+    """The key has gone on long since: later messages of it still wait for each other."""
+    bench = ordered(retains_acked=True, retention_s=600.0, ack_deadline_s=600.0)
+    first, second = bench.consumer(), bench.consumer()
+    bench.publish(key="a")
+    first.take()
+    first.ack("1")
+    bench.time.sleep(300.0)
+    bench.publish(key="a")
+    assert first.take() == ["2"]
+    bench.time.sleep(301.0)
+    bench.subscription.tick()
+    bench.publish(key="a")
+    assert second.take() == []
+    assert first.take() == ["3"]

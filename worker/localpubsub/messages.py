@@ -119,12 +119,7 @@ def encode_received(deliveries: Iterable[tuple[str, StoredMessage, int]]) -> byt
 
 
 def _stamp(sequence: int, publish_ns: int) -> bytes:
-    """
-    Serialise message id and publish time.
-
-    Both halves of the time are written even when 0: a submessage met twice is merged field by field, and a forwarded
-    message must not keep the nanoseconds of its first publication.
-    """
+    """Serialise message id and publish time; a half of the time that is 0 is written as well, which is allowed."""
     seconds, nanos = divmod(publish_ns, 1_000_000_000)
     time = _SECONDS + _varint(seconds) + _NANOS + _varint(nanos)
     return _field(_MESSAGE_ID, b"%d" % sequence) + _field(_PUBLISH_TIME, time)

@@ -139,7 +139,7 @@ class Subscription:
         invalid = []
         for ack_id, delivery in zip(unique_ids, self._leases.resolve(unique_ids), strict=True):
             # A nack earlier in this request may have voided the lease of a later message of the same key.
-            if delivery is None or delivery.state is not State.LEASED or delivery.ack_id != ack_id:
+            if delivery is None or delivery.state is not State.LEASED:
                 invalid.append(ack_id)
             elif seconds > 0:
                 self._leases.timers.arm(delivery, now + seconds)
