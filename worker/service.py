@@ -11,6 +11,7 @@ Start-up failures are told in one line on `/startupz` and in the log.
 """
 
 import asyncio
+import functools
 import time
 from importlib.metadata import version
 from typing import Any
@@ -69,6 +70,7 @@ class Service:
         self._probes = Probes(self._metrics.registry, self._details)
         self._closing: list[Any] = []
         """Parts with `aclose`, in the order of opening."""
+        self._hurrying: list[asyncio.Task[None]] = []
 
     def stop(self) -> None:
         """
@@ -84,7 +86,7 @@ class Service:
         if self._stops > 1 and self._subscriber is not None and self._processor is not None:
             _log.warning("stopping at once")
             self._processor.hurry(HURRY_SETTLE_S)
-            self._hurried = asyncio.get_running_loop().create_task(self._subscriber.drain(0))
+            self._hurrying.append(asyncio.get_running_loop().create_task(self._subscriber.drain(0)))
 
     async def run(self) -> int:
         """
@@ -105,7 +107,7 @@ class Service:
             self._closing.append(publisher)
             self._subscriber = broker.subscriber(self._metrics)
             limits = await self._reach_broker(broker)
-            if limits is None:
+            if limits is None or self._stopping.is_set():  # nothing is leased yet, and nothing needs to be
                 return 0
             self._build(broker, publisher, limits)
             self._probes.startup_failure = None
@@ -212,9 +214,17 @@ class Service:
         return 0
 
     async def _aclose(self) -> None:
-        for part in reversed(self._closing):
-            await part.aclose()
-        await self._probes.aclose()
+        """Close every part, also when one of them fails to."""
+        closing = [part.aclose for part in reversed(self._closing)]
+        if self._subscriber is not None:
+            closing.insert(0, functools.partial(self._subscriber.drain, 0))  # drained already, or never run
+        for close in [*closing, self._probes.aclose]:
+            try:
+                await close()
+            except Exception:  # noqa: BLE001 - the others are to be closed too, and what led here is to be told
+                self._metrics.internal_errors_total.inc()
+                _log.exception("a part could not be closed")
+        await asyncio.gather(*self._hurrying, return_exceptions=True)
 
     def _hook_asked(self, report: HookReport) -> None:
         self._metrics.policy_hook_total.labels(report.outcome.value).inc()

@@ -1,0 +1,256 @@
+"""The parts put together: start, serve, stop, and what is told when it cannot start."""
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.admin import Admin
+from worker.errors import BrokerResourceError, SettingsError
+from worker.localpubsub import LocalPubSubThread
+from worker.service import Service
+from worker.settings import BackendSettings, DedupeSettings, DrainSettings, HttpSettings, PubSubSettings, Settings
+from worker.simbackend import SimBackendThread, SimOptions, parse_latency
+
+REQUEST = b'{"path":"/v1/chat/completions","metadata":{"n":1},"body":{"model":"m","messages":[{"role":"user","content":"hi"}]}}'
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Admin]:
+    """The embedded Pub/Sub server, in a thread of its own."""
+    with LocalPubSubThread() as server:
+        admin = Admin(server.address)
+        yield admin
+        admin.close()
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[SimBackendThread]:
+    """A server that answers after half a second."""
+    with SimBackendThread(SimOptions(latency=parse_latency("500ms"))) as server:
+        yield server
+
+
+class Bench:
+    """Names on the broker and one service at a time."""
+
+    def __init__(self, admin: Admin, backend_url: str) -> None:
+        self.admin = admin
+        self.requests, self.responses = admin.topic("requests"), admin.topic("responses")
+        self.subscription = admin.subscription(self.requests)
+        self.answers_subscription = admin.subscription(self.responses)
+        self.backend_url = backend_url
+        self.running: list[asyncio.Task[int]] = []
+
+    def settings(self, **sections: Any) -> Settings:
+        pubsub = {
+            "emulator_host": self.admin.address,
+            "project_id": self.admin.project,
+            "request_subscription": self.subscription,
+            "response_topic": self.responses,
+            **sections.pop("pubsub", {}),
+        }
+        return Settings(
+            pubsub=PubSubSettings(**pubsub),
+            backend=BackendSettings(base_url=self.backend_url),
+            http=sections.pop("http", HttpSettings(host="127.0.0.1", port=0)),
+            drain=DrainSettings(grace_s=10.0, settle_s=5.0),
+            **sections,
+        )
+
+    def start(self, service: Service) -> "asyncio.Task[int]":
+        self.running.append(asyncio.ensure_future(service.run()))
+        return self.running[-1]
+
+    async def publish(self, *messages: bytes) -> None:
+        for data in messages:
+            await asyncio.to_thread(self.admin.publish, self.requests, data)
+
+    async def answers(self, count: int) -> list[Any]:
+        return await asyncio.to_thread(self.admin.take, self.answers_subscription, count)
+
+
+@pytest.fixture
+async def bench(broker: Admin, backend: SimBackendThread) -> AsyncIterator[Bench]:
+    """New names for every test; what a test leaves running is ended."""
+    bench = Bench(broker, backend.base_url)
+    yield bench
+    for task in bench.running:
+        task.cancel()
+    await asyncio.gather(*bench.running, return_exceptions=True)
+
+
+async def _until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - another thread's doing; there is no event for it
+            await asyncio.sleep(0.01)
+
+
+async def _get(service: Service, path: str) -> tuple[int, dict[str, Any]]:
+    assert service._probes._runner is not None
+    port = service._probes._runner.addresses[0][1]
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}") as response:
+        return response.status, json.loads(await response.read())
+
+
+@pytest.mark.slow
+async def test_a_message_is_answered_and_a_stop_lets_it_finish(bench: Bench) -> None:
+    """From topic to topic through every real part; the stop comes in the middle and waits for the answer."""
+    service = Service(bench.settings())
+    running = bench.start(service)
+    await bench.publish(REQUEST)
+    await _until(lambda: service._metrics.in_flight._value.get() == 1)
+    assert (await _get(service, "/readyz"))[0] == 200
+    service.stop()
+    assert (await _get(service, "/readyz"))[0] == 503
+    assert await running == 0
+    (answer,) = await bench.answers(1)
+    document = json.loads(answer.data)
+    assert (document["status_code"], document["metadata"]) == (200, {"n": 1})
+    assert answer.attributes["backend"] == "default"
+    assert await asyncio.to_thread(bench.admin.is_empty, bench.subscription, 0.3)
+
+
+@pytest.mark.slow
+async def test_a_second_stop_does_not_wait_for_the_grace(bench: Bench, backend: SimBackendThread) -> None:
+    """What runs is handed back at once and comes again."""
+    service = Service(bench.settings())
+    backend.control({"mode": "hang"})
+    try:
+        running = bench.start(service)
+        await bench.publish(REQUEST)
+        await _until(lambda: service._metrics.in_flight._value.get() == 1)
+        service.stop()
+        service.stop()
+        assert await asyncio.wait_for(running, 8) == 0
+    finally:
+        backend.reset()
+    assert len(await asyncio.to_thread(bench.admin.pull, bench.subscription)) == 1
+
+
+@pytest.mark.parametrize(
+    ("pubsub", "text"),
+    [
+        (
+            {"request_subscription": "projects/exam/subscriptions/gone"},
+            "the subscription projects/exam/subscriptions/gone",
+        ),
+        ({"response_topic": "gone"}, "the topic projects/exam/topics/gone"),
+    ],
+)
+async def test_a_missing_resource_is_one_clear_line(bench: Bench, pubsub: dict[str, str], text: str) -> None:
+    """A subscription or topic that is not there is named, on one line, and told to the probes as well."""
+    service = Service(bench.settings(pubsub=pubsub))
+    with pytest.raises(BrokerResourceError, match=rf"^{text} does not exist; create it \(see deploy/\)$"):
+        await service.run()
+    assert text in str(service._probes.startup_failure)
+
+
+@pytest.mark.slow
+async def test_a_subscription_that_is_deleted_ends_the_worker(bench: Bench) -> None:
+    """What ran is finished and answered first; the error is the permanent one."""
+    service = Service(bench.settings())
+    running = bench.start(service)
+    await bench.publish(REQUEST)
+    await _until(lambda: service._metrics.in_flight._value.get() == 1)
+    await asyncio.to_thread(bench.admin.subscriber.delete_subscription, request={"subscription": bench.subscription})
+    with pytest.raises(BrokerResourceError):
+        await running
+    assert len(await bench.answers(1)) == 1
+
+
+async def test_a_port_that_is_taken_is_a_fault_of_the_settings(bench: Bench) -> None:
+    """The key is named; nothing was leased and nothing stays open."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        service = Service(bench.settings(http=HttpSettings(host="127.0.0.1", port=port)))
+        with pytest.raises(SettingsError, match=rf"http\.port: cannot listen on 127\.0\.0\.1:{port}"):
+            await service.run()
+    assert service._subscriber is None
+
+
+async def test_a_part_that_cannot_be_built_closes_the_others(bench: Bench) -> None:
+    """A key file that is not there is found before anything is leased, and leaves nothing open."""
+    settings = bench.settings()
+    backend = BackendSettings(base_url=bench.backend_url, api_key_file="/nonexistent/key")
+    service = Service(settings.model_copy(update={"backend": backend}))
+    with pytest.raises(SettingsError, match=r"api_key_file: /nonexistent/key"):
+        await service.run()
+    assert service._probes._runner is None
+
+
+async def test_redis_without_its_library_is_a_fault_of_the_settings(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An extra that is missing is one line, no traceback."""
+    monkeypatch.setitem(sys.modules, "redis", None)
+    dedupe = DedupeSettings(store="redis", redis_url="redis://r")
+    with pytest.raises(SettingsError, match="needs the extra"):
+        await Service(bench.settings(dedupe=dedupe)).run()
+
+
+async def test_a_broker_that_is_away_is_waited_for_and_told(bench: Bench) -> None:
+    """`/startupz` says in one line what is missing, and a stop ends the wait with 0."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    service = Service(bench.settings(pubsub={"emulator_host": address}))
+    running = bench.start(service)
+    await _until(lambda: "cannot be reached" in str(service._probes.startup_failure))
+    status, document = await _get(service, "/startupz")
+    assert (status, document["status"]) == (503, "failing")
+    assert document["reason"].startswith("Pub/Sub cannot be reached: ")
+    assert (await _get(service, "/livez"))[0] == 200
+    service.stop()
+    assert await running == 0
+
+
+async def test_stopped_before_it_has_started_it_leases_nothing(bench: Bench) -> None:
+    """A SIGTERM during the start ends it with 0 and costs no message a delivery attempt."""
+    await bench.publish(REQUEST)
+    service = Service(bench.settings())
+    subscribers: list[Any] = []
+    limits = service._limits
+
+    async def stopped_meanwhile() -> Any:
+        found = await limits()
+        service.stop()
+        subscribers.append(service._subscriber)
+        return found
+
+    service._limits = stopped_meanwhile
+    assert await service.run() == 0
+    assert subscribers[0]._streams == set()
+    assert len(await asyncio.to_thread(bench.admin.pull, bench.subscription)) == 1
+
+
+async def test_a_part_that_fails_to_close_hides_nothing(bench: Bench, logs: list[Any]) -> None:
+    """The error that ended the worker is the one that is told; the parts that follow are closed."""
+
+    class Stuck:
+        async def aclose(self) -> None:
+            raise RuntimeError("bug")
+
+    service = Service(bench.settings(pubsub={"response_topic": "gone"}))
+    service._closing.append(Stuck())
+    with pytest.raises(BrokerResourceError, match="topics/gone"):
+        await service.run()
+    assert [line for line in logs if line["event"] == "a part could not be closed"]
+    assert service._probes._runner is None
+
+
+async def test_cancelled_it_drains_at_once_and_closes(bench: Bench, backend: SimBackendThread) -> None:
+    """Cancelling `run` hands back what runs and leaves no port open."""
+    service = Service(bench.settings())
+    running = bench.start(service)
+    await bench.publish(REQUEST)
+    await _until(lambda: service._metrics.in_flight._value.get() == 1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert service._probes._runner is None
+    assert len(await asyncio.to_thread(bench.admin.pull, bench.subscription)) == 1
