@@ -1,0 +1,100 @@
+"""The generated pages are current, and name exactly the settings and metrics there are."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel
+
+from tools.generate_docs import DOCS, main, metrics_page, settings_page
+from worker.errors import SettingsError
+from worker.metrics import Metrics
+from worker.settings import BackendSettings, RouteSettings, Settings
+from worker.settings_load import load_settings
+
+SETTINGS = (DOCS / "settings.md").read_text("utf-8")
+METRICS = (DOCS / "metrics.md").read_text("utf-8")
+GOOD = {
+    "WORKER_PUBSUB__REQUEST_SUBSCRIPTION": "s",
+    "WORKER_PUBSUB__RESPONSE_TOPIC": "t",
+    "WORKER_BACKEND__BASE_URL": "http://h",
+}
+
+
+def real_keys(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Every key that holds a value, by the models alone; a route's inherited ones are documented at `backend`."""
+    for name, field in model.model_fields.items():
+        if model is RouteSettings and name in BackendSettings.model_fields:
+            continue
+        inner = [part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type)]
+        sections = [part for part in inner if issubclass(part, BaseModel)]
+        suffix = "[]" if "list[" in str(field.annotation) else ""
+        for section in sections:
+            yield from real_keys(section, f"{path}{name}{suffix}.")
+        if not sections:
+            yield path + name
+
+
+def faults(environ: dict[str, str]) -> list[str]:
+    try:
+        load_settings(environ={**GOOD, **environ})
+    except SettingsError as error:
+        return error.faults
+    return []
+
+
+def test_the_pages_are_current() -> None:
+    """What is committed is what the code says now; `make docs` writes it."""
+    assert settings_page() == SETTINGS
+    assert metrics_page() == METRICS
+
+
+def test_documented_settings_are_exactly_the_real_ones() -> None:
+    """Each key once, none that is gone."""
+    documented = re.findall(r"^### `(.+)`$", SETTINGS, re.MULTILINE)
+    assert sorted(documented) == sorted(real_keys(Settings))
+
+
+def test_every_setting_says_what_it_is() -> None:
+    """Type, default and variable in one line, then a sentence; sections have one as well."""
+    for block in re.split(r"^##+ ", SETTINGS, flags=re.MULTILINE)[1:]:
+        lines = [line for line in block.splitlines() if line]
+        is_key = block in re.split(r"^##+ ", SETTINGS, flags=re.MULTILINE) and " · " in lines[1]
+        text = lines[2] if is_key else lines[1]
+        assert text.strip().endswith((".", ")")), block
+        assert not is_key or re.fullmatch(r".+ · .*default.* · (in )?`WORKER_[A-Z0-9_]+`|.+ · required · .+", lines[1])
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r" · `(WORKER_[A-Z0-9_]+)`$", SETTINGS, re.MULTILINE))))
+def test_every_documented_variable_is_known(name: str) -> None:
+    """A variable on the page reaches a key, whatever that says to the value; one letter more reaches none."""
+    assert not any("unknown key" in fault for fault in faults({name: "1"}))
+    assert [fault for fault in faults({name + "X": "1"}) if f"(from {name}X): unknown key" in fault]
+
+
+def test_documented_metrics_are_exactly_the_scraped_ones() -> None:
+    """Each family once, with its kind and its help text."""
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.+) \| (.+) \|$", METRICS, re.MULTILINE)
+    families = text_string_to_metric_families(generate_latest(Metrics().registry).decode())
+    real = [
+        (family.name + ("_total" if family.type == "counter" else ""), family.type, family.documentation)
+        for family in families
+    ]
+    assert sorted((name, kind, text) for name, kind, _, text in rows) == sorted(real)
+
+
+def test_a_stale_page_is_noticed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--check` changes nothing and says which; without it the pages are written, once."""
+    assert main(["--check"], tmp_path) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert main([], tmp_path) == 0
+    assert main(["--check"], tmp_path) == 0
+    (tmp_path / "metrics.md").write_text("old")
+    capsys.readouterr()
+    assert main(["--check"], tmp_path) == 1
+    assert capsys.readouterr().err == "docs/metrics.md is stale; run `make docs`\n"
+    assert (tmp_path / "metrics.md").read_text() == "old"
