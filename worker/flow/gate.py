@@ -242,6 +242,8 @@ class RouteGate:
             chosen = self._queue.pop(self._breaker)
             if chosen is None:
                 break
+            if chosen.future.done():
+                continue  # Cancelled, but its task has not run since: `admit` will find nothing to give back.
             token = self._breaker.enter(chosen.model)
             chosen.future.set_result(Permit(self, self._window.start(streamed=chosen.streamed), token))
         # After the admissions: a budget of 0 takes what is free.

@@ -63,7 +63,7 @@ class AdaptiveWindow:
         self._usual_share = 0.0
         self._unrewarded: tuple[int, float, float] | None = None
         self._silent: dict[int, float] = {}
-        self._listen_at_number = 0
+        self._listen_in = 0
         self._share = self._wait_s = 0.0
         self._served = self._rejected = self._increases = self._decreases = 0
 
@@ -110,6 +110,7 @@ class AdaptiveWindow:
         if ticket.first_byte_s is None and not ticket.finished:
             self._silent.pop(ticket.number, None)
             ticket.first_byte_s = self._now() - ticket.started_at
+            self._accepted(ticket)
             if ticket.number >= self._round_start:
                 self._meter.first_byte(ticket.first_byte_s)
             self._learn()
@@ -189,12 +190,16 @@ class AdaptiveWindow:
 
     def _answered(self, ticket: Ticket, work: float | None) -> None:
         self._served += 1
-        restored = self._refusals.served(ticket.number, ticket.in_flight, limit=self._room.limit)
-        if restored is not None:
-            self._increase(restored)
+        self._refusals.served()
+        self._accepted(ticket)
         in_round = ticket.number >= self._round_start and ticket.first_byte_s is None
         self._meter.answered(self._now() - ticket.started_at, work, in_round=in_round)
         self._learn()
+
+    def _accepted(self, ticket: Ticket) -> None:
+        restored = self._refusals.accepted(ticket.number, ticket.in_flight, limit=self._room.limit)
+        if restored is not None:
+            self._increase(restored)
 
     def _learn(self) -> None:
         """End the round if it can be judged."""
@@ -212,11 +217,14 @@ class AdaptiveWindow:
 
     def _listen(self) -> None:
         """Shrink when too many of those under way have not begun to answer though they should have long ago."""
-        usual_s = self._meter.usual_first_byte_s()
+        self._listen_in -= 1
         # While more are under way than the limit, the last decrease has not taken effect.
-        if usual_s is None or self._in_flight > self.limit or self._next_number < self._listen_at_number:
+        if self._listen_in > 0 or not self._silent or self._in_flight > self.limit:
             return
-        self._listen_at_number = self._next_number + int(self._room.limit / 8.0)
+        self._listen_in = int(self._room.limit / 8.0)
+        usual_s = self._meter.usual_first_byte_s()
+        if usual_s is None:
+            return
         since = self._now() - 2.0 * usual_s
         silent = sum(1 for _ in itertools.takewhile(lambda started_at: started_at < since, self._silent.values()))
         share = silent / max(self._in_flight, 1)

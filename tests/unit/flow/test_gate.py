@@ -206,6 +206,69 @@ async def test_cancelling_a_waiter_leaves_nothing(clock):
     assert idle(gate, clock)
 
 
+async def test_a_slot_is_not_handed_to_one_that_is_being_cancelled(clock):
+    """Cancelled a moment before the slot is freed, not run since: the next one gets it."""
+    gate = a_gate(clock)
+    first = await admit(gate)
+    leaving, next_one = waiting(gate), waiting(gate)
+    await settle()
+    leaving.cancel()
+    first.finish(OK)
+    (await next_one).finish(OK)
+    assert leaving.cancelled()
+    assert idle(gate, clock)
+
+
+async def test_a_probe_is_not_lost_with_one_that_is_being_cancelled(clock):
+    """The others of the model do not stay parked because the one chosen to probe has just left."""
+    gate = a_gate(clock, room=8)
+    loading = AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL)
+    (await admit(gate, model="a")).finish(loading)
+    leaving, next_one = waiting(gate, model="a"), waiting(gate, model="a")
+    await settle()
+    leaving.cancel()
+    clock.advance(1.0)
+    (await next_one).finish(OK)
+    assert idle(gate, clock)
+
+
+async def test_a_connection_closes_what_refused_connections_opened(clock):
+    """Nobody waits for the end of the probe's generation; other causes need an answer."""
+    for signal, wait_s, closes in ((REFUSED, 1.0, True), (AUTH, 10.0, False)):
+        gate = a_gate(clock, room=8)
+        while gate.circuit().state is CircuitState.CLOSED:
+            (await admit(gate)).finish(signal)
+        probe = await admit_after(gate, clock, wait_s)
+        probe.connected()
+        assert (gate.circuit().state is CircuitState.CLOSED) is closes
+        probe.finish(OK)
+        probe.connected()
+        probe.first_byte()
+
+
+async def test_recovery_is_no_stampede(clock):
+    """When the breaker closes, those who waited start one after another within a second."""
+    window = AdaptiveWindow(8, 1, 8, now=clock.now)
+    gate = RouteGate(window, Breaker(now=clock.now, jitter=lambda: 0.0), clock)
+    permit = await admit(gate)
+    clock.advance(4.0)
+    permit.finish(OK)
+    (await admit(gate)).finish(AUTH)
+    tasks = [waiting(gate) for _ in range(8)]
+    clock.advance(10.0)
+    await settle()
+    next(task for task in tasks if task.done()).result().finish(OK)
+    await settle()
+    started = [sum(task.done() for task in tasks)]
+    for _ in range(4):
+        clock.advance(0.25)
+        await settle()
+        started.append(sum(task.done() for task in tasks))
+    assert started[0] <= 3
+    assert started == sorted(started)
+    assert started[-1] == 8
+
+
 async def test_cancelling_the_winner_hands_the_slot_on(clock):
     """A waiter cancelled after it was chosen and before it ran gives its permit to the next: no lost wake-up."""
     gate = a_gate(clock)

@@ -1,0 +1,319 @@
+"""One circuit: when it opens, who probes, and which reports are too old to matter."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from tests.unit.flow.fakeclock import FakeClock
+from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass, ProbeSchedule
+
+
+def a_circuit(clock: FakeClock, *, jitter: float = 0.0, **config: object) -> Circuit:
+    return Circuit(CircuitConfig(**config), clock.now, jitter=lambda: jitter)  # type: ignore[arg-type]
+
+
+def fail(circuit: Circuit, times: int, error_class: str = "server_error") -> None:
+    for _ in range(times):
+        circuit.failed(circuit.enter(), error_class)
+
+
+def trip(circuit: Circuit, error_class: str = "not_ready", **options: float) -> None:
+    circuit.failed(circuit.enter(), error_class, trip=True, **options)
+
+
+def test_opens_after_so_many_counted_failures_in_a_row(clock):
+    """Four of five leave it closed, the fifth opens it."""
+    circuit = a_circuit(clock)
+    fail(circuit, 4)
+    assert circuit.allows()
+    fail(circuit, 1)
+    assert not circuit.allows()
+    assert circuit.statistics().error_class == "server_error"
+
+
+def test_refused_connections_open_it_sooner(clock):
+    """Three in a row of the class connect are enough."""
+    circuit = a_circuit(clock)
+    fail(circuit, 2, "connect")
+    assert circuit.allows()
+    fail(circuit, 1, "connect")
+    assert not circuit.allows()
+
+
+def test_a_class_limit_needs_a_row_of_that_class(clock):
+    """Refused connections between other failures count only towards the general limit."""
+    circuit = a_circuit(clock)
+    for error_class in ("connect", "connect", "timeout", "connect"):
+        fail(circuit, 1, error_class)
+    assert circuit.allows()
+    fail(circuit, 1, "connect")
+    assert not circuit.allows()
+
+
+def test_a_success_breaks_the_row(clock):
+    """Failures count in a row only."""
+    circuit = a_circuit(clock)
+    fail(circuit, 4)
+    circuit.succeeded(circuit.enter())
+    fail(circuit, 4)
+    assert circuit.allows()
+
+
+def test_old_failures_fall_out_of_the_row(clock):
+    """Failures further back than the window do not count."""
+    circuit = a_circuit(clock)
+    fail(circuit, 4)
+    clock.advance(30.0)
+    fail(circuit, 4)
+    assert circuit.allows()
+    assert circuit.statistics().failures == 4
+
+
+def test_a_trip_opens_at_once(clock):
+    """One failure of a class that trips is enough, and its time is remembered."""
+    circuit = a_circuit(clock)
+    trip(circuit, "auth")
+    assert not circuit.allows()
+    statistics = circuit.statistics()
+    assert (statistics.state, statistics.error_class) == (CircuitState.OPEN, "auth")
+    assert (statistics.opened_at, statistics.next_probe_at) == (1000.0, 1010.0)
+
+
+def test_many_that_fail_together_trip_once(clock):
+    """Reports of attempts begun before the trip neither trip again nor lengthen the wait."""
+    circuit = a_circuit(clock)
+    passes = [circuit.enter() for _ in range(100)]
+    assert circuit.failed(passes[0], "not_ready", trip=True)
+    for late in passes[1:]:
+        assert not circuit.failed(late, "not_ready", trip=True)
+    assert circuit.statistics().trips == 1
+    assert circuit.statistics().next_probe_at == clock.now() + 1.0
+
+
+def test_a_late_success_does_not_close_it(clock):
+    """An answer to a request sent before the trip is no evidence of now."""
+    circuit = a_circuit(clock)
+    early = circuit.enter()
+    trip(circuit)
+    assert not circuit.succeeded(early)
+    assert not circuit.allows()
+
+
+def test_a_late_failure_does_not_reopen_it(clock):
+    """Attempts that still fail from before the outage do not count after it."""
+    circuit = a_circuit(clock)
+    early = [circuit.enter() for _ in range(10)]
+    trip(circuit)
+    clock.advance(1.0)
+    assert circuit.succeeded(circuit.enter())
+    for late in early:
+        circuit.failed(late, "connection_lost")
+    assert circuit.is_pristine
+
+
+def test_half_open_lets_one_probe_through(clock):
+    """After the wait exactly one attempt may start until it has told something."""
+    circuit = a_circuit(clock)
+    trip(circuit)
+    clock.advance(1.0)
+    probe = circuit.enter()
+    assert probe.is_probe
+    assert not circuit.allows()
+    assert circuit.statistics().next_probe_at is None
+    assert circuit.succeeded(probe)
+    assert circuit.state is CircuitState.CLOSED
+
+
+@pytest.mark.parametrize(
+    ("error_class", "waits"),
+    [
+        ("not_ready", [1.0, 2.0, 4.0, 4.0]),
+        ("auth", [10.0, 20.0, 40.0, 60.0, 60.0]),
+        ("quota", [30.0, 60.0, 120.0, 240.0, 300.0, 300.0]),
+    ],
+)
+def test_the_wait_doubles_up_to_the_maximum_of_the_class(clock, error_class, waits):
+    """first_s * 2**failed probes, never above max_s."""
+    circuit = a_circuit(clock)
+    for wait in waits:
+        trip(circuit, error_class)
+        assert circuit.changes_at() == clock.now() + wait
+        clock.advance(wait)
+
+
+def test_after_closing_the_wait_starts_anew(clock):
+    """The doubling ends with the outage."""
+    circuit = a_circuit(clock)
+    for _ in range(3):
+        trip(circuit)
+        clock.advance(4.0)
+    circuit.succeeded(circuit.enter())
+    trip(circuit)
+    assert circuit.changes_at() == clock.now() + 1.0
+
+
+def test_retry_after_replaces_the_wait_and_is_capped(clock):
+    """The backend's own wish is kept to the second, up to five minutes; nonsense below zero is zero."""
+    for wish, wait in ((7.0, 7.0), (0.2, 0.2), (86400.0, 300.0), (-5.0, 0.0)):
+        circuit = a_circuit(clock)
+        trip(circuit, retry_after_s=wish)
+        assert circuit.changes_at() == clock.now() + wait
+
+
+def test_jitter_shortens_the_schedule_and_lengthens_a_retry_after(clock):
+    """By a tenth at most; never longer than the schedule's maximum, never before the backend's wish."""
+    circuit = a_circuit(clock, jitter=1.0)
+    trip(circuit)
+    assert circuit.changes_at() == pytest.approx(clock.now() + 0.9)
+    circuit = a_circuit(clock, jitter=1.0)
+    trip(circuit, retry_after_s=10.0)
+    assert circuit.changes_at() == pytest.approx(clock.now() + 11.0)
+
+
+def test_a_probe_that_tells_nothing_makes_place_at_once(clock):
+    """A cancelled probe neither closes the circuit nor costs a wait."""
+    circuit = a_circuit(clock)
+    trip(circuit)
+    clock.advance(1.0)
+    circuit.learned_nothing(circuit.enter())
+    assert circuit.allows()
+    assert circuit.state is CircuitState.OPEN
+
+
+def test_a_hanging_probe_does_not_block_for_ever(clock):
+    """After the patience another probe may go; the answer of either counts."""
+    circuit = a_circuit(clock)
+    trip(circuit)
+    clock.advance(1.0)
+    hanging = circuit.enter()
+    clock.advance(29.9)
+    assert not circuit.allows()
+    clock.advance(0.2)
+    second = circuit.enter()
+    assert second.is_probe
+    assert circuit.succeeded(hanging)
+    assert not circuit.succeeded(second)
+
+
+def test_poke_allows_a_probe_at_once_and_forgets_the_running_one(clock):
+    """New credentials: the probe with the old ones no longer counts."""
+    circuit = a_circuit(clock)
+    assert not circuit.poke()
+    trip(circuit, "auth")
+    clock.advance(10.0)
+    old = circuit.enter()
+    assert circuit.poke()
+    new = circuit.enter()
+    assert not circuit.failed(old, "auth", trip=True)
+    assert circuit.succeeded(new)
+
+
+def test_entering_an_open_circuit_is_an_error(clock):
+    """Whoever forgets to ask is told."""
+    circuit = a_circuit(clock)
+    trip(circuit)
+    with pytest.raises(RuntimeError):
+        circuit.enter()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"failures": 0},
+        {"class_failures": {"connect": 0}},
+        {"window_s": 0.0},
+        {"probe_patience_s": 0.0},
+        {"max_retry_after_s": -1.0},
+    ],
+)
+def test_impossible_settings_are_refused(config):
+    """A configuration that can never work cannot be built."""
+    with pytest.raises(ValueError, match=r"count from 1|must be positive"):
+        CircuitConfig(**config)
+
+
+def test_an_impossible_schedule_is_refused():
+    """The first wait is positive and not above the longest."""
+    with pytest.raises(ValueError, match="first_s"):
+        ProbeSchedule(2.0, 1.0)
+
+
+class CircuitMachine(RuleBasedStateMachine):
+    """Whatever is reported in whatever order, the laws of the circuit hold."""
+
+    passes = Bundle("passes")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.circuit = Circuit(CircuitConfig(), self.clock.now, jitter=lambda: 0.0)
+        self.probes: set[int] = set()
+
+    @rule(target=passes)
+    def enter(self) -> Pass | None:
+        if not self.circuit.allows():
+            with pytest.raises(RuntimeError):
+                self.circuit.enter()
+            return None
+        was_closed = self.circuit.state is CircuitState.CLOSED
+        token = self.circuit.enter()
+        assert token.is_probe is not was_closed
+        if token.is_probe:
+            assert not self.circuit.allows(), "a second probe would be let through beside the first"
+        return token
+
+    @rule(token=consumes(passes), trips=st.booleans(), wish=st.none() | st.floats(-1, 1e6))
+    def fail(self, token: Pass | None, trips: bool, wish: float | None) -> None:
+        if token is None:
+            return
+        before = self.circuit.statistics()
+        took = self.circuit.failed(token, "x", trip=trips, retry_after_s=wish)
+        after = self.circuit.statistics()
+        if not took:
+            assert after.state is before.state
+            assert after.next_probe_at == before.next_probe_at
+        else:
+            assert after.state is CircuitState.OPEN
+            assert after.next_probe_at is not None
+            assert after.next_probe_at - self.clock.now() <= 300.0
+
+    @rule(token=consumes(passes))
+    def succeed(self, token: Pass | None) -> None:
+        if token is not None and self.circuit.succeeded(token):
+            assert token.is_probe
+            assert self.circuit.is_pristine
+
+    @rule(token=consumes(passes))
+    def learn_nothing(self, token: Pass | None) -> None:
+        if token is not None:
+            closed = self.circuit.state is CircuitState.CLOSED
+            self.circuit.learned_nothing(token)
+            assert (self.circuit.state is CircuitState.CLOSED) is closed
+
+    @rule(seconds=st.floats(0, 400))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule()
+    def poke(self) -> None:
+        if self.circuit.poke():
+            assert self.circuit.allows()
+
+    @invariant()
+    def never_stuck(self) -> None:
+        """An open circuit always names the instant at which it lets something through."""
+        at = self.circuit.changes_at()
+        assert (at is None) is (self.circuit.state is CircuitState.CLOSED)
+        assert at is None or at - self.clock.now() <= 300.0
+
+    @invariant()
+    def reasons_only_while_open(self) -> None:
+        statistics = self.circuit.statistics()
+        is_closed = statistics.state is CircuitState.CLOSED
+        assert (statistics.error_class is None) is is_closed
+        assert (statistics.opened_at is None) is is_closed
+
+
+CircuitMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+test_circuit_laws = CircuitMachine.TestCase
