@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from worker.cli_policy import add_policy
@@ -36,6 +37,8 @@ def run_command(arguments: Sequence[str]) -> int:
     except WorkerError as error:
         print(f"inference-worker: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except KeyboardInterrupt:  # before or after the time in which a command listens to it
+        return 128 + signal.SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,9 +104,13 @@ def _run(namespace: argparse.Namespace) -> int:
     except WorkerError as error:
         get_logger("service").error("cannot go on", error=str(error))
         code = EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED
+    except Exception:  # noqa: BLE001 - whatever it is, the process must end: see below
+        get_logger("service").exception("the worker failed")
+        code = EXIT_FAILED
     # Threads of the client library may still wait for a broker that is gone; everything of ours is closed by now.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk or a closed pipe changes no exit code
+            stream.flush()
     os._exit(code)
 
 
@@ -129,8 +136,8 @@ def _on_signals(stop: Callable[[], object]) -> None:
         loop.add_signal_handler(number, stop)
 
 
-def _until_stopped(serve: Callable[[], Awaitable[None]]) -> int:
-    """Run a server until SIGTERM or Ctrl-C."""
+def _until_stopped(serve: Callable[[], Awaitable[None]], where: str) -> int:
+    """Run a server at an address until SIGTERM or Ctrl-C."""
 
     async def main() -> int:
         task = asyncio.ensure_future(serve())
@@ -139,6 +146,9 @@ def _until_stopped(serve: Callable[[], Awaitable[None]]) -> int:
             await task
         except asyncio.CancelledError:
             return 0
+        except OSError as error:  # the address is taken or not ours
+            reason = f"cannot listen on {where}: {error.strerror}" if error.strerror else str(error)
+            raise SettingsError([reason]) from None
         return 0
 
     return run_loop(main)
@@ -206,7 +216,8 @@ def _localpubsub(namespace: argparse.Namespace) -> int:
     from worker.localpubsub import serve  # noqa: PLC0415 - needs gRPC
 
     ready = _announce("embedded Pub/Sub on {0}; export PUBSUB_EMULATOR_HOST={0} to use it")
-    return _until_stopped(lambda: serve(namespace.host, namespace.port, on_ready=ready))
+    where = f"{namespace.host}:{namespace.port}"
+    return _until_stopped(lambda: serve(namespace.host, namespace.port, on_ready=ready), where)
 
 
 def _add_simbackend(commands: Any) -> None:
@@ -221,7 +232,8 @@ def _simbackend(namespace: argparse.Namespace) -> int:
     from worker.simbackend import announce, options_from, serve  # noqa: PLC0415
 
     options = options_from(namespace)
-    return _until_stopped(lambda: serve(options, namespace.host, namespace.port, on_ready=announce))
+    where = f"{namespace.host}:{namespace.port}"
+    return _until_stopped(lambda: serve(options, namespace.host, namespace.port, on_ready=announce), where)
 
 
 def _add_config(commands: Any) -> None:
