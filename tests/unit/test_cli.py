@@ -1,5 +1,6 @@
 """The command line: exit codes, and faults told in a line instead of a traceback."""
 
+import json
 import os
 import signal
 import socket
@@ -215,3 +216,25 @@ def test_a_server_stops_on_sigterm_with_0() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_run_ends_after_an_exception_nobody_foresaw(config: Path) -> None:
+    """With a traceback in the log and exit 1, though a library's thread would keep the interpreter alive."""
+    program = f"""
+import threading, time
+import worker.service
+from worker.cli import run_command
+
+async def run(self):
+    raise ZeroDivisionError("bug")
+
+worker.service.Service.run = run
+threading.Thread(target=time.sleep, args=(600,)).start()
+run_command(["run", "--config", {str(config)!r}])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    last = json.loads(ended.stderr.splitlines()[-1])
+    assert last["event"] == "the worker failed"
+    assert "ZeroDivisionError: bug" in last["exception"]
