@@ -3,19 +3,15 @@
 import asyncio
 import errno
 import json
-import re
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-import httpx
 import pytest
 
+from tests.simbackend_client import CHAT, STREAM, post, raw
 from worker.simbackend import SimBackend, SimOptions
-
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
-STREAM = {**CHAT, "stream": True}
 
 
 @pytest.fixture
@@ -30,29 +26,6 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
     """A client that keeps connections and does not unpack answers by itself."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
         yield session
-
-
-async def post(http: aiohttp.ClientSession, sim: SimBackend, body: Any = CHAT) -> tuple[int, bytes, Any]:
-    """Return status, body and headers of one chat request."""
-    async with http.post(sim.base_url + "/v1/chat/completions", json=body) as response:
-        return response.status, await response.read(), response.headers
-
-
-async def raw(sim: SimBackend, body: Any = STREAM) -> tuple[bytes, int]:
-    """Return every byte of the answer to a request and how the connection ended: 0 or an errno."""
-    data = json.dumps(body).encode()
-    reader, writer = await asyncio.open_connection(*sim.base_url.removeprefix("http://").split(":"))
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
-    writer.write(head % len(data) + data)
-    received = bytearray()
-    ended = 0
-    try:
-        while part := await reader.read(65536):
-            received += part
-    except OSError as error:
-        ended = error.errno or -1
-    writer.close()
-    return bytes(received), ended
 
 
 @pytest.mark.parametrize(
@@ -217,100 +190,6 @@ async def test_a_refusal_can_spare_connections(sim: SimBackend, http: aiohttp.Cl
     assert (await post(http, sim))[0] == 200
     with pytest.raises(OSError, match=r"refused|Connect call failed"):
         await asyncio.open_connection(*sim.base_url.removeprefix("http://").split(":"))
-
-
-@pytest.mark.parametrize(
-    ("kind", "ended", "tail"),
-    [
-        ("rst", errno.ECONNRESET, b""),
-        ("eof", 0, b"0\r\n\r\n"),
-        ("close_eof", 0, b""),
-        ("chunk_cut", 0, b"\r\n"),
-        ("mid_chunk", 0, b": cut\n"),
-        ("bad_chunk", 0, b"zz\r\n"),
-    ],
-)
-async def test_streams_break_on_the_wire(sim: SimBackend, kind: str, ended: int, tail: bytes) -> None:
-    """Each break has its own ending, after exactly the wanted bytes of the body."""
-    whole = unchunked((await raw(sim))[0])
-    await sim.control({"mode": "stream", "break": kind, "after_bytes": 300})
-    received, how = await raw(sim)
-    assert (how, received.endswith(tail)) == (ended, True)
-    head, _, body = received.partition(b"\r\n\r\n")
-    assert (b"chunked" in head) is (kind != "close_eof")
-    sent = body if kind == "close_eof" else unchunked(received)
-    assert normal(sent)[:200] == normal(whole)[:200]
-    assert len(sent) == 300
-    assert sim.stats.by_status["cut"] == 1
-
-
-def unchunked(answer: bytes) -> bytes:
-    """Return the data of the whole chunks of an answer."""
-    rest = answer.partition(b"\r\n\r\n")[2]
-    data = b""
-    while match := re.match(rb"([0-9a-f]+)\r\n", rest):
-        size = int(match[1], 16)
-        if size == 0 or len(rest) < match.end() + size + 2:
-            break
-        data += rest[match.end() : match.end() + size]
-        rest = rest[match.end() + size + 2 :]
-    return data
-
-
-def normal(data: bytes) -> bytes:
-    """Return a stream without the id, which differs between repeats of a request."""
-    return re.sub(rb"chatcmpl-\w+", b"id", data)
-
-
-@pytest.mark.parametrize(
-    ("kind", "error"),
-    [
-        ("rst", httpx.ReadError),
-        ("chunk_cut", httpx.RemoteProtocolError),
-        ("mid_chunk", httpx.RemoteProtocolError),
-        ("bad_chunk", httpx.RemoteProtocolError),
-    ],
-)
-async def test_clients_notice_broken_streams(sim: SimBackend, kind: str, error: type[Exception]) -> None:
-    """A client reads the beginning and then gets an error; the next request is served."""
-    await sim.control({"mode": "stream", "break": kind, "after_events": 3, "count": 1})
-    received = b""
-    async with httpx.AsyncClient() as client:
-        with pytest.raises(error):  # noqa: PT012 - the beginning counts too
-            async with client.stream("POST", sim.base_url + "/v1/chat/completions", json=STREAM) as response:
-                async for part in response.aiter_raw():
-                    received += part
-        assert received.count(b"data: {") == 3
-        whole = await client.post(sim.base_url + "/v1/chat/completions", json=STREAM)
-    assert "[DONE]" in whole.text
-
-
-async def test_silent_streams(sim: SimBackend, http: aiohttp.ClientSession) -> None:
-    """`eof` and `close_eof` end without any error of HTTP, so only the protocol shows that something is missing."""
-    for kind in ("eof", "close_eof"):
-        await sim.control({"mode": "stream", "break": kind, "after_events": 3})
-        status, body, _ = await post(http, sim, STREAM)
-        assert (status, body.count(b"data: "), b"[DONE]" in body) == (200, 3, False)
-
-
-@pytest.mark.parametrize("kind", ["idle", "comments"])
-async def test_stalled_streams_wait_for_the_client(sim: SimBackend, http: aiohttp.ClientSession, kind: str) -> None:
-    """A stalled stream lasts until the client gives up, with or without comments; its tokens are undelivered."""
-    await sim.control({"mode": "stream", "break": kind, "after_events": 3, "comment_every_s": 0.01})
-    async with http.post(sim.base_url + "/v1/chat/completions", json=STREAM) as response:
-        seen = b""
-        while seen.count(b"data: ") < 3 or (kind == "comments" and seen.count(b": keep-alive\n\n") < 3):
-            seen += await response.content.readany()
-    await sim.stats.wait_for(lambda stats: stats.in_flight == 0)
-    assert (sim.stats.client_disconnects, sim.stats.tokens_undelivered) == (1, 2)
-
-
-async def test_stalled_streams_can_go_on(sim: SimBackend, http: aiohttp.ClientSession) -> None:
-    """After `idle_s` the rest of the stream comes and it counts as completed."""
-    await sim.control({"mode": "stream", "break": "comments", "idle_s": 0.05, "comment_every_s": 0.01})
-    body = (await post(http, sim, STREAM))[1]
-    assert (body.count(b": keep-alive") > 1, b"[DONE]" in body) == (True, True)
-    assert sim.snapshot()["generations"]["completed"] == 1
 
 
 async def test_filters_choose_the_victims(sim: SimBackend, http: aiohttp.ClientSession) -> None:

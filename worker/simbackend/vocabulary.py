@@ -24,6 +24,8 @@ WORDS: tuple[str, ...] = tuple(
     señor żółw Прага река 日本 東京 漢字 한국 θάλασσα façade 🙂 🚀 𝄞
     """.split()  # noqa: SIM905 - a list of 256 literals would fill the screen
 )
+_SPACED = tuple(" " + word for word in WORDS)
+_CAPITAL = tuple(" " + word[0].upper() + word[1:] for word in WORDS)
 SENTENCE_WORDS = 9
 """A full stop after this many words: prose has 15 to 20, but short answers should show one too."""
 
@@ -33,18 +35,13 @@ TOKEN = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 
 def spell(data: bytes) -> list[str]:
     """Return one token per byte; joined they read as sentences: capitals, full stops, single spaces."""
-    last = len(data) - 1
-    tokens: list[str] = []
-    for place, byte in enumerate(data):
-        word = WORDS[byte]
-        first_of_sentence = place % SENTENCE_WORDS == 0
-        if first_of_sentence:
-            word = word[:1].upper() + word[1:]
-        if place:
-            word = " " + word
-        if place == last or place % SENTENCE_WORDS == SENTENCE_WORDS - 1:
-            word += "."
-        tokens.append(word)
+    tokens = [_SPACED[byte] for byte in data]
+    for place in range(0, len(data), SENTENCE_WORDS):
+        tokens[place] = _CAPITAL[data[place]] if place else _CAPITAL[data[place]].lstrip()
+    for place in range(SENTENCE_WORDS - 1, len(data), SENTENCE_WORDS):
+        tokens[place] += "."
+    if len(data) % SENTENCE_WORDS:
+        tokens[-1] += "."
     return tokens
 
 
