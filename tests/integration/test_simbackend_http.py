@@ -125,6 +125,9 @@ async def test_above_max_concurrency_requests_are_rejected(http: aiohttp.ClientS
             task.cancel()
         await sim.stats.wait_for(lambda stats: stats.in_flight == 0)
         assert (sim.stats.client_disconnects, sim.stats.peak_in_flight) == (2, 3)
+        await sim.control({"settings": {"latency": "0", "error_rate": 1}})
+        assert [(await post(http, sim))[0] for _ in range(3)] == [500] * 3
+        assert sim.snapshot()["in_service"] == 0
 
 
 async def test_above_max_concurrency_requests_wait(http: aiohttp.ClientSession) -> None:

@@ -144,10 +144,14 @@ def test_offered_tools_are_called_sometimes() -> None:
     assert {len(said(serial, body=bytes([n])).choices[0].tool_calls) for n in range(50)} == {1}
 
 
-def test_tool_arguments_are_cut_by_max_tokens() -> None:
-    """A call that does not fit its budget ends with `length` and half its arguments, as real ones do."""
-    choice = said(call_of(tools=TOOLS[:1], tool_choice="required", max_tokens=4)).choices[0]
-    assert (choice.finish_reason, choice.token_count) == ("length", 4)
+@pytest.mark.parametrize("budget", range(1, 14))
+def test_tool_arguments_are_cut_by_max_tokens(budget: int) -> None:
+    """Calls that do not fit their budget end with `length` and half their arguments, as real ones do."""
+    bodies = [bytes([n]) for n in range(60)]
+    two = next(body for body in bodies if len(said(call_of(tools=TOOLS), body=body).choices[0].tool_calls) == 2)
+    whole = said(call_of(tools=TOOLS), body=two).completion_tokens
+    choice = said(call_of(tools=TOOLS, max_tokens=min(budget, whole - 1)), body=two).choices[0]
+    assert (choice.finish_reason, choice.token_count) == ("length", min(budget, whole - 1))
 
 
 def test_json_answers_are_json() -> None:

@@ -151,6 +151,15 @@ def test_usage_is_sent_only_when_asked_for() -> None:
     assert not any("usage" in (event.payload or {}) for event in events_of(call))
 
 
+def test_usage_and_fingerprint_stand_where_the_dialect_puts_them() -> None:
+    """OpenAI says `"usage": null` on every other chunk; vLLM's last chunk alone has a fingerprint."""
+    payloads = [event.payload for event in events_of(a_call(), "openai") if event.payload]
+    assert [payload["usage"] for payload in payloads[:-1]] == [None] * (len(payloads) - 1)
+    payloads = [event.payload for event in events_of(a_call(), "vllm") if event.payload]
+    assert ["system_fingerprint" in payload for payload in payloads] == [False] * (len(payloads) - 1) + [True]
+    assert not any("usage" in payload for payload in payloads[:-1])
+
+
 def test_no_choices_still_make_a_stream() -> None:
     """An answer without choices is one chunk that has none."""
     call = a_call()

@@ -1,0 +1,74 @@
+"""The worker's assembly of streams and the simulated server's streams, written apart, agree on every dialect."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.simbackend_streams import ME, a_call, says, written
+from worker.backends.accumulate import accumulator_for, expected_choices
+from worker.backends.sse import SSEParser
+from worker.simbackend.answers import chat_body, completion_body
+from worker.simbackend.dialects import DIALECTS
+from worker.simbackend.responses import response_body, response_events
+from worker.simbackend.sse import PLAIN, StreamFault, script
+from worker.simbackend.stream import chunk_events
+from worker.simbackend.validation import Endpoint
+
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"properties": {"q": {"type": "string"}}}}}
+    for name in ("find", "open")
+]
+REQUESTS: list[tuple[Endpoint, dict[str, Any]]] = [
+    (Endpoint.CHAT, {}),
+    (Endpoint.CHAT, {"n": 3, "max_tokens": 5}),
+    (Endpoint.CHAT, {"logprobs": True}),
+    (Endpoint.CHAT, {"tools": TOOLS, "tool_choice": "required"}),
+    (Endpoint.CHAT, {"reasoning_effort": "low", "n": 2}),
+    (Endpoint.COMPLETIONS, {"n": 2}),
+    (Endpoint.COMPLETIONS, {"logprobs": 2}),
+    (Endpoint.RESPONSES, {}),
+    (Endpoint.RESPONSES, {"tools": TOOLS, "tool_choice": "required"}),
+]
+FAULTS = [
+    PLAIN,
+    StreamFault(line_ending="cr", bom=True, split_bytes=3, multiline=True),
+    StreamFault(line_ending="crlf", split_bytes=7, missing_last_blank=True, usage_on="first_chunk"),
+    StreamFault(missing_done=True, usage_on="finish_chunk"),
+]
+
+
+def canon(value: Any) -> Any:
+    """Return JSON without what a stream need not repeat: nulls, empty values, indexes of tool calls."""
+    if isinstance(value, dict):
+        kept = {key: canon(inner) for key, inner in value.items() if key != "index"}
+        return {key: inner for key, inner in kept.items() if inner not in (None, "", [], {})}
+    return [canon(inner) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(("endpoint", "extra"), REQUESTS)
+def test_streams_assemble_to_the_unary_body(dialect: str, endpoint: Endpoint, extra: dict[str, Any]) -> None:
+    """Whatever the dialect, the line endings and the cuts, the assembled body is the one sent without a stream."""
+    row = DIALECTS[dialect]
+    call = a_call(endpoint, **extra)
+    generation = says(call)
+    make = {Endpoint.CHAT: chat_body, Endpoint.COMPLETIONS: completion_body, Endpoint.RESPONSES: response_body}[
+        endpoint
+    ]
+    whole = make(call, generation, row, ME)
+    for fault in FAULTS:
+        if endpoint is Endpoint.RESPONSES:
+            events = response_events(call, generation, row, ME)
+        else:
+            events = chunk_events(call, generation, row, ME, fault.usage_on)
+        accumulator = accumulator_for(endpoint, choices=expected_choices(endpoint, call.body))
+        assert accumulator is not None
+        parser = SSEParser()
+        data = written(script(events, fault, dialect))
+        size = fault.split_bytes or len(data)
+        for start in range(0, len(data), size):
+            accumulator.feed_all(parser.feed(data[start : start + size]))
+        accumulator.feed_all(parser.close())
+        assert accumulator.is_complete
+        assert canon(json.loads(accumulator.result())) == canon(whole)
