@@ -1,0 +1,86 @@
+# Who may do what: every role on one topic or one subscription, none on the project but KEDA's reading of metrics.
+
+locals {
+  pool_project = coalesce(var.workload_identity_project_id, var.project_id)
+
+  # Kubernetes service accounts named directly: no Google service account, no key, no annotation.
+  # https://cloud.google.com/kubernetes-engine/docs/how-to/workload-identity
+  pool   = "principal://iam.googleapis.com/projects/${data.google_project.cluster.number}/locations/global/workloadIdentityPools/${local.pool_project}.svc.id.goog"
+  worker = "${local.pool}/subject/ns/${var.namespace}/sa/${var.service_account}"
+
+  # Pub/Sub itself, which moves messages to the dead-letter topic.
+  agent = "serviceAccount:service-${data.google_project.this.number}@gcp-sa-pubsub.iam.gserviceaccount.com"
+}
+
+data "google_project" "cluster" {
+  project_id = local.pool_project
+}
+
+# The worker: pull and settle, read the subscription's own policy, publish answers.
+
+resource "google_pubsub_subscription_iam_member" "worker_pulls" {
+  project      = var.project_id
+  subscription = google_pubsub_subscription.requests.name
+  role         = "roles/pubsub.subscriber"
+  member       = local.worker
+}
+
+resource "google_pubsub_subscription_iam_member" "worker_reads_policy" {
+  project      = var.project_id
+  subscription = google_pubsub_subscription.requests.name
+  role         = "roles/pubsub.viewer"
+  member       = local.worker
+}
+
+resource "google_pubsub_topic_iam_member" "worker_answers" {
+  project = var.project_id
+  topic   = google_pubsub_topic.responses.name
+  role    = "roles/pubsub.publisher"
+  member  = local.worker
+}
+
+# Pub/Sub's agent needs both, or dead-lettering silently does not happen.
+
+resource "google_pubsub_topic_iam_member" "agent_buries" {
+  project = var.project_id
+  topic   = google_pubsub_topic.dead_letters.name
+  role    = "roles/pubsub.publisher"
+  member  = local.agent
+}
+
+resource "google_pubsub_subscription_iam_member" "agent_takes" {
+  project      = var.project_id
+  subscription = google_pubsub_subscription.requests.name
+  role         = "roles/pubsub.subscriber"
+  member       = local.agent
+}
+
+# KEDA's operator asks Cloud Monitoring; metrics have no finer resource than the project.
+
+resource "google_project_iam_member" "keda_reads_metrics" {
+  count = var.keda_operator == null ? 0 : 1
+
+  project = var.project_id
+  role    = "roles/monitoring.viewer"
+  member  = "${local.pool}/subject/ns/${var.keda_operator.namespace}/sa/${var.keda_operator.service_account}"
+}
+
+# People and programs on both ends.
+
+resource "google_pubsub_topic_iam_member" "producer" {
+  for_each = var.producers
+
+  project = var.project_id
+  topic   = google_pubsub_topic.requests.name
+  role    = "roles/pubsub.publisher"
+  member  = each.value
+}
+
+resource "google_pubsub_subscription_iam_member" "consumer" {
+  for_each = var.consumers
+
+  project      = var.project_id
+  subscription = google_pubsub_subscription.responses.name
+  role         = "roles/pubsub.subscriber"
+  member       = each.value
+}

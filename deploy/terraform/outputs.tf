@@ -1,0 +1,36 @@
+# The first three go into deploy/kustomize/overlays/gke/values.yaml.
+
+output "project_id" {
+  description = "spec.projectId"
+  value       = var.project_id
+}
+
+output "request_subscription" {
+  description = "spec.requestSubscription"
+  value       = google_pubsub_subscription.requests.name
+}
+
+output "response_topic" {
+  description = "spec.responseTopic"
+  value       = google_pubsub_topic.responses.name
+}
+
+output "request_topic" {
+  description = "Where producers publish."
+  value       = google_pubsub_topic.requests.id
+}
+
+output "response_subscription" {
+  description = "Where consumers read."
+  value       = google_pubsub_subscription.responses.id
+}
+
+output "dead_letter_subscription" {
+  description = "Where a person looks."
+  value       = google_pubsub_subscription.dead_letters.id
+}
+
+output "worker_principal" {
+  description = "The IAM member that the worker's pods are."
+  value       = local.worker
+}

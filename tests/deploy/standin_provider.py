@@ -1,0 +1,140 @@
+"""
+A stand-in for Terraform's google provider, so that `deploy/terraform` can be validated, planned and tested offline.
+
+Run by Terraform as a plugin, in an interpreter that has the package `tf`; `test_terraform.py` writes the executable.
+It declares the types and arguments that the configuration uses, so a bad reference or a misspelt argument fails, and
+the plan shows the wiring.  What it does not prove is Google's own schema.
+
+The arguments follow https://registry.terraform.io/providers/hashicorp/google/latest/docs/resources/pubsub_subscription
+and its neighbours.
+"""
+
+import sys
+import zlib
+
+from tf.blocks import SetNestedBlock
+from tf.iface import DataSource, Provider, Resource
+from tf.runner import run_provider
+from tf.schema import Attribute, Block, Schema
+from tf.types import Map, Number, String
+
+
+def required(name, kind=None):
+    return Attribute(name, kind or String(), required=True)
+
+
+def optional(name, kind=None):
+    return Attribute(name, kind or String(), optional=True)
+
+
+def computed(name):
+    return Attribute(name, String(), computed=True)
+
+
+def block(name, *attributes):
+    # A list of at most one upstream; the package has sets only, and `one()` reads both.
+    return SetNestedBlock(name, Block(attributes=list(attributes)))
+
+
+SUBSCRIPTION = Schema(
+    attributes=[
+        required("name"),
+        required("topic"),
+        required("project"),
+        optional("labels", Map(String())),
+        optional("ack_deadline_seconds", Number()),
+        optional("message_retention_duration"),
+        computed("id"),
+    ],
+    block_types=[
+        block("expiration_policy", required("ttl")),
+        block("retry_policy", optional("minimum_backoff"), optional("maximum_backoff")),
+        block("dead_letter_policy", optional("dead_letter_topic"), optional("max_delivery_attempts", Number())),
+    ],
+)
+TOPIC = Schema(attributes=[required("name"), required("project"), optional("labels", Map(String())), computed("id")])
+
+
+def member_of(*keys):
+    return Schema(attributes=[*map(required, keys), required("role"), required("member"), computed("id")])
+
+
+def resource_type(name, schema):
+    """Return the class of one resource type; nothing is ever really created."""
+
+    class Declared(Resource):
+        def __init__(self, provider):
+            self.provider = provider
+
+        @classmethod
+        def get_name(cls):
+            return name
+
+        @classmethod
+        def get_schema(cls):
+            return schema
+
+        def create(self, ctx, planned):
+            raise NotImplementedError("plans only")
+
+        def read(self, ctx, current):
+            return current
+
+        def update(self, ctx, current, planned):
+            raise NotImplementedError("plans only")
+
+        def delete(self, ctx, current):
+            raise NotImplementedError("plans only")
+
+    return Declared
+
+
+class Project(DataSource):
+    """`google_project`: a number that differs from project to project."""
+
+    def __init__(self, provider):
+        self.provider = provider
+
+    @classmethod
+    def get_name(cls):
+        return "project"
+
+    @classmethod
+    def get_schema(cls):
+        return Schema(attributes=[required("project_id"), computed("number")])
+
+    def read(self, ctx, config):
+        return {**config, "number": str(10**11 + zlib.crc32(config["project_id"].encode()))}
+
+
+class Google(Provider):
+    def get_model_prefix(self):
+        return "google_"
+
+    def get_provider_schema(self, diags):
+        return Schema(attributes=[optional("project")])
+
+    def full_name(self):
+        return "registry.terraform.io/hashicorp/google"
+
+    def validate_config(self, diags, config):
+        """Nothing to refuse."""
+
+    def configure_provider(self, diags, config):
+        """Nothing to connect to."""
+
+    def get_data_sources(self):
+        return [Project]
+
+    def get_resources(self):
+        return [
+            resource_type("pubsub_topic", TOPIC),
+            resource_type("pubsub_subscription", SUBSCRIPTION),
+            resource_type("pubsub_topic_iam_member", member_of("project", "topic")),
+            resource_type("pubsub_subscription_iam_member", member_of("project", "subscription")),
+            resource_type("project_iam_member", member_of("project")),
+        ]
+
+
+if __name__ == "__main__":
+    run_provider(Google(), sys.argv)
