@@ -19,7 +19,7 @@ from worker.logs import get_logger
 from worker.message import RequestMessage
 from worker.policy.budgets import next_delay_s
 from worker.policy.engine import ErrorPolicy
-from worker.policy.model import BreakerAction, Decision, Disposition, ErrorEvent, Fault, Scope
+from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Scope
 from worker.ports import BackendRequest, Draft
 from worker.record import Recorder
 from worker.routes import Route
@@ -36,6 +36,8 @@ five seconds: after minutes of being the only probe) the message is handed back 
 DEADLINE_MARGIN_S = 0.05
 """An attempt that ended so shortly before its deadline was cut by it: timers and clocks differ by less."""
 
+_ANSWERED = frozenset({ErrorClass.MALFORMED, ErrorClass.EMPTY_CHOICES})
+"""A backend that answers with success, only not what was asked for, is not away: more likely it is the request."""
 _SERVED = AttemptSignal(breaker=BreakerEffect.SUCCESS)
 _FORBIDDEN = 403
 _ERRORS = 400
@@ -171,7 +173,8 @@ class Attempts:
 
         Cancellation: leaves nothing behind.
         """
-        if decision.disposition is not Disposition.NACK or decision.breaker is not BreakerAction.COUNT:
+        is_blameless = decision.error_class in _ANSWERED or decision.breaker is not BreakerAction.COUNT
+        if decision.disposition is not Disposition.NACK or is_blameless:
             return decision
         if not route.is_open():
             await _wait(draining, self._suspicion_s)
