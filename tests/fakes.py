@@ -103,6 +103,7 @@ class FakeBackend:
         self.healthy: bool | None = None
         self.probes = 0
         self.has_new_key = False
+        self.is_streaming = False
         self.is_closed = False
         self._gate = asyncio.Event()
         self._gate.set()
@@ -146,6 +147,9 @@ class FakeBackend:
             raise answer.error
         if answer.fault is not None:
             raise BackendError(answer.fault, "scripted")
+
+    def streams(self, path: str, body: bytes, *, stream_requested: bool) -> bool:
+        return self.is_streaming
 
     async def probe(self) -> bool | None:
         self.probes += 1

@@ -43,6 +43,19 @@ async def test_a_deadline_that_passes_while_waiting_for_a_slot_is_answered_then(
 
 
 @virtual_time
+async def test_a_slot_that_becomes_free_at_the_deadline_comes_too_late() -> None:
+    """No attempt is begun that can only be cut; the slot goes to the next."""
+    pipeline = Pipeline(FakeBackend(Answer(seconds=30.0)), window=1)
+    first = pipeline.start()
+    await settle()
+    late, next_one = pipeline.start(message(data(deadline=unix_time() + 30))), pipeline.start()
+    await asyncio.gather(first, late, next_one)
+    assert loop_time() == 30
+    assert len(pipeline.backend.requests) == 2
+    assert sorted(each.json["status_code"] for each in pipeline.answers) == [200, 200, 504]
+
+
+@virtual_time
 async def test_a_deadline_that_passes_while_held_is_answered_with_the_last_error() -> None:
     """It was tried: the answer also says what the backend's last word was."""
     pipeline = Pipeline(FakeBackend(then=BUSY))

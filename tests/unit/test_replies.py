@@ -99,6 +99,20 @@ async def test_the_pause_lasts_while_anyone_is_stuck_and_no_longer() -> None:
 
 
 @virtual_time
+async def test_one_answer_that_is_out_opens_the_intake_for_all() -> None:
+    """It proves that the topic takes answers again; those that wait for their next try are no reason to wait."""
+    pipeline = Pipeline()
+    pipeline.publisher.always = PublishRefusedError("gone")
+    stuck = asyncio.ensure_future(pipeline.replier.publish(_delivery(), REPLY))
+    await asyncio.sleep(60)
+    pipeline.publisher.always = None
+    assert await pipeline.replier.publish(_delivery(), REPLY) is REPLY
+    assert not stuck.done()
+    assert pipeline.intake.reasons == ()
+    assert await stuck is REPLY
+
+
+@virtual_time
 async def test_an_answer_too_large_becomes_a_small_error_with_the_metadata() -> None:
     """The requester learns the sizes and which request it was; the text generated does not fit."""
     pipeline = Pipeline(publisher=FakePublisher(limit=700))
