@@ -11,16 +11,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from worker.cli_policy import add_policy
+from worker.cli_setup import add_setup
 from worker.errors import SettingsError, WorkerError
 from worker.settings import Settings
 from worker.settings_load import config_file, load_settings
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+ORPHAN_S = 5.0
+"""How long a part of `local` may drain after its parent died: its broker dies at the same time."""
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -54,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_simbackend(commands)
     _add_config(commands)
     add_policy(commands)
+    add_setup(commands)
     _add_replay(commands)
     return parser
 
@@ -162,10 +167,12 @@ def _announce(text: str) -> Callable[[str], None]:
 
 
 def _stop_with_parent() -> None:
-    """Wait until the process that started this one has ended, then stop as for SIGTERM."""
+    """Wait until the process that started this one has ended, then stop as for SIGTERM, and soon at any price."""
     while os.read(0, 4096):
         continue
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_S)
+    os._exit(EXIT_FAILED)
 
 
 def _add_local(commands: Any) -> None:
