@@ -147,10 +147,9 @@ def test_impossible_capacities_are_refused(value: object) -> None:
 
 def test_pace_is_the_same_streamed_and_not() -> None:
     """Generation speed adds to the first token, and latency is the least total."""
-    luck = Dice(0)
-    fast = pace(SimOptions.of(latency="1s", tokens_per_s=10), 5, luck, 1.0)
+    fast = pace(SimOptions.of(latency="1s", tokens_per_s=10), 5, lambda: Dice(0), 1.0)
     assert (fast.first_s, fast.total_s) == (1.0, 1.5)
-    early = pace(SimOptions.of(latency="1s", ttft="100ms"), 5, luck, 2.0)
+    early = pace(SimOptions.of(latency="1s", ttft="100ms"), 5, lambda: Dice(0), 2.0)
     assert (early.first_s, early.total_s) == (0.2, 2.0)
     assert early.due_s(5, 10) == pytest.approx(1.1)
     assert early.due_s(0, 0) == 2.0

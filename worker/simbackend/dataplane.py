@@ -101,15 +101,15 @@ class DataPlane:
         digest = hashlib.sha256(data).digest()
         body_key = int.from_bytes(digest[:8], "big")
         seen = self._stats.identify(given_id, body_key) if endpoint_of(path) is not None else 0
-        luck = Dice(options.seed, digest, seen)
-        identity = given_id or luck.hex("id")
+        identity = given_id or Dice(options.seed, digest, seen).hex("id")
         order = Order(
             Sender(request, identity),
             options,
             path,
             identity=identity,
             body_key=body_key,
-            luck=luck,
+            digest=digest,
+            seen=seen,
         )
         if self._director.behaviours:
             facts = _facts(request, path, data)
@@ -201,7 +201,7 @@ class DataPlane:
         await self._gate.enter()
 
     async def _in_service(self, order: Order, call: Call) -> web.StreamResponse:
-        if order.options.error_rate and order.luck.uniform("error") < order.options.error_rate:
+        if order.options.error_rate and order.luck().uniform("error") < order.options.error_rate:
             raise SimError(Kind.SERVER_ERROR)
         return await self._serving.answer(order, call)
 

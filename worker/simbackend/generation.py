@@ -7,6 +7,7 @@ chunks, so the two always agree.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -70,20 +71,20 @@ class Choice:
         return len(self.tokens) + len(self.reasoning) + sum(len(call.arguments) for call in self.tool_calls)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class Generation:
-    """Everything generated for one request."""
+    """Everything generated for one request; not changed once it is made."""
 
     choices: list[Choice]
     prompt_tokens: int
     cached_tokens: int = 0
 
-    @property
+    @cached_property
     def completion_tokens(self) -> int:
         """Generated tokens of all choices."""
         return sum(choice.token_count for choice in self.choices)
 
-    @property
+    @cached_property
     def reasoning_tokens(self) -> int:
         """How many of the completion tokens are reasoning."""
         return sum(len(choice.reasoning) for choice in self.choices)

@@ -1,5 +1,6 @@
 """When the first and the last token of an answer are due."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from worker.simbackend.dice import Dice
@@ -18,7 +19,7 @@ class Pace:
         return self.first_s + (self.total_s - self.first_s) * (tokens / of if of else 1.0)
 
 
-def pace(options: SimOptions, tokens: int, luck: Dice, factor: float) -> Pace:
+def pace(options: SimOptions, tokens: int, roll: Callable[[], Dice], factor: float) -> Pace:
     """
     Return the pace of one answer.
 
@@ -28,11 +29,12 @@ def pace(options: SimOptions, tokens: int, luck: Dice, factor: float) -> Pace:
     Args:
         options: The distributions.
         tokens: Length of the answer.
-        luck: Where the draws come from: the request's body and how often it was seen.
+        roll: Makes what the draws come from: the request's body and how often it was seen. Not asked without latency.
         factor: By what everything takes longer because of the crowd.
     """
     if options.latency.is_zero and options.ttft is None and options.tokens_per_s is None:
         return Pace(0.0, 0.0)
+    luck = roll()
     latency_s = options.latency.draw(luck.uniform("latency"))
     first_s = latency_s if options.ttft is None else options.ttft.draw(luck.uniform("ttft"))
     generation_s = tokens / options.tokens_per_s if options.tokens_per_s else 0.0

@@ -52,12 +52,18 @@ class Order:
     body_key: int = 0
     dice: Dice = field(default=_NOBODY)
     """Decides what is said: depends on what the body asks, alone."""
-    luck: Dice = field(default=_NOBODY)
-    """Decides what happens: depends on the body and on how often it was seen."""
+    digest: bytes = b""
+    """SHA-256 of the body."""
+    seen: int = 0
+    """How often the body had been seen before."""
     behaviour: Behaviour | None = None
     streamed: bool = False
     status: str = "200"
     """How the request is counted."""
+
+    def luck(self) -> Dice:
+        """Return what decides what happens: it depends on the body and on how often it was seen."""
+        return Dice(self.options.seed, self.digest, self.seen)
 
     def send_json(self, value: Any) -> web.StreamResponse:
         """Send a JSON answer with status 200."""
@@ -93,7 +99,7 @@ class Serving:
         finish = behaviour.params["finish_reason"] if behaviour and behaviour.mode.name == "abort" else None
         generation = generate(call, order.dice, options, say=said(behaviour), finish_reason=finish)
         if behaviour is not None and behaviour.mode.name == "empty_choices":
-            generation.choices = []
+            generation = Generation([], generation.prompt_tokens)
         tokens = generation.completion_tokens
         factor = 1.0
         if options.capacity is not None:
