@@ -1,0 +1,85 @@
+"""Dockerfile, lock files, YAML and scripts: what linters say, and what podman, buildah and docker all must be able to build."""
+
+import re
+import sys
+import tomllib
+
+import pytest
+
+from tests.deploy.tools import DEPLOY, ROOT, call, need_tool
+
+DOCKERFILE = ROOT / "Dockerfile"
+LOCKS = ("requirements.lock", "requirements-build.lock")
+SCRIPTS = sorted([*ROOT.glob(".ci/run"), *(ROOT / "tests" / "deploy").rglob("*.sh"), *DEPLOY.rglob("*.sh")])
+YAMLLINT = """
+extends: default
+rules:
+  document-start: disable
+  line-length: {max: 120, allow-non-breakable-words: true, allow-non-breakable-inline-mappings: true}
+  comments: {min-spaces-from-content: 1}
+ignore: [rules_test.yaml]
+"""
+
+
+def test_the_dockerfile_is_clean():
+    """hadolint has nothing to say that is not answered beside the line."""
+    done = call(need_tool("hadolint"), "--no-color", DOCKERFILE)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_builder_can_build_it():
+    """No here-document, no `COPY --link` or `--exclude`, no cache mount: older buildah fails on the first three."""
+    lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.lstrip().startswith("#")]
+    text = "\n".join(lines)
+    assert "<<" not in text
+    assert "--link" not in text
+    assert "--exclude" not in text
+    assert "--mount" not in text
+
+
+def test_the_process_is_started_directly():
+    """Exec form, so that SIGTERM reaches the program; a numeric user, so that Kubernetes can check it."""
+    text = DOCKERFILE.read_text()
+    assert re.search(r'^ENTRYPOINT \["python3", "-m", "worker"\]$', text, re.MULTILINE)
+    assert re.search(r"^USER 65532:65532$", text, re.MULTILINE)
+    assert re.search(r"^STOPSIGNAL SIGTERM$", text, re.MULTILINE)
+    assert "HEALTHCHECK" not in text
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_locks_pin_by_hash_and_name_no_host(name: str):
+    """Every requirement has a version and hashes; where it comes from is the builder's business."""
+    text = (ROOT / name).read_text()
+    assert not re.search(r"https?:|index-url|find-links|trusted-host", text)
+    entries = re.split(r"\n(?=[A-Za-z0-9])", text.strip())
+    assert len(entries) > 1
+    for entry in entries:
+        assert re.match(r"[A-Za-z0-9_.-]+==\S+", entry), entry
+        assert "--hash=sha256:" in entry, entry
+
+
+def test_the_lock_holds_every_dependency():
+    """What the project asks for is locked, at a version that it accepts; the build backend too."""
+    requirements = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for name, wanted in zip(
+        LOCKS, (project["project"]["dependencies"], project["build-system"]["requires"]), strict=True
+    ):
+        pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", (ROOT / name).read_text(), re.MULTILINE))
+        for text in wanted:
+            requirement = requirements.Requirement(text)
+            assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
+
+
+def test_yaml_is_tidy():
+    """yamllint has nothing to say about deploy/."""
+    pytest.importorskip("yamllint", reason="yamllint is not installed")
+    done = call(sys.executable, "-m", "yamllint", "--strict", "-d", YAMLLINT, DEPLOY)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_are_clean(script):
+    """shellcheck has nothing to say."""
+    done = call(need_tool("shellcheck"), script)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,141 @@
+"""
+deploy/terraform: formatted, valid, and what a plan would make and grant.
+
+Google's provider is not needed: a stand-in (`standin_provider.py`) declares the types that are used.  It runs in an
+interpreter that has the package `tf`, which wants an older protobuf than the worker and so has an environment of its
+own (`make test` makes it).
+"""
+
+import json
+import os
+import shutil
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.manifests import KUSTOMIZE
+from tests.deploy.tools import DEPLOY, call, need_tool
+
+STANDIN = Path(__file__).with_name("standin_provider.py")
+
+
+@cache
+def _interpreter() -> str | None:
+    """Return an interpreter that has `tf`: this one, or that of the environment beside it."""
+    for python in (sys.executable, str(Path(sys.prefix) / "terraform" / "bin" / "python")):
+        if Path(python).exists() and call(python, "-c", "import tf.runner").returncode == 0:
+            return python
+    return None
+
+
+class Terraform:
+    """The program in a copy of the configuration, with the stand-in as its provider."""
+
+    def __init__(self, folder: Path) -> None:
+        python = _interpreter()
+        if python is None:
+            pytest.skip("no interpreter with the Python package tf; `make test` installs it")
+        self._program = need_tool("terraform")
+        self.folder = folder / "configuration"
+        shutil.copytree(DEPLOY / "terraform", self.folder)
+        plugins = folder / "plugins"
+        plugins.mkdir()
+        plugin = plugins / "terraform-provider-google"
+        plugin.write_text(f"#!{python}\n{STANDIN.read_text()}")
+        plugin.chmod(0o755)
+        settings = folder / "settings.tfrc"
+        settings.write_text(
+            f'provider_installation {{\n  dev_overrides {{\n    "hashicorp/google" = "{plugins}"\n  }}\n  direct {{}}\n}}\n'
+        )
+        self._environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "TF_CLI_CONFIG_FILE": str(settings),
+            "TF_DATA_DIR": str(folder / "data"),
+            "TF_IN_AUTOMATION": "1",
+            "CHECKPOINT_DISABLE": "1",
+        }
+
+    def __call__(self, *arguments: str) -> tuple[int, str]:
+        done = call(self._program, *arguments, cwd=self.folder, env=self._environ)
+        return done.returncode, done.stdout + done.stderr
+
+    def plan(self, **variables: str) -> dict[str, Any]:
+        """Return the plan as Terraform writes it in JSON."""
+        given = [f"-var={name}={value}" for name, value in {"project_id": "my-project", **variables}.items()]
+        code, text = self("plan", "-no-color", "-input=false", "-out=plan", *given)
+        assert code == 0, text
+        code, text = self("show", "-json", "plan")
+        assert code == 0, text
+        return dict(json.loads(text))
+
+
+@pytest.fixture
+def terraform(tmp_path: Path) -> Terraform:
+    return Terraform(tmp_path)
+
+
+def test_files_are_formatted():
+    """`terraform fmt` has nothing to change."""
+    done = call(need_tool("terraform"), "fmt", "-check", "-recursive", "-diff", DEPLOY / "terraform")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_configuration_is_valid(terraform: Terraform):
+    """References, arguments and types fit."""
+    code, text = terraform("validate", "-no-color")
+    assert code == 0, text
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "word"),
+    [
+        ("ack_deadline_seconds ", "ack_deadline_second ", '"ack_deadline_second"'),
+        ("google_pubsub_topic.responses.name", "google_pubsub_topic.answers.name", '"answers"'),
+    ],
+    ids=["argument", "reference"],
+)
+def test_a_mistake_is_found(terraform: Terraform, right: str, wrong: str, word: str):
+    """A misspelt argument and a reference to nothing make it invalid."""
+    for path in terraform.folder.glob("*.tf"):
+        path.write_text(path.read_text().replace(right, wrong))
+    code, text = terraform("validate", "-no-color")
+    assert code == 1
+    assert word in text
+
+
+def test_plans_are_as_promised(terraform: Terraform):
+    """The configuration's own tests pass."""
+    code, text = terraform("test", "-no-color")
+    assert code == 0, text
+    assert "0 failed" in text
+
+
+def test_no_role_on_the_project_but_reading_metrics(terraform: Terraform):
+    """Least privilege: every Pub/Sub role is on one topic or one subscription."""
+    changes = terraform.plan()["resource_changes"]
+    on_project = [item["change"]["after"]["role"] for item in changes if item["type"] == "google_project_iam_member"]
+    assert on_project == ["roles/monitoring.viewer"]
+    roles = {item["change"]["after"]["role"] for item in changes if item["type"].endswith("_iam_member")}
+    assert roles == {
+        "roles/monitoring.viewer",
+        "roles/pubsub.publisher",
+        "roles/pubsub.subscriber",
+        "roles/pubsub.viewer",
+    }
+
+
+def test_manifests_and_infrastructure_name_the_same(terraform: Terraform):
+    """The names Terraform makes by default are those in the overlay's values, the principal is the pod's account."""
+    outputs = terraform.plan()["planned_values"]["outputs"]
+    values = yaml.safe_load((KUSTOMIZE / "overlays" / "gke" / "values.yaml").read_text())["spec"]
+    assert outputs["request_subscription"]["value"] == values["requestSubscription"]
+    assert outputs["response_topic"]["value"] == values["responseTopic"]
+    assert outputs["project_id"]["value"] == values["projectId"]
+    space = yaml.safe_load((KUSTOMIZE / "overlays" / "gke" / "kustomization.yaml").read_text())["namespace"]
+    account = yaml.safe_load((KUSTOMIZE / "base" / "serviceaccount.yaml").read_text())["metadata"]["name"]
+    assert outputs["worker_principal"]["value"].endswith(f"/subject/ns/{space}/sa/{account}")
