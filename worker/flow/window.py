@@ -6,27 +6,27 @@ is over when enough attempts **started in it** have told something, so that a de
 were under way before it.  There are no wall-clock cool-downs: a second is many flights of short requests and a
 fraction of a long one.
 
-* **Waiting** (`latency`) is the share of the window that stands in the backend's queue.  Below `grow_below` the window
-  grows, above `shrink_above` it falls to what runs plus a small target.
-* **Silence**: where answers are streamed, those that have not begun long after they should have are that share.
+* **Waiting** (`latency`, `silence`) is the share of the window that stands in the backend's queue.  Below `grow_below`
+  the window grows, above `shrink_above` it falls to what runs plus a small target.
 * **Growth** doubles until the first sign of a limit; then by 1, and faster while growth after growth meets no limit,
   which is how capacity that came back is found.  A window that is not in use never grows.
 * **Dips**: a queue that never empties hides the time without it, so now and then the window drops below it for one
   round, whose times are what the others are compared with.
-* **Unrewarded** decreases, after which nobody waits less, are taken back: it was not this window's queue.
-* **Refusals** and their Retry-After: see `refusals`; how a limit takes effect: see `room`.
+* Decreases after which nobody waits less are taken back (`reward`); what a refusal says is in `refusals`, how a limit
+  takes effect in time in `room`.
 
 Failures that are no sign of overload change nothing: a dead backend is the breaker's affair.
 `docs/adaptive-window.md` has the reasoning, the rejected alternatives and the measurements.
 """
 
-import itertools
 import math
 
 from worker.flow.clock import Now
-from worker.flow.latency import LatencyMeter, Reading
+from worker.flow.latency import Kind, LatencyMeter, Reading
 from worker.flow.refusals import Refusals
+from worker.flow.reward import Reward
 from worker.flow.room import Room
+from worker.flow.silence import Silence
 from worker.flow.window_types import Outcome, Ticket, WindowStatistics, WindowTuning
 
 STRONG_EVERY = 8
@@ -53,16 +53,14 @@ class AdaptiveWindow:
         self._room = Room(initial, minimum, maximum, now=now)
         self._meter = LatencyMeter(now)
         self._refusals = Refusals(self._tuning, now)
-        self._in_flight = 0
-        self._next_number = 0
-        self._slow_start = True
-        self._streak = 0
-        self._round_start = 0
+        self._in_flight = self._next_number = 0
+        self._slow_start, self._streak = True, 0
+        self._round_start = self._round_opened = 0
         self._round_used = False
         self._clean_at = now()
-        self._usual_share = 0.0
-        self._unrewarded: tuple[int, float, float] | None = None
-        self._silent: dict[int, float] = {}
+        self._usual_share, self._streams = 0.0, False
+        self._reward = Reward()
+        self._silence = Silence()
         self._listen_in = 0
         self._share = self._wait_s = 0.0
         self._served = self._rejected = self._increases = self._decreases = 0
@@ -96,9 +94,9 @@ class AdaptiveWindow:
         ticket = Ticket(self._next_number, self._now(), self._in_flight)
         self._next_number += 1
         if streamed:
-            self._silent[ticket.number] = ticket.started_at
+            self._silence.begin(ticket.number, ticket.started_at)
         if not self._round_used and self._in_flight >= (self.limit if self._slow_start else self._room.final()):
-            if not self._slow_start:
+            if not self._slow_start and self._round_start >= self._round_opened:
                 # What started before the window was full says nothing about a full one.
                 self._new_round(clean=False)
                 self._round_start = ticket.number
@@ -108,7 +106,7 @@ class AdaptiveWindow:
     def first_byte(self, ticket: Ticket) -> None:
         """Report that a good answer has begun; the best signal of waiting.  Idempotent."""
         if ticket.first_byte_s is None and not ticket.finished:
-            self._silent.pop(ticket.number, None)
+            self._silence.end(ticket.number)
             ticket.first_byte_s = self._now() - ticket.started_at
             self._accepted(ticket)
             if ticket.number >= self._round_start:
@@ -136,7 +134,7 @@ class AdaptiveWindow:
         if ticket.finished:
             raise RuntimeError("the ticket is finished already")
         ticket.finished = True
-        self._silent.pop(ticket.number, None)
+        self._silence.end(ticket.number)
         self._in_flight -= 1
         if outcome is Outcome.OVERLOAD:
             return self._refused(ticket, retry_after_s)
@@ -183,7 +181,7 @@ class AdaptiveWindow:
         )
         if limit is None:
             return False
-        self._unrewarded = None
+        self._reward.forget()
         self._decrease(limit)
         self._new_round(clean=False)
         return True
@@ -208,27 +206,29 @@ class AdaptiveWindow:
         if reading is None:
             return
         self._share, self._wait_s = reading.share, reading.wait_s
+        self._streams = reading.kind is Kind.FIRST_BYTE
         self._usual_share += (reading.share - self._usual_share) / 4.0
         clean = self._room.dipped and reading.share <= self._tuning.shrink_above
         self._room.dip(0.0)
-        if not clean and not self._take_back(reading):
-            clean = self._judge(reading)
+        if not clean:
+            limit = self._reward.judged(reading.wait_s)
+            if limit is None:
+                clean = self._judge(reading)
+            else:
+                self._meter.rebase()
+                self._increase(limit)
         self._new_round(clean=clean)
 
     def _listen(self) -> None:
         """Shrink when too many of those under way have not begun to answer though they should have long ago."""
         self._listen_in -= 1
         # While more are under way than the limit, the last decrease has not taken effect.
-        if self._listen_in > 0 or not self._silent or self._in_flight > self.limit:
+        if self._listen_in > 0 or not self._silence or self._in_flight > self.limit:
             return
         self._listen_in = int(self._room.limit / 8.0)
         usual_s = self._meter.usual_first_byte_s()
-        if usual_s is None:
-            return
-        since = self._now() - 2.0 * usual_s
-        silent = sum(1 for _ in itertools.takewhile(lambda started_at: started_at < since, self._silent.values()))
-        share = silent / max(self._in_flight, 1)
-        if silent > 2 and share > self._tuning.shrink_above:  # noqa: PLR2004 - "two requests at least", as in `_judge`
+        share = 0.0 if usual_s is None else self._silence.share(self._now(), usual_s, self._in_flight)
+        if share > self._tuning.shrink_above:
             self._share = share
             self._shrink(share)
             self._new_round(clean=False)
@@ -248,7 +248,7 @@ class AdaptiveWindow:
         """Grow, stay or shrink; return whether the round was free of waiting for certain."""
         share, tuning = reading.share, self._tuning
         if share > max(tuning.shrink_above, 2.0 / self._room.limit):
-            self._unrewarded = self._unrewarded or (0, reading.wait_s, self._room.limit)
+            self._reward.shrunk(reading.wait_s, self._room.limit)
             self._shrink(share)
             return False
         if share > self._free_share():
@@ -263,22 +263,6 @@ class AdaptiveWindow:
 
     def _free_share(self) -> float:
         return max(self._tuning.grow_below, 1.0 / self._room.limit)
-
-    def _take_back(self, reading: Reading) -> bool:
-        """Undo two decreases in a row that neither shortened nor lengthened the wait: these times are normal now."""
-        if self._unrewarded is None:
-            return False
-        rounds, wait_s, limit = self._unrewarded
-        if not 0.7 * wait_s <= reading.wait_s <= 1.3 * wait_s:
-            self._unrewarded = None
-            return False
-        if rounds == 0:
-            self._unrewarded = (1, wait_s, limit)
-            return False
-        self._unrewarded = None
-        self._meter.rebase()
-        self._increase(limit)
-        return True
 
     def _shrink(self, share: float) -> None:
         keep = (1.0 - share) / (1.0 - self._tuning.target)
@@ -305,7 +289,11 @@ class AdaptiveWindow:
         return min(self._tuning.pour_s, self._meter.service_s / 2.0)
 
     def _new_round(self, *, clean: bool) -> None:
-        self._round_start = self._next_number
+        # Rounds of long requests are so long that a growing window also hears those who started in the last round.
+        # That is one step late; a step too many costs less than the seconds.
+        patient = self._streak > 0 and not self._streams and self._meter.service_s > self._tuning.patience_s
+        self._round_start = self._round_opened if patient else self._next_number
+        self._round_opened = self._next_number
         self._round_used = self._in_flight >= self.limit
         if clean:
             self._clean_at = self._now()

@@ -32,6 +32,9 @@ class WindowTuning:
     """Answers that let the window grow, as a share of it; twice as many are needed to stay or to shrink."""
     round_least: int = 4
     """... and at least so many, or as many as the window has slots."""
+    patience_s: float = 3.0
+    """Mean time of an answer above which growth no longer waits for whole rounds, unless first bytes are reported.
+    Five steps of growth that each wait for such an answer are more than the ten seconds a change may take."""
     dip: float = 0.10
     """How far below its queue the window drops to see the times without one, as a share of itself."""
     dip_every_s: float = 20.0

@@ -276,7 +276,7 @@ class CircuitMachine(RuleBasedStateMachine):
         else:
             assert after.state is CircuitState.OPEN
             assert after.next_probe_at is not None
-            assert after.next_probe_at - self.clock.now() <= 300.0
+            assert after.next_probe_at - self.clock.now() <= 300.001
 
     @rule(token=consumes(passes))
     def succeed(self, token: Pass | None) -> None:
@@ -305,7 +305,7 @@ class CircuitMachine(RuleBasedStateMachine):
         """An open circuit always names the instant at which it lets something through."""
         at = self.circuit.changes_at()
         assert (at is None) is (self.circuit.state is CircuitState.CLOSED)
-        assert at is None or at - self.clock.now() <= 300.0
+        assert at is None or at - self.clock.now() <= 300.001
 
     @invariant()
     def reasons_only_while_open(self) -> None:

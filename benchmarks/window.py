@@ -1,0 +1,173 @@
+"""
+How well the adaptive window finds a hidden, changing capacity, next to the rules of others.
+
+::
+
+    python -m benchmarks.window                      # everything, five seeds: a few minutes, one core, virtual time
+    python -m benchmarks.window --seeds 2 --only "chat, streamed"
+    python -m benchmarks.window --trace "chat, streamed, queue of C"      # second by second, our rule
+
+For each scenario a sweep first finds the best fixed window of each phase; a rule that switches between those at the
+very instant of the change is the 100 % of the table.  Printed are medians over the seeds:
+
+* goodput: work done, of what that rule does;
+* refused: share of the attempts that got a 429;
+* found: seconds until a new capacity was found: nine tenths of a larger one in use; of a smaller one, counted from when
+  the backend itself has come down to it, the window at most half as large again.  `-` when it was not found at all;
+* wait: mean seconds a request stood in the backend's queue.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from benchmarks.window_rules import RIVALS, Fixed
+from benchmarks.window_sim import Phase, Result, Rule, Scenario, Simulation
+from worker.flow.clock import Now
+from worker.flow.window import AdaptiveWindow
+
+FACTORS = (0.75, 1.0, 1.125, 1.25, 1.5, 2.0)
+KINDS = {
+    "short": ("0.2 s", 60.0, False, True),
+    "mixed": ("mixed", 300.0, False, True),
+    "mixed, sizes unknown": ("mixed", 300.0, False, False),
+    "mixed, streamed": ("mixed", 300.0, True, True),
+    "chat": ("chat", 300.0, False, True),
+    "chat, streamed": ("chat", 300.0, True, True),
+}
+SIZES = {"0.2 s": "short", "mixed": "mixed", "chat": "llm"}
+BACKENDS = {
+    "queue of C": (1.0, None),
+    "no queue": (0.0, None),
+    "no queue, Retry-After 1 s": (0.0, 1.0),
+    "queue without end": (math.inf, None),
+}
+
+
+def steps(seconds: float, *capacities: int) -> tuple[Phase, ...]:
+    """Return phases of equal length."""
+    return tuple(Phase(seconds=seconds, capacity=capacity) for capacity in capacities)
+
+
+def scenarios() -> Iterable[Scenario]:
+    """Yield every scenario of the table."""
+    for (kind, (sizes, seconds, streamed, tokens)), (backend, (queue, retry_after_s)) in itertools.product(
+        KINDS.items(), BACKENDS.items()
+    ):
+        yield Scenario(
+            name=f"{kind}, {backend}",
+            sizes=SIZES[sizes],
+            phases=steps(seconds, 32, 8, 64),
+            queue=queue,
+            retry_after_s=retry_after_s,
+            streamed=streamed,
+            tokens=tokens,
+        )
+    chat: dict[str, Any] = {"sizes": "llm", "streamed": True}
+    short_steps, chat_steps = steps(60.0, 32, 8, 64), steps(300.0, 32, 8, 64)
+    yield Scenario(name="short, 2 % slower for each other", sizes="short", phases=short_steps, slowdown=0.02)
+    yield Scenario(name="chat, streamed, 2 % slower for each other", phases=chat_steps, slowdown=0.02, **chat)
+    yield Scenario(name="short, shared processor", sizes="short", phases=short_steps, sharing=True)
+    yield Scenario(name="short, refuses connections 60 s", sizes="short", phases=steps(60.0, 32, 0, 32), queue=1.0)
+    yield Scenario(name="chat, streamed, refuses connections 60 s", phases=_gap(0), queue=1.0, **chat)
+    yield Scenario(name="chat, streamed, 429 for all 60 s", phases=_gap(32), queue=1.0, retry_after_s=2.0, **chat)
+    yield Scenario(name="short, 4 workers", sizes="short", phases=steps(60.0, 64, 32, 128), queue=1.0, workers=4)
+    yield Scenario(name="chat, streamed, 4 workers", phases=steps(300.0, 64, 32, 128), queue=1.0, workers=4, **chat)
+
+
+def _gap(capacity: int) -> tuple[Phase, ...]:
+    return (
+        Phase(seconds=300.0, capacity=32),
+        Phase(seconds=60.0, capacity=capacity, storm=capacity > 0),
+        Phase(seconds=300.0, capacity=32),
+    )
+
+
+def ours(now: Now) -> Rule:
+    """Build our rule, with bounds that are no help."""
+    return AdaptiveWindow(8, 1, 128, now=now)
+
+
+def best_fixed(scenario: Scenario) -> dict[float, int]:
+    """Sweep fixed windows through each phase alone; return the best for each phase's start."""
+    schedule: dict[float, int] = {}
+    at = 0.0
+    for phase in scenario.phases:
+        schedule[at] = max(1, _best(scenario, phase)) if phase.capacity and not phase.storm else 1
+        at += phase.seconds
+    return schedule
+
+
+def _best(scenario: Scenario, phase: Phase) -> int:
+    share = phase.capacity / scenario.workers
+    candidates = sorted({max(1, round(share * factor)) for factor in FACTORS} | {64 // scenario.workers})
+    alone = dataclasses.replace(scenario, phases=(phase,))
+    results = [(Simulation(alone, lambda now, n=n: Fixed(now, n), 0).run(), n) for n in candidates]
+    most = max(result.work for result, _ in results)
+    # Among those that do as much within half a per cent, the one that is refused least.
+    return min((result.rejected_share, n) for result, n in results if result.work >= 0.995 * most)[1]
+
+
+def row(name: str, results: list[Result], best: list[Result]) -> str:
+    """Return one line of the table."""
+
+    def median(measure: Callable[[Result], float]) -> float:
+        return statistics.median(measure(result) for result in results)
+
+    goodput = statistics.median(result.work / other.work for result, other in zip(results, best, strict=True))
+    found = []
+    for index in range(len(results[0].phases)):
+        times = sorted(math.inf if (t := result.phases[index].found_s) is None else t for result in results)
+        middle = times[len(times) // 2]
+        found.append(f"{middle:.1f}" if middle < math.inf else "-")
+    return (
+        f"| {name} | {goodput:.1%} | {median(lambda r: r.rejected_share):.2%} | {' / '.join(found)} "
+        f"| {median(lambda r: max(0.0, r.mean_wait_s)):.2f} |"
+    )
+
+
+def compare(scenario: Scenario, seeds: range) -> None:
+    """Print one scenario's table."""
+    schedule = best_fixed(scenario)
+    best = [Simulation(scenario, lambda now: Fixed(now, 1, schedule), seed).run() for seed in seeds]
+    windows = ", ".join(str(window) for window in schedule.values())
+    print(f"\n**{scenario.name}** ({_describe(scenario)}; best fixed windows {windows})\n")
+    print("| rule | goodput | refused | found (s) | wait (s) |\n|---|---|---|---|---|")
+    for name, build in {"**this window**": ours, **RIVALS}.items():
+        print(row(name, [Simulation(scenario, build, seed).run() for seed in seeds], best), flush=True)
+    print(row("best fixed of each phase", best, best), flush=True)
+
+
+def _describe(scenario: Scenario) -> str:
+    capacities = " → ".join("429" if phase.storm else str(phase.capacity) for phase in scenario.phases)
+    return f"C {capacities}, {scenario.phases[0].seconds:.0f} s each"
+
+
+def trace(scenario: Scenario) -> None:
+    """Print one run of our rule second by second."""
+    print("time limit running queued capacity")
+    for time_s, limit, running, queued, capacity in Simulation(scenario, ours, 0).run().trace:
+        print(f"{time_s:6.1f} {limit:5d} {running:7d} {queued:6d} {capacity:8d}")
+
+
+def main() -> None:
+    """Parse the command line and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("::", maxsplit=1)[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", default="", help="part of the scenario's name")
+    parser.add_argument("--trace", help="a scenario's name")
+    arguments = parser.parse_args()
+    for scenario in scenarios():
+        if arguments.trace is not None:
+            if scenario.name == arguments.trace:
+                trace(scenario)
+        elif arguments.only in scenario.name:
+            compare(scenario, range(arguments.seeds))
+
+
+if __name__ == "__main__":
+    main()
