@@ -26,6 +26,7 @@ from worker.settings_backend import (
     WindowSettings,
     refuse_own_headers,
 )
+from worker.settings_setup import SetupSettings
 
 __all__ = [
     "INFERENCE_PATHS",
@@ -45,6 +46,7 @@ __all__ = [
     "RouteMatch",
     "RouteSettings",
     "Settings",
+    "SetupSettings",
     "TimeoutSettings",
     "WindowSettings",
 ]
@@ -235,6 +237,7 @@ class Settings(Section):
     drain: DrainSettings = DrainSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
+    setup: SetupSettings = SetupSettings()
 
     def all_routes(self) -> tuple[RouteSettings, ...]:
         """Return every route in matching order; the short form, named `default`, comes last."""

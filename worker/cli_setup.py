@@ -1,0 +1,45 @@
+"""`inference-worker setup`: arguments in, exit code out."""
+
+import argparse
+import asyncio
+import sys
+from typing import Any
+
+from worker.errors import SettingsError
+from worker.settings import Settings
+from worker.settings_load import load_settings
+
+EXIT_INTERRUPTED = 130
+"""As a shell reports Ctrl-C: 128 and the signal's number."""
+
+
+def add_setup(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("setup", help="create or update topics, subscriptions, retry and dead-letter policy")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings (also WORKER_CONFIG)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and exit 0")
+    parser.add_argument("--force", action="store_true", help="also do what weakens an existing policy")
+    parser.set_defaults(command=_setup)
+
+
+def _setup(namespace: argparse.Namespace) -> int:
+    settings = _load(namespace.config)
+    from worker.logs import configure_logs  # noqa: PLC0415
+    from worker.setup import run_setup  # noqa: PLC0415 - needs gRPC
+
+    configure_logs(settings.log.format, settings.log.level)
+    try:
+        return asyncio.run(run_setup(settings, dry_run=namespace.dry_run, force=namespace.force, say=sys.stdout.write))
+    except KeyboardInterrupt:
+        print("interrupted; run it again to finish", file=sys.stderr)  # noqa: T201 - the process edge
+        return EXIT_INTERRUPTED
+
+
+def _load(config: str | None) -> Settings:
+    """Return the settings; the only thing of the worker's that may be missing is the backend, nobody calls it here."""
+    try:
+        return load_settings(config)
+    except SettingsError as error:
+        if [fault.partition(":")[0] for fault in error.faults] != ["backend.base_url"]:
+            raise
+    return load_settings(config, flags={"backend.base_url": "http://unused"})
