@@ -238,7 +238,10 @@ def _add_simbackend(commands: Any) -> None:
 def _simbackend(namespace: argparse.Namespace) -> int:
     from worker.simbackend import announce, options_from, serve  # noqa: PLC0415
 
-    options = options_from(namespace)
+    try:
+        options = options_from(namespace)
+    except ValueError as error:
+        raise SettingsError([str(error)]) from None
     where = f"{namespace.host}:{namespace.port}"
     return _until_stopped(lambda: serve(options, namespace.host, namespace.port, on_ready=announce), where)
 

@@ -5,10 +5,12 @@ Library loggers go through the same pipe.  Bodies and keys never appear: nothing
 Writing must not end the worker: a full disk or a closed pipe drops lines, counted in `dropped_lines`.
 """
 
+import json
 import logging
 import sys
 from typing import Any, TextIO, cast
 
+import msgspec
 import structlog
 from structlog.typing import EventDict, Processor
 
@@ -67,6 +69,14 @@ class SafeStream:
         return not self._stream.closed and self._stream.isatty()
 
 
+def _to_json(entry: Any, **_: Any) -> str:
+    """Return a line as JSON; what JSON does not know is written as text, and so is a number beyond 64 bits."""
+    try:
+        return msgspec.json.encode(entry, enc_hook=str).decode()
+    except (OverflowError, TypeError, ValueError):  # e.g. a key that is no text, a lone surrogate
+        return json.dumps(entry, default=str, skipkeys=True)
+
+
 def configure_logs(log_format: str, level: str, stream: TextIO | None = None) -> SafeStream:
     """
     Set up structlog and the standard library's logging, once per process.
@@ -89,7 +99,7 @@ def configure_logs(log_format: str, level: str, stream: TextIO | None = None) ->
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: list[Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
         if is_json
         # The default formatter of tracebacks shows local variables: bodies and keys.
         else [structlog.dev.ConsoleRenderer(colors=safe.isatty(), exception_formatter=structlog.dev.plain_traceback)]

@@ -51,7 +51,7 @@ def test_lines_are_json_off_a_terminal() -> None:
     """One JSON object a line, with level, time in UTC, logger and context; a logger made at import obeys too."""
     configure_logs("auto", "info", stream := io.StringIO())
     structlog.contextvars.bind_contextvars(message_id="7")
-    _log.info("settled", status_code=200, odd={1}, raw=b"\xff")
+    _log.info("settled", status_code=200, odd=1j, raw=b"\xff", big=2**70)
     (line,) = lines(stream)
     assert line.pop("timestamp").endswith("Z")
     assert line == {
