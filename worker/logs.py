@@ -70,7 +70,7 @@ class SafeStream:
 
 
 def _to_json(entry: Any, **_: Any) -> str:
-    """Return a line as JSON; what JSON does not know is written as text, and so is a number beyond 64 bits."""
+    """Return a line as JSON; what JSON does not know is written as text, bytes in base64."""
     try:
         return msgspec.json.encode(entry, enc_hook=str).decode()
     except (OverflowError, TypeError, ValueError):  # e.g. a key that is no text, a lone surrogate

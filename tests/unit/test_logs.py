@@ -61,8 +61,9 @@ def test_lines_are_json_off_a_terminal() -> None:
         "part": "x",
         "message_id": "7",
         "status_code": 200,
-        "odd": "{1}",
-        "raw": "b'\\xff'",
+        "odd": "1j",
+        "raw": "/w==",
+        "big": 2**70,
     }
 
 
