@@ -67,6 +67,10 @@ class Answer:
     """How long it takes, in the loop's time."""
     error: Exception | None = None
     """Raised as it is: a fault of the adapter itself."""
+    draft: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the draft, as a stream fills them."""
+    first_token_s: float | None = None
+    """When the first token of a stream comes, in the loop's time; before `seconds`."""
 
 
 GOOD = Answer()
@@ -126,7 +130,7 @@ class FakeBackend:
         try:
             async with asyncio.timeout(request.timeout_s):
                 await self._gate.wait()
-                await asyncio.sleep(answer.seconds)
+                await self._generate(answer, request, draft)
         except TimeoutError:
             draft.phase = Phase.HEADERS
             raise BackendError(Fault.TOTAL_TIMEOUT, "no answer within the limit") from None
@@ -150,6 +154,18 @@ class FakeBackend:
 
     def streams(self, path: str, body: bytes, *, stream_requested: bool) -> bool:
         return self.is_streaming
+
+    @staticmethod
+    async def _generate(answer: Answer, request: BackendRequest, draft: Draft) -> None:
+        began = loop_time()
+        if answer.first_token_s is not None:
+            await asyncio.sleep(answer.first_token_s)
+            draft.streamed, draft.first_token_at = True, loop_time()
+            if request.on_first_token is not None:
+                request.on_first_token()
+        for name, value in answer.draft.items():
+            setattr(draft, name, value)
+        await asyncio.sleep(answer.seconds - (loop_time() - began))
 
     async def probe(self) -> bool | None:
         self.probes += 1

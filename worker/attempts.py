@@ -33,6 +33,9 @@ MAX_EXCUSED = 30
 """Failures of one delivery that are laid at the backend's door.  The same failure behind an open breaker is an outage,
 or a prompt that kills its server while nothing else is sent that could tell; so after this many (with probes every
 five seconds: after minutes of being the only probe) the message is handed back and runs out of attempts."""
+MAX_CONTINUATIONS = 5
+"""Times one delivery is kept to be continued, whatever its class allows: a connection that breaks again and again may
+hold elsewhere."""
 DEADLINE_MARGIN_S = 0.05
 """An attempt that ended so shortly before its deadline was cut by it: timers and clocks differ by less."""
 
@@ -80,7 +83,7 @@ class Attempts:
         Cancellation: the connection is closed and the permit given back with a signal that says nothing.
         """
         with permit:
-            event = await self._invoke(delivery, request, route)
+            event = await self._invoke(delivery, request, route, permit)
             if self._was_cut_by_deadline(event, request):
                 return TOO_LATE  # that says nothing about the backend: short deadlines must not open the breaker
             decision = await self._policy.decide(event, consecutive_forbidden=route.forbidden_in_a_row)
@@ -90,14 +93,14 @@ class Attempts:
                 self._report_failure(permit, decision, route)
         return decision
 
-    async def _invoke(self, delivery: Delivery, request: RequestMessage, route: Route) -> ErrorEvent:
+    async def _invoke(self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit) -> ErrorEvent:
         draft = delivery.draft = Draft()
         delivery.tries += 1
         delivery.charged_tries += 1
         fault, detail = None, ""
         self._recorder.attempt_starts(delivery)
         try:
-            await route.backend.invoke(self._backend_request(delivery, request), draft)
+            await route.backend.invoke(self._backend_request(delivery, request, permit), draft)
         except BackendError as error:
             fault, detail = Fault(error.fault), error.detail
         except Exception as error:  # noqa: BLE001 - a fault of ours must end in a settlement
@@ -105,6 +108,7 @@ class Attempts:
             fault, detail = Fault.INTERNAL, repr(error)
         finally:
             self._recorder.attempt_ends()
+            delivery.salvage = draft.salvage
         if draft.status == _FORBIDDEN:
             route.forbidden_in_a_row += 1
         elif fault is None and draft.status is not None and draft.status < 300:  # noqa: PLR2004
@@ -119,6 +123,8 @@ class Attempts:
             body=draft.body,
             fault=fault,
             detail=detail,
+            in_stream=draft.in_stream,
+            has_partial=draft.content_events > 0,
             delivery_attempt=delivery.message.delivery_attempt,
             attempts=delivery.tries,
         )
@@ -129,7 +135,7 @@ class Attempts:
             return False
         return self._wall_clock() >= request.deadline - DEADLINE_MARGIN_S
 
-    def _backend_request(self, delivery: Delivery, request: RequestMessage) -> BackendRequest:
+    def _backend_request(self, delivery: Delivery, request: RequestMessage, permit: Permit) -> BackendRequest:
         message = delivery.message
         headers = dict(request.headers)
         headers["x-request-id"] = f"{message.message_id}-{message.delivery_attempt or 1}-{delivery.tries}"
@@ -142,6 +148,8 @@ class Attempts:
             headers=headers,
             stream_requested=request.stream,
             timeout_s=None if request.deadline is None else max(0.0, request.deadline - self._wall_clock()),
+            salvage=delivery.salvage,
+            on_first_token=permit.first_byte,
         )
 
     def _report_failure(self, permit: Permit, decision: Decision, route: Route) -> None:
@@ -161,6 +169,21 @@ class Attempts:
             _log.warning(
                 "the backend is left alone until it recovers", backend=route.name, error_class=breaker.error_class
             )
+
+    @staticmethod
+    def keep_for_continuation(delivery: Delivery, route: Route, decision: Decision) -> Decision:
+        """
+        Hold instead of handing back when the next attempt here can go on from what a broken stream had generated.
+
+        Another process would begin anew, since what was salvaged lives in this one only.  The try counts against its
+        class's limit like any other, and the budgets have the last word.  Behind an open breaker nothing is changed:
+        there `discount_outage` decides, and what it holds is continued all the same.
+        """
+        is_possible = delivery.salvage is not None and delivery.continuations < MAX_CONTINUATIONS
+        if decision.disposition is not Disposition.NACK or not is_possible or route.is_open():
+            return decision
+        delivery.continuations += 1
+        return replace(decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+continuation")
 
     async def discount_outage(
         self, delivery: Delivery, route: Route, decision: Decision, draining: asyncio.Event

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from worker.message import ReceivedMessage, RequestMessage
 from worker.policy.budgets import Budget
 from worker.policy.model import Decision, ErrorEvent
-from worker.ports import Draft
+from worker.ports import Draft, Salvage
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +40,10 @@ class Delivery:
     """From the publishing of the message to its first attempt here."""
     draft: Draft | None = None
     """Of the latest attempt."""
+    salvage: Salvage | None = None
+    """What the latest attempt left for the next one to go on from."""
+    continuations: int = 0
+    """Times the delivery was kept because its next attempt can go on from that."""
     event: ErrorEvent | None = None
     """How the latest attempt ended."""
     decision: Decision | None = None

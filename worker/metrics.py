@@ -71,7 +71,10 @@ class Metrics:
             "queue_wait_seconds", "From the publishing of a message to the start of its first attempt.", _ROUTE, _WAITS
         )
         self.time_to_first_token_seconds = histogram(
-            "time_to_first_token_seconds", "From an attempt's start to the first generated text.", _ROUTE, _DURATIONS
+            "time_to_first_token_seconds",
+            "From the start of a streamed answer's last attempt to the first generated text.",
+            _ROUTE,
+            _DURATIONS,
         )
         self.time_per_output_token_seconds = histogram(
             "time_per_output_token_seconds",
@@ -81,6 +84,12 @@ class Metrics:
         )
         self.tokens_total = counter(
             "tokens", "Tokens of answers given. kind: input, output, input_cached, output_reasoning.", (*_ROUTE, "kind")
+        )
+        self.salvaged_tokens_total = counter(
+            "salvaged_tokens", "Tokens of broken streams that answers given went on from.", _ROUTE
+        )
+        self.missing_done_total = counter(
+            "missing_done", "Whole streams that ended without the `[DONE]` their API promises.", ("backend",)
         )
         self.partial_responses_total = counter(
             "partial_responses", "Answers that carry what a broken stream had generated.", ("reason",)

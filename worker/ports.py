@@ -8,7 +8,7 @@ against small working fakes of these (`tests/fakes.py`), and every broker sits t
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from worker.message import ReceivedMessage
 from worker.policy.model import Phase
@@ -19,6 +19,16 @@ class Settlement(StrEnum):
 
     ACK = "ack"
     NACK = "nack"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Salvage:
+    """What a broken stream had generated, for another try to go on from."""
+
+    text: str
+    """Without white space at its end: chat templates strip it, so it is generated again."""
+    tokens: int
+    """As the server counted them, or else events with text, of which servers send about one a token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +43,10 @@ class BackendRequest:
     """The requester's body says `"stream": true`; the answer is one JSON body all the same."""
     timeout_s: float | None = None
     """What is left until the request's deadline; `None` for the route's own limit alone."""
+    salvage: Salvage | None = None
+    """What an earlier try had generated; the backend goes on from it if it can, and starts anew otherwise."""
+    on_first_token: Callable[[], None] | None = None
+    """Called once, when the first generated text of a streamed answer has come; must not raise."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,10 +62,29 @@ class Draft:
     headers: dict[str, str] = field(default_factory=dict)
     """Names in lower case."""
     body: bytes = b""
+    """Of a stream: the assembled answer, or the data of the error event that came instead."""
     started: float = 0.0
     """Monotonic seconds."""
     ended: float | None = None
     backend_request_id: str | None = None
+    streamed: bool = False
+    """The answer came as a stream of events."""
+    in_stream: bool = False
+    """An error event came; `body` is its data."""
+    first_token_at: float | None = None
+    """Monotonic seconds of the first generated text: content, reasoning, refusal or a part of a tool call."""
+    content_events: int = 0
+    """Events of the stream with generated text."""
+    usage: Mapping[str, Any] | None = None
+    """The token counts of a stream in the server's own shape; also where the answer itself is to have none."""
+    missing_done: bool = False
+    """A whole stream ended without the `[DONE]` that its API promises."""
+    partial: bytes | None = None
+    """What came of an answer that is not whole, as a JSON object of the answer's shape; `None` when nothing did."""
+    salvage: Salvage | None = None
+    """What another try can go on from; `None` when it would have to start anew."""
+    salvaged_tokens: int | None = None
+    """Tokens of an earlier try that this answer begins with; `None` when it was generated in one go."""
 
 
 class Backend(Protocol):
@@ -70,6 +103,9 @@ class Backend(Protocol):
 
         Cancellation: closes the connection; a server may go on generating.
         """
+
+    def streams(self, path: str, body: bytes, *, stream_requested: bool) -> bool:
+        """Whether an attempt with this request would be streamed, so that `on_first_token` will be called for it."""
 
     async def probe(self) -> bool | None:
         """

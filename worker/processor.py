@@ -26,14 +26,13 @@ from worker.flow.gate import AttemptSignal, Permit
 from worker.flow.order import AdmissionOrder
 from worker.message import ReceivedMessage, RequestMessage, decode_request
 from worker.policy.budgets import Budget, apply_budgets, waiting_decision
-from worker.policy.model import Decision, Disposition, ErrorClass, ErrorEvent, Phase
-from worker.policy.reply import error_reply
+from worker.policy.model import Decision, Disposition, ErrorClass
 from worker.ports import Settlement
 from worker.record import Recorder
 from worker.replies import DeadLetters, Replier
 from worker.routes import Route, Router
 from worker.settings import RequestSettings
-from worker.verdicts import INTERNAL, INTERRUPTED, TOO_LATE, conflict, no_route, refusal
+from worker.verdicts import INTERNAL, INTERRUPTED, TOO_LATE, build_reply, conflict, no_route, refusal
 
 DEADLINE_SLACK_S = 0.01
 """Added to a wait that ends at a deadline, so that the deadline has passed for certain when it is over."""
@@ -252,6 +251,7 @@ class Processor:
                 return self._conclude(delivery, TOO_LATE)
             decision = delivery.decision = await self._attempts.make(delivery, request, route, permit)
             if decision.disposition is not Disposition.REPLY:
+                decision = self._attempts.keep_for_continuation(delivery, route, decision)
                 decision = await self._attempts.discount_outage(delivery, route, decision, self._draining)
                 delay_s = self._attempts.delay_s(delivery, route, decision)
                 decision = self._budgeted(delivery, decision, delay_s=delay_s)
@@ -276,7 +276,10 @@ class Processor:
             held=delivery.tries > 0,
         )
         give_up_s = max(0.0, min(bounds))
-        return await route.gate.admit(order, model=request.model, give_up_s=give_up_s, delay_s=delay_s)
+        streamed = route.backend.streams(request.path, request.body or b"", stream_requested=request.stream)
+        return await route.gate.admit(
+            order, model=request.model, give_up_s=give_up_s, delay_s=delay_s, streamed=streamed
+        )
 
     def _not_admitted(
         self, delivery: Delivery, request: RequestMessage, route: Route, error: AdmissionError
@@ -314,20 +317,5 @@ class Processor:
         delivery.decision = decision
         if decision.disposition is not Disposition.REPLY:
             return None
-        metadata = delivery.request.metadata if delivery.request is not None else b"{}"
-        event = delivery.event
-        if decision.error_class is None:
-            assert event is not None
-            stats = self._recorder.stats(delivery, event.body)
-            return Reply(status_code=decision.reply_status, body=event.body, metadata=metadata, stats=stats)
-        if event is None:  # never tried
-            event = ErrorEvent(backend=delivery.backend or "", path="", phase=Phase.PREPARE)
-        status, body = error_reply(decision, event, attempts=delivery.tries)
-        return Reply(
-            status_code=status,
-            body=body,
-            metadata=metadata,
-            error_class=decision.error_class,
-            retryable=decision.retryable,
-            stats=self._recorder.stats(delivery, b"{}"),
-        )
+        reply = build_reply(delivery, decision)
+        return replace(reply, stats=self._recorder.stats(delivery, reply.body if reply.error_class is None else b"{}"))

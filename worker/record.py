@@ -15,9 +15,9 @@ import msgspec
 from worker.delivery import Delivery, Reply
 from worker.flow.damage import DamageMeter
 from worker.logs import get_logger
+from worker.measures import Measures, measure
 from worker.metrics import LabelCap, Metrics
 from worker.policy.model import Decision, Disposition
-from worker.usage import Usage, read_usage
 
 _log = get_logger("worker")
 
@@ -116,16 +116,29 @@ class Recorder:
         self._child(self._metrics.deliveries_total, "ack", reply.error_class or "ok").inc()
         self._child(self._metrics.requests_total, *route, outcome, str(reply.status_code)).inc()
         self._damage.add(reply.error_class)
-        usage = self._usage(delivery, reply)
-        for kind, count in usage.kinds() if usage is not None else ():
-            self._child(self._metrics.tokens_total, *route, kind).inc(count)
-        tokens = {"output_tokens": usage.output} if usage is not None and usage.output is not None else {}
+        if reply.truncated:
+            self._child(self._metrics.partial_responses_total, reply.error_class or "none").inc()
+        measures = self._measures(delivery, reply.body if reply.error_class is None else b"{}")
+        self._measured(delivery, route, measures)
+        tokens = {"output_tokens": measures.usage.output} if measures.usage.output is not None else {}
         _log.info("answered", **self._line(delivery), status_code=reply.status_code, bytes=len(reply.body), **tokens)
 
+    def _measured(self, delivery: Delivery, route: tuple[str, str, str], measures: Measures) -> None:
+        """Count what an answer's last attempt measured; exactly what its `stats` say."""
+        for kind, count in measures.usage.kinds():
+            self._child(self._metrics.tokens_total, *route, kind).inc(count)
+        if measures.ttft_s is not None:
+            self._child(self._metrics.time_to_first_token_seconds, *route).observe(measures.ttft_s)
+        if measures.tpot_s is not None:
+            self._child(self._metrics.time_per_output_token_seconds, *route).observe(measures.tpot_s)
+        if measures.salvaged_tokens is not None:
+            self._child(self._metrics.salvaged_tokens_total, *route).inc(measures.salvaged_tokens)
+        if delivery.draft is not None and delivery.draft.missing_done:
+            self._child(self._metrics.missing_done_total, delivery.backend or "none").inc()
+
     @staticmethod
-    def _usage(delivery: Delivery, reply: Reply) -> Usage | None:
-        is_good = reply.error_class is None and delivery.draft is not None
-        return read_usage(reply.body) if is_good else None
+    def _measures(delivery: Delivery, body: bytes) -> Measures:
+        return Measures() if delivery.draft is None else measure(delivery.draft, body)
 
     def settled_again(self, delivery: Delivery) -> None:
         """Note a redelivery of what was answered already."""
@@ -152,25 +165,20 @@ class Recorder:
         """Return the `stats` object of an answer, `None` where answers carry none; absent values are null."""
         if not self._include_stats or delivery.draft is None:
             return None
-        draft = delivery.draft
-        usage = read_usage(body) or Usage()
+        measures = self._measures(delivery, body)
         return msgspec.json.encode(
             {
-                "ttft_s": None,
-                "ttlt_s": _rounded(None if draft.ended is None else draft.ended - draft.started),
-                "tpot_s": None,
+                "ttft_s": _rounded(measures.ttft_s),
+                "ttlt_s": _rounded(measures.ttlt_s),
+                "tpot_s": _rounded(measures.tpot_s),
                 "queue_s": _rounded(delivery.queue_s),
-                "tokens": {
-                    "input": usage.input,
-                    "output": usage.output,
-                    "input_cached": usage.input_cached,
-                    "output_reasoning": usage.output_reasoning,
-                },
+                "tokens": measures.usage,
+                "salvaged_tokens": measures.salvaged_tokens,
                 "attempts": delivery.tries,
                 "held_s": _rounded(delivery.held_s),
                 "delivery_attempt": delivery.message.delivery_attempt,
-                "streamed": False,
-                "request_time": self._request_time(draft.started),
+                "streamed": measures.streamed,
+                "request_time": self._request_time(delivery.draft.started),
             }
         )
 
@@ -197,6 +205,10 @@ class Recorder:
         if draft is not None and draft.ended is not None:
             line["attempt_s"] = round(draft.ended - draft.started, 4)
             line["backend_request_id"] = draft.backend_request_id
+            if draft.first_token_at is not None:
+                line["ttft_s"] = round(draft.first_token_at - draft.started, 4)
+            if draft.salvaged_tokens is not None:
+                line["salvaged_tokens"] = draft.salvaged_tokens
         if decision is not None:
             line["disposition"] = decision.disposition.value
             if decision.error_class is not None:

@@ -18,10 +18,12 @@ from worker.http_shape import is_header
 from worker.settings_backend import (
     BackendSettings,
     BreakerSettings,
+    ContinuationMode,
     RouteMatch,
     RouteSettings,
     Seconds,
     Section,
+    StreamMode,
     TimeoutSettings,
     WindowSettings,
     refuse_own_headers,
@@ -32,6 +34,7 @@ __all__ = [
     "INFERENCE_PATHS",
     "BackendSettings",
     "BreakerSettings",
+    "ContinuationMode",
     "DamageSettings",
     "DeadLetterSettings",
     "DedupeSettings",
@@ -47,6 +50,7 @@ __all__ = [
     "RouteSettings",
     "Settings",
     "SetupSettings",
+    "StreamMode",
     "TimeoutSettings",
     "WindowSettings",
 ]

@@ -5,7 +5,7 @@ Part of `worker.settings`, which says how they are read; nobody else imports thi
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -18,6 +18,9 @@ Seconds = Annotated[float, Field(gt=0, le=31 * 86400)]
 _OWN_HEADERS = {"authorization", "connection", "content-length", "host", "transfer-encoding"}
 """What the worker sets itself: the key, and what frames one request on a connection
 (https://datatracker.ietf.org/doc/html/rfc9112#section-6.3)."""
+
+StreamMode = Literal["auto", "always", "never", "as_requested"]
+ContinuationMode = Literal["off", "vllm", "sglang", "prompt"]
 
 _Names = TypeVar("_Names", bound=Iterable[str])
 
@@ -55,10 +58,12 @@ class TimeoutSettings(Section):
     connect_s: Seconds = 5.0
     """TCP and TLS."""
     first_byte_s: Seconds | None = None
-    """From the request to the response's headers.  Default: `total_s`, because a server that does not stream sends
-    its headers only when the answer is complete."""
+    """From the request to the first sign of the answer: the response's headers, and of a stream the first generated
+    text, since servers send headers before they begin.  Default: `total_s`, because a server that does not stream
+    sends its headers only when the answer is complete."""
     idle_s: Seconds = 120.0
-    """Longest silence inside a response body, once it has begun."""
+    """Longest silence inside an answer that has begun.  In a stream only data counts, keep-alive comments do not; set
+    it above the longest thinking that the server does without showing it."""
     total_s: Seconds = 480.0
     """The whole attempt.  Must be less than `drain.grace_s`, or a rollout would cut requests."""
 
@@ -113,8 +118,16 @@ class BackendSettings(Section):
     timeouts: TimeoutSettings = TimeoutSettings()
     window: WindowSettings = WindowSettings()
     breaker: BreakerSettings = BreakerSettings()
+    stream: StreamMode = "auto"
+    """Whether chat completions, completions and responses are asked for as streams and assembled here.  `auto`: where
+    the assembled answer certainly equals the whole one and the server does not refuse; `always`: also with several
+    choices, and a refusal is the answer; `never`; `as_requested`: where the request itself says `"stream": true`.  The
+    requester gets one JSON answer in any case.  See docs/streaming.md."""
+    continuation: ContinuationMode = "off"
+    """Whether a try after a broken stream goes on from the text that came, instead of generating it again.  `vllm`,
+    `sglang`: in that server's own way, for chats and completions; `prompt`: completions only, on any server."""
     max_response_bytes: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 64_000_000
-    """A longer response is cut off and answered as an error; bounds memory."""
+    """A longer response, of a stream all its events together, is cut off and answered as an error; bounds memory."""
 
     @field_validator("base_url")
     @classmethod

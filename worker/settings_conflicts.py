@@ -55,6 +55,8 @@ def _route_conflicts(route: RouteSettings, settings: Settings) -> list[str]:
             f"timeouts.total_s: {timeouts.total_s:g} s is not less than drain.grace_s ({drain.grace_s:g} s), so a "
             "shutdown would cut requests; lower it, raise the grace, or accept it with drain.cut_longer_requests"
         )
+    if route.continuation != "off" and route.stream == "never":
+        faults.append("continuation: needs streams, and stream is never")
     if not window.min <= window.initial <= window.max:
         faults.append("window: needs min <= initial <= max")
     if window.max > settings.pubsub.max_in_flight:

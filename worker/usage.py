@@ -5,8 +5,8 @@ Absent is `None`, never 0.  Source: the `usage` objects of chat completions (`pr
 API (`input_tokens`, …), https://platform.openai.com/docs/api-reference.
 """
 
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import msgspec
 
@@ -61,8 +61,18 @@ def read_usage(body: bytes) -> Usage | None:
         usage = _decode(body).usage
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if usage is None:
+    return None if usage is None else _read(usage)
+
+
+def usage_of(counts: Mapping[str, Any]) -> Usage | None:
+    """Return the usage that a `usage` object holds, `None` when it cannot be read."""
+    try:
+        return _read(msgspec.convert(counts, _Usage))
+    except (msgspec.ValidationError, RecursionError):
         return None
+
+
+def _read(usage: _Usage) -> Usage:
     of_input = usage.prompt_tokens_details or usage.input_tokens_details or _Details()
     of_output = usage.completion_tokens_details or usage.output_tokens_details or _Details()
     return Usage(

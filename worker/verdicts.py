@@ -1,13 +1,13 @@
 """
-Decisions and answers that no backend has a part in: what the worker says of its own accord.
+From a decision to the answer, and the decisions that no backend has a part in: what the worker says of its own accord.
 
-The table of `worker.policy` judges attempts; these are for what never came to one, or was cut by the worker itself.
+The table of `worker.policy` judges attempts; the constants are for what never came to one, or was cut by the worker.
 """
 
-from worker.delivery import Reply
+from worker.delivery import Delivery, Reply
 from worker.errors import MessageError
-from worker.policy.model import Decision, Disposition, ErrorClass
-from worker.policy.reply import bad_message_body, idempotency_conflict_body
+from worker.policy.model import Decision, Disposition, ErrorClass, ErrorEvent, Phase
+from worker.policy.reply import bad_message_body, error_reply, idempotency_conflict_body, partial_of
 
 INTERNAL = Decision(
     disposition=Disposition.NACK,
@@ -39,6 +39,32 @@ TOO_LATE = Decision(
     message="The request's deadline has passed.",
 )
 """The requester wants no answer any more but the one that says so."""
+
+
+def build_reply(delivery: Delivery, decision: Decision) -> Reply:
+    """
+    Return the answer that a decision to reply gives, without stats.
+
+    An error carries what the latest attempt had of an answer when it broke, even if it was cut by the worker itself;
+    nothing of earlier attempts.
+    """
+    metadata = delivery.request.metadata if delivery.request is not None else b"{}"
+    event = delivery.event
+    if decision.error_class is None:
+        assert event is not None
+        return Reply(status_code=decision.reply_status, body=event.body, metadata=metadata)
+    if event is None:  # never tried, or cut before the attempt was judged
+        event = ErrorEvent(backend=delivery.backend or "", path="", phase=Phase.PREPARE)
+    partial = partial_of(decision, event, delivery.draft.partial if delivery.draft is not None else None)
+    status, body = error_reply(decision, event, attempts=delivery.tries, partial=partial)
+    return Reply(
+        status_code=status,
+        body=body,
+        metadata=metadata,
+        error_class=decision.error_class,
+        truncated=partial is not None,
+        retryable=decision.retryable,
+    )
 
 
 def no_route(model: str | None, path: str) -> Decision:

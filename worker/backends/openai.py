@@ -5,9 +5,10 @@ httpx's own pool rescans every connection at each start and end of a request, wh
 a request; aiohttp's does not.  The transport is called directly: redirects, cookies, proxies of the environment and
 retries are not wanted, so there is no client around it.  A test hands in another `httpx.AsyncBaseTransport`.
 
-One attempt is one call of `invoke`.  Which phase it reached is told by the exceptions of aiohttp itself, which the
-transport keeps as the cause of its own: it calls a connection that was reset under a running request a *connect*
-timeout, and the difference decides whether a GPU may have worked.
+One attempt is one call of `invoke`, and one request unless the server refuses a form of streaming before it generates
+anything (`negotiation`).  An answer that comes as a stream is assembled by `streaming`.  Which phase it reached is told
+by the exceptions of aiohttp itself, which the transport keeps as the cause of its own: it calls a connection that was
+reset under a running request a *connect* timeout, and the difference decides whether a GPU may have worked.
 
 Source: httpx-aiohttp 0.2.0, `transport.py`; aiohttp 3.14, `client_exceptions.py`.
 """
@@ -15,7 +16,6 @@ Source: httpx-aiohttp 0.2.0, `transport.py`; aiohttp 3.14, `client_exceptions.py
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -23,6 +23,8 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from worker.backends.credentials import ApiKey
+from worker.backends.negotiation import Negotiator, Plan
+from worker.backends.streaming import AttemptTimer, StreamedAnswer, holds_events, is_event_stream
 from worker.backends.watched_response import WatchedResponse
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
@@ -65,6 +67,7 @@ class HttpBackend:
         self._has_v1 = urlsplit(route.base_url).path.endswith("/v1")
         health = route.breaker.health_path
         self._health_url = httpx.URL(route.base_url.removesuffix("/v1") + health) if health is not None else None
+        self._negotiator = Negotiator(route.name, route.stream, route.continuation)
         self._key = ApiKey(route.api_key, route.api_key_file)
         self._key_used = self._key.current()
         self._headers = {
@@ -104,29 +107,26 @@ class HttpBackend:
             extensions={"timeout": {"connect": connect, "pool": connect}},
         )
 
+    def streams(self, path: str, body: bytes, *, stream_requested: bool) -> bool:
+        """See `worker.ports.Backend.streams`."""
+        return self._negotiator.streams(path, body, stream_requested=stream_requested)
+
     async def invoke(self, request: BackendRequest, draft: Draft) -> None:
         """Make one attempt and fill the draft; see `worker.ports.Backend.invoke`."""
-        loop = asyncio.get_running_loop()
         draft.started = time.monotonic()
         limit = self._timeouts.total_s if request.timeout_s is None else min(self._timeouts.total_s, request.timeout_s)
-        ends = loop.time() + limit
-        first_byte = self._timeouts.first_byte_s
+        timer = AttemptTimer(self._timeouts, limit)
         try:
-            outgoing = self._request("POST", self.url(request.path), request.headers, request.body)
-            self._key_used = self._key.current()
-            draft.phase = Phase.CONNECT
-            timer = asyncio.timeout_at(ends if first_byte is None else min(ends, loop.time() + first_byte))
-            async with timer:
-                response = await self._transport.handle_async_request(outgoing)
-                try:
-                    _note_headers(draft, response)
-                    draft.body = await self._read(response, timer, ends)
-                finally:
-                    await response.stream.aclose()  # type: ignore[union-attr]  # an AsyncByteStream
-                draft.phase = Phase.PARSE
+            plan = self._negotiator.plan(request)
+            async with timer.timeout:
+                while True:
+                    plan.begin(draft)
+                    await self._exchange(request, plan, draft, timer)
+                    if not plan.retreat(draft):
+                        break
+            draft.phase = Phase.PARSE
         except TimeoutError:
-            # Which limit it was, the timer knows; the clock does not: uvloop fires up to a millisecond early.
-            raise _timed_out(draft, is_total=timer.when() == ends) from None
+            raise _timed_out(draft, timer.fault) from None
         except BackendError:
             raise
         except (httpx.HTTPError, aiohttp.ClientError, OSError, httpx.InvalidURL) as error:
@@ -134,20 +134,48 @@ class HttpBackend:
         finally:
             draft.ended = time.monotonic()
 
-    async def _read(self, response: httpx.Response, timer: asyncio.Timeout, ends: float) -> bytes:
+    async def _exchange(self, request: BackendRequest, plan: Plan, draft: Draft, timer: AttemptTimer) -> None:
+        """Send the plan's call and read the answer to it."""
+        draft.phase = Phase.PREPARE
+        outgoing = self._request("POST", self.url(request.path), request.headers, plan.call.body)
+        self._key_used = self._key.current()
+        draft.phase = Phase.CONNECT
+        timer.await_first_byte()
+        response = await self._transport.handle_async_request(outgoing)
+        try:
+            _note_headers(draft, response)
+            chunks = aiter(response.aiter_bytes() if response.headers.get("content-encoding") else response.stream)  # type: ignore[arg-type]
+            answer = self._streamed_answer(plan, draft) if is_event_stream(draft) else None
+            if answer is not None:
+                draft.phase = Phase.STREAM
+                draft.streamed, draft.salvaged_tokens = True, plan.call.salvaged_tokens
+                await answer.read(chunks, timer, request.on_first_token)
+                return
+            draft.body = await self._read(chunks, timer)
+        finally:
+            await response.stream.aclose()  # type: ignore[union-attr]  # an AsyncByteStream
+        if holds_events(draft) and (answer := self._streamed_answer(plan, draft)) is not None:
+            answer.assemble(draft.body)
+
+    def _streamed_answer(self, plan: Plan, draft: Draft) -> StreamedAnswer | None:
+        """Return what takes a stream, `None` on paths whose answers cannot be assembled."""
+        accumulator = plan.call.new_accumulator()
+        if accumulator is None:
+            return None
+        return StreamedAnswer(accumulator, draft, max_bytes=self._max_bytes, salvage=plan.salvage)
+
+    async def _read(self, chunks: AsyncIterator[bytes], timer: AttemptTimer) -> bytes:
         """Read the body; every chunk resets the idle timer."""
-        now, idle, limit = asyncio.get_running_loop().time, self._timeouts.idle_s, self._max_bytes
-        timer.reschedule(min(ends, now() + idle))
-        chunks: list[bytes] = []
+        timer.restart_idle()
+        pieces: list[bytes] = []
         size = 0
-        stream: Any = response.aiter_bytes() if response.headers.get("content-encoding") else response.stream
-        async for chunk in stream:
-            timer.reschedule(min(ends, now() + idle))
+        async for chunk in chunks:
+            timer.restart_idle()
             size += len(chunk)
-            if size > limit:
-                raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {limit} bytes")
-            chunks.append(chunk)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            if size > self._max_bytes:
+                raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {self._max_bytes} bytes")
+            pieces.append(chunk)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def probe(self) -> bool | None:
         """See `worker.ports.Backend.probe`."""
@@ -195,14 +223,17 @@ def _note_headers(draft: Draft, response: httpx.Response) -> None:
             break
 
 
-def _timed_out(draft: Draft, *, is_total: bool) -> BackendError:
+_SILENCES: Mapping[Fault, str] = {
+    Fault.TOTAL_TIMEOUT: "no complete answer within the limit",
+    Fault.FIRST_BYTE_TIMEOUT: "no answer within the limit",
+    Fault.IDLE_TIMEOUT: "silence inside the response body",
+}
+
+
+def _timed_out(draft: Draft, fault: Fault) -> BackendError:
     if draft.phase is Phase.CONNECT:
         draft.phase = Phase.HEADERS  # connecting has its own, shorter limit
-    if is_total:
-        return BackendError(Fault.TOTAL_TIMEOUT, "no complete answer within the limit")
-    if draft.phase is Phase.HEADERS:
-        return BackendError(Fault.FIRST_BYTE_TIMEOUT, "no answer within the limit")
-    return BackendError(Fault.IDLE_TIMEOUT, "silence inside the response body")
+    return BackendError(fault, _SILENCES[fault])
 
 
 def _translate(error: Exception, draft: Draft) -> BackendError:

@@ -85,7 +85,8 @@ def normalise(status: int | None, headers: Mapping[str, str], body: bytes) -> Fa
 
     Args:
         status: HTTP status, `None` when there is none (the error event of a stream).
-        headers: Response headers, names in lower case.
+        headers: Response headers, names in lower case.  A content type of events does not make events of plain JSON:
+            the data of one event of a stream comes here without what was around it.
         body: Raw bytes; may be empty, cut, in any encoding.
 
     Returns:
@@ -94,7 +95,7 @@ def normalise(status: int | None, headers: Mapping[str, str], body: bytes) -> Fa
     Source: the servers' own code, named at each sample in `tests/unit/policy/golden`.
     """
     head = body[:MAX_BODY_BYTES]
-    if looks_like_events(headers, head):
+    if looks_like_events(headers, head) and not head.lstrip().startswith((b"{", b"[")):
         facts = _of_document(first_data(head) or b"", ("sse",))
     elif len(body) > MAX_BODY_BYTES:
         facts = _of_text(head, ())

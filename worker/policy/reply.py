@@ -63,10 +63,7 @@ def error_reply(
         The status and one JSON object in UTF-8, at most `MAX_ENVELOPE_BYTES` long beside the partial.
     """
     facts = normalise(event.status, event.headers, event.body)
-    if partial and not is_json_object(partial):
-        partial = None
-    if partial is None and decision.error_class is ErrorClass.ABORTED:
-        partial = event.body if _is_embeddable(event.body) else None
+    partial = partial_of(decision, event, partial)
     if not partial and _may_stand_verbatim(decision, event, facts):
         return decision.reply_status, facts.payload
     backend = None
@@ -82,6 +79,23 @@ def error_reply(
         retryable=decision.retryable,
         partial=partial,
     )
+
+
+def partial_of(decision: Decision, event: ErrorEvent, partial: bytes | None) -> bytes | None:
+    """
+    Return the partial answer that an error answer carries, `None` when it carries none.
+
+    A whole answer of which its server says that it gave up in the middle is one too.
+
+    Args:
+        decision: What was decided.
+        event: What happened, with the backend's body.
+        partial: What was accumulated of a stream, a JSON object; `None` or empty when nothing was.
+    """
+    if partial and is_json_object(partial):
+        return partial
+    is_aborted = decision.error_class is ErrorClass.ABORTED and _is_embeddable(event.body)
+    return event.body if is_aborted else None
 
 
 def backend_request_id(headers: Mapping[str, str]) -> str | None:
