@@ -100,13 +100,13 @@ def outage(*behaviours: dict[str, Any], full_s: float = 60.0) -> Callable[[Stage
     return run
 
 
-def some(behaviour: dict[str, Any]) -> Callable[[Stage], None]:
+def some(behaviour: dict[str, Any], **settings: Any) -> Callable[[Stage], None]:
     """Return a scenario in which some answers are broken while the others are good."""
 
     def run(stage: Stage) -> None:
         stage.rig.sim.control({"behaviours": [{**behaviour, "probability": 0.1}]})
         stage.rig.publish(stage.count(500))
-        stage.worker()
+        stage.worker(**settings)
         stage.rig.collect(stage.rig.sent * 8 // 10, 90)
         stage.rig.sim.control({"behaviours": []})
         stage.mended()
@@ -325,7 +325,27 @@ SCENARIOS = (
     Scenario("model is loading, 503", "60 s", outage({"mode": "not_ready"})),
     Scenario("quota is used up", "60 s", outage({"mode": "quota"}), recovery_s=40),
     Scenario("empty 200, 10 %", "one in ten", some({"mode": "empty_200"}), attempts=True, error_replies=True),
-    Scenario("truncated JSON, 10 %", "one in ten", some({"mode": "truncated_json"}), attempts=True, wasted=None),
+    Scenario(
+        "truncated JSON, 10 %",
+        "one in ten",
+        some({"mode": "truncated_json"}, backend__stream="never"),
+        attempts=True,
+        wasted=None,
+    ),
+    Scenario(
+        "stream cut, 10 %",
+        "in the middle of the text",
+        some({"mode": "stream", "break": "rst", "after_events": 4}),
+        attempts=True,
+        wasted=None,
+    ),
+    Scenario(
+        "stream stalls, 10 %",
+        "comments only, no data",
+        some({"mode": "stream", "break": "comments", "after_events": 3}, backend__timeouts__idle_s=1),
+        attempts=True,
+        wasted=None,
+    ),
     Scenario("connection reset, 10 %", "one in ten", some({"mode": "reset"}), attempts=True),
     Scenario("429 storm", "room for 4, window 32", storm_of_429(None)),
     Scenario("429 storm, Retry-After", "the same with a hint of 1 s", storm_of_429("1s")),
