@@ -1,0 +1,122 @@
+"""What the client library does when the broker misbehaves, and that the adapter lives through it."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.admin import Admin
+from worker.brokers.connection import sync_channel
+from worker.brokers.pubsub import LEASE_EXTENSION_S, PubSubSubscriber
+from worker.localpubsub import LocalPubSubThread
+from worker.message import ReceivedMessage
+from worker.metrics import Metrics
+from worker.ports import Settlement
+from worker.settings import PubSubSettings
+
+pytestmark = pytest.mark.slow
+
+
+class Bench:
+    """One subscriber on an embedded server whose faults are at hand."""
+
+    def __init__(self, server: LocalPubSubThread) -> None:
+        self.faults = server.faults
+        self.admin = Admin(server.address)
+        self.topic = self.admin.topic()
+        self.subscription = self.admin.subscription(self.topic)
+        self.metrics = Metrics()
+        settings = PubSubSettings(emulator_host=server.address)
+        self.subscriber = PubSubSubscriber(sync_channel(settings, None), self.subscription, settings, self.metrics)
+        self.seen: list[bytes] = []
+        self.changed = asyncio.Event()
+        self.release = asyncio.Event()
+
+    async def handle(self, message: ReceivedMessage) -> Settlement:
+        """Hold on to `slow`, ack everything else at once."""
+        self.seen.append(message.data)
+        self.changed.set()
+        if message.data == b"slow":
+            await self.release.wait()
+        if message.data == b"blocking":
+            time.sleep(13)  # noqa: ASYNC251 - the point: the loop does not turn for longer than the ack deadline
+        return Settlement.ACK
+
+    async def until_seen(self, count: int) -> None:
+        async with asyncio.timeout(30):
+            while len(self.seen) < count:
+                self.changed.clear()
+                await self.changed.wait()
+
+    def inspect(self) -> Any:
+        return self.faults.inspect(self.subscription)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """A bench; its server ends with the test."""
+    with LocalPubSubThread() as server:
+        made = Bench(server)
+        yield made
+        made.admin.close()
+
+
+async def test_a_stream_that_ends_by_itself_is_replaced_before_its_work_ends(bench: Bench) -> None:
+    """New messages come over the next stream while the old one's handler runs on, and its ack still counts."""
+    task = asyncio.create_task(bench.subscriber.run(bench.handle))
+    bench.admin.publish(bench.topic, b"slow")
+    await bench.until_seen(1)
+    assert bench.faults.break_streams(grpc.StatusCode.DATA_LOSS) == 1
+    bench.admin.publish(bench.topic, b"next")
+    await bench.until_seen(2)
+    assert not bench.release.is_set()
+    bench.release.set()
+    await bench.subscriber.drain(5)
+    await task
+    assert bench.seen == [b"slow", b"next"]
+    assert bench.inspect().acked_count == 2
+    assert bench.metrics.subscription_reopens_total._value.get() == 1
+
+
+async def test_a_lease_outlives_a_blocked_event_loop(bench: Bench) -> None:
+    """Thirteen seconds without a turn of the loop, over an ack deadline of ten: no second delivery."""
+    task = asyncio.create_task(bench.subscriber.run(bench.handle))
+    bench.admin.publish(bench.topic, b"blocking")
+    await bench.until_seen(1)
+    await bench.subscriber.drain(20)
+    await task
+    assert bench.seen == [b"blocking"]
+    assert bench.inspect().acked_count == 1
+    assert bench.inspect().expired_count == 0
+
+
+async def test_a_broken_stream_is_reopened_silently(bench: Bench) -> None:
+    """UNAVAILABLE and refused reopenings are the library's affair; nothing is lost or delivered twice."""
+    task = asyncio.create_task(bench.subscriber.run(bench.handle))
+    bench.admin.publish(bench.topic, b"1")
+    await bench.until_seen(1)
+    bench.faults.fail("StreamingPull", grpc.StatusCode.UNAVAILABLE, times=2)
+    bench.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
+    bench.admin.publish(bench.topic, b"2")
+    await bench.until_seen(2)
+    await bench.subscriber.drain(5)
+    await task
+    assert bench.seen == [b"1", b"2"]
+    assert bench.metrics.subscription_reopens_total._value.get() == 0
+
+
+async def test_a_lease_is_extended_by_a_minute_whatever_the_past(bench: Bench) -> None:
+    """After slow acks the library would extend by up to ten minutes, for which a killed pod's messages stay away."""
+    task = asyncio.create_task(bench.subscriber.run(bench.handle))
+    bench.admin.publish(bench.topic, b"1")
+    await bench.until_seen(1)
+    (stream,) = bench.subscriber._streams
+    manager = stream.future._StreamingPullFuture__manager
+    for _ in range(200):
+        manager.ack_histogram.add(300)
+    assert manager.ack_deadline == LEASE_EXTENSION_S
+    await bench.subscriber.drain(0)
+    await task
