@@ -1,0 +1,184 @@
+"""
+One rendered overlay played by podman, with Google's emulator and the simulated backend beside it.
+
+What a cluster would do, done by hand: the pod's ports are bound to the loopback address (podman would publish them on
+every address), and a container that was stopped is started again.  One that was killed comes back by the engine's own
+restart policy, as with a kubelet.
+"""
+
+import json
+import os
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from google.pubsub_v1 import types
+
+from tests.admin import Admin, seconds
+from tests.deploy.engine import Engine
+from tests.deploy.manifests import Variant
+from tests.rig import Answers, chat
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Any, limit_s: float, what: str) -> Any:
+    """Ask until the answer is true or the time is over."""
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        if (found := condition()) not in (None, False):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {limit_s:g} s: {what}")
+
+
+class Cluster:
+    """The overlay's pod on a network of its own with `pubsub` and `backend`."""
+
+    def __init__(self, engine: Engine, image: str, variant: Variant, folder: Path) -> None:
+        self.engine = engine
+        self.image = image
+        self.network = f"inference-{uuid.uuid4().hex[:8]}"
+        self.port = free_port()
+        self.worker = f"{variant.deployment['metadata']['name']}-pod-0-{variant.container['name']}"
+        self.answers = Answers()
+        self._variant = variant
+        self._manifest = folder / "manifest.yaml"
+        self._others: list[str] = []
+
+    def start(self, *backend: str) -> None:
+        """Start emulator and backend; the pod comes with `play`."""
+        self.engine("network", "create", self.network)
+        emulator = ("gcloud", "beta", "emulators", "pubsub", "start", "--project=local", "--host-port=0.0.0.0:8085")
+        self.address = self._beside("pubsub", 8085, self.engine.images["emulator"], *emulator)
+        simulated = ("simbackend", "--host=0.0.0.0", "--port=8000", *backend)
+        self.backend = self._beside("backend", 8000, self.image, *simulated)
+        wait_until(lambda: self._get(f"http://{self.address}/"), 60, "the emulator serves")
+        wait_until(lambda: self._get(f"http://{self.backend}/sim/stats"), 30, "the backend serves")
+        self.admin = Admin(self.address, "local")
+
+    def _beside(self, alias: str, port: int, image: str, *command: str) -> str:
+        name = f"{self.network}-{alias}"
+        self._others.append(name)
+        self.engine(
+            "run", "--detach", "--pull=never", f"--name={name}", f"--network={self.network}", f"--network-alias={alias}",
+            f"--publish=127.0.0.1::{port}", image, *command,
+        )  # fmt: skip
+        return self.engine("port", name, str(port))
+
+    def create_resources(self) -> None:
+        """Create what deploy/terraform creates, with leases and backoffs short enough for a test."""
+        settings = self._variant.settings().pubsub
+        root = f"projects/{settings.project_id}"
+        self.requests, responses, dead = (f"{root}/topics/{name}" for name in ("inference-requests", settings.response_topic, "dead"))
+        self._reader = f"{root}/subscriptions/reader"
+        for topic in (self.requests, responses, dead):
+            self.admin.publisher.create_topic(request={"name": topic})
+        create = self.admin.subscriber.create_subscription
+        create(request={"name": self._reader, "topic": responses, "ack_deadline_seconds": 60})
+        create(
+            request={
+                "name": f"{root}/subscriptions/{settings.request_subscription}",
+                "topic": self.requests,
+                "ack_deadline_seconds": 10,
+                "retry_policy": types.RetryPolicy(minimum_backoff=seconds(1), maximum_backoff=seconds(10)),
+                "dead_letter_policy": types.DeadLetterPolicy(dead_letter_topic=dead, max_delivery_attempts=20),
+            }
+        )
+
+    def play(self) -> None:
+        """Start the pod from the rendered manifest."""
+        documents = [json.loads(json.dumps(item)) for item in self._variant.of_kind("ConfigMap", "Deployment")]
+        for item in documents:
+            for container in item.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
+                container["ports"] = [{**port, "hostIP": "127.0.0.1", "hostPort": self.port} for port in container["ports"]]
+        self._manifest.write_text(yaml.safe_dump_all(documents))
+        self.engine("play", "kube", f"--network={self.network}", self._manifest)
+
+    def kill(self) -> None:
+        """SIGKILL the worker behind the engine's back, as the kernel does: its restart policy brings it back."""
+        os.kill(self.engine.inspect(self.worker)["State"]["Pid"], signal.SIGKILL)
+
+    def terminate(self, limit_s: int) -> tuple[int, float]:
+        """SIGTERM the worker and start it again; return its exit code and the seconds it took to end."""
+        begun = time.monotonic()
+        self.engine("stop", f"--time={limit_s}", self.worker)
+        took = time.monotonic() - begun
+        code = int(self.engine.inspect(self.worker)["State"]["ExitCode"])
+        self.engine("start", self.worker)
+        return code, took
+
+    def logs(self) -> list[dict[str, Any]]:
+        """Return the worker's log, over every start of the container."""
+        entries = []
+        for line in self.engine("logs", self.worker, check=False).splitlines():
+            with suppress(ValueError):
+                entries.append(json.loads(line))
+        return entries
+
+    def _get(self, url: str) -> str | None:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return str(answer.read().decode())
+        except (urllib.error.URLError, OSError):
+            return None
+
+    def probe(self, path: str) -> str | None:
+        """Return what a probe answers, `None` unless it is 200."""
+        return self._get(f"http://127.0.0.1:{self.port}{path}")
+
+    def wait_ready(self) -> None:
+        wait_until(lambda: self.probe("/readyz"), 60, "the worker is ready")
+
+    def stats(self) -> dict[str, Any]:
+        return dict(json.loads(self._get(f"http://{self.backend}/sim/stats") or "{}"))
+
+    def publish(self, count: int) -> None:
+        for future in [self.admin.publisher.publish(self.requests, chat(index)) for index in range(count)]:
+            future.result(60)
+
+    def collect(self, count: int, limit_s: float) -> int:
+        """Take answers until so many requests have one, or the time is over; return how many have."""
+        until = time.monotonic() + limit_s
+        while self.answers.count < count and time.monotonic() < until:
+            self.take(2.0)
+        return self.answers.count
+
+    def take(self, limit_s: float) -> int:
+        messages = self.admin.take_once(self._reader, limit_s)
+        for message in messages:
+            self.answers.add(message.message_id, message.data, dict(message.attributes))
+        return len(messages)
+
+    def close(self) -> None:
+        """Remove everything that was started."""
+        if hasattr(self, "admin"):
+            self.admin.close()
+        if self._manifest.exists():
+            self.engine("play", "kube", "--down", self._manifest, check=False)
+            for config in self._variant.of_kind("ConfigMap"):  # `--down` leaves the ConfigMap's volume
+                self.engine("volume", "rm", "--force", config["metadata"]["name"], check=False)
+        for name in self._others:
+            self.engine("rm", "--force", "--time=0", name, check=False)
+        self.engine("network", "rm", "--force", self.network, check=False)
+
+
+@contextmanager
+def cluster(engine: Engine, image: str, variant: Variant, folder: Path) -> Iterator[Cluster]:
+    """Yield a cluster in which nothing runs yet; remove everything in the end."""
+    built = Cluster(engine, image, variant, folder)
+    try:
+        yield built
+    finally:
+        built.close()
