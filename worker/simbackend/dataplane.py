@@ -16,7 +16,9 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from worker.simbackend.behaviours import Behaviour, Facts
+from worker.simbackend.continuation import opened_answer
 from worker.simbackend.control import Director
+from worker.simbackend.dialects import DIALECTS
 from worker.simbackend.dice import Dice
 from worker.simbackend.error_shapes import Answer, Kind, SimError, error_answer
 from worker.simbackend.faults import Drop, Hang, hint, instead
@@ -173,8 +175,10 @@ class DataPlane:
             raise SimError(Kind.METHOD, headers={"Allow": "POST"}, method=request.method, path=path)
         body = decode(data)
         order.streamed = body.get("stream") is True
-        order.dice = Dice(options.seed, subject(body))
+        about, begun = opened_answer(body, DIALECTS[options.dialect])
+        order.dice = Dice(options.seed, subject(about))
         call = check(endpoint, body, options, deployment=deployment_of(path))
+        call.begun = begun
         await self._admit(options)
         try:
             return await self._in_service(order, call)

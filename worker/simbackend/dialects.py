@@ -53,10 +53,19 @@ class Dialect:
     """Chunks are padded with an `obfuscation` text, which means nothing."""
     done_after_error: bool = False
     """An error event is followed by `[DONE]`, so that `[DONE]` does not prove success."""
+    final_message: Literal["continued", "refused", "ignored"] = "ignored"
+    """What becomes of `continue_final_message`."""
 
 
 _ROWS = (
-    Dialect("openai", fingerprint="fp_simulated", usage_null=True, usage_details=True, obfuscation=True),
+    Dialect(
+        "openai",
+        fingerprint="fp_simulated",
+        usage_null=True,
+        usage_details=True,
+        obfuscation=True,
+        final_message="refused",
+    ),
     Dialect(
         "azure",
         first_event={"prompt_filter_results": [{"prompt_index": 0, "content_filter_results": _SAFE}]},
@@ -64,6 +73,7 @@ _ROWS = (
         fingerprint="fp_simulated",
         usage_null=True,
         usage_details=True,
+        final_message="refused",
     ),
     Dialect(
         "vllm",
@@ -72,12 +82,14 @@ _ROWS = (
         fingerprint="vllm-simulated",
         fingerprint_last_only=True,
         done_after_error=True,
+        final_message="continued",
     ),
     Dialect(
         "sglang",
         reasoning_field="reasoning_content",
         choice_extra={"matched_stop": 2},
         done_after_error=True,
+        final_message="continued",
     ),
     Dialect("tgi", repeat_role=True, finish_with_text=True, whole_tool_calls=True, fingerprint="tgi-simulated"),
     Dialect(

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from worker.simbackend.checks import text_list
+from worker.simbackend.continuation import rest_of
 from worker.simbackend.dice import Dice
 from worker.simbackend.options import SimOptions
 from worker.simbackend.plausible import plausible
@@ -25,15 +26,16 @@ _CACHE_BLOCK = 1024
 """Prompts below this are never cached; https://platform.openai.com/docs/guides/prompt-caching."""
 
 
-_FORM = frozenset({"stream", "stream_options"})
-"""Keys that say how an answer is sent, not what it is about."""
+_FORM = frozenset({"stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens"})
+"""Keys that say how an answer is sent and where it is cut, not what it is about."""
 
 
 def subject(body: Mapping[str, Any]) -> bytes:
     """
     Return what an answer depends on: the request without its form of delivery, the order of its keys and its spaces.
 
-    So the same question has the same answer streamed and not, however a client writes its JSON.
+    So the same question has the same answer streamed and not, however a client writes its JSON; a limit of tokens cuts
+    it and does not change it.
     """
     kept = {key: value for key, value in body.items() if key not in _FORM}
     return msgspec.json.encode(kept, order="deterministic")
@@ -133,6 +135,8 @@ def _choice(call: Call, index: int, dice: Dice, options: SimOptions, say: str | 
         length = dice.between(f"length{index}", (mean + 1) // 2, mean + mean // 2)
         choice.tokens = spell(dice.data(f"text{index}", length))
         _stop_at(choice, call.body.get("stop"))
+    if call.begun:
+        choice.reasoning, choice.tokens = [], rest_of(choice.tokens, call.begun)
     if call.max_tokens is not None and say is None:
         _limit(choice, call.max_tokens)
     return choice

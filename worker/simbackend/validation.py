@@ -69,6 +69,8 @@ class Call:
     """Prompts of a completion or texts to embed; token arrays are shown as the text of their numbers."""
     tools: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     """Name and parameter schema of each function that may be called."""
+    begun: str = ""
+    """Beginning of the answer that the request goes on from."""
     tool_choice: str = "auto"
     """`none`, `auto`, `required`, or `=NAME` for one function."""
 
