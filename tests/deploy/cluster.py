@@ -27,6 +27,7 @@ from tests.deploy.engine import Engine
 from tests.deploy.manifests import Variant
 from tests.rig import Answers, chat
 
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -81,7 +82,9 @@ class Cluster:
         """Create what deploy/terraform creates, with leases and backoffs short enough for a test."""
         settings = self._variant.settings().pubsub
         root = f"projects/{settings.project_id}"
-        self.requests, responses, dead = (f"{root}/topics/{name}" for name in ("inference-requests", settings.response_topic, "dead"))
+        self.requests, responses, dead = (
+            f"{root}/topics/{name}" for name in ("inference-requests", settings.response_topic, "dead")
+        )
         self._reader = f"{root}/subscriptions/reader"
         for topic in (self.requests, responses, dead):
             self.admin.publisher.create_topic(request={"name": topic})
@@ -102,7 +105,9 @@ class Cluster:
         documents = [json.loads(json.dumps(item)) for item in self._variant.of_kind("ConfigMap", "Deployment")]
         for item in documents:
             for container in item.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
-                container["ports"] = [{**port, "hostIP": "127.0.0.1", "hostPort": self.port} for port in container["ports"]]
+                container["ports"] = [
+                    {**port, "hostIP": "127.0.0.1", "hostPort": self.port} for port in container["ports"]
+                ]
         self._manifest.write_text(yaml.safe_dump_all(documents))
         self.engine("play", "kube", f"--network={self.network}", self._manifest)
 
@@ -122,10 +127,14 @@ class Cluster:
     def logs(self) -> list[dict[str, Any]]:
         """Return the worker's log, over every start of the container."""
         entries = []
-        for line in self.engine("logs", self.worker, check=False).splitlines():
+        for line in self.engine.output("logs", self.worker).splitlines():
             with suppress(ValueError):
                 entries.append(json.loads(line))
         return entries
+
+    def event(self, name: str) -> dict[str, Any] | None:
+        """Return the latest line of an event."""
+        return next((entry for entry in reversed(self.logs()) if entry.get("event") == name), None)
 
     def _get(self, url: str) -> str | None:
         try:

@@ -38,13 +38,20 @@ class Engine:
     def __call__(self, *arguments: str | Path, check: bool = True) -> str:
         """Run a podman command; return its output, or raise `AssertionError` with what it said."""
         done = call("podman", *arguments, env=self.environ)
-        assert not check or done.returncode == 0, f"podman {' '.join(map(str, arguments))}: {done.stderr or done.stdout}"
+        assert not check or done.returncode == 0, (
+            f"podman {' '.join(map(str, arguments))}: {done.stderr or done.stdout}"
+        )
         return done.stdout.strip()
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        """Run a container to its end; return the exit code and everything it printed."""
-        done = call("podman", "run", "--rm", "--pull=never", *arguments, env=self.environ)
+        """Run a container to its end, a minute at most; return the exit code and everything it printed."""
+        done = call("podman", "run", "--rm", "--pull=never", "--timeout=60", *arguments, env=self.environ)
         return done.returncode, done.stdout + done.stderr
+
+    def output(self, *arguments: str) -> str:
+        """Return everything a command printed, whatever came of it."""
+        done = call("podman", *arguments, env=self.environ)
+        return done.stdout + done.stderr
 
     def inspect(self, name: str, *, image: bool = False) -> dict[str, Any]:
         """Return what the engine knows of a container or an image."""
@@ -80,7 +87,11 @@ def find_engine() -> Engine:
     if shutil.which("podman") is None:
         raise NoEngineError("no podman on this machine")
     saved = _saved()
-    kept = {name: text for name, text in os.environ.items() if name in {"PATH", "HOME", "XDG_RUNTIME_DIR", "CONTAINERS_CONF"}}
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if name in {"PATH", "HOME", "XDG_RUNTIME_DIR", "CONTAINERS_CONF"}
+    }
     names = {
         "python": saved.get("PYTHON_IMAGE", _default("PYTHON_IMAGE")),
         "runtime": saved.get("RUNTIME_IMAGE", _default("RUNTIME_IMAGE")),
