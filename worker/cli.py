@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from worker.cli_policy import add_policy
+from worker.cli_report import add_report
 from worker.cli_setup import add_setup
 from worker.errors import SettingsError, WorkerError
 from worker.settings import Settings
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add_policy(commands)
     add_setup(commands)
     _add_replay(commands)
+    add_report(commands)
     return parser
 
 

@@ -267,6 +267,7 @@ def _worker_arguments(options: argparse.Namespace, settings: PubSubSettings, bac
         "backend.window.max": concurrency,
         "backend.window.initial": min(concurrency, 16),
         "reply.copy_attributes": f"[{', '.join(COPY_ATTRIBUTES)}]",
+        "reply.include_stats": True,  # for `inference-worker report`
         "http.host": "127.0.0.1",
         "http.port": 0,
         "log.format": "json",

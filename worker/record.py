@@ -165,7 +165,7 @@ class Recorder:
         """Return the `stats` object of an answer, `None` where answers carry none; absent values are null."""
         if not self._include_stats or delivery.draft is None:
             return None
-        measures = self._measures(delivery, body)
+        measures, request, decision = self._measures(delivery, body), delivery.request, delivery.decision
         return msgspec.json.encode(
             {
                 "ttft_s": _rounded(measures.ttft_s),
@@ -179,6 +179,9 @@ class Recorder:
                 "delivery_attempt": delivery.message.delivery_attempt,
                 "streamed": measures.streamed,
                 "request_time": self._request_time(delivery.draft.started),
+                "backend": delivery.backend,
+                "model": request.model if request is not None else None,
+                "error_class": decision.error_class if decision is not None else None,
             }
         )
 

@@ -7,7 +7,8 @@ leaves as
 * for a message-shaped line `{"id": "line-1-0a1b2c3d", "status_code": 200, "metadata": {...}, "body": {...}}`, with
   `body_uri` and `stats` where the answer has them;
 * for a batch line OpenAI's `{"id": "batch_req_line-1-0a1b2c3d", "custom_id": "...", "response": {"status_code",
-  "request_id", "body"} | null, "error": null | {"code", "message"}}`.
+  "request_id", "body"} | null, "error": null | {"code", "message"}}`, with `stats` beside them where the answer has
+  any.
 
 Metadata, body and stats stand in the line byte for byte, except that a line break between JSON tokens (a backend that
 prints prettily) becomes a space: a line is a line.  JSON has no raw line breaks inside strings, so nothing else
@@ -150,7 +151,7 @@ def output_line(line_id: str, shape: Shape, custom_id: bytes, answer: Answer) ->
 def message_line(line_id: str, answer: Answer) -> bytes:
     """Return the line of a message-shaped request, with its newline."""
     head = b'{"id":"%s","status_code":%d,"metadata":%s' % (line_id.encode(), answer.status_code, answer.metadata)
-    return head + _tail(answer, stats=answer.stats) + b"}\n"
+    return head + _tail(answer) + _stats(answer) + b"}\n"
 
 
 def batch_line(line_id: str, custom_id: bytes, answer: Answer) -> bytes:
@@ -171,19 +172,24 @@ def batch_line(line_id: str, custom_id: bytes, answer: Answer) -> bytes:
     if is_answered:
         request_id = msgspec.json.encode(answer.request_id)
         response = b'{"status_code":%d,"request_id":%s%s}' % (answer.status_code, request_id, _tail(answer))
-    return b'{"id":"batch_req_%s","custom_id":%s,"response":%s,"error":%s}\n' % (
+    return b'{"id":"batch_req_%s","custom_id":%s,"response":%s,"error":%s%s}\n' % (
         line_id.encode(),
         custom_id,
         response,
         error,
+        _stats(answer),
     )
 
 
-def _tail(answer: Answer, stats: bytes | None = None) -> bytes:
+def _tail(answer: Answer) -> bytes:
     tail = b"" if answer.body is None and answer.body_uri else b',"body":%s' % (answer.body or b"null")
     if answer.body_uri:
         tail += b',"body_uri":%s' % answer.body_uri
-    return tail if stats is None else tail + b',"stats":%s' % stats
+    return tail
+
+
+def _stats(answer: Answer) -> bytes:
+    return b"" if answer.stats is None else b',"stats":%s' % answer.stats
 
 
 def _one_line(raw: msgspec.Raw) -> bytes | None:

@@ -1,43 +1,16 @@
 """
 What a run has come to: counts that grow, and two frozen views of them.
 
-`Progress` is the view while it runs, `Summary` the one at its end.  Constant memory: latencies go into buckets that
-are 2 % wide, so that a quantile is at most about 1 % off.
+`Progress` is the view while it runs, `Summary` the one at its end.  Constant memory: of latencies a sketch is kept.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker.client.outputs import Answer
-
-_GROWTH = math.log(1.02)
-_SHORTEST_S = 1e-4
-"""Shorter latencies count as this; no broker is faster."""
-
-
-class LatencySketch:
-    """Quantiles of positive durations with a relative error of 1 %, in at most some 1,200 buckets up to a month."""
-
-    def __init__(self) -> None:
-        self._buckets: Counter[int] = Counter()
-        self._count = 0
-
-    def add(self, seconds: float) -> None:
-        """Count one duration, in seconds."""
-        self._buckets[round(math.log(max(seconds, _SHORTEST_S)) / _GROWTH)] += 1
-        self._count += 1
-
-    def quantile(self, share: float) -> float | None:
-        """Return the duration in seconds that `share` (0 to 1) of those counted do not exceed; `None` without any."""
-        rank = max(1, math.ceil(share * self._count))
-        for bucket in sorted(self._buckets):
-            rank -= self._buckets[bucket]
-            if rank <= 0:
-                return math.exp(bucket * _GROWTH)
-        return None
+from worker.client.sketch import QuantileSketch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +108,7 @@ class Tally:
         self._output_tokens: int | None = None
         self._statuses: Counter[str] = Counter()
         self._classes: Counter[str] = Counter()
-        self._latencies = LatencySketch()
+        self._latencies = QuantileSketch()
 
     def count(self, answer: Answer, latency_s: float | None) -> None:
         """Count one written answer; `latency_s` is `None` for one that was made here."""
@@ -188,6 +161,6 @@ class Tally:
             input_tokens=self._input_tokens,
             output_tokens=self._output_tokens,
             output_tokens_per_s=None if self._output_tokens is None else self._output_tokens / span,
-            latency_p50_s=self._latencies.quantile(0.5),
-            latency_p90_s=self._latencies.quantile(0.9),
+            latency_p50_s=self._latencies.percentile(50),
+            latency_p90_s=self._latencies.percentile(90),
         )

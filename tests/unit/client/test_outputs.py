@@ -104,6 +104,14 @@ def test_good_batch_line():
     }
 
 
+def test_a_batch_line_keeps_what_was_measured():
+    """`stats` stands beside OpenAI's keys, byte for byte, also where no server answered."""
+    data = encode_response(502, b"{}", json.dumps(envelope("connect", backend=None)).encode(), stats=b'{"ttft_s": 0.5}')
+    line = batch_line("line-1-00000000", b'"a"', decode_answer(data, {}))
+    assert line.endswith(b',"stats":{"ttft_s": 0.5}}\n')
+    assert json.loads(line)["response"] is None
+
+
 def test_message_id_stands_in_for_the_backends_request_id():
     """Without a request id of the backend's, the id of the request message is given."""
     assert a_batch_output(an_answer(request_message_id="m-1"))["response"]["request_id"] == "m-1"

@@ -2,19 +2,14 @@
 
 import io
 import json
-import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from worker.client.lines import Refusal
 from worker.client.outputs import Answer, local_answer
 from worker.client.progress import BarDisplay, PlainDisplay, build_display, describe
 from worker.client.summary import headline, print_summary, rows, summary_json
-from worker.client.tally import LatencySketch, Progress, Tally
-
-durations = st.lists(st.floats(1e-4, 1e6), min_size=1, max_size=60)
+from worker.client.tally import Progress, Tally
 
 
 def an_answer(status=200, **fields):
@@ -32,25 +27,6 @@ def a_progress(**changes):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
-
-
-@given(durations, st.floats(0, 1))
-def test_quantiles_are_within_one_percent(values, share):
-    """A quantile is the value at its rank, within the width of a bucket."""
-    sketch = LatencySketch()
-    for value in values:
-        sketch.add(value)
-    expected = sorted(values)[max(1, math.ceil(share * len(values))) - 1]
-    assert sketch.quantile(share) == pytest.approx(expected, rel=0.0101)
-
-
-def test_sketch_has_few_buckets():
-    """Memory does not grow with the number of durations."""
-    sketch = LatencySketch()
-    for step in range(20_000):
-        sketch.add(1e-4 * 1.0012**step)
-    assert len(sketch._buckets) < 1_300
-    assert LatencySketch().quantile(0.5) is None
 
 
 def test_summary_of_mixed_answers():

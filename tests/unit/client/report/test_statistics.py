@@ -1,0 +1,160 @@
+"""Counts, rates and percentiles, against arithmetic done another way."""
+
+import json
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.client.report.answers import a_line, a_run
+from worker.client.report.results import DURATIONS, is_shown, is_weak
+from worker.client.report.sample import NoAnswerError, read_sample
+from worker.client.report.statistics import MAX_GROUPS, OTHERS, UNKNOWN, Statistics
+
+positive = st.floats(0.001, 1000)
+
+
+def report_of(lines, **options):
+    counts = Statistics()
+    for number, line in enumerate(lines, 1):
+        try:
+            counts.add(read_sample(line))
+        except NoAnswerError as error:
+            counts.add_unreadable(number, str(error))
+    return counts.report("out.jsonl", **options)
+
+
+def test_an_independent_count_of_a_run_agrees():
+    """Answers, errors, tokens and times by model and class, as plain Python counts them."""
+    lines = a_run()
+    report = report_of(lines)
+    answers = [json.loads(line) for line in lines[:-1]]
+    good = [answer for answer in answers if answer["status_code"] == 200]
+    assert (report.total.answers, report.total.errors, report.unreadable) == (400, 20, 1)
+    assert report.total.statuses == {"200": 380, "400": 20}
+    for group in report.models:
+        mine = [answer for answer in answers if answer["stats"]["model"] == group.name]
+        times = sorted(answer["stats"]["ttft_s"] for answer in mine if answer["status_code"] == 200)
+        assert group.answers == len(mine)
+        assert group.tokens["output"].total == 20 * len(times)
+        assert group.tokens["output"].missing == len(mine) - len(times)
+        assert group.tokens["input_cached"].total is None
+        spread = group.durations["ttft_s"]
+        assert (spread.count, spread.missing) == (len(times), 0)
+        assert spread.mean == pytest.approx(statistics.fmean(times))
+        deciles = statistics.quantiles(times, n=100, method="inclusive")
+        assert spread.percentiles[50].value == pytest.approx(deciles[49], rel=0.03)
+        assert spread.percentiles[90].value == pytest.approx(deciles[89], rel=0.05)
+    assert [(group.name, group.answers) for group in report.error_classes] == [
+        ("context_length", 10),
+        ("stream_broken", 10),
+    ]
+    starts = [round(float(answer["stats"]["request_time"][17:-1]), 3) for answer in answers]
+    ends = [start + answer["stats"]["ttlt_s"] for start, answer in zip(starts, answers, strict=True)]
+    duration = max(ends) - min(starts)
+    assert report.duration_s == pytest.approx(duration, abs=0.001)
+    assert report.send_window_s == pytest.approx(max(starts) - min(starts), abs=0.001)
+    assert report.answers_per_s == pytest.approx(400 / duration, rel=1e-4)
+    assert report.requests_per_minute == pytest.approx(399 * 60 / (max(starts) - min(starts)), rel=1e-4)
+    assert report.total.tokens["output"].per_s == pytest.approx(20 * len(good) / duration, rel=1e-4)
+    assert sum(item.good for item in report.bins) == 380
+    assert sum(item.errors for item in report.bins) == 20
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (1, {}),
+        (2, {50: True}),
+        (9, {50: True}),
+        (10, {50: False, 90: True}),
+        (49, {50: False, 90: True}),
+        (50, {50: False, 90: False}),
+        (99, {50: False, 90: False}),
+        (100, {50: False, 90: False, 99: True}),
+        (499, {50: False, 90: False, 99: True}),
+        (500, {50: False, 90: False, 99: False}),
+    ],
+)
+def test_percentiles_of_few_values_are_hidden_or_marked(count, shown):
+    """p50, p90 and p99 need 2, 10 and 100 values, and 10, 50 and 500 not to be weak."""
+    report = report_of(a_line(number) for number in range(count))
+    found = report.total.durations["ttft_s"].percentiles
+    assert {percent: item.is_weak for percent, item in found.items() if item is not None} == shown
+    exported = report.total.durations["ttft_s"].as_dict()
+    assert exported["weak"] == [f"p{percent}" for percent, weak in shown.items() if weak]
+    assert [exported[f"p{percent}"] is not None for percent in (50, 90, 99)] == [p in shown for p in (50, 90, 99)]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 99), st.integers(1, 50))
+def test_the_rules_count_values_beyond_the_percentile(count, percent, min_tail):
+    """Exactly: shown with at least one value beyond it, trusted with at least `min_tail`."""
+    beyond = count * (100 - percent) // 100
+    assert is_shown(count, percent) == (beyond >= 1)
+    assert is_weak(count, percent, min_tail) == (beyond < min_tail)
+
+
+def test_nulls_are_left_out_and_counted():
+    """They are no zeros: neither in means nor in sums."""
+    nothing = {"tokens": {"input": 7, "output": None}, "ttft_s": None, "queue_s": None}
+    report = report_of([a_line(1), a_line(2, **nothing), a_line(3, stats=False)])
+    spread = report.total.durations["ttft_s"]
+    assert (spread.count, spread.missing, spread.mean) == (1, 2, pytest.approx(0.1))
+    assert report.total.tokens["output"].total == 20
+    assert report.total.tokens["output"].missing == 2
+    assert report.total.tokens["input"].total == 17
+    assert report.timed == 2
+
+
+def test_errors_do_not_make_a_model_look_fast():
+    """A refusal within a millisecond is in the times of its class, not of its model."""
+    lines = [a_line(1, ttlt_s=5.0), a_line(2, 429, error_class="rate_limited", ttlt_s=0.001)]
+    report = report_of(lines)
+    assert report.models[0].durations["ttlt_s"].minimum == 5.0
+    assert report.total.durations["ttlt_s"].count == 1
+    spread = report.error_classes[0].durations["ttlt_s"]
+    assert (spread.count, spread.missing, spread.maximum) == (1, 0, 0.001)
+
+
+def test_groups_are_few_whatever_requesters_send():
+    """From a number on, models are counted together, last in the list."""
+    report = report_of(a_line(number, model=f"model-{number}") for number in range(MAX_GROUPS + 30))
+    assert len(report.models) == MAX_GROUPS + 1
+    assert (report.models[-1].name, report.models[-1].answers) == (OTHERS, 30)
+
+
+def test_what_is_not_known_has_a_name():
+    """An answer without a model is counted all the same."""
+    report = report_of([a_line(1, 400, stats=False)])
+    assert (report.models[0].name, report.models[0].errors) == (UNKNOWN, 1)
+
+
+def test_nothing_gives_an_empty_report():
+    """No division by zero, nothing invented."""
+    report = report_of([])
+    assert report.total.answers == 0
+    assert (report.duration_s, report.answers_per_s, report.requests_per_minute) == (None, None, None)
+    assert json.loads(json.dumps(report.as_dict()))["models"] == {}
+
+
+def test_the_machine_form_names_every_duration_and_kind():
+    """Scripts rely on the keys; docs/report.md shows them."""
+    exported = report_of(a_run()).as_dict()
+    assert list(exported["total"]["durations"]) == list(DURATIONS)
+    assert list(exported["total"]["tokens"]) == ["input", "output", "input_cached", "output_reasoning"]
+    assert exported["models"]["large"]["durations"]["ttft_s"].keys() >= {"count", "missing", "mean", "p50", "weak"}
+    assert exported["started"] == "2026-11-20T20:42:00.100Z"
+    assert exported["timeline"]["bins"][0].keys() == {"start", "good", "errors", "output_tokens"}
+
+
+def test_memory_does_not_grow_with_the_run():
+    """Sketches, groups and bins are bounded, so that a run may have any number of lines."""
+    counts = Statistics()
+    sample = [read_sample(line) for line in a_run()[:-1]]
+    sizes = []
+    for _ in range(3):
+        for item in sample:
+            counts.add(item)
+        sizes.append(len(counts._timeline._bins) + len(counts._total.sketches["ttft_s"]._buckets))
+    assert sizes[0] == sizes[1] == sizes[2]

@@ -1,0 +1,88 @@
+"""The tables, and how numbers are written for people."""
+
+import re
+
+import pytest
+
+from tests.unit.client.report.answers import a_line, a_run
+from tests.unit.client.report.test_statistics import report_of
+from worker.client.report.numbers import amount, count, share, span
+from worker.client.report.text import render_text, table
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"), (0, "0"), (0.000_000_3, "0.000000"), (0.000_123_4, "0.000123"), (0.011_34, "0.0113"),
+        (0.999_9, "1.000"), (2.044, "2.04"), (12.74, "12.7"), (999.9, "1,000"), (12_345.6, "12,346"),
+    ],
+)  # fmt: skip
+def test_amounts_have_three_digits(value, text):
+    """Never scientific, never more than three digits that mean something before the thousands."""
+    assert amount(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0.0 %"), (0.000_01, "<0.1 %"), (0.001, "0.1 %"), (0.5, "50.0 %"), (1, "100.0 %")]
+)
+def test_a_share_that_is_not_nothing_is_not_shown_as_nothing(value, text):
+    """One error in a million must not look like none."""
+    assert share(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "-"), (0.5, "0.500 s"), (119, "119 s"), (121, "2.0 min"), (9000, "2.5 hours")]
+)
+def test_spans_have_the_unit_that_suits_them(seconds, text):
+    """Seconds up to two minutes, then minutes, hours, days."""
+    assert span(seconds) == text
+    assert span(5 * 86_400) == "5.0 days"
+    assert count(1234) == "1,234"
+
+
+def test_the_report_says_what_a_person_asks_first():
+    """How many, how many wrong, how fast, by model, by class; in lines that fit a terminal."""
+    text = render_text(report_of(a_run()))
+    assert text.startswith("out.jsonl: 400 answers, 20 of them errors (5.0 %)\n2026-11-20T20:42:00.100Z to ")
+    assert "by status: 200: 380, 400: 20" in text
+    assert "note: 1 line is no answer; the first is line 401: " in text
+    assert re.search(r"^large +\d+ +\d+ ", text, re.MULTILINE)
+    assert re.search(r"^total +400 +20 +5\.0 % +3,800 +7,600 +- +1,900 ", text, re.MULTILINE)
+    assert re.search(r"^context_length +10 +2\.5 % +400 ", text, re.MULTILINE)
+    assert "* fewer than 5 values lie beyond it" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_row_of_zeros_is_left_out():
+    """Nothing was held, so nothing is said about it; marks that do not occur are not explained."""
+    text = render_text(report_of(a_line(number) for number in range(600)))
+    assert "held" not in text
+    assert "lie beyond" not in text
+
+
+def test_percentiles_of_few_values_are_dashes():
+    """Three values have a weak p50 and nothing else; both are explained."""
+    text = render_text(report_of(a_line(number) for number in range(3)))
+    assert re.search(r"^m +ttft +3 +0 +0\.100 +0\.100\* +- +- +0\.100$", text, re.MULTILINE)
+    assert "* fewer than 5 values lie beyond it" in text
+    assert "- no value lies beyond it" in text
+
+
+def test_without_times_only_counts_are_told():
+    """Answers of a worker without `reply.include_stats`: no rates, no tables of times, and the reason."""
+    text = render_text(report_of([a_line(1, stats=False), a_line(2, 429, stats=False)]))
+    assert "answers/s" not in text
+    assert "Times" not in text
+    assert "2 answers have no times" in text
+    assert "reply.include_stats" in text
+
+
+def test_an_empty_file_is_told_as_such():
+    """No tables of nothing."""
+    assert render_text(report_of([])) == "out.jsonl: no answers\n"
+
+
+def test_tables_are_aligned():
+    """Words to the left, numbers to the right, no spaces at the ends."""
+    lines = list(table(["name", "n"], [["a", "10"], ["longer", "5"]]))
+    assert lines == ["name     n", "------  --", "a       10", "longer   5"]

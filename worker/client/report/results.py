@@ -1,0 +1,206 @@
+"""
+What a report says: frozen values, and the rules by which a percentile may be shown.  Pure.
+
+A percentile p of n values says something only if values lie beyond it: with n * (100 - p) < 100 there is not one, and
+it is not shown; with fewer than `min_tail` of them it is shown as weak.  So p50, p90 and p99 need 2, 10 and 100 values,
+and 10, 50 and 500 to be trusted with the default of 5.  Whole numbers, since 10 * (1 - 0.9) is just below 1 in
+floating point.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from worker.client.report.timeline import Bin
+from worker.client.sketch import Bar
+
+PERCENTS = (50, 90, 99)
+DURATIONS = ("ttft_s", "ttlt_s", "tpot_s", "queue_s", "held_s")
+"""Names of measured durations, as in `stats`; docs/report.md says what each is."""
+TOKEN_KINDS = ("input", "output", "input_cached", "output_reasoning")
+MIN_TAIL = 5
+HISTOGRAM_BARS = 40
+_LAST_MOMENT = datetime.max.replace(tzinfo=UTC).timestamp() - 1
+"""The end of the year 9999; whoever is later has a broken clock, and no date can say when."""
+
+
+def is_shown(count: int, percent: int) -> bool:
+    """Whether at least one of `count` values lies beyond the percentile."""
+    return count * (100 - percent) >= 100  # noqa: PLR2004 - percent
+
+
+def is_weak(count: int, percent: int, min_tail: int) -> bool:
+    """Whether fewer than `min_tail` values lie beyond the percentile."""
+    return count * (100 - percent) < 100 * min_tail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Percentile:
+    """One percentile that may be shown."""
+
+    value: float
+    """Seconds, within 1 %."""
+    is_weak: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How one duration is distributed over a group of answers; seconds."""
+
+    count: int
+    missing: int
+    """Answers of the group that do not say; left out of everything else here."""
+    mean: float | None
+    minimum: float | None
+    maximum: float | None
+    percentiles: Mapping[int, Percentile | None]
+    """By percent, of `PERCENTS`; `None` where too few values are there."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        shown = {f"p{percent}": found for percent, found in self.percentiles.items()}
+        return {
+            "count": self.count,
+            "missing": self.missing,
+            "mean": self.mean,
+            "min": self.minimum,
+            "max": self.maximum,
+            **{name: None if found is None else found.value for name, found in shown.items()},
+            "weak": [name for name, found in shown.items() if found is not None and found.is_weak],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Tokens of one kind."""
+
+    total: int | None
+    """`None` when no answer says."""
+    missing: int
+    """Answers that do not say."""
+    per_s: float | None
+    """Over the time of the whole run, of the answers with times."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"total": self.total, "missing": self.missing, "per_s": self.per_s}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupReport:
+    """Answers that have something in common: all of them, those of a model, those of an error class."""
+
+    name: str
+    answers: int
+    errors: int
+    truncated: int
+    """Errors that carry part of an answer."""
+    retried: int
+    """Answers that took more than one attempt of the worker that gave them."""
+    redelivered: int
+    """Answers to a message that was delivered more than once."""
+    statuses: Mapping[str, int]
+    """Answers by status code; `none` for batch lines behind which no server's answer stands."""
+    tokens: Mapping[str, Tokens]
+    """By kind, of `TOKEN_KINDS`."""
+    durations: Mapping[str, Spread]
+    """By name, of `DURATIONS`: of good answers; in the group of an error class, of its errors."""
+
+    @property
+    def error_rate(self) -> float:
+        """Share of errors, 0 to 1."""
+        return self.errors / self.answers if self.answers else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "answers": self.answers,
+            "errors": self.errors,
+            "error_rate": self.error_rate,
+            "truncated": self.truncated,
+            "retried": self.retried,
+            "redelivered": self.redelivered,
+            "statuses": dict(self.statuses),
+            "tokens": {kind: tokens.as_dict() for kind, tokens in self.tokens.items()},
+            "durations": {name: spread.as_dict() for name, spread in self.durations.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """Everything about one output file."""
+
+    source: str
+    min_tail: int
+    unreadable: int
+    """Lines that are no answer."""
+    first_unreadable: tuple[int, str] | None
+    """Number of the first of them, from 1, and what is wrong with it."""
+    timed: int
+    """Answers with `stats` that say when they were made; rates and the timeline are about these."""
+    started: float | None
+    """Unix seconds at which the first answer's last attempt started."""
+    ended: float | None
+    """Unix seconds at which the last answer was complete."""
+    send_window_s: float | None
+    """From the first start of an attempt to the last."""
+    total: GroupReport
+    models: tuple[GroupReport, ...]
+    """The most frequent first."""
+    error_classes: tuple[GroupReport, ...]
+    histograms: Mapping[str, tuple[Bar, ...]]
+    """By name of a duration, over good answers; seconds."""
+    bin_s: float
+    """Width of a bin of the timeline."""
+    bins: tuple[Bin, ...]
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from the first start to the last end; pauses between runs of a resumed file are in it."""
+        return None if self.started is None or self.ended is None else self.ended - self.started
+
+    @property
+    def answers_per_s(self) -> float | None:
+        """Answers a second over `duration_s`."""
+        return self.timed / self.duration_s if self.duration_s else None
+
+    @property
+    def requests_per_minute(self) -> float | None:
+        """Starts a minute over `send_window_s`; the first one opens the window and is not counted."""
+        return (self.timed - 1) * 60 / self.send_window_s if self.send_window_s else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "source": self.source,
+            "min_tail": self.min_tail,
+            "unreadable": self.unreadable,
+            "timed": self.timed,
+            "started": iso_time(self.started),
+            "ended": iso_time(self.ended),
+            "duration_s": self.duration_s,
+            "send_window_s": self.send_window_s,
+            "answers_per_s": self.answers_per_s,
+            "requests_per_minute": self.requests_per_minute,
+            "total": self.total.as_dict(),
+            "models": {group.name: group.as_dict() for group in self.models},
+            "error_classes": {group.name: group.as_dict() for group in self.error_classes},
+            "timeline": {
+                "bin_s": self.bin_s,
+                "bins": [
+                    {"start": iso_time(item.start), "good": item.good, "errors": item.errors}
+                    | {"output_tokens": item.output_tokens}
+                    for item in self.bins
+                ],
+            },
+        }
+
+
+def iso_time(moment: float | None) -> str | None:
+    """Return Unix seconds as RFC 3339 text in UTC with milliseconds."""
+    if moment is None:
+        return None
+    return (
+        datetime.fromtimestamp(min(moment, _LAST_MOMENT), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )

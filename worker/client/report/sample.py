@@ -1,0 +1,179 @@
+"""
+What one output line tells a report.  Pure, no I/O.
+
+Both shapes of `outputs` are read: message lines and OpenAI batch lines.  Where the worker measured (`stats`), its word
+counts, so that a report and the live metrics agree; without it the body has to do, and times are unknown.  What is not
+known is `None`, never 0.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+
+from worker.usage import Usage, read_usage
+
+_ABSENT = msgspec.Raw(b"")
+_FIRST_ERROR = 300
+_MAX_NAME_CHARS = 128
+"""Longer names of models and errors are cut; they come from requesters and servers."""
+_NO_USAGE = Usage()
+
+_Duration = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Status = Annotated[int, msgspec.Meta(ge=100, le=999)]
+
+
+class NoAnswerError(Exception):
+    """The line is no answer; says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One answer."""
+
+    is_error: bool
+    status_code: int | None
+    """`None` for batch lines behind which no server's answer stands: their shape has no place for it."""
+    error_class: str | None
+    """`None` for a good answer."""
+    model: str | None
+    """As it was requested, else as the answer says."""
+    is_truncated: bool
+    """An error that carries part of an answer."""
+    tokens: Usage
+    measured: "Measured | None"
+    """`None` when the line has no `stats`."""
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """The `stats` of an answer; durations in seconds."""
+
+    ttft_s: _Duration | None = None
+    ttlt_s: _Duration | None = None
+    tpot_s: _Duration | None = None
+    queue_s: _Duration | None = None
+    held_s: _Duration | None = None
+    attempts: _Count | None = None
+    delivery_attempt: _Count | None = None
+    streamed: bool = False
+    salvaged_tokens: _Count | None = None
+    request_time: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    """When the last attempt started."""
+    model: str | None = None
+    error_class: str | None = None
+    tokens: Usage = _NO_USAGE
+
+    @property
+    def started(self) -> float | None:
+        """Unix seconds at which the last attempt started."""
+        return None if self.request_time is None else self.request_time.timestamp()
+
+    @property
+    def ended(self) -> float | None:
+        """Unix seconds at which the last attempt ended."""
+        started = self.started
+        return None if started is None or self.ttlt_s is None else started + self.ttlt_s
+
+
+class _Response(msgspec.Struct):
+    status_code: _Status
+    body: msgspec.Raw = _ABSENT
+
+
+class _Failure(msgspec.Struct):
+    code: Any = None
+
+
+class _Line(msgspec.Struct):
+    status_code: _Status | None = None
+    body: msgspec.Raw = _ABSENT
+    stats: Measured | None = None
+    custom_id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    response: _Response | None = None
+    error: _Failure | None = None
+
+
+class _Error(msgspec.Struct):
+    code: Any = None
+    type: Any = None
+
+
+class _Body(msgspec.Struct):
+    model: Any = None
+    error: Any = None
+    code: Any = None
+    type: Any = None
+    truncated: Any = None
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_body = msgspec.json.Decoder(_Body).decode
+
+
+def read_sample(line: bytes) -> Sample:
+    """
+    Return what an output line tells.
+
+    Raises:
+        NoAnswerError: It is none: torn, of another program, or not JSON at all.
+    """
+    try:
+        parsed = _decode_line(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NoAnswerError(str(error)) from None
+    if parsed.custom_id is not msgspec.UNSET:
+        return _batch_sample(parsed)
+    if parsed.status_code is None:
+        raise NoAnswerError("has neither `status_code` nor `custom_id`")
+    is_error = parsed.status_code >= _FIRST_ERROR
+    return _sample(parsed, parsed.status_code, bytes(parsed.body), is_error=is_error)
+
+
+def _batch_sample(line: _Line) -> Sample:
+    response = line.response
+    if response is None and line.error is None:
+        raise NoAnswerError("has neither `response` nor `error`")
+    status = None if response is None else response.status_code
+    is_error = line.error is not None or (status or 0) >= _FIRST_ERROR
+    code = line.error.code if line.error is not None else None
+    return _sample(line, status, b"" if response is None else bytes(response.body), is_error=is_error, code=code)
+
+
+def _sample(line: _Line, status: int | None, body: bytes, *, is_error: bool, code: Any = None) -> Sample:
+    stats = line.stats
+    parsed = _read_body(body) if is_error or stats is None or stats.model is None else _Body()
+    usage = stats.tokens if stats is not None else None if is_error else read_usage(body)
+    return Sample(
+        is_error=is_error,
+        status_code=status,
+        error_class=_error_class(stats, status, parsed, code) if is_error else None,
+        model=_name(stats.model if stats is not None else None) or _name(parsed.model),
+        is_truncated=is_error and parsed.truncated is True,
+        tokens=usage or _NO_USAGE,
+        measured=stats,
+    )
+
+
+def _read_body(body: bytes) -> _Body:
+    try:
+        return _decode_body(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _Body()
+
+
+def _error_class(stats: Measured | None, status: int | None, body: _Body, code: Any) -> str:
+    """Return the worker's class, which is also the code of its own errors; else the code or type of the server's."""
+    known = stats.error_class if stats is not None else None
+    inner = body.error if isinstance(body.error, dict) else {}
+    candidates = (known, code, inner.get("code"), inner.get("type"), body.code, body.type)
+    found = next((name for name in map(_name, candidates) if name), None)
+    return found or (f"http_{status}" if status is not None else "unclassified")
+
+
+def _name(value: Any) -> str | None:
+    """Return a name fit for a terminal, without the control characters that could drive it."""
+    if not isinstance(value, str) or not value:
+        return None
+    return "".join(char if char.isprintable() else "\ufffd" for char in value[:_MAX_NAME_CHARS])

@@ -1,0 +1,138 @@
+"""The report as plain text for a terminal or a log.  Pure."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from worker.client.report.numbers import NOTHING, WEAK, amount, count, has_weak, percentile, share, span
+from worker.client.report.results import DURATIONS, PERCENTS, TOKEN_KINDS, GroupReport, RunReport, iso_time
+
+_GAP = "  "
+
+
+def render_text(report: RunReport) -> str:
+    """Return the report, lines of about 100 characters, with its last newline."""
+    blocks = [_summary(report), _models(report), _durations(report)]
+    if report.error_classes:
+        blocks.append(_errors(report))
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def headline(report: RunReport) -> str:
+    """Return what a person wants to know first, in one sentence."""
+    total = report.total
+    if not total.answers:
+        return "no answers"
+    text = f"{count(total.answers)} answers, {count(total.errors)} of them errors"
+    if total.errors:
+        text += f" ({share(total.error_rate)})"
+    return text
+
+
+def remarks(report: RunReport) -> Iterator[str]:
+    """Yield what the reader should know about the data, a sentence each."""
+    total = report.total
+    if report.first_unreadable is not None:
+        number, reason = report.first_unreadable
+        lines = "line is no answer" if report.unreadable == 1 else "lines are no answers"
+        yield f"{count(report.unreadable)} {lines}; the first is line {number:,}: {reason}"
+    if total.truncated:
+        yield f"{count(total.truncated)} errors carry part of an answer"
+    if total.retried:
+        yield f"{count(total.retried)} answers took more than one attempt of their worker"
+    if total.redelivered:
+        yield f"{count(total.redelivered)} answers are to messages that were delivered more than once"
+    if report.timed < total.answers:
+        untimed = count(total.answers - report.timed)
+        yield f"{untimed} answers have no times: they never came to a backend, or reply.include_stats is off"
+
+
+def _summary(report: RunReport) -> list[str]:
+    lines = [f"{report.source}: {headline(report)}"]
+    if report.started is not None:
+        start, end = iso_time(report.started), iso_time(report.ended)
+        lines.append(f"{start} to {end}, {span(report.duration_s)}")
+        output = report.total.tokens["output"].per_s
+        tokens = f", {amount(output)} output tokens/s" if output is not None else ""
+        lines.append(f"{amount(report.answers_per_s)} answers/s{tokens}")
+    if report.total.answers:
+        statuses = ", ".join(f"{status}: {count(number)}" for status, number in report.total.statuses.items())
+        lines.append(f"by status: {statuses}")
+    return lines + [f"note: {remark}" for remark in remarks(report)]
+
+
+def _models(report: RunReport) -> list[str]:
+    if not report.models:
+        return []
+    groups = [*report.models, *([report.total] if len(report.models) > 1 else [])]
+    header = ["model", "answers", "errors", "of them"] + [kind.replace("_", " ") for kind in TOKEN_KINDS] + ["out/s"]
+    rows = [
+        [group.name, count(group.answers), count(group.errors), share(group.error_rate)]
+        + [count(group.tokens[kind].total) for kind in TOKEN_KINDS]
+        + [amount(group.tokens["output"].per_s)]
+        for group in groups
+    ]
+    lines = ["Answers and tokens", *table(header, rows)]
+    unknown = {kind: report.total.tokens[kind].missing for kind in TOKEN_KINDS[:2]}
+    if any(unknown.values()):
+        says = ", ".join(f"{kind}: {count(number)}" for kind, number in unknown.items())
+        lines.append(f"answers that do not say their tokens ({says}) are left out of the sums")
+    return lines
+
+
+def _durations(report: RunReport) -> list[str]:
+    groups = [*report.models, *([report.total] if len(report.models) > 1 else [])]
+    rows = list(duration_rows(groups))
+    if not rows:
+        return []
+    for row, before in zip(reversed(rows), [*reversed([row[0] for row in rows[:-1]]), ""], strict=True):
+        row[0] = "" if row[0] == before else row[0]
+    header = ["model", "", "n", "unknown", "mean", "p50", "p90", "p99", "max"]
+    return ["Times of good answers, seconds", *table(header, rows, texts=2), *legend(report, groups)]
+
+
+def _errors(report: RunReport) -> list[str]:
+    header = ["class", "answers", "of all", "statuses", "mean s to fail", "p50", "p90"]
+    rows = []
+    for group in report.error_classes:
+        spread = group.durations["ttlt_s"]
+        head = [group.name, count(group.answers), share(group.answers / report.total.answers), " ".join(group.statuses)]
+        took = [amount(spread.mean), percentile(spread.percentiles[50]), percentile(spread.percentiles[90])]
+        rows.append(head + took)
+    return ["Errors", *table(header, rows)]
+
+
+def duration_rows(groups: Iterable[GroupReport]) -> Iterator[list[str]]:
+    """Yield the row of every duration that a group has values of, not all of them 0."""
+    for group in groups:
+        for name in DURATIONS:
+            spread = group.durations[name]
+            if spread.maximum:
+                shown = [percentile(spread.percentiles[percent]) for percent in PERCENTS]
+                counts = [count(spread.count), count(spread.missing)]
+                yield [
+                    group.name,
+                    name.removesuffix("_s"),
+                    *counts,
+                    amount(spread.mean),
+                    *shown,
+                    amount(spread.maximum),
+                ]
+
+
+def legend(report: RunReport, groups: Iterable[GroupReport]) -> Iterator[str]:
+    """Yield what the marks mean, where there are any."""
+    spreads = [spread for group in groups for spread in group.durations.values() if spread.maximum]
+    if has_weak(*spreads):
+        yield f"{WEAK} fewer than {report.min_tail} values lie beyond it"
+    if any(found is None for spread in spreads for found in spread.percentiles.values()):
+        yield f"{NOTHING} no value lies beyond it: too few for this percentile"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> Iterator[str]:
+    """Yield the lines of a table: the first `texts` columns to the left, numbers to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    for row in (header, ["-" * width for width in widths], *rows):
+        cells = [
+            cell.ljust(width) if place < texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield _GAP.join(cells).rstrip()
