@@ -204,6 +204,23 @@ async def test_a_refused_form_is_lowered_within_the_attempt(
     assert len([line for line in logs if "refuses" in line["event"]]) == 1
 
 
+async def test_a_lowered_form_has_its_own_first_byte(open_backend: Open) -> None:
+    """The silence behind the second request is no silence inside the first one's answer."""
+
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(refusal("stream")[0])
+        await connection.read_request()
+        await connection.wait_closed_by_peer()
+
+    async with raw_server(script) as server:
+        backend = open_backend(server.url, timeouts={"idle_s": 0.05, "first_byte_s": 0.2, "total_s": 5})
+        draft = Draft()
+        with pytest.raises(BackendError) as caught:
+            await backend.invoke(BackendRequest(path=CHAT, body=BODY), draft)
+    assert (caught.value.fault, draft.phase) == (Fault.FIRST_BYTE_TIMEOUT, Phase.HEADERS)
+
+
 async def test_a_connection_lost_while_lowering_the_form_is_no_refusal(open_backend: Open) -> None:
     """What the first request was told does not stand for the second one's end."""
 

@@ -1,12 +1,16 @@
 """Going on from what a broken stream had generated: when the message is kept for it, and how often."""
 
 import asyncio
+import json
+from typing import Any
 
 from tests.broken_streams import SALVAGE, broken, content, partial
 from tests.fakes import REFUSED, Answer, FakeBackend
 from tests.pipeline import Pipeline, message
 from tests.virtual_time import loop_time, settle, virtual_time
 from worker.attempts import MAX_CONTINUATIONS
+from worker.flow.gate import Permit, RouteGate
+from worker.flow.order import AdmissionOrder
 from worker.ports import BackendRequest, Salvage, Settlement
 from worker.settings import BreakerSettings
 
@@ -86,7 +90,40 @@ async def test_without_anything_to_go_on_from_it_is_handed_back() -> None:
 
 
 @virtual_time
-async def test_behind_an_open_breaker_it_waits_and_is_continued_then() -> None:
+async def test_an_error_event_before_new_text_is_a_plain_error(logs: list[Any]) -> None:
+    """What the try went on from is in its partial, but this stream had not begun: it is held as what it names."""
+    busy = {"error": {"message": "busy", "type": "t", "code": 503}}
+    first = {"partial": partial(), "salvage": SALVAGE, "in_stream": True, "content_events": 0}
+    refused = Answer(body=json.dumps(busy).encode(), draft=first)
+    pipeline = Pipeline(Continuing(broken(salvage=SALVAGE), refused))
+    assert await pipeline.handle(message(attempt=1)) is ACK
+    assert [line["error_class"] for line in logs if line["event"] == "held"] == ["stream_broken", "overloaded"]
+
+
+class ListeningGate(RouteGate):
+    """Remembers of whom it was told that they will report their first token."""
+
+    streamed: list[bool]
+
+    async def admit(self, order: AdmissionOrder, *, streamed: bool = False, **more: Any) -> Permit:
+        self.streamed.append(streamed)
+        return await super().admit(order, streamed=streamed, **more)
+
+
+@virtual_time
+async def test_the_gate_knows_which_attempts_will_tell_of_their_first_token() -> None:
+    """Only of those does silence mean that they wait."""
+    pipeline = Pipeline()
+    gate = pipeline.route.gate
+    gate.__class__, gate.streamed = ListeningGate, []  # type: ignore[assignment,attr-defined]
+    for is_streaming in (False, True):
+        pipeline.backend.is_streaming = is_streaming
+        await pipeline.handle()
+    assert gate.streamed == [False, True]  # type: ignore[attr-defined]
+
+
+@virtual_time
+async def test_behind_an_open_breaker_it_waits_and_is_continued_then(logs: list[Any]) -> None:
     """The outage is not the message's fault: held by the rule for outages, and what came is not lost meanwhile."""
     backend = Continuing(broken(salvage=SALVAGE), then=REFUSED)
     pipeline = Pipeline(backend, breaker=BreakerSettings(failures=1))
@@ -97,6 +134,7 @@ async def test_behind_an_open_breaker_it_waits_and_is_continued_then() -> None:
     backend.then = recovers
     assert await pipeline.handle(message(attempt=1)) is ACK
     assert backend.salvages() == [None, SALVAGE]
+    assert [line["rule"] for line in logs if line["event"] == "held"] == ["builtin:stream_broken+outage"]
 
 
 @virtual_time

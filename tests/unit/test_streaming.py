@@ -57,6 +57,27 @@ async def test_an_answer_without_text_has_no_first_token() -> None:
     assert (draft.first_token_at, reading.tokens) == (None, [])
 
 
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_the_last_event_needs_no_blank_line(cut: int) -> None:
+    """Servers forget it; what a stream ends in counts."""
+
+    @virtual_time
+    async def run() -> None:
+        reading = Reading(HEL, STOP[: len(STOP) - cut])
+        await reading.read()
+        assert (reading.text, reading.draft.partial) == ("Hel", None)
+
+    run()
+
+
+@virtual_time
+async def test_a_whole_answer_leaves_no_partial_of_what_it_went_on_from() -> None:
+    """What the draft was given before the stream began is in the answer now."""
+    reading = Reading(HEL, STOP, DONE)
+    reading.draft.partial = b"{}"
+    assert (await reading.read()).partial is None
+
+
 @virtual_time
 async def test_a_finish_reason_without_done_is_whole() -> None:
     """The missing `[DONE]` is told."""
