@@ -25,8 +25,9 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from benchmarks.window_model import Phase, Result, Rule, Scenario
 from benchmarks.window_rules import RIVALS, Fixed
-from benchmarks.window_sim import Phase, Result, Rule, Scenario, Simulation
+from benchmarks.window_sim import Simulation
 from worker.flow.clock import Now
 from worker.flow.window import AdaptiveWindow
 
@@ -70,8 +71,10 @@ def scenarios() -> Iterable[Scenario]:
     chat: dict[str, Any] = {"sizes": "llm", "streamed": True}
     short_steps, chat_steps = steps(60.0, 32, 8, 64), steps(300.0, 32, 8, 64)
     yield Scenario(name="short, 2 % slower for each other", sizes="short", phases=short_steps, slowdown=0.02)
+    yield Scenario(name="chat, 2 % slower for each other", sizes="llm", phases=chat_steps, slowdown=0.02)
     yield Scenario(name="chat, streamed, 2 % slower for each other", phases=chat_steps, slowdown=0.02, **chat)
     yield Scenario(name="short, shared processor", sizes="short", phases=short_steps, sharing=True)
+    yield Scenario(name="chat, streamed, shared processor", phases=chat_steps, sharing=True, **chat)
     yield Scenario(name="short, refuses connections 60 s", sizes="short", phases=steps(60.0, 32, 0, 32), queue=1.0)
     yield Scenario(name="chat, streamed, refuses connections 60 s", phases=_gap(0), queue=1.0, **chat)
     yield Scenario(name="chat, streamed, 429 for all 60 s", phases=_gap(32), queue=1.0, retry_after_s=2.0, **chat)

@@ -15,9 +15,10 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
+from benchmarks.window_model import Phase, PhaseResult, Result, Rule, Scenario
 from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass
 from worker.flow.clock import Now
 from worker.flow.window_types import Outcome
@@ -29,58 +30,6 @@ SECONDS_PER_TOKEN = 0.02
 NOISE = 0.15
 """Sigma of what the number of tokens does not explain of the work."""
 FIRST_TOKEN_S = {"short": 0.02, "llm": 0.15, "mixed": 0.02}
-
-
-class Rule(Protocol):
-    """What a worker asks about concurrency; `worker.flow.AdaptiveWindow` has exactly these."""
-
-    @property
-    def limit(self) -> int: ...
-    @property
-    def in_flight(self) -> int: ...
-    def has_room(self) -> bool: ...
-    def opens_at(self) -> float | None: ...
-    def reopen(self) -> None: ...
-    def start(self, *, streamed: bool) -> Any: ...
-    def first_byte(self, ticket: Any) -> None: ...
-    def finish(self, ticket: Any, outcome: Outcome, *, work: float | None, retry_after_s: float | None) -> object: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """The backend from one instant on."""
-
-    seconds: float
-    capacity: int
-    """0: it refuses connections, and what was running is lost."""
-    storm: bool = False
-    """It refuses everything new with a 429, and finishes what it has."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scenario:
-    """One experiment."""
-
-    name: str
-    sizes: str
-    """`short`, `llm` or `mixed`."""
-    phases: tuple[Phase, ...]
-    queue: float = math.inf
-    """Requests that wait, as a multiple of the capacity."""
-    retry_after_s: float | None = None
-    streamed: bool = False
-    """The worker sees the first byte."""
-    tokens: bool = True
-    """The worker sees the size of the answer."""
-    slowdown: float = 0.0
-    """A request's time grows by this share for every other that runs."""
-    sharing: bool = False
-    """No queue: everything runs at once and shares the capacity."""
-    workers: int = 1
-
-    @property
-    def seconds(self) -> float:
-        return sum(phase.seconds for phase in self.phases)
 
 
 def size(kind: str, rng: random.Random) -> float:
@@ -101,39 +50,6 @@ class Request:
     sent_at: float = 0.0
     ticket: Any = None
     circuit_pass: Pass | None = None
-
-
-@dataclass
-class PhaseResult:
-    """What was measured in one phase."""
-
-    work: float = 0.0
-    found_s: float | None = None
-
-
-@dataclass
-class Result:
-    """What was measured in one run."""
-
-    phases: list[PhaseResult] = field(default_factory=list)
-    served: int = 0
-    rejected: int = 0
-    waited_s: float = 0.0
-    served_by: list[int] = field(default_factory=list)
-    trace: list[tuple[float, int, int, int, int]] = field(default_factory=list)
-    """(time, limit, running, queued, capacity), once a second."""
-
-    @property
-    def work(self) -> float:
-        return sum(phase.work for phase in self.phases)
-
-    @property
-    def rejected_share(self) -> float:
-        return self.rejected / max(1, self.rejected + self.served)
-
-    @property
-    def mean_wait_s(self) -> float:
-        return self.waited_s / max(1, self.served)
 
 
 class Worker:
@@ -166,6 +82,13 @@ class Worker:
             request.ticket = self.rule.start(streamed=simulation.scenario.streamed)
             simulation.at(simulation.now + NETWORK_S, lambda request=request: simulation.arrive(request))
         self._sleep()
+
+    def begin(self, request: Request) -> None:
+        """An answer has begun: the window hears it, and a breaker waits for no more."""
+        self.rule.first_byte(request.ticket)
+        assert request.circuit_pass is not None
+        if self.circuit.succeeded(request.circuit_pass):
+            self.rule.reopen()
 
     def end(self, request: Request, outcome: Outcome, retry_after_s: float | None = None) -> None:
         """One attempt is over."""
@@ -309,7 +232,7 @@ class Simulation:
             self.at(self.now + left, lambda: self._complete(epoch))
 
     def _begin(self, request: Request) -> None:
-        request.owner.rule.first_byte(request.ticket)
+        request.owner.begin(request)
         request.owner.fill()
 
     def _speed(self) -> float:

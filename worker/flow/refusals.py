@@ -9,7 +9,7 @@ What a refusal for lack of capacity says about the limit.
 * Above a level that was refused, more is asked for only with *credit*, or rarely.  Good answers earn it slowly, so the
   share of refusals is bounded however fast answers come.
 * A row of refusals in which even an eighth of the limit was too much was no matter of how many: when it is over, the
-  limit is what it was before.  If that proves wrong it is not done again until half of it was served.
+  limit is what it was before.  If that proves wrong, the next refusal is one above what was served, and costs a step.
 
 Source: one decrease for each flight, and decrease by share, are discussed in llm-d-async's proposal of a feedback gate
 (https://github.com/llm-d/llm-d-async, proposal 379).
@@ -33,7 +33,6 @@ class Refusals:
         self._row = 0
         self._before_row = 0.0
         self._meant_nothing = False
-        self._distrusted: float | None = None
 
     def is_above_proven(self, in_flight: int) -> bool:
         """Whether so many at once is more than was served since the last decrease, and something was."""
@@ -88,14 +87,11 @@ class Refusals:
         self._proven = max(self._proven, in_flight)
         if self._ceiling is not None and in_flight > self._ceiling:
             self._ceiling = None
-        if self._distrusted is not None and in_flight > self._distrusted / 2.0:
-            self._distrusted = None
-        restore = self._row > 0 and self._meant_nothing and self._distrusted is None and self._before_row > limit
+        restore = self._row > 0 and self._meant_nothing and self._before_row > limit
         self._row = 0
         if not restore:
             return None
         self._ceiling = None
-        self._distrusted = self._before_row
         return self._before_row
 
     def decided(self, next_number: int) -> None:

@@ -169,9 +169,7 @@ class AdaptiveWindow:
 
     def _refused(self, ticket: Ticket, retry_after_s: float | None) -> bool:
         self._rejected += 1
-        if retry_after_s is not None and not self._refusals.is_above_proven(ticket.in_flight):
-            self._room.close(self._now() + min(max(retry_after_s, 0.0), self._tuning.max_retry_after_s))
-            self._room.pour(0.0, self._pour_s())
+        closes = not self._refusals.is_above_proven(ticket.in_flight)
         limit = self._refusals.refused(
             ticket.number,
             ticket.in_flight,
@@ -179,12 +177,14 @@ class AdaptiveWindow:
             next_number=self._next_number,
             warned=self._usual_share > self._tuning.grow_below / 2.0,
         )
-        if limit is None:
-            return False
-        self._reward.forget()
-        self._decrease(limit)
-        self._new_round(clean=False)
-        return True
+        if limit is not None:
+            self._reward.forget()
+            self._decrease(limit)
+            self._new_round(clean=False)
+        if retry_after_s is not None and closes:
+            self._room.close(self._now() + min(max(retry_after_s, 0.0), self._tuning.max_retry_after_s))
+            self._room.pour(0.0, self._pour_s())
+        return limit is not None
 
     def _answered(self, ticket: Ticket, work: float | None) -> None:
         self._served += 1

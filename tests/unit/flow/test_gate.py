@@ -5,37 +5,12 @@ import asyncio
 import pytest
 
 from tests.unit.flow.fakeclock import FakeClock, settle
+from tests.unit.flow.gates import AUTH, OK, a_gate, admit, idle, waiting
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
-from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope
-from worker.flow.circuit import CircuitConfig, CircuitState
+from worker.flow.breaker import BreakerEffect
+from worker.flow.circuit import CircuitState
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.order import AdmissionOrder
-from worker.flow.window import AdaptiveWindow
-
-OK = AttemptSignal(breaker=BreakerEffect.SUCCESS)
-REFUSED = AttemptSignal(breaker=BreakerEffect.COUNT, error_class="connect")
-AUTH = AttemptSignal(breaker=BreakerEffect.TRIP, error_class="auth")
-
-
-def a_gate(clock: FakeClock, *, room: int = 1, aging_every: int = 0, config: CircuitConfig | None = None) -> RouteGate:
-    """Build a gate with a window that stays at `room`."""
-    window = AdaptiveWindow(room, room, room, now=clock.now)
-    breaker = Breaker(config, now=clock.now, jitter=lambda: 0.0)
-    return RouteGate(window, breaker, clock, aging_every=aging_every)
-
-
-def waiting(gate: RouteGate, order: AdmissionOrder | None = None, **options: object) -> "asyncio.Task[Permit]":
-    return asyncio.ensure_future(gate.admit(order or AdmissionOrder(), **options))  # type: ignore[arg-type]
-
-
-async def admit(gate: RouteGate, **options: object) -> Permit:
-    return await gate.admit(AdmissionOrder(), give_up_s=0, **options)  # type: ignore[arg-type]
-
-
-def idle(gate: RouteGate, clock: FakeClock) -> bool:
-    """Whether nothing of anybody is left: no slot, no waiter, no timer."""
-    statistics = gate.statistics()
-    return (statistics.in_flight, statistics.waiting, statistics.held, clock.pending()) == (0, 0, 0, 0)
 
 
 async def test_admits_up_to_the_window_and_no_further(clock):
@@ -219,56 +194,6 @@ async def test_a_slot_is_not_handed_to_one_that_is_being_cancelled(clock):
     assert idle(gate, clock)
 
 
-async def test_a_probe_is_not_lost_with_one_that_is_being_cancelled(clock):
-    """The others of the model do not stay parked because the one chosen to probe has just left."""
-    gate = a_gate(clock, room=8)
-    loading = AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL)
-    (await admit(gate, model="a")).finish(loading)
-    leaving, next_one = waiting(gate, model="a"), waiting(gate, model="a")
-    await settle()
-    leaving.cancel()
-    clock.advance(1.0)
-    (await next_one).finish(OK)
-    assert idle(gate, clock)
-
-
-async def test_a_connection_closes_what_refused_connections_opened(clock):
-    """Nobody waits for the end of the probe's generation; other causes need an answer."""
-    for signal, wait_s, closes in ((REFUSED, 1.0, True), (AUTH, 10.0, False)):
-        gate = a_gate(clock, room=8)
-        while gate.circuit().state is CircuitState.CLOSED:
-            (await admit(gate)).finish(signal)
-        probe = await admit_after(gate, clock, wait_s)
-        probe.connected()
-        assert (gate.circuit().state is CircuitState.CLOSED) is closes
-        probe.finish(OK)
-        probe.connected()
-        probe.first_byte()
-
-
-async def test_recovery_is_no_stampede(clock):
-    """When the breaker closes, those who waited start one after another within a second."""
-    window = AdaptiveWindow(8, 1, 8, now=clock.now)
-    gate = RouteGate(window, Breaker(now=clock.now, jitter=lambda: 0.0), clock)
-    permit = await admit(gate)
-    clock.advance(4.0)
-    permit.finish(OK)
-    (await admit(gate)).finish(AUTH)
-    tasks = [waiting(gate) for _ in range(8)]
-    clock.advance(10.0)
-    await settle()
-    next(task for task in tasks if task.done()).result().finish(OK)
-    await settle()
-    started = [sum(task.done() for task in tasks)]
-    for _ in range(4):
-        clock.advance(0.25)
-        await settle()
-        started.append(sum(task.done() for task in tasks))
-    assert started[0] <= 3
-    assert started == sorted(started)
-    assert started[-1] == 8
-
-
 async def test_cancelling_the_winner_hands_the_slot_on(clock):
     """A waiter cancelled after it was chosen and before it ran gives its permit to the next: no lost wake-up."""
     gate = a_gate(clock)
@@ -280,98 +205,6 @@ async def test_cancelling_the_winner_hands_the_slot_on(clock):
     (await next_one).finish(OK)
     assert winner.cancelled()
     assert idle(gate, clock)
-
-
-async def test_three_refused_connections_stop_admission_and_one_probe_goes(clock):
-    """While open nobody starts; after the wait exactly one does, and its success lets everyone go on."""
-    gate = a_gate(clock, room=4)
-    for _ in range(3):
-        (await admit(gate)).finish(REFUSED)
-    tasks = [waiting(gate) for _ in range(4)]
-    await settle()
-    assert not any(task.done() for task in tasks)
-    assert gate.statistics().breaker.route.error_class == "connect"
-    clock.advance(1.0)
-    await settle()
-    assert [task.done() for task in tasks] == [True, False, False, False]
-    probe = tasks[0].result()
-    assert probe.is_probe
-    clock.advance(5.0)
-    await settle()
-    assert sum(task.done() for task in tasks) == 1
-    probe.finish(OK)
-    assert len(await asyncio.gather(*tasks)) == 4
-
-
-async def test_a_failed_probe_doubles_the_wait(clock):
-    """1 s, then 2 s, then 4 s, then the maximum."""
-    gate = a_gate(clock)
-    (await admit(gate)).finish(AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready"))
-    for wait in (1.0, 2.0, 4.0, 4.0, 4.0):
-        task = waiting(gate)
-        await settle()
-        clock.advance(wait - 0.01)
-        await settle()
-        assert not task.done(), wait
-        clock.advance(0.02)
-        (await task).finish(REFUSED)
-
-
-async def test_the_first_byte_of_a_probe_closes_the_breaker(clock):
-    """A probe that begins to answer is enough: nobody waits for the end of its generation."""
-    gate = a_gate(clock, room=3)
-    (await admit(gate)).finish(AUTH)
-    tasks = [waiting(gate), waiting(gate)]
-    clock.advance(10.0)
-    await settle()
-    assert [task.done() for task in tasks] == [True, False]
-    tasks[0].result().first_byte()
-    await settle()
-    assert tasks[1].done()
-    tasks[0].result().finish(OK)
-    tasks[1].result().finish(OK)
-
-
-async def test_a_cancelled_probe_makes_place_for_the_next(clock):
-    """A probe that ends without telling anything does not keep the breaker half-open."""
-    gate = a_gate(clock)
-    (await admit(gate)).finish(AUTH)
-    tasks = [waiting(gate), waiting(gate)]
-    clock.advance(10.0)
-    await settle()
-    tasks[0].result().finish(AttemptSignal())
-    await settle()
-    assert tasks[1].done()
-    assert tasks[1].result().is_probe
-
-
-async def test_a_probe_needs_no_room_in_the_window(clock):
-    """Attempts that hang since before the trip do not keep the probe back."""
-    gate = a_gate(clock, room=2)
-    await admit(gate)
-    (await admit(gate)).finish(AUTH)
-    await admit_after(gate, clock, 10.0)
-    assert gate.statistics().in_flight == 2
-
-
-async def admit_after(gate: RouteGate, clock: FakeClock, seconds: float) -> Permit:
-    task = waiting(gate)
-    await settle()
-    clock.advance(seconds)
-    return await task
-
-
-async def test_poke_probes_at_once(clock):
-    """New credentials let one message try immediately."""
-    gate = a_gate(clock)
-    (await admit(gate)).finish(AUTH)
-    tasks = [waiting(gate), waiting(gate)]
-    await settle()
-    gate.poke()
-    await settle()
-    assert [task.done() for task in tasks] == [True, False]
-    tasks[0].result().finish(OK)
-    await tasks[1]
 
 
 async def test_a_delay_is_kept_and_cut_short_by_recovery(clock):
@@ -403,25 +236,6 @@ async def admit_after_delay(gate: RouteGate, clock: FakeClock) -> Permit:
     return await task
 
 
-async def test_a_models_circuit_stops_that_model_only(clock):
-    """Others overtake; the parked ones go on, one as a probe, then all."""
-    gate = a_gate(clock, room=8)
-    loading = AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL)
-    (await admit(gate, model="a")).finish(loading)
-    parked = [waiting(gate, model="a") for _ in range(3)]
-    await settle()
-    assert not any(task.done() for task in parked)
-    (await admit(gate, model="b")).finish(OK)
-    clock.advance(1.0)
-    await settle()
-    assert sum(task.done() for task in parked) == 1
-    next(task for task in parked if task.done()).result().finish(OK)
-    for task in parked:
-        (await task).finish(OK)
-    assert gate.statistics().breaker.models == {}
-    assert idle(gate, clock)
-
-
 async def test_retry_after_closes_the_window_and_reopens_by_itself(clock):
     """Nobody starts before Retry-After is over; then the timer lets them."""
     gate = a_gate(clock)
@@ -435,19 +249,6 @@ async def test_retry_after_closes_the_window_and_reopens_by_itself(clock):
     assert not task.done()
     clock.advance(0.1)
     await task
-
-
-async def test_one_crowded_flight_is_one_failure_for_the_breaker(clock):
-    """Many rejections of one flight do not trip the breaker; a row of fresh ones does."""
-    gate = a_gate(clock, room=8)
-    crowded = AttemptSignal(breaker=BreakerEffect.COUNT, overload=True, error_class="overloaded")
-    flight = [await admit(gate) for _ in range(8)]
-    for permit in flight:
-        permit.finish(crowded)
-    assert gate.statistics().breaker.route.failures == 1
-    for _ in range(4):
-        (await admit(gate)).finish(crowded)
-    assert gate.statistics().breaker.route.state is CircuitState.OPEN
 
 
 async def test_a_pause_ends_at_its_time_or_by_resume(clock):
@@ -478,10 +279,3 @@ async def test_bounds_change_in_place(clock):
     gate.set_bounds(2, 4)
     await task
     assert gate.statistics().window.limit == 2
-
-
-async def test_idle_gates_keep_no_timer(clock):
-    """With nobody waiting nothing is scheduled, whatever the breaker's state."""
-    gate = a_gate(clock)
-    (await admit(gate)).finish(AUTH)
-    assert clock.pending() == 0

@@ -43,6 +43,18 @@ def test_long_tails_alone_are_no_waiting(clock, kind):
     assert wrong <= 3
 
 
+def test_small_answers_tell_most(clock):
+    """What a size explains is off in proportion to it; half of the rounds are right to an eightieth of the mean time."""
+    rng = random.Random(5)
+    meter = a_meter(rng, clock, Kind.SIZED)
+    errors = []
+    for _ in range(200):
+        feed(meter, times(rng, 16), Kind.SIZED)
+        errors.append(abs(meter.read().wait_s))
+        meter.end_round(clean=False)
+    assert sorted(errors)[100] < 0.1
+
+
 @pytest.mark.parametrize(("kind", "off_by"), [(Kind.SIZED, 1.0), (Kind.WHOLE, 2.0), (Kind.FIRST_BYTE, 0.6)])
 def test_a_queue_is_measured_in_seconds(clock, kind, off_by):
     """Eight seconds of waiting are read as about eight, whatever the times are made of."""

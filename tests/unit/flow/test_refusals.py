@@ -171,16 +171,13 @@ def test_a_row_that_did_not_come_far_down_is_remembered(clock):
     assert flight.refusals.permitted(6.0, 64.0) == 11.0
 
 
-def test_what_was_restored_in_vain_is_not_restored_again(clock):
-    """A capacity that fell to less than an eighth costs one mistake, not one after another."""
+def test_what_was_restored_in_vain_costs_one_refusal(clock):
+    """A capacity that really fell to less than an eighth is above what was served then: the limit is there at once."""
     flight = Flight(clock, 64.0)
     flight.serve(in_flight=64)
-    for restored in (64.0, None):
-        for in_flight in (64, 48, 24, 8, 7):
-            flight.refuse(in_flight=in_flight)
-        assert flight.serve(in_flight=4) == restored
-        flight.limit = restored or flight.limit
-    flight.serve(in_flight=33)
-    for in_flight in (33, 8, 1):
+    for in_flight in (64, 48, 24, 8):
         flight.refuse(in_flight=in_flight)
-    assert flight.serve(in_flight=1) is not None
+    flight.limit = flight.serve(in_flight=4) or flight.limit
+    assert flight.limit == 64.0
+    assert flight.refuse(in_flight=6) == 5.0
+    assert flight.serve(in_flight=5) is None

@@ -1,0 +1,89 @@
+"""Whatever is reported to a circuit in whatever order, its laws hold."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from tests.unit.flow.fakeclock import FakeClock
+from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass
+
+
+class CircuitMachine(RuleBasedStateMachine):
+    """Whatever is reported in whatever order, the laws of the circuit hold."""
+
+    passes = Bundle("passes")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.circuit = Circuit(CircuitConfig(), self.clock.now, jitter=lambda: 0.0)
+        self.probes: set[int] = set()
+
+    @rule(target=passes)
+    def enter(self) -> Pass | None:
+        if not self.circuit.allows():
+            with pytest.raises(RuntimeError):
+                self.circuit.enter()
+            return None
+        was_closed = self.circuit.state is CircuitState.CLOSED
+        token = self.circuit.enter()
+        assert token.is_probe is not was_closed
+        if token.is_probe:
+            assert not self.circuit.allows(), "a second probe would be let through beside the first"
+        return token
+
+    @rule(token=consumes(passes), trips=st.booleans(), wish=st.none() | st.floats(-1, 1e6))
+    def fail(self, token: Pass | None, trips: bool, wish: float | None) -> None:
+        if token is None:
+            return
+        before = self.circuit.statistics()
+        took = self.circuit.failed(token, "x", trip=trips, retry_after_s=wish)
+        after = self.circuit.statistics()
+        if not took:
+            assert after.state is before.state
+            assert after.next_probe_at == before.next_probe_at
+        else:
+            assert after.state is CircuitState.OPEN
+            assert after.next_probe_at is not None
+            assert after.next_probe_at - self.clock.now() <= 300.001
+
+    @rule(token=consumes(passes))
+    def succeed(self, token: Pass | None) -> None:
+        if token is not None and self.circuit.succeeded(token):
+            assert token.is_probe
+            assert self.circuit.is_pristine
+
+    @rule(token=consumes(passes))
+    def learn_nothing(self, token: Pass | None) -> None:
+        if token is not None:
+            closed = self.circuit.state is CircuitState.CLOSED
+            self.circuit.learned_nothing(token)
+            assert (self.circuit.state is CircuitState.CLOSED) is closed
+
+    @rule(seconds=st.floats(0, 400))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule()
+    def poke(self) -> None:
+        if self.circuit.poke():
+            assert self.circuit.allows()
+
+    @invariant()
+    def never_stuck(self) -> None:
+        """An open circuit always names the instant at which it lets something through."""
+        at = self.circuit.changes_at()
+        assert (at is None) is (self.circuit.state is CircuitState.CLOSED)
+        assert at is None or at - self.clock.now() <= 300.001
+
+    @invariant()
+    def reasons_only_while_open(self) -> None:
+        statistics = self.circuit.statistics()
+        is_closed = statistics.state is CircuitState.CLOSED
+        assert (statistics.error_class is None) is is_closed
+        assert (statistics.opened_at is None) is is_closed
+
+
+CircuitMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+test_circuit_laws = CircuitMachine.TestCase
