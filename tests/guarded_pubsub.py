@@ -48,13 +48,16 @@ class GuardedPubSub:
     def service(self, call: grpc.HandlerCallDetails) -> Any:
         """Return the handler of a method, as gRPC asks for it."""
 
-        async def handle(data: bytes, context: Any) -> bytes:
+        async def handle(data: bytes, context: Any) -> Any:
             name = call.method.rpartition("/")[2]
             self.calls[name] += 1
             if name in self.refusals:
                 await context.abort(*self.refusals[name])
             if call.method.startswith(_IAM):
-                return self._iam(name, data)
+                answer = self._iam(name, data)
+                if answer is None:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a request for {name}")
+                return answer
             try:
                 return bytes(await self._channel.unary_unary(call.method)(data))
             except grpc.aio.AioRpcError as error:
@@ -63,11 +66,16 @@ class GuardedPubSub:
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    def _iam(self, name: str, data: bytes) -> bytes:
+    def _iam(self, name: str, data: bytes) -> bytes | None:
+        """Return the answer, `None` to a request that the service would not take."""
         if name == "GetIamPolicy":
-            resource = iam_policy_pb2.GetIamPolicyRequest.FromString(data).resource
-            return self.policies.get(resource, policy_pb2.Policy()).SerializeToString()
+            asked = iam_policy_pb2.GetIamPolicyRequest.FromString(data)
+            policy = self.policies.get(asked.resource, policy_pb2.Policy())
+            return policy.SerializeToString() if asked.options.requested_policy_version >= 3 else None
         request = iam_policy_pb2.TestIamPermissionsRequest.FromString(data)
+        kind = request.resource.split("/")[2]
+        if not request.permissions or not all(each.startswith(f"pubsub.{kind}.") for each in request.permissions):
+            return None
         held = [each for each in request.permissions if each in self.permissions.get(request.resource, [])]
         return iam_policy_pb2.TestIamPermissionsResponse(permissions=held).SerializeToString()
 

@@ -23,6 +23,8 @@ from worker.errors import BrokerError, BrokerResourceError
 TIMEOUT_S = 20.0
 """Of one RPC; creating a subscription takes the service a few seconds at most."""
 PUBLISHER, SUBSCRIBER, IAM = "google.pubsub.v1.Publisher", "google.pubsub.v1.Subscriber", "google.iam.v1.IAMPolicy"
+POLICY_VERSION = 3
+"""Of IAM: from it on conditions are shown (https://cloud.google.com/iam/docs/policies#versions)."""
 
 _NOT_TAKEN = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED}
 
@@ -81,13 +83,14 @@ class Infrastructure:
             return await self._update_singly(wanted, fields)
         return []
 
-    async def has_access_control(self, resource: str) -> bool:
-        """Whether the server knows roles at all; emulators do not."""
-        return await self.own_permissions(resource, []) is not None
+    async def has_access_control(self, resource: str, permission: str) -> bool:
+        """Whether the server knows roles at all, which emulators do not; asked by a permission that fits the resource."""
+        return await self.own_permissions(resource, [permission]) is not None
 
     async def bindings(self, resource: str) -> list[Binding] | None:
         """Return who has which role on a resource; `None` where that may not be asked."""
         request = iam_policy_pb2.GetIamPolicyRequest(resource=resource)
+        request.options.requested_policy_version = POLICY_VERSION
         try:
             policy = await self._find(IAM, "GetIamPolicy", request, policy_pb2.Policy, f"resource={resource}")
         except _NotAllowedError:

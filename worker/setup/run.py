@@ -107,7 +107,7 @@ async def _do(infrastructure: Infrastructure, step: Step) -> list[Lack]:
 
 async def _check_grants(infrastructure: Infrastructure, needs: tuple[Need, ...], say: Say) -> None:
     """Say which roles are there and which are missing, with the command that grants them."""
-    if not await infrastructure.has_access_control(needs[0].resource):
+    if not await infrastructure.has_access_control(needs[0].resource, PERMISSIONS[needs[0].role]):
         say("This server has no access control: no role is needed.\n")
         return
     for need in needs:
