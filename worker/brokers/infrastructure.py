@@ -84,7 +84,7 @@ class Infrastructure:
         return []
 
     async def has_access_control(self, resource: str, permission: str) -> bool:
-        """Whether the server knows roles at all, which emulators do not; asked by a permission that fits the resource."""
+        """Whether the server knows roles at all; asked by a permission that fits the resource.  Emulators know none."""
         return await self.own_permissions(resource, [permission]) is not None
 
     async def bindings(self, resource: str) -> list[Binding] | None:
