@@ -57,6 +57,11 @@ class BreakerPass:
         """Whether the attempt is a probe of the route."""
         return self.route.is_probe
 
+    @property
+    def is_any_probe(self) -> bool:
+        """Whether the attempt is a probe, of the route or of its model."""
+        return self.route.is_probe or (self.model_pass is not None and self.model_pass.is_probe)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerStatistics:

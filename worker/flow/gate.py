@@ -61,8 +61,8 @@ class Permit:
         """
         Report that a good answer has begun (status 2xx and the first piece of its body).
 
-        Closes a half-open breaker at once instead of after minutes of generation, and is the window's best measure of
-        waiting.  Idempotent; ignored after `finish`.
+        Of a probe, it closes a half-open breaker at once instead of after minutes of generation; of any attempt, it is
+        the window's best measure of waiting.  Idempotent; ignored after `finish`.
         """
         if not self._finished:
             self._gate._first_byte(self._ticket, self._breaker_pass)  # noqa: SLF001 - one object in two halves
@@ -202,7 +202,9 @@ class RouteGate:
 
     def _first_byte(self, ticket: Ticket, token: BreakerPass) -> None:
         self._window.first_byte(ticket)
-        self._after(mended=self._breaker.report(token, BreakerEffect.SUCCESS))
+        # Of a probe it is news.  Of any other attempt a good beginning is no success: streams that all break halfway
+        # would never be failures in a row.
+        self._after(mended=token.is_any_probe and self._breaker.report(token, BreakerEffect.SUCCESS))
 
     def _connected(self, token: BreakerPass) -> None:
         if self._breaker.connected(token):
