@@ -2,7 +2,7 @@
 
 import math
 
-from worker.client.report.results import Percentile, Spread
+from worker.client.report.results import Percentile
 
 NOTHING = "-"
 """Not known, or too few values."""
@@ -46,8 +46,3 @@ def span(seconds: float | None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{amount(seconds)} s"
-
-
-def has_weak(*spreads: Spread) -> bool:
-    """Whether any percentile of these is marked."""
-    return any(found is not None and found.is_weak for spread in spreads for found in spread.percentiles.values())

@@ -9,12 +9,12 @@ from html import escape
 from itertools import groupby
 from operator import itemgetter
 
-from worker.client.report.numbers import amount, count, percentile, share, span
+from worker.client.report.numbers import amount, count, share, span
 from worker.client.report.page_style import STYLE
 from worker.client.report.plots import plot_answers, plot_errors, plot_tokens
 from worker.client.report.results import TOKEN_KINDS, RunReport, iso_time
 from worker.client.report.spreads import plot_distribution, plot_ranges
-from worker.client.report.text import duration_rows, headline, legend, remarks
+from worker.client.report.text import duration_rows, error_rows, headline, legend, remarks
 
 NAMES = {
     "ttft_s": "Time to first token",
@@ -123,7 +123,7 @@ def _models(report: RunReport) -> str:
     if rows:
         header = ["Model", "Time", "Answers", "Unknown", "Mean", "p50", "p90", "p99", "Longest"]
         parts.append(_table("Times of good answers, seconds", header, rows, texts=2))
-        parts.append(_lines(legend(report, groups)))
+        parts.append(_lines(legend(report, rows)))
     return _section("models", "By model", *parts)
 
 
@@ -142,16 +142,10 @@ def _ranges(report: RunReport) -> str:
 def _errors(report: RunReport) -> str:
     if not report.error_classes:
         return ""
-    header = ["Class", "Answers", "Of all", "Statuses", "Mean s to fail", "p50", "p90", "With a part"]
-    rows = []
-    for group in report.error_classes:
-        spread = group.durations["ttlt_s"]
-        shown = [amount(spread.mean), percentile(spread.percentiles[50]), percentile(spread.percentiles[90])]
-        head = [group.name, count(group.answers), share(group.answers / report.total.answers), " ".join(group.statuses)]
-        rows.append([*head, *shown, count(group.truncated)])
+    header = ["Class", "Answers", "Of all", "Statuses", "With a part", "Mean s to fail", "p50", "p90"]
+    rows = list(error_rows(report))
     plot = _figure("Answers by error class", plot_errors(report))
-    table = _table("Error classes", header, rows)
-    return _section("errors", "Errors", plot, table, _lines(legend(report, report.error_classes)))
+    return _section("errors", "Errors", plot, _table("Error classes", header, rows), _lines(legend(report, rows)))
 
 
 def _notes(report: RunReport) -> str:

@@ -18,7 +18,8 @@ header p { margin: 6px 0 20px; color: var(--dim); }
 .tiles dd { margin: 0; color: var(--dim); font-size: 13px; }
 .tiles dt + dd { color: var(--ink); font-size: 23px; font-weight: 600; line-height: 1.35;
   font-variant-numeric: tabular-nums; }
-figure { margin: 16px 0 0; min-width: 0; }
+figure { margin: 16px 0 0; min-width: 0; overflow-x: auto; }
+#time svg, #errors svg { min-width: 620px; }
 figcaption { font-weight: 600; font-size: 14px; margin-bottom: 4px; }
 figcaption span { font-weight: 400; color: var(--dim); }
 .key { margin-left: 14px; white-space: nowrap; font-weight: 400; color: var(--dim); }

@@ -60,14 +60,18 @@ def _mark_percentiles(drawing: Drawing, spread: Spread, x: Scale, low: float) ->
     items = known(spread)
     says = " · ".join(f"p{percent} {amount(item.value)} s{WEAK if item.is_weak else ''}" for percent, item in items)
     drawing.text(drawing.width - RIGHT, 12, says, "tag", anchor="end")
-    free = 0.0
+    shared: list[tuple[float, str]] = []
     for percent, item in items:
-        if item.value >= low:
-            at = x(item.value)
-            drawing.line(at, _MARKS_TOP, at, drawing.height - BOTTOM, "mark weak" if item.is_weak else "mark")
-            free = max(at, free)
-            drawing.tick(free, _MARKS_TOP - 4, f"p{percent}")
-            free += CHAR_WIDTH * 4
+        if item.value < low:
+            continue
+        at = x(item.value)
+        drawing.line(at, _MARKS_TOP, at, drawing.height - BOTTOM, "mark weak" if item.is_weak else "mark")
+        name = f"p{percent}"
+        if shared and at - shared[-1][0] < CHAR_WIDTH * len(f"{shared[-1][1]} {name}") / 2:
+            at, name = (at + shared[-1][0]) / 2, f"{shared.pop()[1]} {name}"  # too close for a label each
+        shared.append((at, name))
+    for at, name in shared:
+        drawing.tick(at, _MARKS_TOP - 4, name)
 
 
 def plot_ranges(key: str, title: str, groups: Sequence[GroupReport], name: str) -> str:

@@ -1,8 +1,9 @@
 """The report as plain text for a terminal or a log.  Pure."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
-from worker.client.report.numbers import NOTHING, WEAK, amount, count, has_weak, percentile, share, span
+from worker.client.report.numbers import NOTHING, WEAK, amount, count, percentile, share, span
 from worker.client.report.results import DURATIONS, PERCENTS, TOKEN_KINDS, GroupReport, RunReport, iso_time
 
 _GAP = "  "
@@ -83,21 +84,24 @@ def _durations(report: RunReport) -> list[str]:
     rows = list(duration_rows(groups))
     if not rows:
         return []
-    for row, before in zip(reversed(rows), [*reversed([row[0] for row in rows[:-1]]), ""], strict=True):
-        row[0] = "" if row[0] == before else row[0]
+    shown = [["" if row[0] == before[0] else row[0], *row[1:]] for before, row in pairwise([[""], *rows])]
     header = ["model", "", "n", "unknown", "mean", "p50", "p90", "p99", "max"]
-    return ["Times of good answers, seconds", *table(header, rows, texts=2), *legend(report, groups)]
+    return ["Times of good answers, seconds", *table(header, shown, texts=2), *legend(report, rows)]
 
 
 def _errors(report: RunReport) -> list[str]:
-    header = ["class", "answers", "of all", "statuses", "mean s to fail", "p50", "p90"]
-    rows = []
+    header = ["class", "answers", "of all", "statuses", "with a part", "mean s to fail", "p50", "p90"]
+    rows = list(error_rows(report))
+    return ["Errors", *table(header, rows), *legend(report, rows)]
+
+
+def error_rows(report: RunReport) -> Iterator[list[str]]:
+    """Yield the row of every error class: how many, of which statuses, how many with part of an answer, how fast."""
     for group in report.error_classes:
         spread = group.durations["ttlt_s"]
-        head = [group.name, count(group.answers), share(group.answers / report.total.answers), " ".join(group.statuses)]
+        counts = [count(group.answers), share(group.answers / report.total.answers), " ".join(group.statuses)]
         took = [amount(spread.mean), percentile(spread.percentiles[50]), percentile(spread.percentiles[90])]
-        rows.append(head + took)
-    return ["Errors", *table(header, rows)]
+        yield [group.name, *counts, count(group.truncated), *took]
 
 
 def duration_rows(groups: Iterable[GroupReport]) -> Iterator[list[str]]:
@@ -118,13 +122,13 @@ def duration_rows(groups: Iterable[GroupReport]) -> Iterator[list[str]]:
                 ]
 
 
-def legend(report: RunReport, groups: Iterable[GroupReport]) -> Iterator[str]:
-    """Yield what the marks mean, where there are any."""
-    spreads = [spread for group in groups for spread in group.durations.values() if spread.maximum]
-    if has_weak(*spreads):
+def legend(report: RunReport, rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield what the marks mean that stand in the rows of a table of times."""
+    cells = [cell for row in rows for cell in row[1:]]
+    if any(cell.endswith(WEAK) for cell in cells):
         yield f"{WEAK} fewer than {report.min_tail} values lie beyond it"
-    if any(found is None for spread in spreads for found in spread.percentiles.values()):
-        yield f"{NOTHING} no value lies beyond it: too few for this percentile"
+    if NOTHING in cells:
+        yield f"{NOTHING} too few values: none lies beyond it"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> Iterator[str]:
