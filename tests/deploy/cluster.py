@@ -1,8 +1,8 @@
 """
 One rendered overlay played by podman, with Google's emulator and the simulated backend beside it.
 
-What a cluster would do, done by hand: the pod's ports are bound to the loopback address (podman would publish them on
-every address), and a container that was stopped is started again.  One that was killed comes back by the engine's own
+What a cluster would do, done by hand: the objects get names of this run, the pod's ports are bound to the loopback
+address (podman would publish them on every address), and a container that was stopped is started again.  One that was killed comes back by the engine's own
 restart policy, as with a kubelet.
 """
 
@@ -52,7 +52,7 @@ class Cluster:
         self.image = image
         self.network = f"inference-{uuid.uuid4().hex[:8]}"
         self.port = free_port()
-        self.worker = f"{variant.deployment['metadata']['name']}-pod-0-{variant.container['name']}"
+        self.worker = f"{self.network}-deployment-pod-0-{variant.container['name']}"
         self.answers = Answers()
         self._variant = variant
         self._manifest = folder / "manifest.yaml"
@@ -102,9 +102,15 @@ class Cluster:
 
     def play(self) -> None:
         """Start the pod from the rendered manifest."""
-        documents = [json.loads(json.dumps(item)) for item in self._variant.of_kind("ConfigMap", "Deployment")]
+        documents = json.loads(json.dumps(self._variant.of_kind("ConfigMap", "Deployment")))
+        names = {item["metadata"]["name"]: f"{self.network}-{item['kind'].lower()}" for item in documents}
         for item in documents:
-            for container in item.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
+            item["metadata"]["name"] = names[item["metadata"]["name"]]
+            spec = item.get("spec", {}).get("template", {}).get("spec", {})
+            for volume in spec.get("volumes", ()):
+                if "configMap" in volume:
+                    volume["configMap"]["name"] = names[volume["configMap"]["name"]]
+            for container in spec.get("containers", ()):
                 container["ports"] = [
                     {**port, "hostIP": "127.0.0.1", "hostPort": self.port} for port in container["ports"]
                 ]
@@ -176,8 +182,7 @@ class Cluster:
             self.admin.close()
         if self._manifest.exists():
             self.engine("play", "kube", "--down", self._manifest, check=False)
-            for config in self._variant.of_kind("ConfigMap"):  # `--down` leaves the ConfigMap's volume
-                self.engine("volume", "rm", "--force", config["metadata"]["name"], check=False)
+            self.engine("volume", "rm", "--force", f"{self.network}-configmap", check=False)  # `--down` leaves it
         for name in self._others:
             self.engine("rm", "--force", "--time=0", name, check=False)
         self.engine("network", "rm", "--force", self.network, check=False)

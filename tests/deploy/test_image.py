@@ -140,6 +140,23 @@ def test_a_missing_key_file_is_named(started: Callable[..., Cluster], engine: En
     assert f"api_key_file: {key}: No such file or directory" in text
 
 
+def test_setup_makes_what_the_worker_needs(started: Callable[..., Cluster], engine: Engine, image: str, tmp_path: Path):
+    """The Job of overlays/local, run as its manifest says, creates all that the pod then works with; twice is once."""
+    pod = started()
+    local = manifests.variant("local")
+    (job,) = local.of_kind("Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    config = tmp_path / "worker.yaml"
+    config.write_text(local.config)
+    mounted = f"--volume={config}:/etc/inference-worker/worker.yaml:ro"
+    variables = [f"--env={item['name']}={item['value']}" for item in container["env"]]
+    for _ in range(2):
+        code, text = engine.run(f"--network={pod.network}", *HARDENED, mounted, *variables, image, *container["args"])
+        assert code == 0, text
+    pod.play()
+    pod.wait_ready()
+
+
 def test_the_manifest_is_enforced(started: Callable[..., Cluster], engine: Engine):
     """Read-only root, no capability, no new privileges, the unprivileged user and the memory limit arrive."""
     pod = started()
