@@ -7,6 +7,8 @@ import pytest
 
 from worker.backends.request_body import read_fields
 from worker.backends.stream_request import UNARY_FEATURES, Form, Kind, build_call, choices_of, kind_of, wanted_form
+from worker.settings import Settings
+from worker.settings_conflicts import find_conflicts
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 ON, OFF = {"stream": True}, {"stream": False}
@@ -156,3 +158,13 @@ def test_usage_is_left_out_only_if_the_request_streams_without_it(body: dict[str
     accumulator = build_call(CHAT, data, fields, Form.STREAM_WITH_USAGE).new_accumulator()
     assert accumulator is not None
     assert accumulator._keep_usage is kept  # type: ignore[attr-defined]
+
+
+def test_continuation_without_streams_is_refused_at_start() -> None:
+    """Nothing could ever be continued: the settings say so instead of doing nothing."""
+    pubsub = {"request_subscription": "s", "response_topic": "t"}
+    for stream, faults in [("never", 1), ("auto", 0), ("as_requested", 0)]:
+        backend = {"base_url": "http://b", "stream": stream, "continuation": "vllm"}
+        found = find_conflicts(Settings.model_validate({"pubsub": pubsub, "backend": backend}))
+        assert len(found) == faults
+        assert all(fault.startswith("backend.continuation: ") for fault in found)
