@@ -81,8 +81,6 @@ class Service:
         self._stops += 1
         self._stopping.set()
         self._metrics.draining.set(1)
-        if self._processor is not None:
-            self._processor.begin_drain()
         if self._stops > 1 and self._subscriber is not None and self._processor is not None:
             _log.warning("stopping at once")
             self._processor.hurry(HURRY_SETTLE_S)
@@ -163,6 +161,8 @@ class Service:
             deduper=deduper,
             dead_letters=self._build_dead_letters(broker),
         )
+        assert self._subscriber is not None
+        self._subscriber.on_stopped = self._processor.begin_drain
         self._supervisor = Supervisor(routes, metrics, damage, settings.policy.damage, intake)
 
     def _build_route(self, route: Any, clock: LoopClock) -> Route:
@@ -200,7 +200,6 @@ class Service:
         stopping = loop.create_task(self._stopping.wait())
         try:
             await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            self._processor.begin_drain()
             self._metrics.draining.set(1)
             started = loop.time()
             _log.info("draining", grace_s=self._settings.drain.grace_s)

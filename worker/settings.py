@@ -29,6 +29,7 @@ from worker.settings_backend import (
     refuse_own_headers,
 )
 from worker.settings_setup import SetupSettings
+from worker.settings_tracing import TracingSettings
 
 __all__ = [
     "INFERENCE_PATHS",
@@ -52,6 +53,7 @@ __all__ = [
     "SetupSettings",
     "StreamMode",
     "TimeoutSettings",
+    "TracingSettings",
     "WindowSettings",
 ]
 
@@ -67,7 +69,6 @@ INFERENCE_PATHS = (
     "/v1/rerank",
     "/v1/score",
     "/v1/images/generations",
-    "/v1/audio/speech",
 )
 """The OpenAI inference paths that take JSON, with the two that vLLM, SGLang and TGI add (rerank, score)."""
 
@@ -241,6 +242,7 @@ class Settings(Section):
     drain: DrainSettings = DrainSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
     setup: SetupSettings = SetupSettings()
 
     def all_routes(self) -> tuple[RouteSettings, ...]:

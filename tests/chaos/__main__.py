@@ -42,7 +42,7 @@ def main() -> int:
     print(HEADER, flush=True)
     for scenario in (each for each in SCENARIOS if options.only in each.name):
         for broker in options.brokers.split(","):
-            if broker == "emulator" and scenario.needs_faults:
+            if broker == "emulator" and (scenario.needs_faults or scenario.emulator_flaw):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 started = time.monotonic()

@@ -19,6 +19,9 @@ import grpc
 from tests.rig import Rig, WorkerProcess, chat
 from worker.localpubsub.faults import Faults
 
+STUCK = "emulator 0.8.20 never gives back what it redelivered, after a nack under a retry policy, to a stream that then closes"
+"""Shown with generated stubs alone: pull 100 messages by stream, nack them, close the stream a second later, and nothing
+comes any more."""
 QUICK = {"backend__window__initial": 16, "backend__window__max": 32, "pubsub__max_in_flight": 96}
 CUT = {"drain__cut_longer_requests": "true", "drain__settle_s": 5}
 
@@ -77,6 +80,8 @@ class Scenario:
     """Longest time to the first answer after the mending.  Quota is probed every 30 s: it seldom comes back sooner."""
     needs_faults: bool = False
     """Needs the embedded server's test interface."""
+    emulator_flaw: str = ""
+    """Why the emulator cannot show it: a fault of its own."""
 
 
 def _steady(
@@ -352,8 +357,8 @@ SCENARIOS = (
     Scenario("key revoked, then rotated", "30 s", key_rotation),
     Scenario("requests hang", "5 % never answered", hangs, attempts=True, error_replies=True, wasted=None),
     Scenario("slow first byte", "20 % wait 3 s", slow_first_byte),
-    Scenario("SIGTERM storm", "20 pods of 2 s grace", sigterm_storm, attempts=True, wasted=None),
-    Scenario("SIGKILL storm", "50 kills", sigkills, attempts=True, wasted=None, duplicates=True),
+    Scenario("SIGTERM storm", "20 pods of 2 s grace", sigterm_storm, attempts=True, wasted=None, emulator_flaw=STUCK),
+    Scenario("SIGKILL storm", "50 kills", sigkills, attempts=True, wasted=None, duplicates=True, emulator_flaw=STUCK),
     Scenario("broker drops the stream", "10 times", broker_restart, needs_faults=True, attempts=True, wasted=None),
     Scenario(
         "broker unreachable", "90 s", broker_unreachable, needs_faults=True, attempts=True, duplicates=True, wasted=None

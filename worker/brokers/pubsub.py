@@ -19,6 +19,7 @@ time up to 600 s, and a killed pod's messages would stay away for ten minutes.
 import asyncio
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -43,6 +44,8 @@ REOPEN_BACKOFF_S = (0.1, 30.0)
 """First and longest wait before a stream that ended by itself is opened again."""
 HEALTHY_AFTER_S = 60.0
 """A stream that lived this long resets the backoff."""
+STOP_BOUND_S = 3.0
+"""Longest wait for the streams to close; the library joins its consumer thread for 1 s."""
 CLOSE_BOUND_S = 75.0
 """Longest wait for the library's shutdown thread: its ack RPCs retry for 60 s when the broker is unreachable."""
 
@@ -63,8 +66,12 @@ class _Stream:
     def __init__(self, client: Any, subscription: str, settings: PubSubSettings, start: Any) -> None:
         self.opened_at = time.monotonic()
         self.ending = asyncio.Event()
+        self.has_stopped = asyncio.Event()
         self.scheduler = LoopScheduler(
-            asyncio.get_running_loop(), settings.max_lease_duration_s + LEASE_MARGIN_S, self.ending.set
+            asyncio.get_running_loop(),
+            settings.max_lease_duration_s + LEASE_MARGIN_S,
+            self.ending.set,
+            self.has_stopped.set,
         )
         self.future = client.subscribe(
             subscription,
@@ -123,6 +130,8 @@ class PubSubSubscriber:
         self._drained: asyncio.Task[None] | None = None
         self.is_open = False
         """Whether a stream is open; what readiness asks."""
+        self.on_stopped: Callable[[], None] | None = None
+        """Called once in a drain, when nothing is pulled any more and what waits may be handed back."""
 
     async def max_delivery_attempts(self) -> int | None:
         """Return the dead-letter policy's limit; see `worker.ports.Subscriber.max_delivery_attempts`."""
@@ -256,6 +265,7 @@ class PubSubSubscriber:
     async def _drain(self) -> None:
         for stream in self._streams:
             stream.cancel()
+        await self._stop_pulling()
         if self._tasks:
             await self._first(self._all_settled(), self._grace_over.wait())
         for task in self._tasks:
@@ -269,6 +279,18 @@ class PubSubSubscriber:
             if open_ones:
                 _log.error("the client library did not close in time; late acks may be lost", seconds=CLOSE_BOUND_S)
         await asyncio.to_thread(self._channel.close)
+
+    async def _stop_pulling(self) -> None:
+        """Wait until the streams are closed, then say so: what is handed back before would come straight back to us."""
+        waits = [
+            asyncio.ensure_future(stream.has_stopped.wait()) for stream in self._streams if not stream.closed.done()
+        ]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=STOP_BOUND_S)
+            for wait in late:
+                wait.cancel()
+        if self.on_stopped is not None:
+            self.on_stopped()
 
     async def _all_settled(self) -> None:
         while self._tasks:

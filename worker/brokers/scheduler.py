@@ -34,14 +34,20 @@ class LoopScheduler(Scheduler):  # type: ignore[misc]  # untyped library
         loop: Where `callback` runs.
         drain_s: Last resort: how long `shutdown` blocks at most, in seconds.
         on_unasked_shutdown: Called on the loop when the library shuts the stream down by itself.
+        on_stopped: Called on the loop when the stream has stopped pulling, whoever asked for it.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, drain_s: float, on_unasked_shutdown: Callable[[], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        drain_s: float,
+        on_unasked_shutdown: Callable[[], None],
+        on_stopped: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._drain_s = drain_s
         self._on_unasked_shutdown = on_unasked_shutdown
+        self._on_stopped = on_stopped
         self._requests: queue.Queue[Any] = queue.Queue()
         self._lock = threading.Condition()  # guards everything below
         self._inbox: list[tuple[Start, Message]] = []
@@ -113,6 +119,8 @@ class LoopScheduler(Scheduler):  # type: ignore[misc]  # untyped library
             is_asked = self._is_asked
         for _, message in unstarted:
             message.nack()
+        if self._on_stopped is not None:
+            self._call_on_loop(self._on_stopped)
         if not is_asked:
             self._call_on_loop(self._on_unasked_shutdown)
         if await_msg_callbacks:
