@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # A development install is editable; a lock of hashes is for the image (requirements.lock).
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test check fmt docs bench chaos clean
+.PHONY: run test check fmt docs image bench chaos clean
 
 run: $(STAMP)  ## answer examples/requests.jsonl on this machine: embedded Pub/Sub, worker, simulated backend
 	$(BIN)/inference-worker local examples/requests.jsonl out.jsonl
@@ -20,13 +20,23 @@ check: $(STAMP)-dev  ## lint, format, types, architecture, generated documents
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/generate_docs.py --check
+	$(BIN)/python deploy/alerts/generate.py --check
+	$(BIN)/python deploy/grafana/generate.py --check
 
 fmt: $(STAMP)-dev  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)-dev  ## generate docs/settings.md and docs/metrics.md
+docs: $(STAMP)-dev  ## generate what is generated: settings, metrics, alerts, dashboard, model of scaling
 	$(BIN)/python tools/generate_docs.py
+	$(BIN)/python deploy/alerts/generate.py
+	$(BIN)/python deploy/grafana/generate.py
+	$(BIN)/python -m benchmarks.scaling --write docs/scaling.md
+
+IMAGE ?= localhost/inference-worker
+image:  ## build the container image with podman, buildah or docker, whichever is there
+	@engine=$$(command -v podman || command -v buildah || command -v docker) || { echo "no podman, buildah or docker"; exit 1; }; \
+	set -x; "$$engine" build $(BUILD_FLAGS) -t $(IMAGE) .
 
 bench: $(STAMP)-dev  ## benchmarks; BENCH_ARGS=--short for a quick form
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
@@ -48,4 +58,5 @@ $(STAMP): pyproject.toml | $(BIN)/python
 
 $(STAMP)-dev: $(STAMP)
 	$(PIP) install --group test --group check
+	$(PYTHON) -m venv $(VENV)/terraform && $(VENV)/terraform/bin/python -m pip --disable-pip-version-check --quiet install 'tf==1.2.0'
 	touch $@

@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "The embedded Pub/Sub server": (["benchmarks/localpubsub.py"], ["--messages", "10000", "--rounds", "1"]),
     "The simulated backend": (["benchmarks/simbackend.py"], ["--requests", "2000"]),
     "Server-sent events": (["benchmarks/sse.py"], ["--repeat", "2"]),
+    "Scaling, a model": (["-m", "benchmarks.scaling"], []),
     "The adaptive window": (["benchmarks/window.py"], ["--seeds", "1", "--only", "short"]),
 }
 
