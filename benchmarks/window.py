@@ -5,6 +5,7 @@ How well the adaptive window finds a hidden, changing capacity, next to the rule
 
     python -m benchmarks.window                      # everything, five seeds: a few minutes, one core, virtual time
     python -m benchmarks.window --seeds 2 --only "chat, streamed"
+    python -m benchmarks.window --long               # a table for each scenario, with every number of every rule
     python -m benchmarks.window --trace "chat, streamed, queue of C"      # second by second, our rule
 
 For each scenario a sweep first finds the best fixed window of each phase; a rule that switches between those at the
@@ -22,7 +23,8 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from benchmarks.window_model import Phase, Result, Rule, Scenario
@@ -31,6 +33,7 @@ from benchmarks.window_sim import Simulation
 from worker.flow.clock import Now
 from worker.flow.window import AdaptiveWindow
 
+OURS = "this window"
 FACTORS = (0.75, 1.0, 1.125, 1.25, 1.5, 2.0)
 KINDS = {
     "short": ("0.2 s", 60.0, False, True),
@@ -109,40 +112,62 @@ def _best(scenario: Scenario, phase: Phase) -> int:
     share = phase.capacity / scenario.workers
     candidates = sorted({max(1, round(share * factor)) for factor in FACTORS} | {64 // scenario.workers})
     alone = dataclasses.replace(scenario, phases=(phase,))
-    results = [(Simulation(alone, lambda now, n=n: Fixed(now, n), 0).run(), n) for n in candidates]
+    results = [(Simulation(alone, partial(Fixed, limit=n), 0).run(), n) for n in candidates]
     most = max(result.work for result, _ in results)
     # Among those that do as much within half a per cent, the one that is refused least.
     return min((result.rejected_share, n) for result, n in results if result.work >= 0.995 * most)[1]
 
 
-def row(name: str, results: list[Result], best: list[Result]) -> str:
-    """Return one line of the table."""
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One rule in one scenario; medians over the seeds."""
 
-    def median(measure: Callable[[Result], float]) -> float:
-        return statistics.median(measure(result) for result in results)
+    goodput: float
+    refused: float
+    found: str
+    wait_s: float
 
-    goodput = statistics.median(result.work / other.work for result, other in zip(results, best, strict=True))
-    found = []
-    for index in range(len(results[0].phases)):
-        times = sorted(math.inf if (t := result.phases[index].found_s) is None else t for result in results)
-        middle = times[len(times) // 2]
-        found.append(f"{middle:.1f}" if middle < math.inf else "-")
-    return (
-        f"| {name} | {goodput:.1%} | {median(lambda r: r.rejected_share):.2%} | {' / '.join(found)} "
-        f"| {median(lambda r: max(0.0, r.mean_wait_s)):.2f} |"
-    )
+    @staticmethod
+    def of(results: list[Result], best: list[Result]) -> "Row":
+        """Summarise runs beside those of the best fixed windows."""
+        found = []
+        for index in range(len(results[0].phases)):
+            times = sorted(math.inf if (t := result.phases[index].found_s) is None else t for result in results)
+            middle = times[len(times) // 2]
+            found.append(f"{middle:.1f}" if middle < math.inf else "-")
+        return Row(
+            goodput=statistics.median(result.work / other.work for result, other in zip(results, best, strict=True)),
+            refused=statistics.median(result.rejected_share for result in results),
+            found=" / ".join(found),
+            wait_s=statistics.median(max(0.0, result.mean_wait_s) for result in results),
+        )
 
 
-def compare(scenario: Scenario, seeds: range) -> None:
-    """Print one scenario's table."""
+def compare(scenario: Scenario, seeds: range) -> dict[str, Row]:
+    """Run every rule; the best fixed windows come last, with the sweep's result as their name."""
     schedule = best_fixed(scenario)
     best = [Simulation(scenario, lambda now: Fixed(now, 1, schedule), seed).run() for seed in seeds]
-    windows = ", ".join(str(window) for window in schedule.values())
-    print(f"\n**{scenario.name}** ({_describe(scenario)}; best fixed windows {windows})\n")
+    rows = {
+        name: Row.of([Simulation(scenario, build, seed).run() for seed in seeds], best)
+        for name, build in {OURS: ours, **RIVALS}.items()
+    }
+    return rows | {f"best fixed: {', '.join(str(window) for window in schedule.values())}": Row.of(best, best)}
+
+
+def print_long(scenario: Scenario, rows: dict[str, Row]) -> None:
+    """Print one table for the scenario."""
+    print(f"\n{scenario.name} ({_describe(scenario)})\n")
     print("| rule | goodput | refused | found (s) | wait (s) |\n|---|---|---|---|---|")
-    for name, build in {"**this window**": ours, **RIVALS}.items():
-        print(row(name, [Simulation(scenario, build, seed).run() for seed in seeds], best), flush=True)
-    print(row("best fixed of each phase", best, best), flush=True)
+    for name, row in rows.items():
+        print(f"| {name} | {row.goodput:.1%} | {row.refused:.2%} | {row.found} | {row.wait_s:.2f} |", flush=True)
+
+
+def print_short(scenario: Scenario, rows: dict[str, Row]) -> None:
+    """Print one line for the scenario: ours in full, goodput and refusals of the others."""
+    us = rows[OURS]
+    others = " | ".join(f"{rows[name].goodput:.0%}, {rows[name].refused:.0%}" for name in RIVALS)
+    line = f"| {scenario.name} | {us.goodput:.1%} | {us.refused:.2%} | {us.found} | {us.wait_s:.2f} | {others} |"
+    print(line, flush=True)
 
 
 def _describe(scenario: Scenario) -> str:
@@ -162,14 +187,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("::", maxsplit=1)[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="", help="part of the scenario's name")
+    parser.add_argument("--long", action="store_true", help="a table for each scenario")
     parser.add_argument("--trace", help="a scenario's name")
     arguments = parser.parse_args()
-    for scenario in scenarios():
-        if arguments.trace is not None:
-            if scenario.name == arguments.trace:
-                trace(scenario)
-        elif arguments.only in scenario.name:
-            compare(scenario, range(arguments.seeds))
+    chosen = [scenario for scenario in scenarios() if arguments.only in scenario.name]
+    if arguments.trace is not None:
+        trace(next(scenario for scenario in scenarios() if scenario.name == arguments.trace))
+        return
+    if not arguments.long:
+        print(f"| requests, backend | goodput | refused | found (s) | wait (s) | {' | '.join(RIVALS)} |")
+        print("|---|---|---|---|---" + "|---" * len(RIVALS) + "|")
+    for scenario in chosen:
+        (print_long if arguments.long else print_short)(scenario, compare(scenario, range(arguments.seeds)))
 
 
 if __name__ == "__main__":

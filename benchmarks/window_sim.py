@@ -16,6 +16,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.window_model import Phase, PhaseResult, Result, Rule, Scenario
@@ -80,7 +81,7 @@ class Worker:
             request.sent_at = simulation.now
             request.circuit_pass = self.circuit.enter()
             request.ticket = self.rule.start(streamed=simulation.scenario.streamed)
-            simulation.at(simulation.now + NETWORK_S, lambda request=request: simulation.arrive(request))
+            simulation.at(simulation.now + NETWORK_S, partial(simulation.arrive, request))
         self._sleep()
 
     def begin(self, request: Request) -> None:
@@ -150,7 +151,7 @@ class Simulation:
         """Run to the scenario's end."""
         at = 0.0
         for phase in self.scenario.phases:
-            self.at(at, lambda phase=phase: self._change(phase))
+            self.at(at, partial(self._change, phase))
             at += phase.seconds
         for second in range(int(at)):
             self.at(second + 0.5, self._sample)
@@ -224,7 +225,7 @@ class Simulation:
             first = FIRST_TOKEN_S[self.scenario.sizes]
             heapq.heappush(self._running, (self._progress + request.work + first, next(self._count), request))
             if self.scenario.streamed:
-                self.at(self.now + first / self._speed() + NETWORK_S, lambda request=request: self._begin(request))
+                self.at(self.now + first / self._speed() + NETWORK_S, partial(self._begin, request))
         self._epoch += 1
         if self._running:
             epoch = self._epoch
@@ -256,5 +257,5 @@ class Simulation:
         self._advance()
         while self._running and self._running[0][0] <= self._progress + 1e-9:
             request = heapq.heappop(self._running)[2]
-            self.at(self.now + NETWORK_S, lambda request=request: self._answer(request, Outcome.OK))
+            self.at(self.now + NETWORK_S, partial(self._answer, request, Outcome.OK))
         self._admit()
