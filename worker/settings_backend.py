@@ -87,8 +87,8 @@ class BreakerSettings(Section):
     and a model that is still loading at once."""
     probe_interval_s: Seconds = 1.0
     """First wait before one message is let through as a probe; doubles with every failed probe."""
-    max_probe_interval_s: Seconds = 5.0
-    """Longest wait between probes: full rate again at most this long after the backend's recovery."""
+    max_probe_interval_s: Seconds = 4.0
+    """Longest wait between probes; with the probe itself, full rate again within 5 s of the backend's recovery."""
     health_path: Annotated[str, Field(pattern=r"^/[!-~]*$")] | None = None
     """Path asked with GET every second while the breaker is open, for example `/health`; when it begins to answer
     2xx, a probe is let through at once.  It follows `base_url` without the `/v1` at its end."""
