@@ -34,6 +34,7 @@ from worker.settings import (
     RouteSettings,
     WindowSettings,
 )
+from worker.tracing import NO_TRACER
 
 LEASE_S = 21_600.0
 _ids = itertools.count(1)
@@ -96,17 +97,18 @@ class Pipeline:
             clock=loop_time,
             wall_clock=unix_time,
         )
-        lease_s = more.pop("lease_s", LEASE_S)
+        lease_s, tracer = more.pop("lease_s", LEASE_S), more.pop("tracer", NO_TRACER)
         self.replier = Replier(
             self.publisher,
             self.metrics,
             self.intake,
             copy_attributes=more.pop("copy_attributes", ()),
             lease_s=lease_s,
+            tracer=tracer,
             clock=loop_time,
         )
         policy = more.pop("policy", None) or ErrorPolicy(now_unix=unix_time)
-        self.attempts = Attempts(policy, self.recorder, wall_clock=unix_time, **more.pop("attempts", {}))
+        self.attempts = Attempts(policy, self.recorder, tracer=tracer, wall_clock=unix_time, **more.pop("attempts", {}))
         dedupe = more.pop("dedupe", DedupeSettings())
         store = more.pop("store", None) or MemoryStore(dedupe)
         self.deduper = Deduper(store, dedupe.metadata_key)
@@ -129,6 +131,7 @@ class Pipeline:
             rules,
             deduper=self.deduper,
             dead_letters=dead_letters,
+            tracer=tracer,
             clock=loop_time,
             wall_clock=unix_time,
         )

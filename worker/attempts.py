@@ -23,6 +23,7 @@ from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass
 from worker.ports import BackendRequest, Draft
 from worker.record import Recorder
 from worker.routes import Route
+from worker.tracing import NO_TRACER, Tracer
 from worker.verdicts import TOO_LATE
 
 SUSPICION_S = 1.0
@@ -57,6 +58,7 @@ class Attempts:
         recorder: Counts them.
         send_idempotency_key: Whether `Idempotency-Key` carries the message id.
         suspicion_s: See `SUSPICION_S`.
+        tracer: Is told about each.
         wall_clock: Unix seconds.
     """
 
@@ -67,12 +69,14 @@ class Attempts:
         *,
         send_idempotency_key: bool = False,
         suspicion_s: float = SUSPICION_S,
+        tracer: Tracer = NO_TRACER,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._policy = policy
         self._recorder = recorder
         self._send_idempotency_key = send_idempotency_key
         self._suspicion_s = suspicion_s
+        self._tracer = tracer
         self._wall_clock = wall_clock
         self._random = random.Random()  # noqa: S311 - jitter
 
@@ -82,6 +86,14 @@ class Attempts:
 
         Cancellation: the connection is closed and the permit given back with a signal that says nothing.
         """
+        decision: Decision | None = None
+        try:
+            decision = await self._make(delivery, request, route, permit)
+        finally:
+            self._tracer.attempt_ends(delivery, decision)
+        return decision
+
+    async def _make(self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit) -> Decision:
         with permit:
             event = await self._invoke(delivery, request, route, permit)
             if self._was_cut_by_deadline(event, request):
@@ -99,6 +111,7 @@ class Attempts:
         delivery.charged_tries += 1
         fault, detail = None, ""
         self._recorder.attempt_starts(delivery)
+        self._tracer.attempt_starts(delivery)
         try:
             await route.backend.invoke(self._backend_request(delivery, request, permit), draft)
         except BackendError as error:
@@ -141,6 +154,7 @@ class Attempts:
         headers["x-request-id"] = f"{message.message_id}-{message.delivery_attempt or 1}-{delivery.tries}"
         if self._send_idempotency_key:
             headers["idempotency-key"] = message.message_id
+        self._tracer.inject(delivery, headers)
         assert request.body is not None
         return BackendRequest(
             path=request.path,

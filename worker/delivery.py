@@ -5,6 +5,7 @@ Plain data of the processor and the publishing of answers; measures nothing by i
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from worker.message import ReceivedMessage, RequestMessage
 from worker.policy.budgets import Budget
@@ -52,6 +53,8 @@ class Delivery:
     """Monotonic seconds at which the processor was told to give up."""
     is_answered: bool = False
     """The broker has the answer: whatever happens now, the message is acked."""
+    trace: Any = None
+    """What the tracer remembers, with `trace_id`; `None` when nothing is traced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

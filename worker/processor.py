@@ -32,6 +32,7 @@ from worker.record import Recorder
 from worker.replies import DeadLetters, Replier
 from worker.routes import Route, Router
 from worker.settings import RequestSettings
+from worker.tracing import NO_TRACER, Tracer
 from worker.verdicts import INTERNAL, INTERRUPTED, TOO_LATE, build_reply, conflict, no_route, refusal
 
 DEADLINE_SLACK_S = 0.01
@@ -72,6 +73,7 @@ class Processor:
         rules: Settings.
         deduper: Knows what was answered already.
         dead_letters: Takes copies of what failed for good; `None` for no copies.
+        tracer: Is told where each delivery stands.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
     """
@@ -86,6 +88,7 @@ class Processor:
         *,
         deduper: Deduper,
         dead_letters: DeadLetters | None = None,
+        tracer: Tracer = NO_TRACER,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -96,6 +99,7 @@ class Processor:
         self._rules = rules
         self._deduper = deduper
         self._dead_letters = dead_letters
+        self._tracer = tracer
         self._clock = clock
         self._wall_clock = wall_clock
         self._running: dict[str, _Flight] = {}
@@ -138,6 +142,7 @@ class Processor:
         finally:
             del self._running[message.message_id]
             outcome.set_result(settlement)
+            self._tracer.end(delivery, settlement)
         return settlement
 
     async def _join(self, running: _Flight, message: ReceivedMessage) -> Settlement:
@@ -203,8 +208,10 @@ class Processor:
         refused: Reply | None = None
         try:
             delivery.request = self._read(delivery.message)
+            self._tracer.begin(delivery, delivery.request.metadata)
         except MessageError as error:
             refused = refusal(error)
+            self._tracer.begin(delivery, refused.metadata)
         known = await self._deduper.get(delivery)
         if known is Dedupe.HIT:
             raise _AnsweredError

@@ -201,6 +201,8 @@ class Recorder:
             "attempts": delivery.tries,
             "total_s": round(self._clock() - delivery.received_at, 4),
         }
+        if delivery.trace is not None:
+            line["trace_id"] = delivery.trace.trace_id
         if delivery.queue_s is not None:
             line["queue_s"] = round(delivery.queue_s, 3)
         if delivery.held_s:

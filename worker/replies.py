@@ -23,6 +23,7 @@ from worker.policy.model import Backoff, ErrorClass
 from worker.policy.reply import reply_too_large_body
 from worker.ports import Publisher
 from worker.routes import Intake
+from worker.tracing import NO_TRACER, Tracer
 
 PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)
 """Waits between tries of one publish: quick at first, a broker's hiccup is short; 10 s so that recovery is noticed."""
@@ -56,6 +57,7 @@ class Replier:
         intake: Paused while answers cannot be published.
         copy_attributes: Patterns of request attributes that an answer carries too.
         lease_s: How long a delivery may be kept from its receipt on.
+        tracer: Is told about each publish; its context goes out with the answer.
         clock: Monotonic seconds.
     """
 
@@ -67,6 +69,7 @@ class Replier:
         *,
         copy_attributes: tuple[str, ...] = (),
         lease_s: float,
+        tracer: Tracer = NO_TRACER,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._publisher = publisher
@@ -74,6 +77,7 @@ class Replier:
         self._intake = intake
         self._copy = copy_attributes
         self._lease_s = lease_s
+        self._tracer = tracer
         self._clock = clock
         self._stuck: set[Delivery] = set()
         self._random = random.Random()  # noqa: S311 - jitter
@@ -86,8 +90,9 @@ class Replier:
 
         Cancellation: the answer may or may not be published; the processor shields this call.
         """
+        self._tracer.publish_starts(delivery)
         data, attributes = self._encode(delivery, reply)
-        started, tries = self._clock(), 0
+        started, tries, is_published = self._clock(), 0, False
         try:
             while True:
                 tries += 1
@@ -105,12 +110,14 @@ class Replier:
                     if not await self._wait(delivery, error, tries):
                         return None
                 else:
+                    is_published = True
                     self._metrics.publish_duration_seconds.observe(self._clock() - started)
                     if self._stuck:
                         self._recovered()
                     return reply
         finally:
             self._forget(delivery)
+            self._tracer.publish_ends(delivery, reply, tries=tries, is_published=is_published)
 
     async def _wait(self, delivery: Delivery, error: PublishError, tries: int) -> bool:
         """Note the failure and wait for the next try; return false when the lease will not last so long."""
@@ -170,6 +177,7 @@ class Replier:
             attributes["backend_request_id"] = delivery.draft.backend_request_id
         if self._copy or reply.extra:  # ours come first: what is too many is left out at the end
             attributes |= {**self._copied(message.attributes), **reply.extra}
+        self._tracer.inject(delivery, attributes)
         return clip_attributes(attributes)
 
     def _copied(self, attributes: Mapping[str, str]) -> dict[str, str]:

@@ -37,6 +37,7 @@ from worker.replies import DeadLetters, Replier
 from worker.routes import Intake, Route, Router, build_route
 from worker.settings import Settings
 from worker.supervisor import Supervisor
+from worker.tracing import NO_TRACER, Tracer
 
 START_RETRY_S = 2.0
 """Wait between tries to reach Pub/Sub at start; the startup probe ends them after two minutes."""
@@ -55,7 +56,7 @@ class Service:
         source: The YAML file they came from, for the lines of faults in rules.
 
     Raises:
-        SettingsError: A rule or hook of the error policy cannot be used.
+        SettingsError: A rule or hook of the error policy cannot be used, or tracing is on without its extra.
     """
 
     def __init__(self, settings: Settings, source: str | None = None) -> None:
@@ -68,7 +69,8 @@ class Service:
         self._supervisor: Supervisor | None = None
         self._policy = build_policy(settings, source, on_hook=self._hook_asked)
         self._probes = Probes(self._metrics.registry, self._details)
-        self._closing: list[Any] = []
+        self._tracer = _build_tracer(settings)
+        self._closing: list[Any] = [self._tracer]
         """Parts with `aclose`, in the order of opening."""
         self._hurrying: list[asyncio.Task[None]] = []
 
@@ -150,8 +152,11 @@ class Service:
             intake,
             copy_attributes=tuple(settings.reply.copy_attributes),
             lease_s=settings.pubsub.max_lease_duration_s,
+            tracer=self._tracer,
         )
-        attempts = Attempts(self._policy, recorder, send_idempotency_key=settings.request.idempotency_key)
+        attempts = Attempts(
+            self._policy, recorder, send_idempotency_key=settings.request.idempotency_key, tracer=self._tracer
+        )
         self._processor = Processor(
             Router(routes),
             attempts,
@@ -160,6 +165,7 @@ class Service:
             Rules(request=settings.request, limits=limits, settle_s=settings.drain.settle_s),
             deduper=deduper,
             dead_letters=self._build_dead_letters(broker),
+            tracer=self._tracer,
         )
         assert self._subscriber is not None
         self._subscriber.on_stopped = self._processor.begin_drain
@@ -239,6 +245,14 @@ class Service:
         is_open = self._subscriber is not None and self._subscriber.is_open
         details = self._supervisor.details() if self._supervisor is not None else {}
         return {"ready": is_open and not self._stopping.is_set(), "pulling": is_open, **details}
+
+
+def _build_tracer(settings: Settings) -> Tracer:
+    if not settings.tracing.enabled:
+        return NO_TRACER
+    from worker.otel import build_tracer  # noqa: PLC0415 - of an extra
+
+    return build_tracer(settings)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

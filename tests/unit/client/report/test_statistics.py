@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -146,6 +147,34 @@ def test_the_machine_form_names_every_duration_and_kind():
     assert exported["models"]["large"]["durations"]["ttft_s"].keys() >= {"count", "missing", "mean", "p50", "weak"}
     assert exported["started"] == "2026-11-20T20:42:00.100Z"
     assert exported["timeline"]["bins"][0].keys() == {"start", "good", "errors", "output_tokens"}
+
+
+def _keys(value):
+    """Return the keys of an object at every depth; empty objects stand for what their neighbour has."""
+    if isinstance(value, list):
+        return [_keys(value[0])] if value else []
+    return {key: _keys(inner) for key, inner in value.items()} if isinstance(value, dict) else None
+
+
+def _agree(documented, real):
+    if isinstance(documented, dict) and documented:
+        assert documented.keys() == real.keys()
+        for key in documented:
+            _agree(documented[key], real[key])
+    elif isinstance(documented, list) and documented:
+        _agree(documented[0], real[0])
+
+
+def test_the_documented_machine_form_has_exactly_the_real_keys():
+    """The example of docs/report.md, wherever it is filled in."""
+    page = (Path(__file__).parents[4] / "docs" / "report.md").read_text("utf-8")
+    example = json.loads(page.split("```json\n")[1].split("```")[0])
+    real = report_of(a_run()).as_dict()
+    for group in ("models", "error_classes"):
+        assert set(map(len, example.pop(group).values())) == {0}
+        real.pop(group)
+    real["total"]["statuses"] = example["total"]["statuses"]
+    _agree(_keys(example), _keys(real))
 
 
 def test_memory_does_not_grow_with_the_run():
