@@ -16,6 +16,7 @@ from worker.flow.breaker import BreakerEffect, BreakerScope
 from worker.flow.circuit import CircuitState
 from worker.flow.gate import AttemptSignal, Permit
 from worker.logs import get_logger
+from worker.measures import output_tokens
 from worker.message import RequestMessage
 from worker.policy.budgets import next_delay_s
 from worker.policy.engine import ErrorPolicy
@@ -42,7 +43,6 @@ DEADLINE_MARGIN_S = 0.05
 
 _ANSWERED = frozenset({ErrorClass.MALFORMED, ErrorClass.EMPTY_CHOICES})
 """A backend that answers with success, only not what was asked for, is not away: more likely it is the request."""
-_SERVED = AttemptSignal(breaker=BreakerEffect.SUCCESS)
 _FORBIDDEN = 403
 _ERRORS = 400
 
@@ -100,7 +100,7 @@ class Attempts:
                 return TOO_LATE  # that says nothing about the backend: short deadlines must not open the breaker
             decision = await self._policy.decide(event, consecutive_forbidden=route.forbidden_in_a_row)
             if decision.breaker is BreakerAction.SUCCESS:
-                permit.finish(_SERVED)
+                permit.finish(AttemptSignal(breaker=BreakerEffect.SUCCESS, work=output_tokens(delivery.draft)))
             else:
                 self._report_failure(permit, decision, route)
         return decision

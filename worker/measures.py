@@ -57,6 +57,11 @@ def measure(draft: Draft, body: bytes) -> Measures:
     )
 
 
+def output_tokens(draft: Draft | None) -> int | None:
+    """Return the size of a good answer, by which the window tells a long generation from a slow backend."""
+    return None if draft is None else _usage(draft, draft.body).output
+
+
 def _usage(draft: Draft, body: bytes) -> Usage:
     """Return the usage: of a stream as it was counted there, since the answer itself may have to do without."""
     found = usage_of(draft.usage) if draft.usage is not None else read_usage(body)
