@@ -27,6 +27,8 @@ from tests.deploy.engine import Engine
 from tests.deploy.manifests import Variant
 from tests.rig import Answers, chat
 
+EMULATOR_COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=local", "--host-port=0.0.0.0:8085"]
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -54,18 +56,23 @@ class Cluster:
         self.port = free_port()
         self.worker = f"{self.network}-deployment-pod-0-{variant.container['name']}"
         self.answers = Answers()
+        self.sent = 0
         self._variant = variant
         self._manifest = folder / "manifest.yaml"
         self._others: list[str] = []
 
-    def start(self, *backend: str) -> None:
-        """Start emulator and backend; the pod comes with `play`."""
+    def start(self, *backend: str, broker: str = "emulator") -> None:
+        """Start the broker, Google's emulator or the embedded server, and the backend; the pod comes with `play`."""
         self.engine("network", "create", self.network)
-        emulator = ("gcloud", "beta", "emulators", "pubsub", "start", "--project=local", "--host-port=0.0.0.0:8085")
-        self.address = self._beside("pubsub", 8085, self.engine.images["emulator"], *emulator)
+        image, *command = {
+            "emulator": (self.engine.images["emulator"], *EMULATOR_COMMAND),
+            "embedded": (self.image, "localpubsub", "--host=0.0.0.0", "--port=8085"),
+        }[broker]
+        self.address = self._beside("pubsub", 8085, image, *command)
         simulated = ("simbackend", "--host=0.0.0.0", "--port=8000", *backend)
         self.backend = self._beside("backend", 8000, self.image, *simulated)
-        wait_until(lambda: self._get(f"http://{self.address}/"), 60, "the emulator serves")
+        if broker == "emulator":
+            wait_until(lambda: self._get(f"http://{self.address}/"), 60, "the emulator serves")
         wait_until(lambda: self._get(f"http://{self.backend}/sim/stats"), 30, "the backend serves")
         self.admin = Admin(self.address, "local")
 
@@ -159,14 +166,22 @@ class Cluster:
     def stats(self) -> dict[str, Any]:
         return dict(json.loads(self._get(f"http://{self.backend}/sim/stats") or "{}"))
 
-    def publish(self, count: int) -> None:
-        for future in [self.admin.publisher.publish(self.requests, chat(index)) for index in range(count)]:
-            future.result(60)
+    def exchange(self, total: int, *, until: int, per_s: float = 20.0, limit_s: float = 60.0) -> int:
+        """
+        Publish at this pace, up to so many requests altogether, and take answers until so many have one.
 
-    def collect(self, count: int, limit_s: float) -> int:
-        """Take answers until so many requests have one, or the time is over; return how many have."""
-        until = time.monotonic() + limit_s
-        while self.answers.count < count and time.monotonic() < until:
+        Paced, because Google's emulator ignores flow control and would lease everything to the one worker.
+
+        Returns:
+            How many requests have an answer.
+        """
+        begun, first = time.monotonic(), self.sent
+        while self.answers.count < until and (passed := time.monotonic() - begun) < limit_s:
+            due = min(total, first + int(passed * per_s) + 1)
+            futures = [self.admin.publisher.publish(self.requests, chat(index)) for index in range(self.sent, due)]
+            for future in futures:
+                future.result(60)
+            self.sent = max(self.sent, due)
             self.take(2.0)
         return self.answers.count
 

@@ -20,8 +20,6 @@ IMAGE = "localhost/inference-worker:dev"
 MOST_BYTES = 130_000_000
 HARDENED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--user=65532:65532")
 MESSAGES = 1000
-LEASE_S = 60
-"""The longest that a killed pod's messages wait for another."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -109,8 +107,8 @@ def started(engine: Engine, image: str, tmp_path: Path) -> Iterator[Callable[...
     """Start emulator and backend; the test creates the resources and plays the pod."""
     with cluster(engine, image, manifests.variant("emulator"), tmp_path) as built:
 
-        def start(*backend: str) -> Cluster:
-            built.start(*backend)
+        def start(*backend: str, broker: str = "emulator") -> Cluster:
+            built.start(*backend, broker=broker)
             return built
 
         yield start
@@ -124,8 +122,7 @@ def test_a_missing_subscription_is_named(started: Callable[..., Cluster]):
     assert "inference-requests-worker does not exist" in line["error"]
     pod.create_resources()
     pod.wait_ready()
-    pod.publish(3)
-    assert pod.collect(3, 30) == 3
+    assert pod.exchange(3, until=3) == 3
 
 
 def test_a_missing_key_file_is_named(started: Callable[..., Cluster], engine: Engine, image: str):
@@ -175,28 +172,47 @@ def test_the_manifest_is_enforced(started: Callable[..., Cluster], engine: Engin
     assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2")
 
 
-def test_a_thousand_in_a_thousand_out(started: Callable[..., Cluster], engine: Engine):
-    """One SIGKILL and one SIGTERM on the way: every request has its answer, and the limit of memory held."""
-    pod = started("--latency=lognormal:300ms,0.5")
-    pod.create_resources()
-    pod.play()
-    pod.wait_ready()
-    pod.publish(MESSAGES)
-
-    assert pod.collect(300, 60) >= 300
-    pod.kill()
-    pod.wait_ready()
-
-    assert pod.collect(650, LEASE_S + 60) >= 650
+def _terminate(pod: Cluster) -> None:
     code, took = pod.terminate(limit_s=60)
     assert code == 0, "drained"
     assert took < 30
     pod.wait_ready()
 
-    assert pod.collect(MESSAGES, LEASE_S + 90) == MESSAGES
+
+def _kill(pod: Cluster) -> None:
+    pod.kill()
+    pod.wait_ready()
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("broker", "steps", "limit_s"),
+    [
+        ("embedded", ((300, _kill), (650, _terminate)), 180),
+        # Google's emulator (0.8.20) goes on feeding the stream of a process that was killed: every other message is
+        # given to nobody for the 60 s of a lease, again and again.  So the kill comes late, when few are left.
+        ("emulator", ((400, _terminate), (985, _kill)), 900),
+    ],
+    ids=["embedded", "emulator"],
+)
+def test_a_thousand_in_a_thousand_out(
+    started: Callable[..., Cluster],
+    engine: Engine,
+    broker: str,
+    steps: tuple[tuple[int, Callable[[Cluster], None]], ...],
+    limit_s: float,
+):
+    """One SIGKILL and one SIGTERM on the way: every request has its answer, and the limit of memory held."""
+    pod = started("--latency=lognormal:300ms,0.5", broker=broker)
+    pod.create_resources()
+    pod.play()
+    pod.wait_ready()
+    for answers, interrupt in steps:
+        assert pod.exchange(MESSAGES, until=answers, limit_s=120) >= answers
+        interrupt(pod)
+    assert pod.exchange(MESSAGES, until=MESSAGES, limit_s=limit_s) == MESSAGES
     while pod.take(3.0):
         continue
-    assert pod.answers.count == MESSAGES
     assert pod.answers.statuses == {200: MESSAGES}
     assert pod.answers.malformed == 0
     at_once = manifests.variant("emulator").settings().pubsub.max_in_flight
