@@ -84,6 +84,10 @@ def find_engine() -> Engine:
     Raises:
         NoEngineError: What is missing.
     """
+    if os.environ.get("CI") and not os.environ.get("IMAGE_TESTS"):
+        raise NoEngineError(
+            "images are not built in CI unless IMAGE_TESTS is set: many minutes, and an engine of its own"
+        )
     if shutil.which("podman") is None:
         raise NoEngineError("no podman on this machine")
     saved = _saved()
