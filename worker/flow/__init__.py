@@ -1,8 +1,7 @@
 """
 Admission: who may start an attempt on a route, and when.
 
-Pure rules (`window`, `latency`, `circuit`, `breaker`, `damage`, `dedupe`) and a thin asyncio shell (`gate`, `order`,
-`singleflight`).  Time is handed in; nothing here does I/O, and nothing here knows `policy`: whoever calls translates a
+Pure rules (`window`, `latency`, `circuit`, `breaker`, `damage`, `dedupe`) and a thin asyncio shell (`gate`, `order`).  Time is handed in; nothing here does I/O, and nothing here knows `policy`: whoever calls translates a
 decision into an `AttemptSignal`.
 """
 
@@ -14,7 +13,6 @@ from worker.flow.dedupe import Dedupe, DedupeStatistics, MemoryDedupe
 from worker.flow.gate import Permit, RouteGate
 from worker.flow.gate_types import AttemptSignal, GateStatistics
 from worker.flow.order import AdmissionOrder
-from worker.flow.singleflight import SingleFlight
 from worker.flow.window import AdaptiveWindow
 from worker.flow.window_types import Outcome, Ticket, WindowStatistics, WindowTuning
 
@@ -42,7 +40,6 @@ __all__ = [
     "Permit",
     "ProbeSchedule",
     "RouteGate",
-    "SingleFlight",
     "Ticket",
     "TimerHandle",
     "WindowStatistics",
