@@ -1,8 +1,9 @@
 """
 Admission: who may start an attempt on a route, and when.
 
-Pure rules (`window`, `latency`, `circuit`, `breaker`, `damage`, `dedupe`) and a thin asyncio shell (`gate`, `order`).  Time is handed in; nothing here does I/O, and nothing here knows `policy`: whoever calls translates a
-decision into an `AttemptSignal`.
+Pure rules (`window`, `latency`, `circuit`, `breaker`, `damage`, `dedupe`) and a thin asyncio shell (`gate`, `order`).
+Time is handed in; nothing here does I/O, and nothing here knows `policy`: whoever calls translates a decision into an
+`AttemptSignal`.
 """
 
 from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope, BreakerStatistics
