@@ -136,7 +136,7 @@ async def test_no_more_than_the_window_is_unanswered(window):
         return await original(data, attributes)
 
     await Drive(source, sink, publish, broker.answers, window=window).run()
-    assert peak == window
+    assert min(window, 2) <= peak <= window  # how much of it is used depends on who is quicker
 
 
 async def test_bytes_bound_the_window_as_well():
