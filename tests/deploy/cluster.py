@@ -115,9 +115,12 @@ class Cluster:
             item["metadata"]["name"] = names[item["metadata"]["name"]]
             spec = item.get("spec", {}).get("template", {}).get("spec", {})
             for volume in spec.get("volumes", ()):
+                volume["name"] = f"{self.network}-{volume['name']}"  # podman makes an emptyDir a volume of this name
                 if "configMap" in volume:
                     volume["configMap"]["name"] = names[volume["configMap"]["name"]]
             for container in spec.get("containers", ()):
+                for mount in container.get("volumeMounts", ()):
+                    mount["name"] = f"{self.network}-{mount['name']}"
                 container["ports"] = [
                     {**port, "hostIP": "127.0.0.1", "hostPort": self.port} for port in container["ports"]
                 ]
@@ -166,6 +169,13 @@ class Cluster:
     def stats(self) -> dict[str, Any]:
         return dict(json.loads(self._get(f"http://{self.backend}/sim/stats") or "{}"))
 
+    def publish(self, count: int) -> None:
+        """Publish the next requests."""
+        wanted = range(self.sent, self.sent + count)
+        for future in [self.admin.publisher.publish(self.requests, chat(index)) for index in wanted]:
+            future.result(60)
+        self.sent += len(wanted)
+
     def exchange(self, total: int, *, until: int, per_s: float = 20.0, limit_s: float = 60.0) -> int:
         """
         Publish at this pace, up to so many requests altogether, and take answers until so many have one.
@@ -178,10 +188,7 @@ class Cluster:
         begun, first = time.monotonic(), self.sent
         while self.answers.count < until and (passed := time.monotonic() - begun) < limit_s:
             due = min(total, first + int(passed * per_s) + 1)
-            futures = [self.admin.publisher.publish(self.requests, chat(index)) for index in range(self.sent, due)]
-            for future in futures:
-                future.result(60)
-            self.sent = max(self.sent, due)
+            self.publish(due - self.sent)
             self.take(2.0)
         return self.answers.count
 
@@ -197,7 +204,8 @@ class Cluster:
             self.admin.close()
         if self._manifest.exists():
             self.engine("play", "kube", "--down", self._manifest, check=False)
-            self.engine("volume", "rm", "--force", f"{self.network}-configmap", check=False)  # `--down` leaves it
+            for kind in ("configmap", "tmp"):  # `--down` leaves them
+                self.engine("volume", "rm", "--force", f"{self.network}-{kind}", check=False)
         for name in self._others:
             self.engine("rm", "--force", "--time=0", name, check=False)
         self.engine("network", "rm", "--force", self.network, check=False)
