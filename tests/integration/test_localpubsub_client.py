@@ -274,10 +274,11 @@ def test_a_blocked_caller_does_not_stop_the_server(program: Program) -> None:
 
 def test_a_thread_that_cannot_start_says_so() -> None:
     """The error of the bind reaches the caller, and the thread ends."""
+    before = set(threading.enumerate())
     with LocalPubSubThread() as server:
         second = LocalPubSubThread(port=server.port)
         with pytest.raises(OSError, match=str(server.port)):
             second.start()
         second.stop()
     server.stop()
-    assert not [thread for thread in threading.enumerate() if thread.name == "localpubsub"]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "localpubsub"]
