@@ -22,8 +22,10 @@ OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", 4 * 1024 * 1024),  # ErrorInfo of exactly-once acks names every ack id
-    ("grpc.keepalive_time_ms", 30_000),  # the client library's own value
 ]
+KEEPALIVE = [("grpc.keepalive_time_ms", 30_000)]
+"""The client library's own value, for the real service only: gRPC servers that are not told otherwise, emulators among
+them, answer pings this frequent with `too_many_pings` and end the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def sync_channel(settings: PubSubSettings, credentials: Any) -> grpc.Channel:
     if settings.emulator_host is not None:
         return grpc.insecure_channel(settings.emulator_host, options=OPTIONS)
     channel: grpc.Channel = grpc_helpers.create_channel(
-        f"{HOST}:443", credentials=credentials, default_scopes=SCOPES, scopes=SCOPES, options=OPTIONS
+        f"{HOST}:443", credentials=credentials, default_scopes=SCOPES, scopes=SCOPES, options=[*OPTIONS, *KEEPALIVE]
     )
     return channel
 
@@ -87,6 +89,6 @@ def async_channel(settings: PubSubSettings, credentials: Any) -> grpc.aio.Channe
     if settings.emulator_host is not None:
         return grpc.aio.insecure_channel(settings.emulator_host, options=OPTIONS)
     channel: grpc.aio.Channel = grpc_helpers_async.create_channel(
-        f"{HOST}:443", credentials=credentials, default_scopes=SCOPES, scopes=SCOPES, options=OPTIONS
+        f"{HOST}:443", credentials=credentials, default_scopes=SCOPES, scopes=SCOPES, options=[*OPTIONS, *KEEPALIVE]
     )
     return channel
