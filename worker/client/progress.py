@@ -6,6 +6,7 @@ line, since the drive reports on a clock as well.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self, TextIO
@@ -49,7 +50,7 @@ def build_display(stream: TextIO, *, clock: Callable[[], float] = time.monotonic
     return BarDisplay(stream, clock=clock) if stream.isatty() else PlainDisplay(stream, clock=clock)
 
 
-class _Display:
+class _Display(ABC):
     def __init__(self, stream: TextIO, clock: Callable[[], float], interval_s: float) -> None:
         self._stream = stream
         self._clock = clock
@@ -71,8 +72,9 @@ class _Display:
             self._is_shown = True
             self._shown_at = self._clock()
 
+    @abstractmethod
     def _show(self, progress: Progress) -> None:
-        raise NotImplementedError
+        """Draw this state; called no more often than the interval, and at the end."""
 
     def close(self) -> None:
         if not self._is_closed:
