@@ -71,24 +71,19 @@ def _local_process(jar: Path) -> Iterator[str]:
 
 @contextmanager
 def _container() -> Iterator[str]:
-    try:
-        from testcontainers.community.google import PubSubContainer
-    except ImportError as error:
-        raise NoEmulatorError(f"no jar with Java here, and no testcontainers: {error}") from error
-
-    class Loopback(PubSubContainer):
-        def _configure(self) -> None:
-            super()._configure()
-            self.ports = {f"{self.port}/tcp": ("127.0.0.1", None)}
+    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").is_socket():
+        raise NoEmulatorError("no jar with Java here, and no container engine")
+    from testcontainers.core.container import DockerContainer  # its Pub/Sub module wants google-cloud-datastore
 
     image = os.environ.get("PUBSUB_EMULATOR_IMAGE", "gcr.io/google.com/cloudsdktool/cloud-sdk:emulators")
     try:
-        container = Loopback(image)
+        container = DockerContainer(image).with_command("gcloud beta emulators pubsub start --host-port=0.0.0.0:8085")
+        container.ports = {"8085/tcp": ("127.0.0.1", None)}
         container.start()
     except Exception as error:
         raise NoEmulatorError(f"no jar with Java here, and no container engine: {type(error).__name__}") from error
     try:
-        address = container.get_pubsub_emulator_host()
+        address = f"127.0.0.1:{container.get_exposed_port(8085)}"
         _wait_until_up(address, None)
         yield address
     finally:
