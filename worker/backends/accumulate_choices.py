@@ -131,6 +131,8 @@ class ChoicesAccumulator(Accumulator):
             return -1
         try:
             chunk = self._common.decode(event.data)
+            if not event.data.isascii():
+                event.data.decode()  # log probabilities are kept as they came, unread
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._misses += 1
             return -1

@@ -143,7 +143,11 @@ class Accumulator(ABC):
 
     @abstractmethod
     def partial(self) -> dict[str, Any] | None:
-        """Return what came of the body so far, for the error envelope; `None` when nothing was generated."""
+        """
+        Return what came of the body so far, for the error envelope; `None` when nothing was generated.
+
+        For msgspec's encoder: parts of it may be JSON already (`msgspec.Raw`).
+        """
 
     @abstractmethod
     def generated_text(self) -> dict[int, str]:

@@ -5,13 +5,38 @@ A typed decode costs a fraction of building the tree and walking it.  Every type
 null where something rare may stand, so that a chunk with anything else in it fails to decode and takes the general way.
 The fields are those of OpenAI, Azure, vLLM, SGLang, llama.cpp, TGI and Ollama; one that is missing here costs speed,
 nothing else.  `benchmarks/sse.py` shows what it is worth.
+
+Log probabilities are most of the bytes where they are asked for, and the worker has no use for them: their entries are
+checked for being JSON and kept as they came (`msgspec.Raw`), so that they stand in the answer byte for byte.  The one
+thing that msgspec does not check in what it only passes on is UTF-8, so whoever decodes has to.
 """
 
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 _NO_FIELDS: dict[str, Any] = {}
+_Entries = list[msgspec.Raw] | None | UnsetType
+"""Of one list of log probabilities; unset is not null, since the answer has a null where the stream had one."""
+
+
+class CommonLogprobs(msgspec.Struct, forbid_unknown_fields=True, gc=False, kw_only=True):
+    """Log probabilities of a chat or a completion; lists only."""
+
+    content: _Entries = UNSET
+    refusal: _Entries = UNSET
+    tokens: _Entries = UNSET
+    token_logprobs: _Entries = UNSET
+    top_logprobs: _Entries = UNSET
+    text_offset: _Entries = UNSET
+
+    def as_dict(self) -> dict[str, Any]:
+        """The lists that are there, for the general rules of merging."""
+        return {name: value for name in _LISTS if (value := getattr(self, name)) is not UNSET}
+
+
+_LISTS = CommonLogprobs.__struct_fields__
 
 
 class CommonChunk(msgspec.Struct, forbid_unknown_fields=True, gc=False, kw_only=True):
@@ -37,7 +62,7 @@ class CommonChoice(msgspec.Struct, forbid_unknown_fields=True, gc=False, kw_only
     """What the commonest choice has beside its text; subclasses add that."""
 
     index: int = 0
-    logprobs: dict[str, Any] | None = None
+    logprobs: CommonLogprobs | None = None
     token_ids: list[Any] | None = None
     content_filter_results: dict[str, Any] | None = None
     finish_reason: None = None
@@ -50,8 +75,12 @@ class CommonChoice(msgspec.Struct, forbid_unknown_fields=True, gc=False, kw_only
         """What is to be merged beside the text; hardly ever anything."""
         if self.logprobs is None and self.token_ids is None and self.content_filter_results is None:
             return _NO_FIELDS
-        names = ("logprobs", "token_ids", "content_filter_results")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        fields: dict[str, Any] = {} if self.logprobs is None else {"logprobs": self.logprobs.as_dict()}
+        if self.token_ids is not None:
+            fields["token_ids"] = self.token_ids
+        if self.content_filter_results is not None:
+            fields["content_filter_results"] = self.content_filter_results
+        return fields
 
 
 class CommonArguments(msgspec.Struct, forbid_unknown_fields=True, gc=False):
