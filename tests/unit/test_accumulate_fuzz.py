@@ -1,7 +1,7 @@
 """
 Hostile and broken streams: only the declared error, readable state afterwards, bounded memory.
 
-`ROUND_TRIPS=10000` makes the fuzzing as long as that of the round trips.
+`FUZZ_CASES=10000` makes it long.
 """
 
 import json
@@ -21,7 +21,7 @@ from tests.streaming_chunks import CHAT, TEXT, delta, feed
 from worker.backends.accumulate import Accumulator, MalformedEventError, accumulator_for
 from worker.backends.sse import Event, SSEParser
 
-CASES = int(os.environ.get("ROUND_TRIPS", "300"))
+CASES = int(os.environ.get("FUZZ_CASES", "300"))
 PATHS = [CHAT, TEXT, "/v1/responses"]
 WORDS = [
     "choices", "delta", "index", "content", "tool_calls", "function", "custom", "name", "arguments", "input", "id",

@@ -1,11 +1,12 @@
 """
 Round trips: a random answer, streamed in a server's dialect, cut anywhere, accumulated, is the answer again.
 
-The default run makes a few hundred of them; `ROUND_TRIPS=10000 pytest tests/unit/test_accumulate_round_trip.py` makes the long
-one.  `ROUND_TRIPS_SEED` moves it to other cases.  A failing case names its seed.
+Ten thousand of them in every full run, and a few hundred quick ones before; `-m "not slow"` leaves it at those.
+`ROUND_TRIPS=100000` makes more, `ROUND_TRIPS_SEED` moves it to other cases.  A failing case names its seed.
 """
 
 import json
+import math
 import os
 import random
 from collections.abc import Iterable
@@ -24,9 +25,12 @@ from tests.streaming_chunker import cut, responses_events, stream_of, to_sse
 from worker.backends.accumulate import Accumulator, accumulator_for
 from worker.backends.sse import Event, SSEParser
 
-ROUND_TRIPS = int(os.environ.get("ROUND_TRIPS", "330"))
+ROUND_TRIPS = int(os.environ.get("ROUND_TRIPS", "10000"))
 FIRST_SEED = int(os.environ.get("ROUND_TRIPS_SEED", "0"))
-PER_DIALECT = range(FIRST_SEED, FIRST_SEED + max(1, ROUND_TRIPS // len(DIALECTS)))
+QUICK = range(FIRST_SEED, FIRST_SEED + 30)
+ALL = range(QUICK.stop, QUICK.stop + math.ceil(ROUND_TRIPS / len(DIALECTS)))
+"""Seeds for each dialect."""
+RESPONSES = range(FIRST_SEED, FIRST_SEED + 80)
 
 
 def accumulate(path: str, pieces: Iterable[bytes], **options) -> Accumulator:
@@ -46,22 +50,35 @@ def a_case(name: str, seed: int) -> tuple[str, Body, bytes, random.Random]:
     return "/v1/chat/completions" if is_chat else "/v1/completions", body, stream_of(body, DIALECTS[name], rng), rng
 
 
+def round_trip(dialect: str, seed: int) -> None:
+    """Stream a random answer, cut the stream anywhere, and have the answer back."""
+    path, body, stream, rng = a_case(dialect, seed)
+    accumulator = accumulate(path, cut(stream, rng), choices=len(body["choices"]))
+    assert accumulator.is_complete(), seed
+    assert canon(json.loads(accumulator.result())) == canon(body), seed
+    assert accumulator.usage == body["usage"], seed
+    assert (accumulator.done, accumulator.missing_done, accumulator.error) == (True, False, None), seed
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_stream_becomes_the_unstreamed_answer(dialect):
     """Whatever the dialect, the line ends, the comments and the cuts: the body equals the one of `stream: false`."""
-    for seed in PER_DIALECT:
-        path, body, stream, rng = a_case(dialect, seed)
-        accumulator = accumulate(path, cut(stream, rng), choices=len(body["choices"]))
-        assert accumulator.is_complete(), seed
-        assert canon(json.loads(accumulator.result())) == canon(body), seed
-        assert accumulator.usage == body["usage"], seed
-        assert (accumulator.done, accumulator.missing_done, accumulator.error) == (True, False, None), seed
+    for seed in QUICK:
+        round_trip(dialect, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_ten_thousand_streams_become_the_unstreamed_answers(dialect):
+    """The same for this dialect's share of ten thousand other answers."""
+    for seed in ALL:
+        round_trip(dialect, seed)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_cut_stream_is_never_taken_for_a_whole_one(dialect):
     """Cut at any byte, a stream raises nothing, and is either complete with every character or a true prefix."""
-    for seed in PER_DIALECT:
+    for seed in QUICK:
         path, body, stream, rng = a_case(dialect, seed)
         end = rng.randint(0, len(stream))
         accumulator = accumulate(path, [stream[:end]], choices=len(body["choices"]))
@@ -82,7 +99,7 @@ def test_a_cut_stream_is_never_taken_for_a_whole_one(dialect):
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_the_short_cut_changes_nothing(dialect):
     """The typed path for the commonest chunk gives the same answer as the general rules (which named events take)."""
-    for seed in list(PER_DIALECT)[:100]:
+    for seed in QUICK:
         path, body, stream, _ = a_case(dialect, seed)
         events = (parser := SSEParser()).feed(stream) + parser.close()
         results = []
@@ -95,7 +112,7 @@ def test_the_short_cut_changes_nothing(dialect):
 
 def test_a_responses_stream_becomes_the_unstreamed_answer():
     """The Responses API, cut anywhere: the body is the terminal event's `response`, big integers and floats included."""
-    for seed in range(FIRST_SEED, FIRST_SEED + max(1, ROUND_TRIPS // 4)):
+    for seed in RESPONSES:
         rng = random.Random(seed)
         body = random_responses_body(rng)
         stream = to_sse(responses_events(body, rng), rng, names=True, done=rng.random() < 0.2)
@@ -106,7 +123,7 @@ def test_a_responses_stream_becomes_the_unstreamed_answer():
 
 def test_a_cut_responses_stream_has_a_partial_of_what_came():
     """Cut before its terminal event, a Responses stream is incomplete; its partial items are prefixes of the whole ones."""
-    for seed in range(FIRST_SEED, FIRST_SEED + max(1, ROUND_TRIPS // 4)):
+    for seed in RESPONSES:
         rng = random.Random(seed)
         body = random_responses_body(rng)
         stream = to_sse(responses_events(body, rng), rng, names=True, done=False, tidy=True)
