@@ -8,11 +8,14 @@ recognise by `request_message_id`.
 A message is always remembered by its id, so that its redelivery is recognised.  A key of the requester's own is
 remembered for good answers and final errors only: whoever sends a request again after a 503 wants another try.
 
-A store that cannot be reached never keeps a message from being answered: it counts as "not known".
+A store that cannot be reached never keeps a message from being answered: it counts as "not known", and after its
+first failure it is left alone for a while, so that an outage of the store does not cost every message a wait.
 """
 
+import asyncio
 import hashlib
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -21,11 +24,15 @@ from worker.delivery import Delivery, Reply
 from worker.errors import SettingsError
 from worker.flow.dedupe import Dedupe, MemoryDedupe
 from worker.logs import get_logger
+from worker.metrics import Metrics
 from worker.policy.model import ErrorClass
 from worker.settings import DedupeSettings
 
 REDIS_TIMEOUT_S = 2.0
 """Longest wait for Redis per message: an answer is worth more than the knowledge that it might be a second one."""
+REDIS_REST_S = 15.0
+"""How long Redis is left alone after a failure, until one message tries it again: with its timeout an outage costs one
+message in so many seconds a wait, and none of the others.  House decision."""
 
 _NO_FINGERPRINT = "-"
 """Of a message id: its data never changes."""
@@ -69,17 +76,31 @@ class RedisStore:
     """
     All pods that share the Redis server; needs the extra `redis`.
 
+    A call that fails leaves Redis alone for `REDIS_REST_S`; whatever comes meanwhile is not known and not remembered,
+    which is counted for each message and written down once.  Then one message tries it, whatever the others do.
+
+    Args:
+        settings: Address and time to live.
+        metrics: Counts what Redis was not asked or told.
+        now: Monotonic seconds.
+
     Raises:
         SettingsError: The extra is not installed, or the URL is none; permanent.
     """
 
-    def __init__(self, settings: DedupeSettings) -> None:
+    def __init__(
+        self, settings: DedupeSettings, metrics: Metrics, *, now: Callable[[], float] = time.monotonic
+    ) -> None:
         try:
             from redis import asyncio as redis  # noqa: PLC0415 - an extra
         except ImportError:
             raise SettingsError(["dedupe.store: redis needs the extra `redis` to be installed"]) from None
         assert settings.redis_url is not None
         self._ttl_ms = int(settings.ttl_s * 1000)
+        self._metrics = metrics
+        self._now = now
+        self._rests_until: float | None = None
+        """Monotonic seconds; `None` while Redis answers."""
         self._errors: Any = (redis.RedisError, OSError, TimeoutError)
         try:
             self._redis: Any = redis.from_url(
@@ -93,36 +114,51 @@ class RedisStore:
 
     async def get(self, key: str, fingerprint: str) -> Dedupe:
         """See `DedupeStore.get`."""
-        try:
-            known = await self._redis.get(_redis_key(key))
-        except self._errors as error:
-            _log.warning("the dedupe store cannot be asked", error=str(error))
-            return Dedupe.MISS
+        known = await self._try("get", lambda: self._redis.get(_redis_key(key)))
         if known is None:
             return Dedupe.MISS
         return Dedupe.HIT if known == fingerprint else Dedupe.CONFLICT
 
     async def put(self, key: str, fingerprint: str) -> None:
         """See `DedupeStore.put`."""
-        try:
-            await self._redis.set(_redis_key(key), fingerprint, px=self._ttl_ms)
-        except self._errors as error:
-            _log.warning("the dedupe store cannot be written", error=str(error))
+        await self._try("put", lambda: self._redis.set(_redis_key(key), fingerprint, px=self._ttl_ms))
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
+
+    async def _try(self, operation: str, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Return what Redis says, `None` when it is left alone or fails."""
+        rests_until, now = self._rests_until, self._now()
+        if rests_until is not None and now < rests_until:
+            self._metrics.dedupe_skipped_total.labels(operation).inc()
+            return None
+        if rests_until is not None:
+            self._rests_until = now + REDIS_REST_S  # this call finds out; the others need not wait for it
+        try:
+            async with asyncio.timeout(REDIS_TIMEOUT_S):  # in all: the library's own are per step
+                answer = await call()
+        except self._errors as error:
+            self._metrics.dedupe_skipped_total.labels(operation).inc()
+            if self._rests_until is None:
+                _log.error("the dedupe store cannot be reached; duplicates are not recognised", error=str(error))
+            self._rests_until = self._now() + REDIS_REST_S
+            return None
+        if rests_until is not None:
+            self._rests_until = None
+            _log.info("the dedupe store answers again")
+        return answer
 
 
 def _redis_key(key: str) -> str:
     return f"inference-worker:answered:{key}"
 
 
-def build_store(settings: DedupeSettings) -> DedupeStore | None:
-    """Return the store of the settings, `None` for none."""
+def build_store(settings: DedupeSettings, metrics: Metrics) -> DedupeStore | None:
+    """Return the store of the settings, `None` for none; raises as `RedisStore`."""
     if settings.store == "none":
         return None
-    return RedisStore(settings) if settings.store == "redis" else MemoryStore(settings)
+    return RedisStore(settings, metrics) if settings.store == "redis" else MemoryStore(settings)
 
 
 class Deduper:

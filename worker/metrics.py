@@ -123,6 +123,11 @@ class Metrics:
         self.duplicates_total = counter(
             "duplicates", "Deliveries not sent to a backend again. kind: in_flight, answered.", ("kind",)
         )
+        self.dedupe_skipped_total = counter(
+            "dedupe_skipped",
+            "Times the dedupe store was not asked (get) or told (put), because it cannot be reached. kind: get, put.",
+            ("kind",),
+        )
         self.subscription_reopens_total = counter(
             "subscription_reopens", "Times the streaming pull was opened again after it ended by itself."
         )

@@ -144,7 +144,7 @@ class Service:
             models=tuple(model for route in routes for model in route.match.models),
             include_stats=settings.reply.include_stats,
         )
-        deduper = Deduper(build_store(settings.dedupe), settings.dedupe.metadata_key)
+        deduper = Deduper(build_store(settings.dedupe, metrics), settings.dedupe.metadata_key)
         self._closing.append(deduper)
         replier = Replier(
             publisher,

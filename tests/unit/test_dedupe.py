@@ -1,18 +1,21 @@
 """Not answering twice: by which key a request is recognised, and what is remembered of which answer."""
 
+import asyncio
 import sys
 import types
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from tests.pipeline import a_delivery
-from tests.virtual_time import virtual_time
-from worker.dedupe import Deduper, MemoryStore, build_store
+from tests.virtual_time import loop_time, settle, virtual_time
+from worker.dedupe import REDIS_REST_S, REDIS_TIMEOUT_S, Deduper, MemoryStore, RedisStore, build_store
 from worker.delivery import Delivery, Reply
 from worker.errors import SettingsError
 from worker.flow.dedupe import Dedupe
 from worker.message import ReceivedMessage, RequestMessage
+from worker.metrics import Metrics
 from worker.settings import DedupeSettings
 
 GOOD = Reply(status_code=200, body=b"{}")
@@ -113,7 +116,7 @@ def test_a_value_of_the_requester_is_no_message_id() -> None:
 @virtual_time
 async def test_without_a_store_nothing_is_known() -> None:
     """`dedupe.store: none` answers as often as is delivered."""
-    deduper = Deduper(build_store(DedupeSettings(store="none")))
+    deduper = Deduper(build_store(DedupeSettings(store="none"), Metrics()))
     await deduper.put(_delivery(), GOOD)
     assert await deduper.get(_delivery()) is Dedupe.MISS
     await deduper.aclose()
@@ -122,7 +125,7 @@ async def test_without_a_store_nothing_is_known() -> None:
 @virtual_time
 async def test_the_memory_store_has_an_end() -> None:
     """The oldest entry leaves when it is full."""
-    deduper = Deduper(build_store(DedupeSettings(store="memory", capacity=2)))
+    deduper = Deduper(build_store(DedupeSettings(store="memory", capacity=2), Metrics()))
     for message_id in "123":
         await deduper.put(_delivery(message_id), GOOD)
     known = [await deduper.get(_delivery(message_id)) for message_id in "123"]
@@ -142,22 +145,29 @@ class _Server:
     def __init__(self) -> None:
         self.entries: dict[str, tuple[str, int]] = {}
         self.is_down = False
+        self.hangs = False
         self.is_closed = False
+        self.calls = 0
 
     def from_url(self, url: str, **_: object) -> "_Server":
         if not url.startswith("redis://"):
             raise ValueError(f"bad URL {url}")
         return self
 
-    async def get(self, key: str) -> str | None:
+    async def _arrive(self, error: Exception) -> None:
+        self.calls += 1
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.is_down:
-            raise self.RedisError("down")
+            raise error
+
+    async def get(self, key: str) -> str | None:
+        await self._arrive(self.RedisError("down"))
         entry = self.entries.get(key)
         return entry[0] if entry else None
 
     async def set(self, key: str, value: str, *, px: int) -> None:
-        if self.is_down:
-            raise ConnectionRefusedError("down")
+        await self._arrive(ConnectionRefusedError("down"))
         self.entries[key] = (value, px)
 
     async def aclose(self) -> None:
@@ -180,7 +190,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> _Server:
 @virtual_time
 async def test_redis_remembers_for_the_time_to_live(server: _Server) -> None:
     """Entries carry their time to live and are seen by every process."""
-    one, other = Deduper(build_store(REDIS), "id"), Deduper(build_store(REDIS), "id")
+    one, other = Deduper(build_store(REDIS, Metrics()), "id"), Deduper(build_store(REDIS, Metrics()), "id")
     await one.put(_delivery("1"), GOOD)
     assert await other.get(_delivery("2")) is Dedupe.HIT
     assert await other.get(_delivery("2", body=b'{"x":1}')) is Dedupe.CONFLICT
@@ -189,28 +199,82 @@ async def test_redis_remembers_for_the_time_to_live(server: _Server) -> None:
     assert server.is_closed
 
 
+def _store() -> tuple[RedisStore, Metrics]:
+    metrics = Metrics()
+    return RedisStore(REDIS, metrics, now=loop_time), metrics
+
+
+def _skipped(metrics: Metrics) -> tuple[float, float]:
+    child = metrics.dedupe_skipped_total.labels
+    return child("get")._value.get(), child("put")._value.get()
+
+
 @virtual_time
-async def test_a_redis_that_is_down_keeps_nobody_waiting(server: _Server) -> None:
+async def test_a_redis_that_is_down_keeps_nobody_from_an_answer(server: _Server) -> None:
     """Not known and not remembered: the answer matters more than that it might be a second one."""
-    deduper = Deduper(build_store(REDIS))
+    store, metrics = _store()
     server.is_down = True
-    assert await deduper.get(_delivery()) is Dedupe.MISS
-    await deduper.put(_delivery(), GOOD)
+    assert await store.get("a", "-") is Dedupe.MISS
+    await store.put("a", "-")
+    assert _skipped(metrics) == (1, 1)
     server.is_down = False
-    assert await deduper.get(_delivery()) is Dedupe.MISS
+    await asyncio.sleep(REDIS_REST_S)
+    assert await store.get("a", "-") is Dedupe.MISS
+    await store.put("a", "-")
+    assert await store.get("a", "-") is Dedupe.HIT
+
+
+@virtual_time
+async def test_a_redis_that_fails_is_left_alone_for_a_while(server: _Server, logs: list[Any]) -> None:
+    """One message in a quarter of a minute asks it, the others do not; told once at its end and once at its return."""
+    store, metrics = _store()
+    server.is_down = True
+    for _ in range(3 * int(REDIS_REST_S)):
+        for _ in range(10):
+            assert await store.get("a", "-") is Dedupe.MISS
+        await asyncio.sleep(1)
+    assert server.calls == 3
+    assert _skipped(metrics) == (30 * int(REDIS_REST_S), 0)
+    server.is_down = False
+    for _ in range(10):
+        await store.put("a", "-")
+    assert server.calls == 13
+    told = [line["event"] for line in logs]
+    assert told == [
+        "the dedupe store cannot be reached; duplicates are not recognised",
+        "the dedupe store answers again",
+    ]
+
+
+@virtual_time
+async def test_a_redis_that_hangs_costs_one_message_a_wait(server: _Server) -> None:
+    """Those under way when it begins to hang wait out the timeout, later ones nothing, and of those one tries again."""
+    store, _ = _store()
+    server.hangs = True
+    assert await store.get("a", "-") is Dedupe.MISS
+    assert loop_time() == REDIS_TIMEOUT_S
+    await store.get("a", "-")
+    assert loop_time() == REDIS_TIMEOUT_S
+    await asyncio.sleep(REDIS_REST_S)
+    trying = asyncio.ensure_future(store.get("a", "-"))
+    await settle()
+    began = loop_time()
+    await store.get("a", "-")
+    assert (loop_time(), server.calls) == (began, 2)
+    await trying
 
 
 def test_redis_without_its_library_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """An extra that is not installed is a fault of the settings."""
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(SettingsError, match=r"dedupe\.store: redis needs the extra"):
-        build_store(REDIS)
+        build_store(REDIS, Metrics())
 
 
 def test_a_redis_url_that_is_none_is_told_without_its_password(server: _Server) -> None:
     """The URL holds a password, so the fault names the key alone."""
     settings = DedupeSettings(store="redis", redis_url=SecretStr("http://:secret@r"))
     with pytest.raises(SettingsError, match=r"dedupe\.redis_url") as raised:
-        build_store(settings)
+        build_store(settings, Metrics())
     assert "secret" not in str(raised.value)
     assert raised.value.__suppress_context__
