@@ -324,5 +324,4 @@ class Processor:
         delivery.decision = decision
         if decision.disposition is not Disposition.REPLY:
             return None
-        reply = build_reply(delivery, decision)
-        return replace(reply, stats=self._recorder.stats(delivery, reply.body if reply.error_class is None else b"{}"))
+        return replace(build_reply(delivery, decision), stats=self._recorder.stats(delivery))

@@ -118,7 +118,7 @@ class Recorder:
         self._damage.add(reply.error_class)
         if reply.truncated:
             self._child(self._metrics.partial_responses_total, reply.error_class or "none").inc()
-        measures = self._measures(delivery, reply.body if reply.error_class is None else b"{}")
+        measures = self._measures(delivery)
         self._measured(delivery, route, measures)
         tokens = {"output_tokens": measures.usage.output} if measures.usage.output is not None else {}
         _log.info("answered", **self._line(delivery), status_code=reply.status_code, bytes=len(reply.body), **tokens)
@@ -137,8 +137,13 @@ class Recorder:
             self._child(self._metrics.missing_done_total, delivery.backend or "none").inc()
 
     @staticmethod
-    def _measures(delivery: Delivery, body: bytes) -> Measures:
-        return Measures() if delivery.draft is None else measure(delivery.draft, body)
+    def _measures(delivery: Delivery) -> Measures:
+        """Measure the latest attempt; tokens of a good answer are paid for whatever becomes of it afterwards."""
+        draft, decision = delivery.draft, delivery.decision
+        if draft is None:
+            return Measures()
+        is_good = decision is not None and decision.error_class is None
+        return measure(draft, draft.body if is_good else b"{}")
 
     def settled_again(self, delivery: Delivery) -> None:
         """Note a redelivery of what was answered already."""
@@ -161,11 +166,11 @@ class Recorder:
         self._child(self._metrics.requests_total, *self._route(delivery), "nack", "none").inc()
         _log.error("the answer could not be published", **self._line(delivery), status_code=reply.status_code)
 
-    def stats(self, delivery: Delivery, body: bytes) -> bytes | None:
+    def stats(self, delivery: Delivery) -> bytes | None:
         """Return the `stats` object of an answer, `None` where answers carry none; absent values are null."""
         if not self._include_stats or delivery.draft is None:
             return None
-        measures, request, decision = self._measures(delivery, body), delivery.request, delivery.decision
+        measures, request, decision = self._measures(delivery), delivery.request, delivery.decision
         return msgspec.json.encode(
             {
                 "ttft_s": _rounded(measures.ttft_s),

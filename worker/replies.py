@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+import msgspec
+
 from worker.delivery import Delivery, Reply
 from worker.errors import PublishError, PublishRefusedError, ReplyRejectedError
 from worker.logs import get_logger
@@ -154,12 +156,19 @@ class Replier:
 
     @staticmethod
     def _smaller(delivery: Delivery, reply: Reply, size: int) -> Reply | None:
-        """Return what takes the place of an answer that was refused: the small error, the same without metadata."""
+        """Return what takes the place of a refused answer: the small error, without stats, without metadata."""
         if reply.error_class == ErrorClass.REPLY_TOO_LARGE:
+            if reply.stats is not None:  # they hold the model, whose name is the requester's to choose
+                return replace(reply, stats=None)
             return None if reply.metadata == b"{}" else replace(reply, metadata=b"{}")
         _log.error("the answer is too large to publish", message_id=delivery.message.message_id, bytes=size)
-        body = reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.tries)
-        return Reply(status_code=502, body=body, metadata=reply.metadata, error_class=ErrorClass.REPLY_TOO_LARGE)
+        return Reply(
+            status_code=502,
+            body=reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.tries),
+            metadata=reply.metadata,
+            error_class=ErrorClass.REPLY_TOO_LARGE,
+            stats=_with_error_class(reply.stats, ErrorClass.REPLY_TOO_LARGE),
+        )
 
     def attributes(self, delivery: Delivery, reply: Reply) -> dict[str, str]:
         """Return the attributes of an answer, within the broker's limits."""
@@ -186,6 +195,11 @@ class Replier:
             for key, value in attributes.items()
             if key not in _OWN_ATTRIBUTES and any(fnmatchcase(key, pattern) for pattern in self._copy)
         }
+
+
+def _with_error_class(stats: bytes | None, error_class: ErrorClass) -> bytes | None:
+    """Return an answer's `stats` for the error in its place: the times and tokens are those that it cost."""
+    return None if stats is None else msgspec.json.encode({**msgspec.json.decode(stats), "error_class": error_class})
 
 
 class DeadLetters:

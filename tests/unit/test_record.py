@@ -158,7 +158,7 @@ async def test_stats_only_when_wanted_and_never_of_an_untried_message() -> None:
     """Without an attempt there is nothing to tell."""
     pipeline = Pipeline()
     delivery = a_delivery()
-    assert _recorder(pipeline, include_stats=True).stats(delivery, b"{}") is None
+    assert _recorder(pipeline, include_stats=True).stats(delivery) is None
     await pipeline.handle()
     assert "stats" not in pipeline.answer.json
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from tests.fakes import FakePublisher
-from tests.pipeline import Pipeline, a_delivery
+from tests.fakes import GOOD_BODY, Answer, FakeBackend, FakePublisher
+from tests.pipeline import METADATA, Pipeline, a_delivery, data, message
 from tests.virtual_time import loop_time, settle, virtual_time
 from worker.delivery import Delivery, Reply
 from worker.errors import PublishRefusedError, PublishRetryableError, ReplyRejectedError
@@ -14,6 +14,7 @@ from worker.ports import Draft
 from worker.replies import PAUSE_AFTER_TRIES, PUBLISH_BACKOFF
 
 REPLY = Reply(status_code=200, body=b'{"ok":true}', metadata=b'{"k":1}')
+LARGE = Answer(body=GOOD_BODY.replace(b"hi", b"hi" * 1_000), seconds=2.0)
 
 
 def _delivery(**attributes: str) -> Delivery:
@@ -124,6 +125,25 @@ async def test_an_answer_too_large_becomes_a_small_error_with_the_metadata() -> 
     assert pipeline.answer.json["status_code"] == 502
     assert pipeline.answer.attributes["error_class"] == pipeline.answer.error["code"] == "reply_too_large"
     assert pipeline.count("publish_failures_total", "too_large") == 1
+
+
+@virtual_time
+async def test_an_answer_too_large_tells_what_it_cost() -> None:
+    """Times and tokens were paid for: they stand in the stats and in the metrics, under the error it became."""
+    pipeline = Pipeline(FakeBackend(LARGE), publisher=FakePublisher(limit=1_500), include_stats=True)
+    await pipeline.handle()
+    stats = pipeline.answer.json["stats"]
+    assert (stats["ttlt_s"], stats["tokens"]["output"], stats["error_class"]) == (2.0, 5, "reply_too_large")
+    assert pipeline.count("tokens_total", "fake", "other", "m", "output") == 5
+
+
+@virtual_time
+async def test_stats_too_large_are_left_out_before_metadata() -> None:
+    """A name of a model may be as long as a requester likes; the metadata says whose answer it is."""
+    pipeline = Pipeline(FakeBackend(LARGE), publisher=FakePublisher(limit=1_500), include_stats=True)
+    await pipeline.handle(message(data({"model": "m" * 2_000})))
+    assert "stats" not in pipeline.answer.json
+    assert pipeline.answer.json["metadata"] == METADATA
 
 
 @virtual_time
