@@ -13,11 +13,12 @@ from dataclasses import replace
 from worker.delivery import Delivery
 from worker.errors import BackendError
 from worker.flow.breaker import BreakerEffect, BreakerScope
-from worker.flow.circuit import CircuitState
+from worker.flow.circuit import CircuitStatistics
 from worker.flow.gate import AttemptSignal, Permit
 from worker.logs import get_logger
 from worker.measures import output_tokens
 from worker.message import RequestMessage
+from worker.policy.answers import asks_about_nothing
 from worker.policy.budgets import next_delay_s
 from worker.policy.engine import ErrorPolicy
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Scope
@@ -102,7 +103,7 @@ class Attempts:
             if decision.breaker is BreakerAction.SUCCESS:
                 permit.finish(AttemptSignal(breaker=BreakerEffect.SUCCESS, work=output_tokens(delivery.draft)))
             else:
-                self._report_failure(permit, decision, route)
+                self._report_failure(permit, decision, route, request.model)
         return decision
 
     async def _invoke(self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit) -> ErrorEvent:
@@ -138,6 +139,7 @@ class Attempts:
             detail=detail,
             in_stream=draft.in_stream,
             has_partial=draft.content_events > 0,
+            input_is_empty=asks_about_nothing(request.path, request.body or b""),
             delivery_attempt=delivery.message.delivery_attempt,
             attempts=delivery.tries,
         )
@@ -166,8 +168,8 @@ class Attempts:
             on_first_token=permit.first_byte,
         )
 
-    def _report_failure(self, permit: Permit, decision: Decision, route: Route) -> None:
-        was_closed = route.breaker().state is CircuitState.CLOSED
+    def _report_failure(self, permit: Permit, decision: Decision, route: Route, model: str | None) -> None:
+        was_blocked = route.blocked_by(model) is not None
         permit.finish(
             AttemptSignal(
                 breaker=BreakerEffect(decision.breaker.value),
@@ -177,11 +179,13 @@ class Attempts:
                 retry_after_s=decision.retry_after_s,
             )
         )
-        breaker = route.breaker()
-        if was_closed and breaker.state is not CircuitState.CLOSED:
-            self._recorder.breaker_opened(route.name, breaker.error_class or "")
+        circuit = None if was_blocked else route.blocked_by(model)
+        if circuit is not None:
+            error_class = circuit.error_class or ""
+            self._recorder.breaker_opened(route.name, error_class)
+            whose = {} if route.is_open() else {"model": model}
             _log.warning(
-                "the backend is left alone until it recovers", backend=route.name, error_class=breaker.error_class
+                "the backend is left alone until it recovers", backend=route.name, error_class=error_class, **whose
             )
 
     @staticmethod
@@ -194,7 +198,7 @@ class Attempts:
         there `discount_outage` decides, and what it holds is continued all the same.
         """
         is_possible = delivery.salvage is not None and delivery.continuations < MAX_CONTINUATIONS
-        if decision.disposition is not Disposition.NACK or not is_possible or route.is_open():
+        if decision.disposition is not Disposition.NACK or not is_possible or _blocking(delivery, route) is not None:
             return decision
         delivery.continuations += 1
         return replace(decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+continuation")
@@ -213,10 +217,10 @@ class Attempts:
         is_blameless = decision.error_class in _ANSWERED or decision.breaker is not BreakerAction.COUNT
         if decision.disposition is not Disposition.NACK or is_blameless:
             return decision
-        if not route.is_open():
+        if _blocking(delivery, route) is None:
             await _wait(draining, self._suspicion_s)
         is_excused = delivery.tries - delivery.charged_tries < MAX_EXCUSED
-        if not route.is_open() or draining.is_set() or not is_excused:
+        if _blocking(delivery, route) is None or draining.is_set() or not is_excused:
             return decision
         delivery.charged_tries -= 1
         return replace(decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+outage", max_tries=None)
@@ -228,12 +232,18 @@ class Attempts:
         Behind an open breaker it is just long enough that another message is the next probe: were it always the same
         one, a prompt that kills its server could keep the breaker open.
         """
-        if not route.is_open():
+        circuit = _blocking(delivery, route)
+        if circuit is None:
             return next_delay_s(decision, delivery.tries, self._random)
-        probe_at = route.breaker().next_probe_at
+        probe_at = circuit.next_probe_at
         if probe_at is None or route.gate.statistics().waiting == 0:
             return 0.0
         return self._random.uniform(1.0, 2.0) * max(0.1, probe_at - route.clock.now())
+
+
+def _blocking(delivery: Delivery, route: Route) -> CircuitStatistics | None:
+    """Return the circuit that keeps the delivery's next try back, the route's or its model's."""
+    return route.blocked_by(delivery.request.model if delivery.request is not None else None)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -44,6 +44,20 @@ async def test_a_good_answer_is_replied_and_served() -> None:
     pipeline.assert_nothing_leaks()
 
 
+@pytest.mark.parametrize(("asked", "is_good"), [("[]", True), ('["a"]', False)])
+def test_no_embeddings_are_the_right_answer_to_no_texts(asked: str, is_good: bool) -> None:
+    """And to texts they are an empty answer, which is tried again."""
+
+    @virtual_time
+    async def run() -> None:
+        pipeline = Pipeline(FakeBackend(Answer(body=b'{"object":"list","data":[]}')))
+        request = RequestMessage(path="/v1/embeddings", body=b'{"model":"m","input":%s}' % asked.encode(), model="m")
+        decision = await _make(pipeline, request)
+        assert decision.error_class == (None if is_good else ErrorClass.EMPTY_CHOICES)
+
+    run()
+
+
 @virtual_time
 async def test_what_is_sent() -> None:
     """Path, body and headers of the request, an id of this try, and the time until the deadline."""

@@ -63,6 +63,10 @@ class _Other(msgspec.Struct):
     error: Any = None
 
 
+class _Question(msgspec.Struct):
+    input: msgspec.Raw = msgspec.Raw(b"")
+
+
 _Document = _Completion | _Embeddings | _Response | _Other
 _DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
     "completions": msgspec.json.Decoder(_Completion),
@@ -71,6 +75,7 @@ _DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
 }
 """By the last segment of the path; `/v1/chat/completions` and `/v1/completions` have the same skeleton."""
 _OTHER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Other)
+_decode_question = msgspec.json.Decoder(_Question).decode
 
 
 def find_flaw(path: str, body: bytes, *, input_is_empty: bool = False) -> Flaw | None:
@@ -78,13 +83,13 @@ def find_flaw(path: str, body: bytes, *, input_is_empty: bool = False) -> Flaw |
     Return why a 2xx body is no answer, or `None` for a good one.
 
     Args:
-        path: Path of the request; its last segment says what an answer must hold.
+        path: Path of the request, with any query; its last segment says what an answer must hold.
         body: The complete body.
         input_is_empty: The request asked about nothing, so that `data: []` is right.
 
     Source: RFC 8259 for JSON (NaN and Infinity are not), https://platform.openai.com/docs/api-reference for the shapes.
     """
-    document = _decode(_DECODERS.get(path.rpartition("/")[2], _OTHER), body)
+    document = _decode(_DECODERS.get(_endpoint(path), _OTHER), body)
     match document:
         case None:
             flaw: Flaw | None = Flaw.MALFORMED
@@ -101,6 +106,29 @@ def find_flaw(path: str, body: bytes, *, input_is_empty: bool = False) -> Flaw |
         case _:
             flaw = None
     return flaw
+
+
+def asks_about_nothing(path: str, body: bytes) -> bool:
+    """
+    Say whether a request asks for the embeddings of no text at all, `"input": []`.
+
+    OpenAI refuses that; servers that do not answer it with a success and an empty `data`.
+
+    Args:
+        path: Of the request, with any query.
+        body: Of the request; what is no JSON object asks about something.
+    """
+    if _endpoint(path) != "embeddings":
+        return False
+    try:
+        asked = bytes(_decode_question(body).input)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return asked.startswith(b"[") and not asked[1:-1].strip()
+
+
+def _endpoint(path: str) -> str:
+    return path.partition("?")[0].rpartition("/")[2]
 
 
 def is_json_object(body: bytes) -> bool:

@@ -3,10 +3,11 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from worker.policy.answers import Flaw, find_flaw, is_json_object
+from worker.policy.answers import Flaw, asks_about_nothing, find_flaw, is_json_object
 
 GOOD = (
     b'{"id":"x","choices":[{"index":0,"finish_reason":"stop","message":{"content":"a\\u00e4\\n"}}],"usage":{"n":1.5e3}}'
@@ -68,3 +69,30 @@ def test_a_deep_document_is_refused_not_fatal():
     """Nesting beyond what consumers parse is malformed, with and without a surrogate in it."""
     for text in (b"1", rb'"\ud800"'):
         assert find_flaw("/v1/other", b'{"a":' + b"[" * 5000 + text + b"]" * 5000 + b"}") is Flaw.MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/v1/embeddings", b'{"input":[],"model":"m"}', True),
+        ("/v1/embeddings?api-version=1", b'{"model":"m","input": [ \n]}', True),
+        ("/v1/embeddings", b'{"input":[""]}', False),
+        ("/v1/embeddings", b'{"input":[[]]}', False),
+        ("/v1/embeddings", b'{"input":""}', False),
+        ("/v1/embeddings", b'{"input":{}}', False),
+        ("/v1/embeddings", b'{"input":null}', False),
+        ("/v1/embeddings", b"{}", False),
+        ("/v1/embeddings", b"[]", False),
+        ("/v1/embeddings", b"nonsense", False),
+        ("/v1/responses", b'{"input":[]}', False),
+    ],
+)
+def test_only_an_empty_list_of_texts_asks_about_nothing(path, body, expected):
+    """An empty text is a text, and nowhere else is an empty input a question."""
+    assert asks_about_nothing(path, body) is expected
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/v1/responses"])
+def test_a_query_changes_nothing_about_what_an_answer_must_hold(path):
+    """Azure's paths carry the version of the API."""
+    assert find_flaw(f"{path}?api-version=2024-10-21&x=a/b", b"{}") is find_flaw(path, b"{}") is Flaw.EMPTY
