@@ -130,6 +130,8 @@ class FakeBackend:
         try:
             async with asyncio.timeout(request.timeout_s):
                 await self._gate.wait()
+                if request.on_connected is not None and answer.phase is not Phase.CONNECT:
+                    request.on_connected()
                 await self._generate(answer, request, draft)
         except TimeoutError:
             draft.phase = Phase.HEADERS

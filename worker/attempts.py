@@ -165,6 +165,7 @@ class Attempts:
             stream_requested=request.stream,
             timeout_s=None if request.deadline is None else max(0.0, request.deadline - self._wall_clock()),
             salvage=delivery.salvage,
+            on_connected=permit.connected if permit.is_probe else None,
             on_first_token=permit.first_byte,
         )
 

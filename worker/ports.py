@@ -45,6 +45,8 @@ class BackendRequest:
     """What is left until the request's deadline; `None` for the route's own limit alone."""
     salvage: Salvage | None = None
     """What an earlier try had generated; the backend goes on from it if it can, and starts anew otherwise."""
+    on_connected: Callable[[], None] | None = None
+    """Called when a connection stands and the request is on its way, for each request that is sent; must not raise."""
     on_first_token: Callable[[], None] | None = None
     """Called once, when the first generated text of a streamed answer has come; must not raise."""
 

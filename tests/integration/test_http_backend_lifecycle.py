@@ -52,6 +52,40 @@ async def test_cancellation_inside_the_body_closes_the_connection(open_backend: 
     assert draft.ended is not None
 
 
+async def test_a_connection_is_told_before_anything_is_answered(open_backend: Open) -> None:
+    """With the request sent and long before the headers; once for each attempt, whether the connection is new or kept."""
+    told, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(connection: Connection) -> None:
+        for _ in range(2):
+            await connection.read_request()
+            await go_on.wait()
+            await connection.send(answer(b"{}"))
+
+    async with raw_server(slow) as server:
+        backend = open_backend(server.url)
+        for _ in range(2):
+            told.clear()
+            go_on.clear()
+            task = asyncio.ensure_future(invoke(backend, on_connected=told.set))
+            await told.wait()
+            assert not task.done()
+            go_on.set()
+            assert (await task).status == 200
+        assert server.connections == 1
+
+
+async def test_a_refused_connection_is_not_told(open_backend: Open) -> None:
+    """Nor is one of an attempt before it in the same task."""
+    told: list[int] = []
+    async with raw_server(always(answer(b"{}"))) as server:
+        await invoke(open_backend(server.url), on_connected=lambda: told.append(1))
+        await invoke(open_backend(server.url))
+    with pytest.raises(BackendError) as caught:
+        await invoke(open_backend(server.url), on_connected=lambda: told.append(2))
+    assert (caught.value.fault, told) == (Fault.CONNECT, [1])
+
+
 @pytest.mark.parametrize(
     ("status", "verdict"), [("200 OK", True), ("204 No", True), ("503 No", False), ("307 X", False)]
 )

@@ -10,6 +10,7 @@ from tests.virtual_time import loop_time, settle, until, virtual_time
 from worker.attempts import MAX_EXCUSED
 from worker.errors import PublishRefusedError
 from worker.flow.circuit import CircuitState
+from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Settlement
 from worker.settings import BreakerSettings
 
@@ -67,6 +68,36 @@ async def test_an_untried_message_is_kept_as_long_as_the_lease() -> None:
 
 
 # Outages.
+
+
+@virtual_time
+async def test_after_refused_connections_nobody_waits_for_the_first_long_answer() -> None:
+    """A connection that stands is the proof: the probe's ten minutes of generation keep nobody back."""
+    backend = FakeBackend(then=REFUSED)
+    pipeline = Pipeline(backend)
+    handling = [pipeline.start(message(attempt=1)) for _ in range(12)]
+    await asyncio.sleep(60)
+    assert pipeline.gate.breaker.route.state is not CircuitState.CLOSED
+    backend.then = Answer(seconds=600.0)
+    back_at = loop_time()
+    await until(lambda: backend.running == len(handling), 0.1)
+    assert loop_time() - back_at < 6
+    assert await asyncio.gather(*handling) == [ACK] * len(handling)
+
+
+@virtual_time
+async def test_a_server_that_only_accepts_connections_burns_no_attempts() -> None:
+    """Behind a balancer without servers a connection proves nothing: the breaker opens again, by what is true now."""
+    backend = FakeBackend(then=REFUSED)
+    pipeline = Pipeline(backend)
+    handling = [pipeline.start(message(attempt=1)) for _ in range(12)]
+    await asyncio.sleep(60)
+    backend.then = Answer(status=None, body=b"", fault=Fault.CONNECTION_LOST, phase=Phase.HEADERS)
+    await asyncio.sleep(60)
+    assert pipeline.gate.breaker.route.error_class == "connection_lost"
+    backend.then = GOOD
+    assert await asyncio.gather(*handling) == [ACK] * len(handling)
+    assert {each.json["status_code"] for each in pipeline.answers} == {200}
 
 
 @virtual_time

@@ -25,7 +25,7 @@ from httpx_aiohttp import AiohttpTransport
 from worker.backends.credentials import ApiKey
 from worker.backends.negotiation import Negotiator, Plan
 from worker.backends.streaming import AttemptTimer, StreamedAnswer, holds_events, is_event_stream
-from worker.backends.watched_response import WatchedResponse
+from worker.backends.watched_response import WatchedResponse, on_connected
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Draft
@@ -141,7 +141,11 @@ class HttpBackend:
         self._key_used = self._key.current()
         draft.phase = Phase.CONNECT
         timer.await_first_byte()
-        response = await self._transport.handle_async_request(outgoing)
+        before = on_connected.set(request.on_connected)
+        try:
+            response = await self._transport.handle_async_request(outgoing)
+        finally:
+            on_connected.reset(before)
         try:
             _note_headers(draft, response)
             chunks = aiter(response.aiter_bytes() if response.headers.get("content-encoding") else response.stream)  # type: ignore[arg-type]

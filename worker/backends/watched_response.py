@@ -1,5 +1,8 @@
 """
-An aiohttp response whose body fails when its connection ends, whatever the parser made of it.
+An aiohttp response that tells when its request is on its way, and whose body fails when its connection ends.
+
+It begins to exist when a connection stands and the request was handed to it, long before any answer; whoever wants to
+know that leaves a function in `on_connected`, the transport in between having no place for one.
 
 aiohttp 3.14's C parser forgets the body when its framing turns out to be broken after the headers were delivered (an
 illegal chunk header, say): the connection is closed, and whoever reads the body waits for ever.  So the end of the
@@ -10,6 +13,8 @@ headers needs none.
 """
 
 import asyncio
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Self
 from weakref import WeakKeyDictionary
 
@@ -17,6 +22,8 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
+on_connected: ContextVar[Callable[[], None] | None] = ContextVar("on_connected", default=None)
+"""Called for each request of this context when a connection has it."""
 BROKEN = "the connection ended inside the response, or its framing is broken"
 
 
@@ -51,6 +58,9 @@ class WatchedResponse(aiohttp.ClientResponse):
 
         Cancellation: closes the connection.
         """
+        told = on_connected.get()
+        if told is not None:
+            told()
         protocol = connection.protocol
         await super().start(connection)
         if protocol is None or self.content.is_eof():
