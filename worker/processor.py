@@ -297,7 +297,8 @@ class Processor:
         if decision is None:
             if self._is_late(request):
                 return self._conclude(delivery, TOO_LATE)
-            blocked_by = route.breaker().error_class
+            circuit = route.blocked_by(request.model)
+            blocked_by = circuit.error_class if circuit is not None else None
             waiting = waiting_decision(ErrorClass(blocked_by) if blocked_by else ErrorClass.OVERLOADED)
             decision = INTERRUPTED if draining and not blocked_by else waiting
         decision = self._budgeted(delivery, replace(decision, disposition=Disposition.NACK), draining=draining)

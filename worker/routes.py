@@ -37,6 +37,15 @@ class Route:
         """Whether the breaker keeps attempts back."""
         return self.breaker().state is not CircuitState.CLOSED
 
+    def blocked_by(self, model: str | None) -> CircuitStatistics | None:
+        """Return the circuit that keeps a model's attempts back: the route's, else the model's own; `None`: none."""
+        breaker = self.gate.statistics().breaker
+        own = breaker.models.get(model) if model is not None else None
+        for circuit in (breaker.route, own):
+            if circuit is not None and circuit.state is not CircuitState.CLOSED:
+                return circuit
+        return None
+
     def takes(self, model: str | None, path: str) -> bool:
         """Whether every list of patterns that is given matches."""
         if self.match.models and not any(fnmatchcase(model or "", pattern) for pattern in self.match.models):

@@ -146,6 +146,11 @@ class Supervisor:
             backends[route.name] = {
                 "breaker": gate.breaker.route.state.value,
                 "error_class": gate.breaker.route.error_class,
+                "models": {
+                    model: {"breaker": circuit.state.value, "error_class": circuit.error_class}
+                    for model, circuit in gate.breaker.models.items()
+                    if circuit.state is not CircuitState.CLOSED
+                },
                 "window": gate.window.limit,
                 "in_flight": gate.in_flight,
                 "waiting": gate.waiting,

@@ -11,6 +11,9 @@ from tests.virtual_time import loop_time, settle, virtual_time
 from worker.flow.circuit import CircuitState
 from worker.flow.order import AdmissionOrder
 from worker.message import RequestMessage
+from worker.policy.engine import ErrorPolicy
+from worker.policy.rules import parse_rules
+from worker.ports import Settlement
 from worker.settings import DamageSettings
 from worker.supervisor import Supervisor
 
@@ -231,6 +234,7 @@ async def test_details_name_every_backend_and_why_nothing_starts() -> None:
             "fake": {
                 "breaker": "open",
                 "error_class": "auth",
+                "models": {},
                 "window": 5,
                 "in_flight": 0,
                 "waiting": 1,
@@ -241,3 +245,20 @@ async def test_details_name_every_backend_and_why_nothing_starts() -> None:
         "errors": None,
     }
     await _stop(handling)
+
+
+@virtual_time
+async def test_details_name_the_models_that_are_kept_back() -> None:
+    """Behind a closed breaker the models whose own breaker is open, with the class that opened it; no others."""
+    rules = parse_rules([{"match": {"class": "model_not_found"}, "do": "hold", "breaker": "trip", "scope": "model"}])
+    no_model = status(404, b'{"error":{"message":"none","type":"NotFoundError","param":"model","code":404}}')
+    pipeline = Pipeline(FakeBackend(no_model), policy=ErrorPolicy(rules))
+    handling = pipeline.start(message(attempt=1))
+    await settle()
+    backend = _supervisor(pipeline).details()["backends"]["fake"]
+    assert (backend["breaker"], backend["models"]) == (
+        "closed",
+        {"m": {"breaker": "open", "error_class": "model_not_found"}},
+    )
+    assert await handling is Settlement.ACK
+    assert _supervisor(pipeline).details()["backends"]["fake"]["models"] == {}
