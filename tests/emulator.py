@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 START_S = 30.0
 PULL_S = 900.0
 """What a test may take that has to pull the image first: it is larger than a gigabyte."""
-IMAGE = "gcr.io/google.com/cloudsdktool/cloud-sdk:emulators"
+IMAGE = os.environ.get("EMULATOR_IMAGE", "gcr.io/google.com/cloudsdktool/cloud-sdk:emulators")
 SOCKET = Path("/var/run/docker.sock")
 NO_JAR = "no gcloud with its component pubsub-emulator and Java"
 
@@ -128,7 +128,7 @@ def _container() -> Iterator[str]:
     engine = urlsplit(os.environ.get("DOCKER_HOST") or f"unix://{SOCKET}")
     _probe(engine)
     host = _engine_host(engine)
-    container = _start_container(os.environ.get("PUBSUB_EMULATOR_IMAGE", IMAGE), host)
+    container = _start_container(IMAGE, host)
     try:
         address = f"{host}:{container.get_exposed_port(8085)}"
         _wait_until_up(address, None)

@@ -23,7 +23,7 @@ class _Engine(http.server.BaseHTTPRequestHandler):
             self._answer(404, b'{"message": "no such image"}')
 
     def do_POST(self) -> None:
-        self._answer(404 if "/containers/create" in self.path else 500, b'{"message": "no way to gcr.io"}')
+        self._answer(404 if "/containers/create" in self.path else 500, b'{"message": "no way to the registry"}')
 
     def _answer(self, status: int, text: bytes) -> None:
         self.send_response(status)
@@ -44,7 +44,8 @@ def _bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither gcloud nor Java nor a container engine; `tmp_path` instead of this machine."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(module, "SOCKET", tmp_path / "docker.sock")
-    for name in ("DOCKER_HOST", "DOCKER_CONFIG", "TESTCONTAINERS_HOST_OVERRIDE", "PUBSUB_EMULATOR_IMAGE"):
+    monkeypatch.setattr(module, "IMAGE", "registry.test/emulators:latest")
+    for name in ("DOCKER_HOST", "DOCKER_CONFIG", "TESTCONTAINERS_HOST_OVERRIDE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
 
@@ -85,8 +86,8 @@ def test_engine_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_engine_without_the_image() -> None:
     """An engine that cannot pull is told from one that is not there: the image and the engine's words are named."""
     reason = _reason()
-    assert "no container of gcr.io/google.com/cloudsdktool/cloud-sdk:emulators" in reason
-    assert "no way to gcr.io" in reason
+    assert "no container of registry.test/emulators:latest" in reason
+    assert "no way to the registry" in reason
     assert "\n" not in reason
 
 
