@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 START_S = 30.0
 PULL_S = 900.0
 """What a test may take that has to pull the image first: it is larger than a gigabyte."""
-IMAGE = os.environ.get("EMULATOR_IMAGE", "gcr.io/google.com/cloudsdktool/cloud-sdk:emulators")
+IMAGE = os.environ.get("EMULATOR_IMAGE", "gcr.io/google.com/cloudsdktool/google-cloud-cli:emulators")
 SOCKET = Path("/var/run/docker.sock")
 NO_JAR = "no gcloud with its component pubsub-emulator and Java"
 
