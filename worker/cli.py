@@ -21,7 +21,7 @@ from worker.cli_report import add_report
 from worker.cli_setup import add_setup
 from worker.errors import SettingsError, WorkerError
 from worker.settings import Settings
-from worker.settings_load import config_file, load_settings
+from worker.settings_load import config_file, load_settings, load_without_backend
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 ORPHAN_S = 5.0
@@ -72,14 +72,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _load(namespace: argparse.Namespace) -> Settings:
+def _load(namespace: argparse.Namespace, load: Callable[..., Settings] = load_settings) -> Settings:
     flags: dict[str, str] = {}
     for item in namespace.set:
         key, equals, value = item.partition("=")
         if not equals:
             raise SettingsError([f"--set {item}: expected KEY=VALUE"])
         flags[key] = value
-    return load_settings(namespace.config, flags=flags)
+    return load(namespace.config, flags=flags)
 
 
 def _source(namespace: argparse.Namespace) -> str | None:
@@ -288,9 +288,8 @@ def _replay(namespace: argparse.Namespace) -> int:
     namespace.set += [
         f"pubsub.request_subscription={namespace.subscription}",
         f"pubsub.response_topic={namespace.topic}",
-        "backend.base_url=http://unused",
     ]
-    settings = _load(namespace)
+    settings = _load(namespace, load_without_backend)
     from worker.logs import configure_logs  # noqa: PLC0415
     from worker.replay import replay  # noqa: PLC0415
 

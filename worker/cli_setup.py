@@ -5,9 +5,7 @@ import asyncio
 import sys
 from typing import Any
 
-from worker.errors import SettingsError
-from worker.settings import Settings
-from worker.settings_load import load_settings
+from worker.settings_load import load_without_backend
 
 EXIT_INTERRUPTED = 130
 """As a shell reports Ctrl-C: 128 and the signal's number."""
@@ -23,7 +21,7 @@ def add_setup(commands: Any) -> None:
 
 
 def _setup(namespace: argparse.Namespace) -> int:
-    settings = _load(namespace.config)
+    settings = load_without_backend(namespace.config)
     from worker.logs import configure_logs  # noqa: PLC0415
     from worker.setup import run_setup  # noqa: PLC0415 - needs gRPC
 
@@ -33,13 +31,3 @@ def _setup(namespace: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; run it again to finish", file=sys.stderr)  # noqa: T201 - the process edge
         return EXIT_INTERRUPTED
-
-
-def _load(config: str | None) -> Settings:
-    """Return the settings; the only thing of the worker's that may be missing is the backend, nobody calls it here."""
-    try:
-        return load_settings(config)
-    except SettingsError as error:
-        if [fault.partition(":")[0] for fault in error.faults] != ["backend.base_url"]:
-            raise
-    return load_settings(config, flags={"backend.base_url": "http://unused"})

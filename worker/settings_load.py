@@ -73,6 +73,21 @@ def load_settings(
     return settings
 
 
+def load_without_backend(config: str | None = None, *, flags: Mapping[str, Any] | None = None) -> Settings:
+    """
+    Return the settings for a command that calls no backend: it may be missing, nothing else may.
+
+    Raises:
+        SettingsError: As `load_settings`.
+    """
+    try:
+        return load_settings(config, flags=flags)
+    except SettingsError as error:
+        if [fault.partition(":")[0] for fault in error.faults] != ["backend.base_url"]:
+            raise
+    return load_settings(config, flags={**(flags or {}), "backend.base_url": "http://unused"})
+
+
 def _is_known(conflict: str, faults: list[str]) -> bool:
     """Whether a fault of the same key is already named: its value was dropped, so the conflict is its consequence."""
     key = conflict.partition(":")[0]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, SecretStr
 
 from worker.errors import SettingsError
 from worker.settings import RouteSettings, Settings
-from worker.settings_load import SECRET_KEYS, load_settings
+from worker.settings_load import SECRET_KEYS, load_settings, load_without_backend
 
 GOOD = {
     "WORKER_PUBSUB__REQUEST_SUBSCRIPTION": "s",
@@ -258,3 +258,30 @@ def test_every_secret_is_known_to_the_loader() -> None:
                     yield from secrets(part)
 
     assert {*SECRET_KEYS, "headers"} == set(secrets(Settings))
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "",
+        "backend: {base_url: http://a}\n",
+        "routes: [{name: default, base_url: http://b}]\n",
+        "routes: [{name: a, base_url: http://b}]\n",
+    ],
+    ids=["none", "short form", "a route of that name", "routes"],
+)
+def test_commands_that_call_no_backend_need_none(backend: str, tmp_path: Path) -> None:
+    """`setup` and `replay` take a worker's file as it is, and one without any backend; of what is there nothing changes."""
+    path = tmp_path / "worker.yaml"
+    path.write_text("pubsub: {request_subscription: s, response_topic: t}\n" + backend)
+    routes = load_without_backend(str(path), flags={"pubsub.project_id": "p"}).all_routes()
+    if backend:
+        assert routes == load_settings(str(path)).all_routes()
+
+
+def test_commands_that_call_no_backend_need_the_rest(tmp_path: Path) -> None:
+    """Every other fault is told."""
+    path = tmp_path / "worker.yaml"
+    path.write_text("pubsub: {request_subscription: s}\n")
+    with pytest.raises(SettingsError, match=r"pubsub\.response_topic"):
+        load_without_backend(str(path))
