@@ -85,7 +85,8 @@ class Attempts:
         """
         Make one attempt with the permit and return what is to be done, before the budgets.
 
-        Cancellation: the connection is closed and the permit given back with a signal that says nothing.
+        Cancellation: the connection is closed and the permit given back with a signal that says nothing.  An answer
+        that was whole by then is judged all the same, in `delivery.decision`.
         """
         decision: Decision | None = None
         try:
@@ -117,6 +118,11 @@ class Attempts:
             await route.backend.invoke(self._backend_request(delivery, request, permit), draft)
         except BackendError as error:
             fault, detail = Fault(error.fault), error.detail
+        except asyncio.CancelledError:
+            if draft.is_whole:  # an answer that exists is not thrown away
+                delivery.event = self._event(delivery, request, route, None, "")
+                delivery.decision = self._policy.judge(delivery.event).decision
+            raise
         except Exception as error:  # noqa: BLE001 - a fault of ours must end in a settlement
             self._recorder.internal_error(delivery)
             fault, detail = Fault.INTERNAL, repr(error)
@@ -127,7 +133,15 @@ class Attempts:
             route.forbidden_in_a_row += 1
         elif fault is None and draft.status is not None and draft.status < 300:  # noqa: PLR2004
             route.forbidden_in_a_row = 0
-        event = delivery.event = ErrorEvent(
+        event = delivery.event = self._event(delivery, request, route, fault, detail)
+        return event
+
+    @staticmethod
+    def _event(
+        delivery: Delivery, request: RequestMessage, route: Route, fault: Fault | None, detail: str
+    ) -> ErrorEvent:
+        draft = delivery.draft or Draft()
+        return ErrorEvent(
             backend=route.name,
             path=request.path,
             model=request.model,
@@ -143,7 +157,6 @@ class Attempts:
             delivery_attempt=delivery.message.delivery_attempt,
             attempts=delivery.tries,
         )
-        return event
 
     def _was_cut_by_deadline(self, event: ErrorEvent, request: RequestMessage) -> bool:
         if event.fault is not Fault.TOTAL_TIMEOUT or request.deadline is None or (event.status or 0) >= _ERRORS:

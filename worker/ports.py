@@ -71,6 +71,8 @@ class Draft:
     backend_request_id: str | None = None
     streamed: bool = False
     """The answer came as a stream of events."""
+    is_whole: bool = False
+    """The stream's answer is all in `body`, though the call may be waiting for what follows it."""
     in_stream: bool = False
     """An error event came; `body` is its data."""
     first_token_at: float | None = None

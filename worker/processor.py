@@ -196,8 +196,10 @@ class Processor:
             return self._conclude(delivery, self._budgeted(delivery, INTERNAL))
 
     def _give_up(self, delivery: Delivery) -> Reply | None:
-        """Return the answer of a delivery whose time is over: none, unless it would be dead-lettered silently."""
+        """Return the answer of a delivery whose time is over: a whole one, or one instead of a silent dead letter."""
         decision = delivery.decision
+        if decision is not None and decision.disposition is Disposition.REPLY:
+            return self._conclude(delivery, decision)  # the answer was whole when its attempt was cut
         if decision is None:
             decision, delivery.event = INTERRUPTED, None  # an answer that was not judged yet says nothing
         decision = replace(decision, disposition=Disposition.NACK)

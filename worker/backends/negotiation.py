@@ -109,7 +109,7 @@ class Plan:
 
     def begin(self, draft: Draft) -> None:
         """Make the draft ready for the call: nothing of an answer to an earlier one stays in it."""
-        draft.status, draft.headers, draft.body = None, {}, b""
+        draft.status, draft.headers, draft.body, draft.is_whole = None, {}, b"", False
         draft.partial, draft.salvage, draft.salvaged_tokens = None, None, None
         if self.call.salvaged_tokens is not None:
             # Whatever happens to this call, what it goes on from is not lost by it.

@@ -119,7 +119,7 @@ class StreamedAnswer:
             BackendError: It ended without its end, was malformed or too long; retryable.
             Exception: What the iterator raises.
 
-        Cancellation: what had come is in the draft.
+        Cancellation: what had come is in the draft, which `is_whole` when the cancellation only cut off what follows.
         """
         draft = self._draft
         try:
@@ -192,7 +192,8 @@ class StreamedAnswer:
         draft.usage = accumulator.usage
         draft.content_events = accumulator.content_events
         draft.partial, draft.salvage = None, self._salvage(accumulator)
-        if accumulator.is_complete():
+        draft.is_whole = accumulator.is_complete()
+        if draft.is_whole:
             draft.body = accumulator.result()
             draft.missing_done = accumulator.missing_done
             return
