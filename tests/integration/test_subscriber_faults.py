@@ -10,7 +10,8 @@ import pytest
 
 from tests.admin import Admin
 from worker.brokers.connection import sync_channel
-from worker.brokers.pubsub import LEASE_EXTENSION_S, PubSubSubscriber
+from worker.brokers.pubsub import PubSubSubscriber
+from worker.brokers.stream import LEASE_EXTENSION_S
 from worker.localpubsub import LocalPubSubThread
 from worker.message import ReceivedMessage
 from worker.metrics import Metrics
@@ -23,14 +24,14 @@ pytestmark = pytest.mark.slow
 class Bench:
     """One subscriber on an embedded server whose faults are at hand."""
 
-    def __init__(self, server: LocalPubSubThread) -> None:
+    def __init__(self, server: LocalPubSubThread, **settings: Any) -> None:
         self.faults = server.faults
         self.admin = Admin(server.address)
         self.topic = self.admin.topic()
         self.subscription = self.admin.subscription(self.topic)
         self.metrics = Metrics()
-        settings = PubSubSettings(emulator_host=server.address)
-        self.subscriber = PubSubSubscriber(sync_channel(settings, None), self.subscription, settings, self.metrics)
+        sizes = PubSubSettings(emulator_host=server.address, **settings)
+        self.subscriber = PubSubSubscriber(sync_channel(sizes, None), self.subscription, sizes, self.metrics)
         self.seen: list[bytes] = []
         self.changed = asyncio.Event()
         self.release = asyncio.Event()
@@ -120,3 +121,70 @@ async def test_a_lease_is_extended_by_a_minute_whatever_the_past(bench: Bench) -
     assert manager.ack_deadline == LEASE_EXTENSION_S
     await bench.subscriber.drain(0)
     await task
+
+
+@pytest.fixture
+def narrow() -> Iterator[Bench]:
+    """A bench whose subscriber takes ten deliveries at once."""
+    with LocalPubSubThread() as server:
+        made = Bench(server, max_in_flight=10)
+        yield made
+        made.admin.close()
+
+
+async def until_leased(bench: Bench, count: int) -> None:
+    """Wait until the server has leased out so many."""
+    async with asyncio.timeout(10):
+        while len(bench.inspect().leased) != count:  # noqa: ASYNC110 - the server announces nothing
+            await asyncio.sleep(0.02)
+
+
+async def test_one_settled_delivery_makes_room_for_one(narrow: Bench) -> None:
+    """Nine long requests of ten keep nothing waiting in a buffer where its lease would run out."""
+    task = asyncio.create_task(narrow.subscriber.run(narrow.handle))
+    for _ in range(9):
+        narrow.admin.publish(narrow.topic, b"slow")
+    await narrow.until_seen(9)
+    for index in range(20):
+        narrow.admin.publish(narrow.topic, str(index).encode())
+    await narrow.until_seen(29)
+    narrow.release.set()
+    await narrow.subscriber.drain(5)
+    await task
+    assert narrow.inspect().delivered_count == narrow.inspect().acked_count == 29
+
+
+async def test_streams_that_break_in_a_long_outage_do_not_pile_up_deliveries(narrow: Bench) -> None:
+    """Two streams' worth is held, ten handlers at once; the third stream waits, and afterwards everything goes on."""
+    task = asyncio.create_task(narrow.subscriber.run(narrow.handle))
+    for _ in range(40):
+        narrow.admin.publish(narrow.topic, b"slow")
+    await until_leased(narrow, 10)
+    for _ in range(3):
+        await asyncio.sleep(0.3)  # the library reopens at most so often
+        narrow.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
+        await until_leased(narrow, 20)
+    assert len(narrow.seen) == 10
+    narrow.release.set()
+    await narrow.until_seen(40)
+    await narrow.subscriber.drain(5)
+    await task
+    found = narrow.inspect()
+    assert (found.acked_count, found.delivered_count, found.expired_count) == (40, 40, 0)
+
+
+async def test_what_waits_for_its_turn_is_handed_back_by_a_drain(narrow: Bench) -> None:
+    """Deliveries of a second stream that no handler has begun come back at once, not after the grace."""
+    task = asyncio.create_task(narrow.subscriber.run(narrow.handle))
+    for _ in range(15):
+        narrow.admin.publish(narrow.topic, b"slow")
+    await until_leased(narrow, 10)
+    narrow.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
+    await until_leased(narrow, 15)
+    drain = asyncio.create_task(narrow.subscriber.drain(30))
+    await until_leased(narrow, 10)
+    narrow.release.set()
+    await drain
+    await task
+    assert len(narrow.seen) == 10
+    assert (narrow.inspect().acked_count, len(narrow.inspect().ready)) == (10, 5)

@@ -3,7 +3,7 @@ The subscription: Google's high-level client below, asyncio above.
 
 One streaming pull at a time, supervised.  The client keeps leases, batches acks and reconnects; `LoopScheduler` brings
 its messages to the event loop, where each becomes one task that ends in exactly one ack or nack.  There is no thread
-per message.
+per message.  `flow_control` bounds what arrives; what arrives beyond `max_in_flight` waits here, leased.
 
 How a stream ends (google-cloud-pubsub 2.44) and what happens here:
 
@@ -11,14 +11,12 @@ How a stream ends (google-cloud-pubsub 2.44) and what happens here:
   the old one keeps its leases until its running messages are settled.
 * NotFound, PermissionDenied, Unauthenticated, InvalidArgument: permanent; `run` raises `BrokerResourceError`.
 * We stop: `drain`.
-
-Both lease-extension bounds are fixed at 60 s.  Otherwise the library would follow the 99th percentile of processing
-time up to 600 s, and a killed pod's messages would stay away for ten minutes.
 """
 
 import asyncio
 import functools
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -26,9 +24,9 @@ import grpc
 from google.api_core import exceptions
 from google.cloud import pubsub_v1
 from google.cloud.pubsub_v1.subscriber.message import Message
-from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
-from worker.brokers.scheduler import LoopScheduler
+from worker.brokers.flow_control import Held, LimitedTransport
+from worker.brokers.stream import Stream
 from worker.errors import BrokerResourceError
 from worker.logs import get_logger
 from worker.message import ReceivedMessage
@@ -36,10 +34,6 @@ from worker.metrics import Metrics
 from worker.ports import Handler, Settlement
 from worker.settings import PubSubSettings
 
-LEASE_EXTENSION_S = 60
-"""How far every lease is extended at a time: after a SIGKILL its messages come back within this."""
-LEASE_MARGIN_S = 180
-"""Added to our own lease budget before the library drops a lease silently: a maintainer's round and the settling."""
 REOPEN_BACKOFF_S = (0.1, 30.0)
 """First and longest wait before a stream that ended by itself is opened again."""
 HEALTHY_AFTER_S = 60.0
@@ -60,50 +54,6 @@ _PERMANENT = (
 _log = get_logger("broker")
 
 
-class _Stream:
-    """One `subscribe()` call: its scheduler, its future, and whether it began to end."""
-
-    def __init__(self, client: Any, subscription: str, settings: PubSubSettings, start: Any) -> None:
-        self.opened_at = time.monotonic()
-        self.ending = asyncio.Event()
-        self.has_stopped = asyncio.Event()
-        self.scheduler = LoopScheduler(
-            asyncio.get_running_loop(),
-            settings.max_lease_duration_s + LEASE_MARGIN_S,
-            self.ending.set,
-            self.has_stopped.set,
-        )
-        self.future = client.subscribe(
-            subscription,
-            callback=lambda message: start(self, message),
-            flow_control=pubsub_v1.types.FlowControl(
-                max_messages=settings.max_in_flight,
-                max_bytes=settings.max_in_flight_bytes,
-                max_lease_duration=settings.max_lease_duration_s + LEASE_MARGIN_S,
-                min_duration_per_lease_extension=LEASE_EXTENSION_S,
-                max_duration_per_lease_extension=LEASE_EXTENSION_S,
-            ),
-            scheduler=self.scheduler,
-            await_callbacks_on_shutdown=True,
-        )
-        self.closed = asyncio.wrap_future(self.future)
-        self.closed.add_done_callback(self._ended)
-
-    def _ended(self, closed: "asyncio.Future[Any]") -> None:
-        if not closed.cancelled():
-            closed.exception()  # retrieved; `error` reads it
-        self.ending.set()
-
-    @property
-    def error(self) -> BaseException | None:
-        """Why the stream ended; `None` while it runs and after an ordinary end."""
-        return self.closed.exception() if self.closed.done() and not self.closed.cancelled() else None
-
-    def cancel(self) -> None:
-        self.scheduler.expect_shutdown()
-        self.future.cancel()
-
-
 class PubSubSubscriber:
     """
     A subscription; see `worker.ports.Subscriber` for the contract.
@@ -120,8 +70,10 @@ class PubSubSubscriber:
         self._settings = settings
         self._metrics = metrics
         self._channel = channel
-        self._client: Any = pubsub_v1.SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
-        self._streams: set[_Stream] = set()
+        self._held = Held(settings)
+        self._client: Any = pubsub_v1.SubscriberClient(transport=LimitedTransport(channel, self._held))
+        self._streams: set[Stream] = set()
+        self._waiting: deque[tuple[Stream, Message, float]] = deque()
         self._tasks: set[asyncio.Task[Settlement]] = set()
         self._handler: Handler | None = None
         self._stopping = asyncio.Event()
@@ -159,7 +111,7 @@ class PubSubSubscriber:
         backoff = REOPEN_BACKOFF_S[0]
         try:
             while not self._stopping.is_set():
-                stream = _Stream(self._client, self.subscription, self._settings, self._start)
+                stream = Stream(self._client, self.subscription, self._settings, self._arrived)
                 self._streams.add(stream)
                 self.is_open = True
                 await self._first(stream.ending.wait(), self._stopping.wait())
@@ -182,7 +134,7 @@ class PubSubSubscriber:
         if self._drained is not None:
             await asyncio.shield(self._drained)
 
-    def _raise_if_permanent(self, stream: _Stream) -> None:
+    def _raise_if_permanent(self, stream: Stream) -> None:
         error = stream.error
         if isinstance(error, _PERMANENT):
             raise BrokerResourceError(f"{self.subscription}: {error}") from error
@@ -199,16 +151,34 @@ class PubSubSubscriber:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, stream: _Stream, message: Message) -> None:
-        """Begin one delivery; runs on the event loop and must not raise."""
+    def _arrived(self, stream: Stream, message: Message) -> None:
+        """Begin one delivery, or let it wait for its turn; runs on the event loop and must not raise."""
+        self._held.add(message.size)
         if self._stopping.is_set():  # handed over between our stop and the library's
-            message.nack()
-            stream.scheduler.settled()
-            return
+            self._hand_back(stream, message)
+        elif len(self._tasks) < self._settings.max_in_flight:
+            self._start(stream, message)
+        else:
+            self._waiting.append((stream, message, time.monotonic()))
+
+    def _hand_back(self, stream: Stream, message: Message) -> None:
+        message.nack()
+        self._held.remove(message.size)
+        stream.scheduler.settled()
+
+    def _start(self, stream: Stream, message: Message) -> None:
         self._metrics.leased_messages.inc()
         task = asyncio.get_running_loop().create_task(self._deliver(message))
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._delivered, stream, message))
+
+    def _start_next(self) -> None:
+        while self._waiting and not self._stopping.is_set() and len(self._tasks) < self._settings.max_in_flight:
+            stream, message, since = self._waiting.popleft()
+            if time.monotonic() - since < self._settings.max_lease_duration_s:
+                self._start(stream, message)
+            else:
+                self._hand_back(stream, message)
 
     async def _deliver(self, message: Message) -> Settlement:
         assert self._handler is not None
@@ -219,7 +189,7 @@ class PubSubSubscriber:
             _log.exception("a delivery's handler raised; handed back", message_id=message.message_id)
             return Settlement.NACK
 
-    def _delivered(self, stream: _Stream, message: Message, task: "asyncio.Task[Settlement]") -> None:
+    def _delivered(self, stream: Stream, message: Message, task: "asyncio.Task[Settlement]") -> None:
         """
         Settle a delivery whose task has ended.
 
@@ -230,7 +200,10 @@ class PubSubSubscriber:
         self._settle(message, task.result() if is_ended else Settlement.NACK)
         self._metrics.leased_messages.dec()
         self._tasks.discard(task)
+        self._held.remove(message.size)
         stream.scheduler.settled()
+        if self._waiting:
+            self._start_next()
 
     def _settle(self, message: Message, verdict: Settlement) -> None:
         if verdict is Settlement.NACK:
@@ -289,6 +262,9 @@ class PubSubSubscriber:
             _, late = await asyncio.wait(waits, timeout=STOP_BOUND_S)
             for wait in late:
                 wait.cancel()
+        while self._waiting:
+            stream, message, _ = self._waiting.popleft()
+            self._hand_back(stream, message)
         if self.on_stopped is not None:
             self.on_stopped()
 
