@@ -5,21 +5,24 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.rig import Rig, WorkerProcess, rig
+from tests.rig import Rig, WorkerProcess, rig, until
 from worker.client.outputs import decode_answer, message_line
 from worker.client.report import RunReport, read_report
+from worker.client.report.results import Spread
 from worker.localpubsub import LocalPubSubThread
 from worker.simbackend import SimOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
+Observed = tuple[float, float]
+"""Number and sum of some durations, seconds."""
 LONG = "word " * 1500
 """Over 1,024 tokens, so that part of the prompts comes from a cache."""
 
@@ -45,6 +48,15 @@ BEHAVIOURS = [
     {"mode": "content_filter", "match": {"model": "filtered"}},
     {"mode": "stream", "break": "rst", "after_events": 4, "match": {"model": "breaks"}},
 ]
+
+
+DURATIONS = {
+    "ttft_s": "time_to_first_token_seconds",
+    "tpot_s": "time_per_output_token_seconds",
+    "ttlt_s": "request_duration_seconds",
+    "queue_s": "queue_wait_seconds",
+}
+"""In the report, and as a histogram; the run makes one attempt for each request."""
 
 
 @pytest.fixture
@@ -86,17 +98,41 @@ def _counted(worker: WorkerProcess, name: str, *labels: str, without: str = "nac
     return counts
 
 
+def _observed(worker: WorkerProcess, name: str) -> dict[str, Observed]:
+    """Return a histogram by model."""
+    counts, sums = (_counted(worker, f"{name}_{part}", "model") for part in ("count", "sum"))
+    return {model: (count, sums[(model,)]) for (model,), count in counts.items()}
+
+
+def _added(observed: Iterable[Observed]) -> Observed:
+    counts, sums = zip(*observed, strict=True)
+    return sum(counts), sum(sums)
+
+
+def _summed(spread: Spread) -> Observed:
+    return spread.count, (spread.mean or 0.0) * spread.count
+
+
+def _same(observed: Observed) -> Any:
+    """Equal in number, and in sum but for what six decimals take from each."""
+    count, seconds = observed
+    return count, pytest.approx(seconds, abs=1e-6 * max(1.0, count))
+
+
 def _tokens(report: RunReport) -> Counter[tuple[str, ...]]:
     pairs = [(group.name, kind, tokens.total) for group in report.models for kind, tokens in group.tokens.items()]
     return Counter({(model, kind): total for model, kind, total in pairs if total})
 
 
 def test_report_and_live_metrics_agree(run: tuple[Rig, WorkerProcess], tmp_path: Path) -> None:
-    """By status, error class and model, for all four kinds of tokens, partial answers and times to first token."""
+    """By status, error class and model, for all four kinds of tokens, partial answers, and number and sum of every duration."""
     built, worker = run
     built.publish(len(REQUESTS), lambda n: json.dumps({"metadata": {"index": n}, **REQUESTS[n]}).encode())
     output = tmp_path / "out.jsonl"
     _collect(built, output)
+    until(
+        lambda: sum(_counted(worker, "deliveries_total", "reason").values()) == len(REQUESTS)
+    )  # an answer is seen first
     report, failure = read_report(str(output))
     assert failure is None
     assert report.total.answers == len(REQUESTS)
@@ -120,11 +156,15 @@ def test_report_and_live_metrics_agree(run: tuple[Rig, WorkerProcess], tmp_path:
 
     partial = sum(_counted(worker, "partial_responses_total", "reason").values())
     assert report.total.truncated == partial == 4
-    good = next(group for group in report.models if group.name == "large").durations["ttft_s"]
-    count = _counted(worker, "time_to_first_token_seconds_count", "model")[("large",)]
-    total = _counted(worker, "time_to_first_token_seconds_sum", "model")[("large",)]
-    assert (good.count, good.missing) == (count, 0) == (40, 0)
-    assert good.mean == pytest.approx(total / count, abs=1e-5)
+    for name, metric in DURATIONS.items():
+        live = _observed(worker, metric)
+        reported = [group.durations[name] for group in (report.total, *report.error_classes)]
+        assert _added(map(_summed, reported)) == _same(_added(live.values())), name
+        for group in report.models:
+            if not group.errors and group.durations[name].count:
+                assert _summed(group.durations[name]) == _same(live[group.name]), (name, group.name)
+    large = next(group for group in report.models if group.name == "large")
+    assert all(large.durations[name].count == large.answers == 40 for name in DURATIONS)
 
 
 def test_a_local_run_can_be_reported(tmp_path: Path) -> None:
