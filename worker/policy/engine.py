@@ -55,6 +55,8 @@ class ErrorPolicy:
         self._rules = tuple(rules)
         self._has_success_rules = any(rule.sees_success for rule in self._rules)
         self._hooks = tuple(hooks)
+        self.hook_timeout_s = hook_timeout_s
+        """For the whole chain of one event."""
         self._runner = HookRunner(self._hooks, timeout_s=hook_timeout_s) if hooks else None
         self._now_unix = now_unix
         self._on_hook = on_hook

@@ -1,10 +1,11 @@
 """
 Says in words how a decision comes about: what `inference-worker policy explain` prints.
 
-The same functions decide here as in the running worker, hooks included; only the thread and the time limit are left
-out, so that an operator can step through a hook.
+The same functions decide here as in the running worker, hooks included; only their thread is left out, so that an
+operator can step through a hook.  One that took longer than its limit is told and overruled, as in the worker.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -66,16 +67,25 @@ def explain(
     ]
     decision = judgement.decision
     if policy.hooks and decision.error_class is not None:
-        report = chain(policy.hooks, event, decision)
-        decision = report.decision
-        names = ", ".join(hook.name for hook in policy.hooks)
-        said = "no objection" if report.outcome is HookOutcome.DEFAULT else f"{report.outcome} by {report.hook}"
-        steps.append(Step(stage="hooks", text=f"asked {names}: {said}{report.detail and f' ({report.detail})'}"))
+        decision, text = _ask_hooks(policy, event, decision)
+        steps.append(Step(stage="hooks", text=text))
     if budget is not None:
         after = apply_budgets(decision, budget)
         steps.append(Step(stage="budgets", text=_budget_text(decision, after)))
         decision = after
     return Explanation(decision=decision, facts=facts, steps=tuple(steps))
+
+
+def _ask_hooks(policy: ErrorPolicy, event: ErrorEvent, default: Decision) -> tuple[Decision, str]:
+    """Return what the hooks make of the default, and how it went."""
+    started = time.monotonic()
+    report = chain(policy.hooks, event, default)
+    seconds, limit_s = time.monotonic() - started, policy.hook_timeout_s
+    asked = f"asked {', '.join(hook.name for hook in policy.hooks)}"
+    if seconds > limit_s:
+        return default, f"{asked}: took {seconds:.3g} s of {limit_s:g} s allowed, so the decision before them stands"
+    said = "no objection" if report.outcome is HookOutcome.DEFAULT else f"{report.outcome} by {report.hook}"
+    return report.decision, f"{asked}: {said}{report.detail and f' ({report.detail})'}"
 
 
 def _event_text(event: ErrorEvent) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from worker.errors import SettingsError
+from worker.policy.covering import covers
 from worker.policy.rule_model import Match, Rule
 from worker.policy.yaml_lines import Lines, Path, YamlFault, read_yaml
 
@@ -82,29 +83,27 @@ def parse_rules(
     """
     rules: list[Rule] = []
     faults: list[str] = []
+    names: set[object] = set()
     for index, item in enumerate(items):
+        given = {"name": f"rules[{index}]", **item} if isinstance(item, Mapping) else item
+        name = str(given["name"]) if isinstance(given, Mapping) and isinstance(given["name"], str | int) else None
+        if name in names:  # also of a rule that is faulty itself, so that one start names everything
+            text = f"{name!r} is the name of an earlier rule too"
+            faults.append(_fault(index, ("name",), text, lines, source))
+        names |= {name} - {None}
         try:
-            given = {"name": f"rules[{index}]", **item} if isinstance(item, Mapping) else item
             rule = Rule.model_validate(given)
         except ValidationError as error:
             faults += [_sentence(index, detail, lines, source) for detail in error.errors(include_url=False)]
             continue
-        faults += [_fault(index, (key,), text, lines, source) for key, text in _clashes(rule, rules)]
+        shadow = next((earlier for earlier in rules if covers(earlier, rule)), None)
+        if shadow is not None:
+            text = f"is never reached: {shadow.name!r} before it matches whatever it does"
+            faults.append(_fault(index, ("match",), text, lines, source))
         rules.append(rule)
     if faults:
         raise RulesError(faults)
     return tuple(rules)
-
-
-def _clashes(rule: Rule, earlier: Sequence[Rule]) -> list[tuple[str, str]]:
-    """Return what cannot be beside the earlier rules: a name given twice, a match that never gets its turn."""
-    clashes = []
-    for other in earlier:
-        if other.name == rule.name:
-            clashes.append(("name", f"{rule.name!r} is the name of an earlier rule too"))
-        if other.match == rule.match:
-            clashes.append(("match", f"is never reached: {other.name!r} before it matches the same"))
-    return clashes
 
 
 def _sentence(index: int, detail: Any, lines: Lines | None, source: str) -> str:

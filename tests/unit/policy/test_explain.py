@@ -1,6 +1,7 @@
 """What `policy explain` says: the decision, the rule that made it, and every step on the way."""
 
 import json
+import time
 from dataclasses import replace
 
 from worker.policy.budgets import Budget
@@ -67,6 +68,20 @@ def test_every_step_is_told():
     assert text["hooks"] == "asked acme: overridden by acme"
     assert text["budgets"] == "nack becomes reply: last_attempt"
     assert explanation.decision.rule == "hook:acme+budget:last_attempt"
+
+
+def test_a_hook_that_takes_too_long_is_told_and_overruled():
+    """The worker would not wait for it, so its wish does not count here either."""
+
+    def late(_, default):
+        time.sleep(0.01)
+        return replace(default, disposition=Disposition.REPLY)
+
+    policy = ErrorPolicy((), (Hook("slow", late),), hook_timeout_s=0.001)
+    explanation = explain(policy, an_event(500))
+    assert stages(explanation)["hooks"].startswith("asked slow: took 0.01")
+    assert "s of 0.001 s allowed" in stages(explanation)["hooks"]
+    assert (explanation.decision.disposition, explanation.decision.rule) == (Disposition.NACK, "builtin:server_error")
 
 
 def test_a_failing_hook_is_told():

@@ -109,7 +109,15 @@ FAULTS = {
     ),
     "never reached": (
         "- {name: a, match: {status: 500}, do: hold}\n- {name: b, match: {status: [500]}, do: nack}\n",
-        "f.yaml:2: rules[1].match: is never reached: 'a' before it matches the same",
+        "f.yaml:2: rules[1].match: is never reached: 'a' before it matches whatever it does",
+    ),
+    "never reached, narrower": (
+        "- {name: a, match: {status: 5xx}, do: hold}\n- {match: {status: 503, model: m}, do: nack}\n",
+        "f.yaml:2: rules[1].match: is never reached: 'a' before it matches whatever it does",
+    ),
+    "name of a faulty rule": (
+        "- {name: a, match: {status: 500}, do: [hold]}\n- {name: a, match: {status: 501}, do: hold}\n",
+        "f.yaml:2: rules[1].name: 'a' is the name of an earlier rule too",
     ),
     "not a mapping": ("- hold\n", "f.yaml:1: rules[0]: input should be a valid dictionary"),
     "key twice": ("- match: {status: 500}\n  do: hold\n  do: nack\n", "f.yaml:3: the key 'do' stands twice"),
@@ -131,8 +139,8 @@ def test_bad_rules_fail_at_start_with_their_line(case):
     """Whatever is wrong is named with file, line and key."""
     text, expected = FAULTS[case]
     faults = faults_of(text)
-    assert len(faults) == 1, faults
-    assert faults[0].startswith(expected)
+    assert len(faults) == 1 + (case == "name of a faulty rule"), faults
+    assert faults[-1].startswith(expected)
 
 
 def test_every_fault_is_named_at_once():

@@ -59,7 +59,7 @@ def test_the_first_match_wins():
     """Rules are tried in their order, before the table."""
     rules = """
     - {name: first, match: {status: 5xx}, max_tries: 7}
-    - {name: second, match: {status: 500}, do: reply}
+    - {name: second, match: {status: [404, 500]}, do: reply}
     """
     decision = decide(rules, an_event(500))
     assert (decision.rule, decision.max_tries, decision.disposition) == ("first", 7, Disposition.NACK)
