@@ -29,6 +29,7 @@ async def test_the_request_is_exactly_what_was_given(open_backend: Open) -> None
         line, *headers = head.decode().rstrip().split("\r\n")
         assert line == "POST /v1/chat/completions?a=1 HTTP/1.1"
         assert sorted(header.lower() for header in headers) == [
+            "accept-encoding: identity",
             "accept: application/json",
             "authorization: bearer sk-1",
             f"content-length: {len(BODY)}",

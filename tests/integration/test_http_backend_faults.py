@@ -125,11 +125,7 @@ NO_RESPONSE: dict[str, Script] = {
 
 @pytest.mark.parametrize("script", NO_RESPONSE.values(), ids=NO_RESPONSE)
 async def test_no_response_is_a_lost_connection(script: Script) -> None:
-    """
-    The request was sent and no usable headers came: a GPU may have worked.
-
-    The transport calls some of these a connect timeout.
-    """
+    """The request was sent and no usable headers came: a GPU may have worked."""
     async with raw_server(script) as server:
         attempt = Attempt(server.url)
         assert attempt.outcome(await attempt.fail()) == (Fault.CONNECTION_LOST, Phase.HEADERS, None)

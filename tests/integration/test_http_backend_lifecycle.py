@@ -1,10 +1,14 @@
-"""The HTTP backend: cancellation, probes, and another transport in its place."""
+"""The HTTP backend: cancellation, probes, and another session in its place."""
 
 import asyncio
+import errno
 import ssl
+from collections.abc import Callable
+from typing import Any
 
-import httpx
+import aiohttp
 import pytest
+from aiohttp.connector import Connection as Connected
 
 from tests.http_attempt import Open, invoke
 from tests.raw_http import Connection, always, answer, raw_server, until
@@ -128,32 +132,41 @@ async def test_a_probe_that_hangs_is_bounded(open_backend: Open, monkeypatch: py
         assert await open_backend(server.url, breaker={"health_path": "/health"}).probe() is False
 
 
-class OtherTransport(httpx.AsyncBaseTransport):
-    """Another transport raises httpx's own errors, without aiohttp's below."""
+class FailingConnector(aiohttp.TCPConnector):
+    """Makes no connections."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Callable[[aiohttp.ClientRequest], Exception]) -> None:
+        super().__init__()
         self._error = error
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        raise self._error
+    async def connect(self, req: aiohttp.ClientRequest, *_: Any, **__: Any) -> Connected:
+        raise self._error(req)
 
 
 @pytest.mark.parametrize(
     ("error", "fault", "phase"),
     [
-        (httpx.ConnectError("x"), Fault.CONNECT, Phase.CONNECT),
-        (httpx.ConnectTimeout("x"), Fault.CONNECT_TIMEOUT, Phase.CONNECT),
-        (httpx.PoolTimeout("x"), Fault.CONNECT_TIMEOUT, Phase.CONNECT),
-        (httpx.ReadError("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
-        (httpx.RemoteProtocolError("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
-        (ssl.SSLError("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
+        (lambda req: aiohttp.ClientConnectorError(req.connection_key, OSError()), Fault.CONNECT, Phase.CONNECT),
+        (lambda req: aiohttp.ClientConnectorSSLError(req.connection_key, OSError()), Fault.CONNECT, Phase.CONNECT),
+        (lambda _: TimeoutError(), Fault.CONNECT_TIMEOUT, Phase.CONNECT),
+        (lambda _: aiohttp.ServerDisconnectedError(), Fault.CONNECTION_LOST, Phase.HEADERS),
+        (lambda _: aiohttp.ClientPayloadError(), Fault.CONNECTION_LOST, Phase.HEADERS),
+        (lambda _: ssl.SSLError("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
+        (lambda _: TimeoutError(errno.ETIMEDOUT, "x"), Fault.CONNECT_TIMEOUT, Phase.CONNECT),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+    ids=["refused", "no TLS", "silence", "disconnected", "payload", "OS error", "timeout of the OS"],
 )
-async def test_another_transport_may_be_handed_in(error: Exception, fault: Fault, phase: Phase) -> None:
-    """The seam for tests: httpx's names mean what they say where there is no cause below them."""
-    backend = HttpBackend(RouteSettings(name="r", base_url="http://h"), OtherTransport(error))
+async def test_another_session_may_be_handed_in(
+    error: Callable[[aiohttp.ClientRequest], Exception], fault: Fault, phase: Phase
+) -> None:
+    """The seam for tests; and the kind of an error alone says which phase it ended."""
+
+    def open_session(*_: Any) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=FailingConnector(error))
+
+    backend = HttpBackend(RouteSettings(name="r", base_url="http://h"), open_session)
     draft = Draft()
     with pytest.raises(BackendError) as caught:
         await backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), draft)
     assert (caught.value.fault, draft.phase) == (fault, phase)
+    await backend.aclose()

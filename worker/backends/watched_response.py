@@ -2,7 +2,7 @@
 An aiohttp response that tells when its request is on its way, and whose body fails when its connection ends.
 
 It begins to exist when a connection stands and the request was handed to it, long before any answer; whoever wants to
-know that leaves a function in `on_connected`, the transport in between having no place for one.
+know that leaves a function in `on_connected`, the session in between having no place for one.
 
 aiohttp 3.14's C parser forgets the body when its framing turns out to be broken after the headers were delivered (an
 illegal chunk header, say): the connection is closed, and whoever reads the body waits for ever.  So the end of the
