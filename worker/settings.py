@@ -100,7 +100,8 @@ class PubSubSettings(Section):
     sets it too."""
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 128
     """Deliveries leased at once.  2-3 x the window for requests of less than a second, since a slot frees only after
-    its ack; about the window for long ones, since more only hoards."""
+    its ack; about the window for long ones, since more only hoards.  Up to twice as many for a while after a stream
+    broke under them."""
     max_in_flight_bytes: Annotated[int, Field(ge=1_000_000)] = 268_435_456
     """Bytes of request data leased at once; bounds memory."""
     max_lease_duration_s: Annotated[float, Field(ge=60, le=7 * 86400)] = 21_600.0
