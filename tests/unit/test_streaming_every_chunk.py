@@ -8,7 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 import pytest
 
 from tests.pipeline import METADATA, Pipeline, data, message
@@ -30,26 +30,31 @@ PATHS = {"chat.completion": "/v1/chat/completions", "text_completion": "/v1/comp
 FAILURES = {
     "TimeoutError": (TimeoutError("timed out"), {"stream_idle", "timeout"}),
     "ConnectionError": (ConnectionResetError("reset"), {"stream_broken"}),
-    "ReadTimeout": (httpx.ReadTimeout("silent"), {"stream_broken"}),
+    "ServerTimeoutError": (aiohttp.SocketTimeoutError("silent"), {"stream_broken"}),
+    "ClientPayloadError": (aiohttp.ClientPayloadError("cut"), {"stream_broken"}),
     "EOF": (None, {"stream_broken"}),
 }
 
 
-class Broken(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
-    """A server whose stream ends behind so many blocks, by an exception or by nothing at all; `None` is a clean end."""
+class Broken:
+    """A session whose one answer is a stream that ends behind so many blocks: by an exception, cleanly, or never."""
+
+    status = 200
+    raw_headers = ((b"Content-Type", b"text/event-stream"),)
 
     def __init__(self, blocks: list[bytes], failure: Exception | None, *, hangs: bool = False) -> None:
         self._blocks = blocks
         self._failure = failure
         self._hangs = hangs
         self.hanging = asyncio.Event()
-        self.requests = 0
+        self.requests = self.released = 0
+        self.content = self
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def request(self, *_: Any, **__: Any) -> "Broken":
         self.requests += 1
-        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=self, request=request)
+        return self
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def iter_any(self) -> AsyncIterator[bytes]:
         for block in self._blocks:
             yield block
         if self._hangs:
@@ -58,10 +63,16 @@ class Broken(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
         if self._failure is not None:
             raise self._failure
 
+    def release(self) -> None:
+        self.released += 1
 
-def a_pipeline(transport: Broken) -> Pipeline:
+    async def wait_for_close(self) -> None:
+        pass
+
+
+def a_pipeline(session: Broken) -> Pipeline:
     route = RouteSettings(name="fake", base_url="http://h", stream="always")
-    backend: Any = HttpBackend(route, transport)
+    backend: Any = HttpBackend(route, lambda *_: session)
     return Pipeline(backend, include_stats=True, breaker=BreakerSettings(failures=1000), attempts={"suspicion_s": 0.0})
 
 
@@ -163,10 +174,10 @@ def test_cancelled_behind_any_chunk(name: str, attempt: int) -> None:
 
     @virtual_time
     async def run(count: int) -> None:
-        transport = Broken(blocks[:count], None, hangs=True)
-        pipeline = a_pipeline(transport)
+        session = Broken(blocks[:count], None, hangs=True)
+        pipeline = a_pipeline(session)
         handling = pipeline.start(a_message(whole, attempt))
-        await transport.hanging.wait()
+        await session.hanging.wait()
         await settle()
         handling.cancel()
         is_answered = attempt == 5 or is_whole(blocks[:count], whole)
@@ -176,7 +187,7 @@ def test_cancelled_behind_any_chunk(name: str, attempt: int) -> None:
             check_whole(pipeline.answer, whole)
         elif is_answered:
             check_truncated(pipeline.answer, blocks[:count], {"aborted"})
-        assert transport.requests == 1
+        assert (session.requests, session.released) == (1, 1)
         pipeline.assert_nothing_leaks()
 
     for count in range(len(blocks) + 1):
