@@ -157,7 +157,7 @@ async def never_reads(connection: Connection) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-@pytest.mark.parametrize("script", [hangs, never_reads])
+@pytest.mark.parametrize(("script", "phase"), [(hangs, Phase.HEADERS), (never_reads, Phase.SEND)])
 @pytest.mark.parametrize(
     ("timeouts", "timeout_s", "fault"),
     [
@@ -170,13 +170,33 @@ async def never_reads(connection: Connection) -> None:
     ],
 )
 async def test_silence_ends_at_the_first_limit(
-    script: Script, timeouts: dict[str, float], timeout_s: float | None, fault: Fault
+    script: Script, phase: Phase, timeouts: dict[str, float], timeout_s: float | None, fault: Fault
 ) -> None:
     """The first byte's limit, the whole attempt's, or what is left until the deadline; also while sending."""
     async with raw_server(script) as server:
         attempt = Attempt(server.url, timeouts)
-        assert attempt.outcome(await attempt.fail(b"x" * 5_000_000, timeout_s)) == (fault, Phase.HEADERS, None)
+        assert attempt.outcome(await attempt.fail(b"x" * 5_000_000, timeout_s)) == (fault, phase, None)
     assert 0.09 < attempt.seconds < 2
+
+
+async def resets_while_it_reads(connection: Connection) -> None:
+    await connection.reader.readuntil(b"\r\n\r\n")
+    connection.reset()
+
+
+async def resets_when_it_has_read(connection: Connection) -> None:
+    await connection.read_request()
+    connection.reset()
+
+
+@pytest.mark.parametrize(
+    ("script", "phase"), [(resets_while_it_reads, Phase.SEND), (resets_when_it_has_read, Phase.HEADERS)]
+)
+async def test_a_request_that_was_not_sent_to_its_end_is_told_apart(script: Script, phase: Phase) -> None:
+    """A server that has not read it all cannot have begun to generate."""
+    async with raw_server(script) as server:
+        attempt = Attempt(server.url)
+        assert attempt.outcome(await attempt.fail(b"x" * 5_000_000)) == (Fault.CONNECTION_LOST, phase, None)
 
 
 async def test_a_timeout_closes_the_connection() -> None:

@@ -89,8 +89,10 @@ class HttpBackend:
         """See `worker.ports.Backend.credentials_changed`."""
         return self._key.current() != self._key_used
 
-    async def _send(self, method: str, url: URL, headers: Mapping[str, str], body: bytes) -> aiohttp.ClientResponse:
-        """Send one request; return when the response's headers are there."""
+    async def _send(
+        self, method: str, url: URL, headers: Mapping[str, str], body: bytes, draft: Draft
+    ) -> aiohttp.ClientResponse:
+        """Send one request; return when the response's headers are there.  The draft's phase follows it until then."""
         session = self._session
         if session is None:
             connect_s = min(self._timeouts.connect_s, self._timeouts.total_s)
@@ -101,7 +103,7 @@ class HttpBackend:
         data: bytes | AsyncIterator[bytes] | None = body or None
         if len(body) > SLICE_BYTES:
             headers = {**headers, "content-length": str(len(body))}
-            data = _slices(body)
+            data = _slices(body, draft)
         return await session.request(method, url, headers=headers, data=data, allow_redirects=False)
 
     def streams(self, path: str, body: bytes, *, stream_requested: bool) -> bool:
@@ -140,9 +142,16 @@ class HttpBackend:
         self._key_used = self._key.current()
         draft.phase = Phase.CONNECT
         timer.await_first_byte()
-        before = on_connected.set(request.on_connected)
+
+        def connected() -> None:
+            if draft.phase is Phase.CONNECT and len(plan.call.body) <= SLICE_BYTES:
+                draft.phase = Phase.HEADERS  # all of the request is on its way
+            if request.on_connected is not None:
+                request.on_connected()
+
+        before = on_connected.set(connected)
         try:
-            response = await self._send("POST", url, request.headers, plan.call.body)
+            response = await self._send("POST", url, request.headers, plan.call.body, draft)
         finally:
             on_connected.reset(before)
         try:
@@ -187,7 +196,7 @@ class HttpBackend:
             return None
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                response = await self._send("GET", self._health_url, {}, b"")
+                response = await self._send("GET", self._health_url, {}, b"", Draft())
                 response.release()
         except (TimeoutError, aiohttp.ClientError, OSError):
             return False
@@ -199,10 +208,14 @@ class HttpBackend:
             await self._session.close()
 
 
-async def _slices(body: bytes) -> AsyncIterator[bytes]:
+async def _slices(body: bytes, draft: Draft) -> AsyncIterator[bytes]:
+    """Yield the body in slices; the phase is that of sending until the last of them was taken."""
+    draft.phase = Phase.SEND
     view = memoryview(body)
     for start in range(0, len(body), SLICE_BYTES):
         yield bytes(view[start : start + SLICE_BYTES])
+    if draft.phase is Phase.SEND:  # a server may answer before it has read everything
+        draft.phase = Phase.HEADERS
 
 
 def _note_headers(draft: Draft, response: aiohttp.ClientResponse) -> None:
