@@ -94,9 +94,16 @@ def _add_run(commands: Any) -> None:
 
 
 def _run(namespace: argparse.Namespace) -> int:
-    settings = _load(namespace)
-    from worker.logs import configure_logs, get_logger  # noqa: PLC0415 - only after the settings are known to be good
+    from worker.logs import configure_logs, get_logger  # noqa: PLC0415 - not needed to say that arguments are wrong
 
+    try:
+        settings = _load(namespace)
+    except SettingsError as error:
+        if sys.stderr.isatty():
+            raise
+        configure_logs("json", "info")  # a pod's log, where a line is a record
+        get_logger("service").error("cannot go on", error=error.one_line)
+        return EXIT_USAGE
     configure_logs(settings.log.format, settings.log.level)
     from worker.service import Service  # noqa: PLC0415 - half a second of imports
 
@@ -109,7 +116,7 @@ def _run(namespace: argparse.Namespace) -> int:
     try:
         code = run_loop(serve)
     except WorkerError as error:
-        get_logger("service").error("cannot go on", error=str(error))
+        get_logger("service").error("cannot go on", error=error.one_line)
         code = EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED
     except Exception:  # noqa: BLE001 - whatever it is, the process must end: see below
         get_logger("service").exception("the worker failed")

@@ -25,6 +25,11 @@ exception that crosses from the processor to the broker adapter.
 class WorkerError(Exception):
     """Root of everything this program raises deliberately."""
 
+    @property
+    def one_line(self) -> str:
+        """The text for a log or a probe, where a line is a record."""
+        return str(self)
+
 
 class SettingsError(WorkerError):
     """
@@ -37,6 +42,11 @@ class SettingsError(WorkerError):
     def __init__(self, faults: list[str]) -> None:
         self.faults = faults
         super().__init__("unusable settings:\n" + "\n".join(f"  - {fault}" for fault in faults))
+
+    @property
+    def one_line(self) -> str:
+        """Every fault on one line."""
+        return "unusable settings: " + "; ".join(self.faults)
 
 
 class MessageError(WorkerError):

@@ -72,6 +72,10 @@ class Probes:
         self._heart = asyncio.get_running_loop().create_task(self._beat())
         return int(self._runner.addresses[0][1])
 
+    def succeed(self) -> None:
+        """Say that the worker has started."""
+        self.startup_failure = None
+
     async def aclose(self) -> None:
         """Stop listening; idempotent."""
         if self._heart is not None:

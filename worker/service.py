@@ -34,13 +34,16 @@ from worker.probes import Probes
 from worker.processor import Processor, Rules
 from worker.record import Recorder
 from worker.replies import DeadLetters, Replier
-from worker.routes import Intake, Route, Router, build_route
+from worker.routes import Intake, Router, build_route
 from worker.settings import Settings
+from worker.settings_conflicts import section_of
 from worker.supervisor import Supervisor
 from worker.tracing import NO_TRACER, Tracer
 
 START_RETRY_S = 2.0
 """Wait between tries to reach Pub/Sub at start; the startup probe ends them after two minutes."""
+FIRST_PULL_S = 2.0
+"""How long the first pull must last before the worker counts as started, where its permission could not be checked."""
 HURRY_SETTLE_S = 2.0
 """Time for the last answers after a second SIGTERM."""
 
@@ -68,6 +71,7 @@ class Service:
         self._processor: Processor | None = None
         self._supervisor: Supervisor | None = None
         self._policy = build_policy(settings, source, on_hook=self._hook_asked)
+        self._may_surely_pull = False
         self._probes = Probes(self._metrics.registry, self._details)
         self._tracer = _build_tracer(settings)
         self._closing: list[Any] = [self._tracer]
@@ -101,6 +105,7 @@ class Service:
         self._metrics.build_info.labels(version("pubsub-inference-worker")).set(1)
         port = await self._probes.start(settings.http.host, settings.http.port)
         try:
+            backends, deduper = self._build_local()
             broker = await Broker.connect(settings.pubsub)
             self._closing.append(broker)
             publisher = broker.publisher()
@@ -109,21 +114,43 @@ class Service:
             limits = await self._reach_broker(broker)
             if limits is None or self._stopping.is_set():  # nothing is leased yet, and nothing needs to be
                 return 0
-            self._build(broker, publisher, limits)
-            self._probes.startup_failure = None
+            self._build(broker, publisher, limits, backends, deduper)
             _log.info("started", http_port=port, subscription=broker.names.subscription, topic=broker.names.topic)
             return await self._serve()
         except (BrokerResourceError, SettingsError) as error:
-            self._probes.startup_failure = str(error)
+            self._probes.startup_failure = error.one_line
             raise
         finally:
             await self._aclose()
+
+    def _build_local(self) -> tuple[list[HttpBackend], Deduper]:
+        """
+        Build what needs nothing but this machine, so that its faults are told at once, whatever Pub/Sub does.
+
+        Raises:
+            SettingsError: A key file cannot be read, an extra is missing; every fault is named.
+        """
+        settings, faults = self._settings, list[str]()
+        backends, deduper = list[HttpBackend](), None
+        for route in settings.all_routes():
+            try:
+                backends.append(HttpBackend(route))
+            except SettingsError as error:
+                faults += [f"{section_of(route, settings)}.{fault}" for fault in error.faults]
+        try:
+            deduper = Deduper(build_store(settings.dedupe, self._metrics), settings.dedupe.metadata_key)
+        except SettingsError as error:
+            faults += error.faults
+        self._closing += [*backends, *([deduper] if deduper is not None else [])]
+        if faults or deduper is None:
+            raise SettingsError(faults)
+        return backends, deduper
 
     async def _reach_broker(self, broker: Broker) -> Limits | None:
         """Check subscription and topic, waiting for a broker that is away; return `None` when stopped meanwhile."""
         while not self._stopping.is_set():
             try:
-                await broker.check()
+                self._may_surely_pull = await broker.check()
                 return await self._limits()
             except ConnectionError as error:
                 self._probes.startup_failure = f"Pub/Sub cannot be reached: {error}"
@@ -131,10 +158,19 @@ class Service:
                 await _wait(self._stopping, START_RETRY_S)
         return None
 
-    def _build(self, broker: Broker, publisher: PubSubPublisher, limits: Limits) -> None:
+    def _build(
+        self,
+        broker: Broker,
+        publisher: PubSubPublisher,
+        limits: Limits,
+        backends: list[HttpBackend],
+        deduper: Deduper,
+    ) -> None:
         """Put the parts together, bottom up."""
         settings, metrics, clock = self._settings, self._metrics, LoopClock()
-        routes = tuple(self._build_route(route, clock) for route in settings.all_routes())
+        routes = tuple(
+            build_route(route, backend, clock) for route, backend in zip(settings.all_routes(), backends, strict=True)
+        )
         intake = Intake(routes, self._intake_changed)
         damage = DamageMeter(settings.policy.damage.window_s, now=time.monotonic)
         recorder = Recorder(
@@ -144,8 +180,6 @@ class Service:
             models=tuple(model for route in routes for model in route.match.models),
             include_stats=settings.reply.include_stats,
         )
-        deduper = Deduper(build_store(settings.dedupe, metrics), settings.dedupe.metadata_key)
-        self._closing.append(deduper)
         replier = Replier(
             publisher,
             metrics,
@@ -170,11 +204,6 @@ class Service:
         assert self._subscriber is not None
         self._subscriber.on_stopped = self._processor.begin_drain
         self._supervisor = Supervisor(routes, metrics, damage, settings.policy.damage, intake)
-
-    def _build_route(self, route: Any, clock: LoopClock) -> Route:
-        backend = HttpBackend(route)
-        self._closing.append(backend)
-        return build_route(route, backend, clock)
 
     def _build_dead_letters(self, broker: Broker) -> DeadLetters | None:
         if self._settings.dead_letter.topic is None:
@@ -204,6 +233,7 @@ class Service:
         pulse = loop.create_task(self._supervisor.run())
         pulling = loop.create_task(self._subscriber.run(self._processor.handle))
         stopping = loop.create_task(self._stopping.wait())
+        startup = loop.call_later(0 if self._may_surely_pull else FIRST_PULL_S, self._probes.succeed)
         try:
             await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
             self._metrics.draining.set(1)
@@ -212,6 +242,7 @@ class Service:
             await self._subscriber.drain(self._settings.drain.grace_s)
             await pulling
         finally:
+            startup.cancel()
             for task in (pulse, stopping, pulling):
                 task.cancel()
             await asyncio.gather(pulse, stopping, pulling, return_exceptions=True)

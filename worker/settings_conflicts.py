@@ -30,9 +30,14 @@ def find_conflicts(settings: Settings) -> list[str]:
     names = [route.name for route in settings.all_routes()]
     faults += [f"routes: the name {name!r} is used twice" for name in sorted({n for n in names if names.count(n) > 1})]
     for route in settings.all_routes():
-        where = "backend" if route.name == "default" and settings.backend is not None else f"routes[{route.name}]"
+        where = section_of(route, settings)
         faults += [f"{where}.{fault}" for fault in _route_conflicts(route, settings)]
     return faults
+
+
+def section_of(route: RouteSettings, settings: Settings) -> str:
+    """Return what a fault of a route begins with: where the operator wrote it."""
+    return "backend" if route.name == "default" and settings.backend is not None else f"routes[{route.name}]"
 
 
 def _route_conflicts(route: RouteSettings, settings: Settings) -> list[str]:

@@ -63,7 +63,7 @@ def test_rules_are_checked_with_the_file(config: Path, capsys: pytest.CaptureFix
     assert "statsu" in _told(capsys)
 
 
-@pytest.mark.parametrize("command", [["config", "check"], ["config", "show", "--config"], ["run", "--config"]])
+@pytest.mark.parametrize("command", [["config", "check"], ["config", "show", "--config"]])
 def test_a_file_that_is_not_there_is_named(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 2 and the reason, whatever command asked for it."""
     assert run_command([*command, "/nonexistent.yaml"]) == 2

@@ -37,6 +37,7 @@ def test_unusable_settings_name_every_fault() -> None:
     error = SettingsError(["a: wrong", "b: wrong"])
     assert str(error) == "unusable settings:\n  - a: wrong\n  - b: wrong"
     assert error.faults == ["a: wrong", "b: wrong"]
+    assert error.one_line == "unusable settings: a: wrong; b: wrong"
 
 
 @pytest.mark.parametrize(("detail", "text"), [("", "connect"), ("refused", "connect: refused")])

@@ -14,7 +14,15 @@ from tests.admin import Admin
 from worker.errors import BrokerResourceError, SettingsError
 from worker.localpubsub import LocalPubSubThread
 from worker.service import Service
-from worker.settings import BackendSettings, DedupeSettings, DrainSettings, HttpSettings, PubSubSettings, Settings
+from worker.settings import (
+    BackendSettings,
+    DedupeSettings,
+    DrainSettings,
+    HttpSettings,
+    PubSubSettings,
+    RouteSettings,
+    Settings,
+)
 from worker.simbackend import SimBackendThread, SimOptions, parse_latency
 
 REQUEST = b'{"path":"/v1/chat/completions","metadata":{"n":1},"body":{"model":"m","messages":[{"role":"user","content":"hi"}]}}'
@@ -182,6 +190,23 @@ async def test_a_part_that_cannot_be_built_closes_the_others(bench: Bench) -> No
     with pytest.raises(SettingsError, match=r"api_key_file: /nonexistent/key"):
         await service.run()
     assert service._probes._runner is None
+
+
+async def test_local_faults_are_told_before_the_broker_is_asked(bench: Bench) -> None:
+    """A key file that is not there, of any route, and a missing extra: at once, all of them, though Pub/Sub is away."""
+    settings = bench.settings(
+        pubsub={"emulator_host": "127.0.0.1:1"},
+        routes=[RouteSettings(name="other", base_url=bench.backend_url, api_key_file="/nonexistent/other")],
+        dedupe=DedupeSettings(store="redis", redis_url="ftp://r"),
+    )
+    backend = BackendSettings(base_url=bench.backend_url, api_key_file="/nonexistent/key")
+    service = Service(settings.model_copy(update={"backend": backend}))
+    with pytest.raises(SettingsError) as caught:
+        await asyncio.wait_for(service.run(), 5)
+    named = [fault.split(":")[0] for fault in caught.value.faults]
+    assert named[:2] == ["routes[other].api_key_file", "backend.api_key_file"]
+    assert named[2].startswith("dedupe.")
+    assert service._probes.startup_failure == caught.value.one_line
 
 
 async def test_redis_without_its_library_is_a_fault_of_the_settings(

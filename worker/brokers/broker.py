@@ -50,16 +50,17 @@ class Broker:
         channel = sync_channel(self._settings, self._credentials)
         return PubSubSubscriber(channel, self.names.subscription, self._settings, metrics)
 
-    async def check(self) -> None:
+    async def check(self) -> bool:
         """
-        Check that subscription and topic are there and ours to use.
+        Check that subscription and topic are there and ours to use; return whether the subscription's part is certain.
 
         Raises:
             BrokerResourceError: One is missing or refused; permanent.
             ConnectionError: Pub/Sub cannot be reached; retryable.
         """
-        await check_resource(self._channel, self.names.subscription)
+        is_certain = await check_resource(self._channel, self.names.subscription)
         await check_resource(self._channel, self.names.topic)
+        return is_certain
 
     async def create_local(self, project: str, requests: str, responses: str) -> LocalNames:
         """Create what a local run needs in the embedded server; see `create_local_resources`."""

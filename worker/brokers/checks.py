@@ -33,13 +33,16 @@ _WANTED = {
 _log = get_logger("broker")
 
 
-async def check_resource(channel: grpc.aio.Channel, name: str) -> None:
+async def check_resource(channel: grpc.aio.Channel, name: str) -> bool:
     """
     Check that a topic can be published to, or a subscription pulled from.
 
     Args:
         channel: Open.
         name: Full resource name.
+
+    Returns:
+        Whether that is certain; if not, the first pull or publish will tell.
 
     Raises:
         BrokerResourceError: It does not exist or is not permitted; permanent until an operator acts.
@@ -55,20 +58,22 @@ async def check_resource(channel: grpc.aio.Channel, name: str) -> None:
     except grpc.aio.AioRpcError as error:
         if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
             _judge(error, name, permission, role)
-            return
-        await _check_exists(channel, name, kind)
-        return
+            return False
+        return await _check_exists(channel, name, kind)
     if permission not in answer.permissions:
         raise BrokerResourceError(f"{name}: the worker lacks {permission}; grant it {role}")
+    return True
 
 
-async def _check_exists(channel: grpc.aio.Channel, name: str, kind: str) -> None:
+async def _check_exists(channel: grpc.aio.Channel, name: str, kind: str) -> bool:
     method, request_type, answer_type, field = _GET[kind]
     try:
         await _call(channel, method, request_type(**{field: name}), answer_type, f"{field}={name}")
     except grpc.aio.AioRpcError as error:
         permission, role = _WANTED[kind]
         _judge(error, name, permission, role)
+        return False
+    return True
 
 
 async def _call(channel: grpc.aio.Channel, method: str, request: Any, answer_type: Any, params: str) -> Any:
