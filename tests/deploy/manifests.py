@@ -122,7 +122,12 @@ class Variant:
 
 def variant(name: str) -> Variant:
     """Render one, once in a run."""
-    return Variant(name, tuple(filter(None, yaml.safe_load_all(rendered(name)))))
+    return parse(rendered(name), name)
+
+
+def parse(text: str, name: str = "") -> Variant:
+    """Return what was rendered elsewhere."""
+    return Variant(name, tuple(filter(None, yaml.safe_load_all(text))))
 
 
 def pod_specs(documents: tuple[dict[str, Any], ...]) -> list[tuple[str, dict[str, Any]]]:
@@ -144,6 +149,7 @@ __all__ = [
     "Variant",
     "compose",
     "kustomize",
+    "parse",
     "pod_specs",
     "variant",
 ]

@@ -8,6 +8,7 @@ import pytest
 from tests.deploy import manifests
 from tests.deploy.manifests import VARIANTS, Variant
 from worker.metrics import catalogue
+from worker.service import FIRST_PULL_S
 
 PROCESS_BYTES = 120_000_000
 """What a worker takes before any payload; the bound is one of the program's promises."""
@@ -51,6 +52,12 @@ def test_a_rollout_outlives_the_drain(variant: Variant):
     spec = variant.deployment["spec"]
     assert spec["progressDeadlineSeconds"] > variant.pod["terminationGracePeriodSeconds"]
     assert spec["strategy"]["rollingUpdate"] == {"maxSurge": "25%", "maxUnavailable": 0}
+
+
+def test_a_pod_that_is_turned_away_replaces_none(variant: Variant):
+    """A new pod counts only after its first pull has lasted, and after one more look of the readiness probe."""
+    wait_s = variant.deployment["spec"]["minReadySeconds"]
+    assert wait_s > FIRST_PULL_S + variant.container["readinessProbe"]["periodSeconds"]
 
 
 def test_probes_have_their_time(variant: Variant):

@@ -98,6 +98,13 @@ def test_no_shell_is_needed(variant: Variant):
             assert all("exec" not in container.get(f"{kind}Probe", {}) for kind in ("startup", "readiness", "liveness"))
 
 
+def test_the_last_words_are_kept(variant: Variant):
+    """What a container that gives up says last is what `kubectl describe pod` shows."""
+    for name, spec in pod_specs(variant.documents):
+        for container in spec["containers"]:
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", name
+
+
 def test_selectors_find_the_workers(variant: Variant):
     """Budget, policy, spread and scrapers select the worker's pods and nobody else's."""
     selectors = [variant.deployment["spec"]["selector"]]
