@@ -105,10 +105,12 @@ def _run(namespace: argparse.Namespace) -> int:
         get_logger("service").error("cannot go on", error=error.one_line)
         return EXIT_USAGE
     configure_logs(settings.log.format, settings.log.level)
+    from worker.memory import tune_collector  # noqa: PLC0415
     from worker.service import Service  # noqa: PLC0415 - half a second of imports
 
     async def serve() -> int:
         service = Service(settings, _source(namespace))
+        tune_collector()
         _on_signals(service.stop)
         return await service.run()
 
