@@ -54,7 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_local(commands)
-
     _add_localpubsub(commands)
     _add_simbackend(commands)
     _add_config(commands)
@@ -199,10 +198,9 @@ def _add_local(commands: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 (got {text!r})")
+    return int(text)
 
 
 def _local(namespace: argparse.Namespace) -> int:

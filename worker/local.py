@@ -4,20 +4,18 @@
 This process reads lines and writes answers.  Below it run, each as a process of its own, the embedded Pub/Sub server,
 the worker (`run`, exactly as a container starts it) and, without `--backend-url`, the simulated backend.  A worker
 that dies is started again, as Kubernetes would; what it had leased comes back by itself.  The children end with this
-process, however it ends: they watch a pipe that only it holds open.
+process, however it ends.
 """
 
 import argparse
 import asyncio
-import json
-import signal
 import sys
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker.brokers.broker import Broker
+from worker.children import Child, ChildError, WorkerChild
 from worker.client import (
     COPY_ATTRIBUTES,
     AnswerHandler,
@@ -28,129 +26,18 @@ from worker.client import (
     open_run,
     print_summary,
 )
-from worker.errors import WorkerError
+from worker.errors import SettingsError
 from worker.message import ReceivedMessage
 from worker.metrics import Metrics
+from worker.policies import build_policy
 from worker.ports import Settlement
 from worker.settings import PubSubSettings
+from worker.settings_load import config_file, load_settings
+from worker.simbackend import SimOptions
 
 PROJECT, REQUESTS, RESPONSES = "local", "requests", "responses"
 ANSWERS_IN_FLIGHT = 1000
-MAX_RESTARTS = 5
-"""A worker that dies more often than this has a cause that starting it again does not cure."""
-STOP_S = 10.0
-EXIT_SETTINGS = 2
 EXIT_INTERRUPTED = 130
-
-
-class ChildError(WorkerError):
-    """A process of the tree ended that should not have; permanent for this run."""
-
-
-class Child:
-    """
-    One process below this one; ends when this one does.
-
-    Args:
-        name: For messages.
-        arguments: Of `inference-worker`.
-    """
-
-    def __init__(self, name: str, *arguments: str) -> None:
-        self.name = name
-        self._arguments = arguments
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def start(self, stdout: int | None = None, stderr: int | None = None) -> asyncio.subprocess.Process:
-        """Start it in a session of its own, so that Ctrl-C reaches this process alone."""
-        command = [sys.executable, "-m", "worker", "--watch-stdin", *self._arguments]
-        self.process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-            limit=1 << 22,
-        )
-        return self.process
-
-    async def read_address(self, stream: asyncio.StreamReader | None, mark: str) -> str:
-        """
-        Return the address it announces in the first line that holds `mark`.
-
-        Raises:
-            ChildError: It ended before.
-        """
-        assert stream is not None
-        lines: list[str] = []
-        while line := (await stream.readline()).decode("utf-8", "replace"):
-            lines.append(line.rstrip())
-            if mark in line:
-                return next(word for word in line.replace(";", " ").split() if ":" in word and word[-1].isalnum())
-        raise ChildError(f"{self.name} did not start: {' '.join(lines[-3:])}")
-
-    async def stop(self) -> None:
-        """Ask it to stop, and end it when it does not."""
-        if self.process is None or self.process.returncode is not None:
-            return
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(STOP_S):
-                await self.process.wait()
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
-
-
-class WorkerChild(Child):
-    """The worker: started again when it dies, its warnings shown once each, its log kept on request."""
-
-    def __init__(self, log: BinaryIO | None, *arguments: str) -> None:
-        super().__init__("the worker", *arguments)
-        self._log = log
-        self._told: set[tuple[str, str]] = set()
-
-    async def supervise(self) -> None:
-        """
-        Run it until cancelled.
-
-        Raises:
-            ChildError: It cannot use its settings, or died too often.
-        """
-        for _ in range(MAX_RESTARTS):
-            process = await self.start(stderr=asyncio.subprocess.PIPE)
-            last = await self._follow(process.stderr)
-            code = await process.wait()
-            if code == EXIT_SETTINGS:
-                raise ChildError(f"the worker cannot start: {last}")
-            _say(f"the worker ended with {code}; starting it again")
-        raise ChildError(f"the worker died {MAX_RESTARTS} times; last words: {last}")
-
-    async def _follow(self, stream: asyncio.StreamReader | None) -> str:
-        """Read its log to the end; return the last line that says why it ended."""
-        assert stream is not None
-        last = ""
-        while line := await stream.readline():
-            if self._log is not None:
-                self._log.write(line)
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                last = (last + " " if last.startswith("inference-worker:") else "") + line.decode(
-                    "utf-8", "replace"
-                ).strip()
-                continue
-            if entry.get("level") in {"warning", "error"}:
-                last = entry.get("error") or entry["event"]
-                self._tell(entry)
-        return last
-
-    def _tell(self, entry: Mapping[str, Any]) -> None:
-        key = (entry["event"], str(entry.get("error_class")))
-        if key not in self._told and len(self._told) < 20:  # noqa: PLR2004 - a hint, not a log
-            self._told.add(key)
-            cause = entry.get("error_class") or entry.get("error") or entry.get("reason") or ""
-            _say(f"{entry['level']}: {entry['event']}{f' ({cause})' if cause else ''}")
 
 
 def _open_log(path: str) -> BinaryIO:
@@ -160,20 +47,17 @@ def _open_log(path: str) -> BinaryIO:
         raise ChildError(f"{path}: {error.strerror}") from None
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"worker: {text}\n")
-    sys.stderr.flush()
-
-
 async def run_local(options: argparse.Namespace) -> int:
     """
     Answer every line of the input; return the exit code.
 
     Raises:
+        SettingsError: The worker could not use its settings; nothing was started or written.
         WorkerError: Input, output or a child process failed; what was written stays and a further run goes on.
 
     Cancellation: Ctrl-C; stops everything and raises CancelledError after the summary.
     """
+    _check(options)
     reader, resumed = open_run(options.input, options.output)
     async with AsyncExitStack() as stack:
         stack.callback(reader.close)
@@ -195,7 +79,7 @@ async def run_local(options: argparse.Namespace) -> int:
         stack.push_async_callback(broker.aclose)
         names = await broker.create_local(PROJECT, REQUESTS, RESPONSES)
         log = stack.enter_context(_open_log(options.log)) if options.log else None
-        worker = WorkerChild(log, *_worker_arguments(options, settings, backend_url))
+        worker = WorkerChild(log, backend_url, *_worker_arguments(options, settings.emulator_host, backend_url))
         stack.push_async_callback(worker.stop)
         publisher = broker.publisher(names.request_topic)
         stack.push_async_callback(publisher.aclose)
@@ -255,11 +139,22 @@ async def _start_simulated_backend(stack: AsyncExitStack, options: argparse.Name
     return (await backend.read_address(process.stdout, "http://")).removesuffix("/v1")
 
 
-def _worker_arguments(options: argparse.Namespace, settings: PubSubSettings, backend_url: str) -> list[str]:
+def _check(options: argparse.Namespace) -> None:
+    """Find every fault here and now, instead of in a worker or a backend that does not start."""
+    try:
+        SimOptions.of(latency=options.latency)
+    except ValueError as error:
+        raise SettingsError([f"--{error}"]) from None
+    anywhere = "127.0.0.1:1"
+    flags = _worker_settings(options, anywhere, options.backend_url or f"http://{anywhere}")
+    build_policy(load_settings(options.config, flags=flags), options.config or config_file())
+
+
+def _worker_settings(options: argparse.Namespace, emulator_host: str | None, backend_url: str) -> dict[str, Any]:
     concurrency = options.concurrency
-    values = {
+    return {
         "pubsub.project_id": PROJECT,
-        "pubsub.emulator_host": settings.emulator_host,
+        "pubsub.emulator_host": emulator_host,
         "pubsub.request_subscription": REQUESTS,
         "pubsub.response_topic": RESPONSES,
         "pubsub.max_in_flight": concurrency * 3,
@@ -272,7 +167,10 @@ def _worker_arguments(options: argparse.Namespace, settings: PubSubSettings, bac
         "http.port": 0,
         "log.format": "json",
     }
+
+
+def _worker_arguments(options: argparse.Namespace, emulator_host: str | None, backend_url: str) -> list[str]:
     arguments = ["run"] + (["--config", options.config] if options.config else [])
-    for key, value in values.items():
+    for key, value in _worker_settings(options, emulator_host, backend_url).items():
         arguments += ["--set", f"{key}={value}"]
     return arguments

@@ -33,6 +33,8 @@ _SERVICE_ADDRESS = re.compile(r"^(?:tcp|udp|sctp)://")
 _UNION_TAGS = ("literal[", "constrained-")
 """How pydantic names the branches of a union in the location of a fault."""
 _SHOWN_CHARS = 80
+_REQUIRED = ": is required"
+"""What is missing may stand in a file that could not be read."""
 
 
 def config_file() -> str | None:
@@ -60,6 +62,7 @@ def load_settings(
     environ = os.environ if environ is None else environ
     faults: list[str] = []
     data = _read_file(config or environ.get(CONFIG_VARIABLE), faults)
+    is_read = not faults
     origins = _merge_environment(data, environ, faults)
     for key, value in (flags or {}).items():
         _put(data, key.split("."), _value(value, key, key.rpartition(".")[2], faults), faults, key)
@@ -67,7 +70,8 @@ def load_settings(
     settings, wrong = _validate(data, origins)
     faults += wrong
     if settings is not None:
-        faults += [fault for fault in find_conflicts(settings) if not _is_known(fault, faults)]
+        conflicts = [fault for fault in find_conflicts(settings) if not _is_known(fault, faults)]
+        faults += [fault for fault in conflicts if is_read or _REQUIRED not in fault]
     if faults or settings is None:
         raise SettingsError(faults)
     return settings
@@ -91,7 +95,7 @@ def load_without_backend(config: str | None = None, *, flags: Mapping[str, Any] 
 def _is_known(conflict: str, faults: list[str]) -> bool:
     """Whether a fault of the same key is already named: its value was dropped, so the conflict is its consequence."""
     key = conflict.partition(":")[0]
-    heads = {"backend", "routes"} if key in {"backend.base_url", "routes"} else {key}
+    heads = {"backend", "routes"} if key in {"backend.base_url", "routes"} else {key, f"{key.partition('.')[0]}:"}
     return any(fault.startswith(tuple(heads)) for fault in faults)
 
 
@@ -206,6 +210,8 @@ def _sentence(location: tuple[Any, ...], items: list[Any], origins: Mapping[str,
     if item["type"] == "extra_forbidden":
         hint = "; sections and keys are joined by two underscores" if variable and "__" not in variable else ""
         return f"{where}: unknown key{hint}"
+    if item["type"] in {"model_type", "dict_type"}:
+        return f"{where}: must be a section of keys{_shown(key, item['input'])}"
     texts = [each["msg"].removeprefix("Value error, ") for each in items]
     text = ", or ".join(text[:1].lower() + text[1:] for text in texts)
     return f"{where}: {text}{_shown(key, item['input'])}"

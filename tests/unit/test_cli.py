@@ -131,9 +131,37 @@ def taken_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("command", ["localpubsub", "simbackend"])
 def test_a_server_whose_port_is_taken_exits_2(command: str, taken_port: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """The address is named."""
+    """The address is named, with the system's reason and without a word of a library."""
     assert run_command([command, "--port", str(taken_port)]) == 2
-    assert f"  - cannot listen on 127.0.0.1:{taken_port}: " in capfd.readouterr().err
+    told = capfd.readouterr().err
+    fault = f"cannot listen on 127.0.0.1:{taken_port}: Address already in use"
+    assert told == f"inference-worker: unusable settings:\n  - {fault}\n"
+
+
+@pytest.mark.parametrize("command", ["localpubsub", "simbackend"])
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("--port", "99999"), "127.0.0.1:99999: a port is a number from 0 to 65535"),
+        (("--port", "-1"), "127.0.0.1:-1: a port is a number from 0 to 65535"),
+    ],
+    ids=["too high", "negative"],
+)
+def test_a_server_with_a_port_that_is_none_exits_2(
+    command: str, arguments: tuple[str, ...], fault: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No other port is taken instead."""
+    assert run_command([command, *arguments]) == 2
+    assert f"  - cannot listen on {fault}\n" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", ""])
+def test_a_count_that_is_none_is_named(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--concurrency` takes whole numbers from 1."""
+    with pytest.raises(SystemExit) as raised:
+        run_command(["local", "in.jsonl", "out.jsonl", "--concurrency", value])
+    assert raised.value.code == 2
+    assert f"--concurrency: must be a whole number from 1 (got {value!r})" in _told(capsys)
 
 
 def test_an_interrupt_is_no_traceback(

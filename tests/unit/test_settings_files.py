@@ -59,6 +59,26 @@ def test_bad_files_are_one_fault(text: str, worker_yaml: Path) -> None:
     assert len(faults(worker_yaml)) == 1
 
 
+@pytest.mark.parametrize("text", ["a: [", "- a", None], ids=["no YAML", "no mapping", "no file"])
+def test_what_stands_in_a_file_that_cannot_be_read_is_not_called_missing(text: str | None, worker_yaml: Path) -> None:
+    """The file is the fault; its keys are looked for once it can be read."""
+    if text is not None:
+        worker_yaml.write_text(text)
+    told = faults(worker_yaml, {"WORKER_HTTP__PORT": "many"})
+    assert len(told) == 2
+    assert told[0].startswith(f"{worker_yaml}: ")
+    assert told[1].startswith("http.port (from WORKER_HTTP__PORT): ")
+
+
+def test_a_section_that_is_a_value_is_one_fault(worker_yaml: Path) -> None:
+    """Told in the words of the file, and what would stand in the section is not called missing."""
+    worker_yaml.write_text("pubsub: 3\nbackend: {base_url: 'http://h', headers: [a]}\n")
+    assert faults(worker_yaml, {}) == [
+        "pubsub: must be a section of keys (got 3)",
+        "backend.headers: must be a section of keys",
+    ]
+
+
 def test_a_key_written_twice_is_found_with_its_place(worker_yaml: Path) -> None:
     """YAML would silently take the later one."""
     worker_yaml.write_text("http:\n  port: 1\n  port: 2\n")

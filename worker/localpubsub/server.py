@@ -9,7 +9,6 @@ Everything runs on the event loop that called `start`, in one thread.  A test th
 """
 
 import asyncio
-import ipaddress
 import logging
 import math
 import threading
@@ -21,6 +20,7 @@ from typing import Any, NoReturn, Self
 import grpc
 import grpc.aio
 
+from worker.localpubsub.address import is_loopback, try_address
 from worker.localpubsub.broker import Broker
 from worker.localpubsub.clock import Clock
 from worker.localpubsub.errors import PubSubError, UnavailableError
@@ -113,11 +113,15 @@ class LocalPubSub:
         """
         if self._server is not None:
             raise RuntimeError("the server runs already")
-        if not _is_loopback(self._host):
+        if not is_loopback(self._host):
             _LOGGER.warning(
                 "The embedded Pub/Sub server listens on %s. It has no access control and is for development only.",
                 self._host,
             )
+        try:
+            try_address(self._host, self._port)
+        except OSError as error:
+            raise OSError(f"cannot listen on {self.address}: {error.strerror}") from error
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
         server = grpc.aio.server(options=_OPTIONS)
@@ -280,10 +284,3 @@ async def serve(
             on_ready(server.address)
         await asyncio.get_running_loop().create_future()
     raise AssertionError("a future nobody resolves was resolved")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -6,6 +6,7 @@ reset, which clients see as "connection refused", and no other program can take 
 """
 
 import asyncio
+import errno
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from aiohttp.web import Server
     from aiohttp.web_protocol import RequestHandler
 
+_MAX_PORT = 65_535
 BACKLOG = 1024
 """Connections the kernel holds ready: rehearsals open hundreds at once after an outage."""
 _BIND_TRIES = 200
@@ -33,6 +35,8 @@ def reset(transport: asyncio.Transport | None) -> None:
 
 
 def _bound(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= _MAX_PORT:  # the C library would take it modulo 65536
+        raise OSError(errno.EINVAL, f"a port is a number from 0 to {_MAX_PORT}")
     family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     sock = socket.socket(family, kind, proto)
     try:
