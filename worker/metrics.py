@@ -70,6 +70,9 @@ class Metrics:
         self.queue_wait_seconds = histogram(
             "queue_wait_seconds", "From the publishing of a message to the start of its first attempt.", _ROUTE, _WAITS
         )
+        self.held_seconds = histogram(
+            "held_seconds", "Time that answers given waited between attempts; only of those that waited.", _ROUTE, _WAITS
+        )
         self.time_to_first_token_seconds = histogram(
             "time_to_first_token_seconds",
             "From the start of a streamed answer's last attempt to the first generated text.",

@@ -131,6 +131,8 @@ class Recorder:
             self._child(self._metrics.time_to_first_token_seconds, *route).observe(measures.ttft_s)
         if measures.tpot_s is not None:
             self._child(self._metrics.time_per_output_token_seconds, *route).observe(measures.tpot_s)
+        if delivery.held_s:
+            self._child(self._metrics.held_seconds, *route).observe(delivery.held_s)
         if measures.salvaged_tokens is not None:
             self._child(self._metrics.salvaged_tokens_total, *route).inc(measures.salvaged_tokens)
         if delivery.draft is not None and delivery.draft.missing_done:

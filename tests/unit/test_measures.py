@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes import Answer, FakeBackend
+from tests.fakes import Answer, FakeBackend, status
 from tests.pipeline import Pipeline, message
 from tests.virtual_time import virtual_time
 from worker.measures import Measures, measure
@@ -127,13 +127,16 @@ async def test_metrics_say_what_the_answers_say() -> None:
     whole = Answer(seconds=1.0)
     salvaged = Answer(first_token_s=1.0, seconds=3.0, draft={"usage": COUNTS, "salvaged_tokens": 40})
     undone = Answer(first_token_s=0.5, seconds=1.0, draft={"missing_done": True})
-    pipeline = Pipeline(FakeBackend(STREAMED, whole, BROKEN, salvaged, undone), include_stats=True)
-    for _ in range(5):
+    busy = status(429)
+    pipeline = Pipeline(FakeBackend(STREAMED, whole, BROKEN, salvaged, undone, busy, busy, whole), include_stats=True)
+    for _ in range(6):
         await pipeline.handle(message(attempt=5))
     stats = [answer.json["stats"] for answer in pipeline.answers]
     for metric, key in [("time_to_first_token_seconds", "ttft_s"), ("time_per_output_token_seconds", "tpot_s")]:
         known = [each[key] for each in stats if each[key] is not None]
         assert observed(pipeline, metric) == (len(known), pytest.approx(sum(known)))
+    (held_s,) = [each["held_s"] for each in stats if each["held_s"]]
+    assert observed(pipeline, "held_seconds") == (1, pytest.approx(held_s))
     labels = ("fake", "other", "m")
     for kind in ("input", "output", "input_cached", "output_reasoning"):
         assert pipeline.count("tokens_total", *labels, kind) == sum(each["tokens"][kind] or 0 for each in stats)
