@@ -37,7 +37,7 @@ def headline(summary: Summary) -> str:
     """Return what a person wants to know first."""
     total = summary.skipped + summary.answered
     if not summary.is_complete:
-        return f"interrupted: {total} lines answered, {summary.unanswered} waiting"
+        return f"stopped: {total} lines answered, {summary.unanswered} waiting"
     return "nothing to answer" if total == 0 else f"all {total} lines answered"
 
 

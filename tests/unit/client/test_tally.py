@@ -85,12 +85,12 @@ def test_table_shows_what_happened_and_nothing_else():
     assert shown["duplicates dropped"] == "3"
     assert shown["status 2xx"] == "1,001"
     assert "publishes repeated" not in shown
-    assert "interrupted: 1003 lines answered, 1 waiting" in text
+    assert "stopped: 1003 lines answered, 1 waiting" in text
 
 
 @pytest.mark.parametrize(
     ("lines", "is_input_read", "text"),
-    [(0, True, "nothing to answer"), (1, True, "all 1 lines answered"), (1, False, "interrupted: 1 lines answered")],
+    [(0, True, "nothing to answer"), (1, True, "all 1 lines answered"), (1, False, "stopped: 1 lines answered")],
 )
 def test_headline(lines, is_input_read, text):
     """The first line says whether it is done."""
