@@ -71,7 +71,10 @@ class Metrics:
             "queue_wait_seconds", "From the publishing of a message to the start of its first attempt.", _ROUTE, _WAITS
         )
         self.held_seconds = histogram(
-            "held_seconds", "Time that answers given waited between attempts; only of those that waited.", _ROUTE, _WAITS
+            "held_seconds",
+            "Time that answers given waited between attempts; only of those that waited.",
+            _ROUTE,
+            _WAITS,
         )
         self.time_to_first_token_seconds = histogram(
             "time_to_first_token_seconds",

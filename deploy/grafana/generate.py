@@ -23,6 +23,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "Backends": ("breaker_state", "breaker_trips_total", "paused_seconds_total", "error_answer_share"),
     "Time": (
         "queue_wait_seconds",
+        "held_seconds",
         "request_duration_seconds",
         "time_to_first_token_seconds",
         "time_per_output_token_seconds",
@@ -34,6 +35,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
         "subscription_reopens_total",
         "internal_errors_total",
         "policy_hook_total",
+        "dedupe_skipped_total",
         "draining",
         "build_info",
     ),
@@ -60,6 +62,7 @@ RARE = {
     "subscription_reopens_total",
     "internal_errors_total",
     "policy_hook_total",
+    "dedupe_skipped_total",
 }
 """
 Counters of what should not happen often: shown as they stand, not as a rate.  A labelled counter comes into being with
@@ -67,6 +70,7 @@ its first event, which a rate does not see.
 """
 WORDS: Mapping[str, str] = {
     "build_info": "workers by version",
+    "held_seconds": "waiting between attempts",
     "missing_done_total": "streams without [DONE]",
     "paused_seconds_total": "share of time paused",
     "policy_hook_total": "hook calls",
