@@ -88,6 +88,6 @@ def test_a_taken_port_ends_it_with_1() -> None:
     with running() as (_, port, _):
         command = [sys.executable, "-m", "worker.simbackend", "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith(f"simbackend: cannot listen on 127.0.0.1:{port}")
     assert "Traceback" not in done.stderr

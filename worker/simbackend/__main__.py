@@ -21,7 +21,7 @@ async def _until_signalled(options: SimOptions, host: str, port: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGINT or SIGTERM and return the exit code: 0, 1 if a port is taken, 2 for unusable options."""
+    """Run until SIGINT or SIGTERM and return the exit code: 0, or 2 for unusable options and a port that cannot be had."""
     parser = argparse.ArgumentParser(prog="simbackend", description="A simulated OpenAI-compatible server.")
     add_arguments(parser)
     namespace = parser.parse_args(arguments)
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except asyncio.CancelledError:
         return 0
     except OSError as error:
-        sys.stderr.write(f"simbackend: cannot listen on {namespace.host}:{namespace.port}: {error}\n")
-        return 1
+        sys.stderr.write(f"simbackend: cannot listen on {namespace.host}:{namespace.port}: {error.strerror}\n")
+        return 2
     return 0
 
 
