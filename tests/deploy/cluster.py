@@ -153,9 +153,10 @@ class Cluster:
         Do for Google's emulator what it cannot do itself: end the streams of a worker that is gone.
 
         Its jar (0.8.20) holds two versions of gRPC that do not fit: what should tell a stream of its cancellation
-        raises `NoSuchMethodError: io.grpc.InternalStatus.asRuntimeException`, so the stream lives on for the 900 s of
-        the client's deadline, and every message that it is given waits for the end of a lease, 60 s.  A subscription
-        that is a push subscription for a moment ends its streams.  Nothing is pushed: everything published is leased.
+        raises `NoSuchMethodError: io.grpc.InternalStatus.asRuntimeException`, so the stream lives on for the 1,800 s
+        of the client's deadline, and every message that it is given waits for the end of a lease, 60 s. A
+        subscription that is a push subscription for a moment ends its streams. Nothing is pushed: everything
+        published is leased.
         """
         if self._broker != "emulator":
             return
