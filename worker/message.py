@@ -36,6 +36,7 @@ _NAMED_KEYS = 5
 _KEY_CHARS = 64
 
 _KEY = re.compile(rb'[ \t\r\n{,]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*')
+_HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}.{0,5}\Z")  # so near the end the parser misses the other half
 _END = re.compile(rb"[ \t\r\n]*\}")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d")
 
@@ -152,7 +153,7 @@ def _fields(data: bytes) -> dict[str, bytes]:
     except msgspec.ValidationError:
         raise MessageError("the message must be a JSON object with path and body") from None
     except msgspec.DecodeError as error:
-        raise MessageError(f"the message is not JSON: {_plain(error)}") from None
+        raise MessageError(f"the message is not JSON: {_fault(error, data)}") from None
     if unknown := [name[:_KEY_CHARS] for name in fields if name not in _KNOWN_KEYS]:
         names = ", ".join(repr(name) for name in unknown[:_NAMED_KEYS]) + (", …" if len(unknown) > _NAMED_KEYS else "")
         raise MessageError(
@@ -191,8 +192,9 @@ def salvage_metadata(data: bytes) -> bytes:
     return raw if is_json_object(raw) else b"{}"
 
 
-def _plain(error: Exception) -> str:
-    return str(error).removeprefix("JSON is malformed: ")
+def _fault(error: Exception, data: bytes) -> str:
+    text = str(error).removeprefix("JSON is malformed: ")
+    return "invalid utf-16 surrogate pair" if "truncated" in text and _HALF.search(data[-12:]) else text
 
 
 def _text(raw: bytes, name: str) -> str:

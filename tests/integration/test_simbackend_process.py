@@ -83,7 +83,7 @@ def test_unusable_options_end_it_with_2() -> None:
     assert "dialect:" in done.stderr
 
 
-def test_a_taken_port_ends_it_with_1() -> None:
+def test_a_taken_port_ends_it_with_2() -> None:
     """The message names the address; there is no traceback."""
     with running() as (_, port, _):
         command = [sys.executable, "-m", "worker.simbackend", "--port", str(port)]

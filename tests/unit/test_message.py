@@ -158,6 +158,20 @@ def test_body_uri_stands_for_the_body() -> None:
 
 # What is refused
 
+
+@pytest.mark.parametrize("rest", [b'"}}', b'"}]}}', b' and more"}]}}'])
+def test_half_a_surrogate_pair_is_not_called_truncated(rest: bytes) -> None:
+    """Wherever it stands: a requester whose text was cut between two halves looks for the right thing."""
+    with pytest.raises(MessageError, match="invalid utf-16 surrogate pair"):
+        decode_request(b'{"path":"/v1/x","body":{"a":[{"b":"\\ud83d' + rest)
+
+
+def test_what_is_cut_is_called_truncated() -> None:
+    """Also when a whole pair stands at the end."""
+    with pytest.raises(MessageError, match="truncated"):
+        decode_request(b'{"path":"/v1/x","body":{"a":"\\ud83d\\ude00"}')
+
+
 DEEP = b"[" * 100_000
 BAD_JSON = {
     "no data": b"",

@@ -21,7 +21,7 @@ async def _until_signalled(options: SimOptions, host: str, port: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGINT or SIGTERM and return the exit code: 0, or 2 for unusable options and a port that cannot be had."""
+    """Run until SIGINT or SIGTERM and return the exit code: 0, or 2 for unusable options or a taken port."""
     parser = argparse.ArgumentParser(prog="simbackend", description="A simulated OpenAI-compatible server.")
     add_arguments(parser)
     namespace = parser.parse_args(arguments)
