@@ -10,7 +10,8 @@ import pytest
 from tests.streaming_chunks import CHAT, delta, usage_chunk
 from tests.virtual_time import loop_time
 from worker.backends.accumulate import accumulator_for
-from worker.backends.streaming import AttemptTimer, StreamedAnswer
+from worker.backends.attempt_timer import AttemptTimer
+from worker.backends.streaming import StreamedAnswer
 from worker.errors import BackendError
 from worker.policy.model import Fault
 from worker.ports import Draft, Salvage
@@ -58,7 +59,7 @@ class Reading:
         )
 
     async def read(self) -> Draft:
-        async with self.timer.timeout:
+        async with self.timer:
             await self.answer.read(network(self.steps), self.timer, lambda: self.tokens.append(loop_time()))
         return self.draft
 

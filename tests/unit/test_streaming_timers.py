@@ -8,7 +8,7 @@ import pytest
 from tests.streaming_chunks import usage_chunk
 from tests.streaming_reading import DONE, HEL, LO, ROLE, STOP, Reading, Step, sse
 from tests.virtual_time import loop_time, virtual_time
-from worker.backends.streaming import AttemptTimer
+from worker.backends.attempt_timer import AttemptTimer
 from worker.policy.model import Fault
 from worker.settings import TimeoutSettings
 
@@ -82,7 +82,7 @@ async def test_without_a_limit_of_its_own_the_first_byte_has_the_total() -> None
     timer = AttemptTimer(TimeoutSettings(total_s=30), 20.0)
 
     async def wait() -> None:
-        async with timer.timeout:
+        async with timer:
             timer.await_first_byte()
             await asyncio.sleep(1e6)
 

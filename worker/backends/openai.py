@@ -20,10 +20,11 @@ import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
+from worker.backends.attempt_timer import AttemptTimer
 from worker.backends.credentials import ApiKey
 from worker.backends.negotiation import Negotiator, Plan
 from worker.backends.session import OpenSession, open_session
-from worker.backends.streaming import AttemptTimer, StreamedAnswer, holds_events, is_event_stream
+from worker.backends.streaming import StreamedAnswer, holds_events, is_event_stream
 from worker.backends.watched_response import on_connected
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
@@ -117,7 +118,7 @@ class HttpBackend:
         timer = AttemptTimer(self._timeouts, limit)
         try:
             plan = self._negotiator.plan(request)
-            async with timer.timeout:
+            async with timer:
                 while True:
                     plan.begin(draft)
                     await self._exchange(request, plan, draft, timer)

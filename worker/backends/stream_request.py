@@ -43,6 +43,10 @@ class Kind(StrEnum):
     RESPONSES = "responses"
 
 
+_ENDINGS = tuple(("/" + kind.value, kind) for kind in Kind)
+"""Chat first: its name ends like that of completions."""
+
+
 class Form(IntEnum):
     """How an answer is asked for; a server that refuses one is asked in the next lower."""
 
@@ -67,8 +71,8 @@ class Call:
 def kind_of(path: str) -> Kind | None:
     """Return which streamable API a path belongs to, with any prefix and query; `None` for any other path."""
     path = path.partition("?")[0].rstrip("/")
-    for kind in Kind:  # chat first: its name ends like that of completions
-        if path.endswith("/" + kind):
+    for ending, kind in _ENDINGS:
+        if path.endswith(ending):
             return kind
     return None
 

@@ -18,62 +18,18 @@ import aiohttp
 import msgspec
 
 from worker.backends.accumulate import Accumulator, MalformedEventError, Progress
+from worker.backends.attempt_timer import AttemptTimer
 from worker.backends.sse import Event, SSEParser
 from worker.errors import BackendError
 from worker.policy.frames import looks_like_events
 from worker.policy.model import Fault
 from worker.ports import Draft, Salvage
-from worker.settings import TimeoutSettings
 
 LINGER_S = 5.0
 """How long an answer that is whole waits for what usually follows at once: the usage, the last verdicts of a filter,
 `[DONE]`.  House decision: they need no generation, so seconds are plenty."""
 LINGER_AFTER_DONE_S = 1.0
 """... and how long after `[DONE]` for the end of the response, without which the connection cannot be used again."""
-
-
-class AttemptTimer:
-    """
-    The limits of one attempt behind one `asyncio.Timeout`: first sign of an answer, silence, total.
-
-    Use it inside `async with timer.timeout`; whichever limit passes first ends that with TimeoutError, and `fault` says
-    which it was.  Must be made on the event loop.
-
-    Args:
-        settings: The limits.
-        limit_s: For the whole attempt, in place of `settings.total_s`.
-    """
-
-    def __init__(self, settings: TimeoutSettings, limit_s: float) -> None:
-        self._now = asyncio.get_running_loop().time
-        self._first_byte_s = settings.first_byte_s
-        self._idle_s = settings.idle_s
-        self._ends = self._now() + limit_s
-        self._kind = Fault.FIRST_BYTE_TIMEOUT
-        self.timeout = asyncio.timeout_at(self._first_byte_at())
-
-    @property
-    def fault(self) -> Fault:
-        """Which limit it is that stands next; after a TimeoutError, the one that has passed."""
-        # The timer knows; the clock does not: uvloop fires up to a millisecond early.
-        return Fault.TOTAL_TIMEOUT if self.timeout.when() == self._ends else self._kind
-
-    def await_first_byte(self) -> None:
-        """Start to wait for the first sign of an answer."""
-        self._kind = Fault.FIRST_BYTE_TIMEOUT
-        self.timeout.reschedule(self._first_byte_at())
-
-    def restart_idle(self) -> None:
-        """Start to wait for the next sign of life."""
-        self._kind = Fault.IDLE_TIMEOUT
-        self.timeout.reschedule(min(self._ends, self._now() + self._idle_s))
-
-    def stop(self) -> None:
-        """Wait no longer for anything: the answer is there."""
-        self.timeout.reschedule(None)
-
-    def _first_byte_at(self) -> float:
-        return self._ends if self._first_byte_s is None else min(self._ends, self._now() + self._first_byte_s)
 
 
 class StreamedAnswer:
