@@ -5,6 +5,7 @@ With an emulator the client library opens a bare channel whose receive limit is 
 the stream reopens for ever, with nothing in the logs.  So both kinds of channel are made here, without that limit.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,14 @@ from worker.settings import PubSubSettings
 
 HOST = "pubsub.googleapis.com"
 SCOPES = ("https://www.googleapis.com/auth/pubsub",)
+_PULL = {"service": "google.pubsub.v1.Subscriber", "method": "StreamingPull"}
+_WAITING = json.dumps({"methodConfig": [{"name": [_PULL], "waitForReady": True}]})
+"""A pull waits for a connection instead of failing without one: the client library allows five failures in ten seconds
+and would sleep through the broker's return
+(https://github.com/grpc/grpc/blob/master/doc/service_config.md, https://github.com/grpc/grpc/blob/master/doc/wait-for-ready.md)."""
 OPTIONS = [
+    ("grpc.service_config", _WAITING),
+    ("grpc.max_reconnect_backoff_ms", 3_000),  # gRPC's own two minutes would outlast most outages
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", 4 * 1024 * 1024),  # ErrorInfo of exactly-once acks names every ack id
