@@ -11,17 +11,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.chaos.scenarios import HEADER, SCENARIOS, Scenario, Score, complaints, play
+from tests.chaos.scenarios import SCENARIOS, Scenario, play
+from tests.chaos.score import HEADER, Score, complaints
+from tests.chaos.server import ChaosServer
 from tests.emulator import NoEmulatorError, emulator
 from tests.rig import rig
-from worker.localpubsub import LocalPubSubThread
 
 BEGIN, END = "<!-- scoreboard -->", "<!-- end of scoreboard -->"
 
 
 def _on_embedded(scenario: Scenario, scale: float, folder: Path) -> Score:
-    with LocalPubSubThread() as server, rig(server.address, folder) as built:
-        return play(scenario, built, "embedded", scale, server.faults)
+    with ChaosServer() as server, rig(server.address, folder) as built:
+        return play(scenario, built, "embedded", scale, server)
 
 
 def _on_emulator(scenario: Scenario, scale: float, folder: Path) -> Score:
@@ -42,7 +43,7 @@ def main() -> int:
     print(HEADER, flush=True)
     for scenario in (each for each in SCENARIOS if options.only in each.name):
         for broker in options.brokers.split(","):
-            if broker == "emulator" and (scenario.needs_faults or scenario.emulator_flaw):
+            if broker == "emulator" and (scenario.needs_embedded or scenario.emulator_flaw):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 started = time.monotonic()
@@ -54,7 +55,7 @@ def main() -> int:
                     continue
             results.append(result)
             print(result.row(), flush=True)
-            if found := complaints(scenario, result):
+            if found := complaints(scenario.limits, result):
                 bad += 1
                 print(f"  NOT ALLOWED: {', '.join(found)}", flush=True)
             print(f"  {time.monotonic() - started:.0f} s", file=sys.stderr)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.scenarios import SCENARIOS, Scenario, complaints, play
+from tests.chaos.scenarios import SCENARIOS, Scenario, play
+from tests.chaos.score import complaints
+from tests.chaos.server import ChaosServer
 from tests.emulator import NoEmulatorError, emulator
 from tests.rig import rig
-from worker.localpubsub import LocalPubSubThread
 
 SHORT = 0.08
 ON_EMULATOR = ("backend refuses connections", "backend answers 500", "response topic deleted", "poison messages")
@@ -19,10 +20,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(400)]
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name.replace(" ", "-"))
 def test_embedded(scenario: Scenario, tmp_path: Path) -> None:
     """Nothing is lost, and nothing is spent that the scenario does not allow."""
-    with LocalPubSubThread() as server, rig(server.address, tmp_path) as built:
-        result = play(scenario, built, "embedded", SHORT, server.faults)
+    with ChaosServer() as server, rig(server.address, tmp_path) as built:
+        result = play(scenario, built, "embedded", SHORT, server)
     print(result)
-    assert complaints(scenario, result) == []
+    assert complaints(scenario.limits, result) == []
 
 
 @pytest.mark.emulator
@@ -37,4 +38,4 @@ def test_emulator(scenario: Scenario, tmp_path: Path) -> None:
     except NoEmulatorError as error:
         pytest.skip(f"Google's emulator: {error}")
     print(result)
-    assert complaints(scenario, result) == []
+    assert complaints(scenario.limits, result) == []
