@@ -144,15 +144,14 @@ class Cluster:
         self.engine("stop", f"--time={limit_s}", self.worker)
         took = time.monotonic() - begun
         code = int(self.engine.inspect(self.worker)["State"]["ExitCode"])
-        self._end_dead_streams()
         self.engine("start", self.worker)
         return code, took
 
     def _end_dead_streams(self) -> None:
         """
-        Do for Google's emulator what it cannot do itself: end the streams of a worker that is gone.
+        Do for Google's emulator what it cannot do itself: end the stream of a worker that was killed.
 
-        Its jar (0.8.20) holds two versions of gRPC that do not fit: what should tell a stream of its cancellation
+        Its jar (0.8.20) holds two versions of gRPC that do not fit: what should tell a stream that its client is gone
         raises `NoSuchMethodError: io.grpc.InternalStatus.asRuntimeException`, so the stream lives on for the 1,800 s
         of the client's deadline, and every message that it is given waits for the end of a lease, 60 s. A
         subscription that is a push subscription for a moment ends its streams. Nothing is pushed: everything

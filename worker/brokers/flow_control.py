@@ -23,6 +23,7 @@ import grpc
 from google.cloud import pubsub_v1
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
+from worker.brokers.half_close import HalfClosing
 from worker.message import MAX_PUBSUB_MESSAGE_BYTES
 from worker.settings import PubSubSettings
 
@@ -89,10 +90,12 @@ class LimitedTransport(SubscriberGrpcTransport):
     Args:
         channel: An open channel.
         held: Decides when the next stream may begin.
+        is_emulator: Its streams end as an emulator understands it.
     """
 
-    def __init__(self, channel: grpc.Channel, held: Held) -> None:
+    def __init__(self, channel: grpc.Channel, held: Held, *, is_emulator: bool = False) -> None:
         self._held = held
+        self._is_emulator = is_emulator
         self._limited: StreamingPull | None = None
         super().__init__(channel=channel)
 
@@ -100,7 +103,8 @@ class LimitedTransport(SubscriberGrpcTransport):
     def streaming_pull(self) -> Any:
         """The call, always the same object: the client looks its wrapper up by it."""
         if self._limited is None:
-            self._limited = StreamingPull(super().streaming_pull, self._held)
+            call = super().streaming_pull
+            self._limited = StreamingPull(HalfClosing(call) if self._is_emulator else call, self._held)
         return self._limited
 
 

@@ -71,7 +71,8 @@ class PubSubSubscriber:
         self._metrics = metrics
         self._channel = channel
         self._held = Held(settings)
-        self._client: Any = pubsub_v1.SubscriberClient(transport=LimitedTransport(channel, self._held))
+        transport = LimitedTransport(channel, self._held, is_emulator=settings.emulator_host is not None)
+        self._client: Any = pubsub_v1.SubscriberClient(transport=transport)
         self._streams: set[Stream] = set()
         self._waiting: deque[tuple[Stream, Message, float]] = deque()
         self._tasks: set[asyncio.Task[Settlement]] = set()
