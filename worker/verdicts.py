@@ -41,9 +41,9 @@ TOO_LATE = Decision(
 """The requester wants no answer any more but the one that says so."""
 
 
-def build_reply(delivery: Delivery, decision: Decision) -> Reply:
+def build_reply(delivery: Delivery, decision: Decision, *, stats: bytes | None = None) -> Reply:
     """
-    Return the answer that a decision to reply gives, without stats.
+    Return the answer that a decision to reply gives, with these stats.
 
     An error carries what the latest attempt had of an answer when it broke, even if it was cut by the worker itself;
     nothing of earlier attempts.
@@ -52,7 +52,7 @@ def build_reply(delivery: Delivery, decision: Decision) -> Reply:
     event = delivery.event
     if decision.error_class is None:
         assert event is not None
-        return Reply(status_code=decision.reply_status, body=event.body, metadata=metadata)
+        return Reply(status_code=decision.reply_status, body=event.body, metadata=metadata, stats=stats)
     if event is None:  # never tried, or cut before the attempt was judged
         event = ErrorEvent(backend=delivery.backend or "", path="", phase=Phase.PREPARE)
     partial = partial_of(decision, event, delivery.draft.partial if delivery.draft is not None else None)
@@ -63,6 +63,7 @@ def build_reply(delivery: Delivery, decision: Decision) -> Reply:
         metadata=metadata,
         error_class=decision.error_class,
         truncated=partial is not None,
+        stats=stats,
         retryable=decision.retryable,
     )
 

@@ -42,6 +42,26 @@ async def test_work_goes_on_after_a_cancellation_and_its_end_is_awaited() -> Non
     assert (ended, delivery.cancelled_at) == ([30.0], 10.0)
 
 
+@virtual_time
+async def test_an_end_and_a_cancellation_in_the_same_turn_of_the_loop() -> None:
+    """Both are noted, and nothing is left to be reported to the loop."""
+    reported: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    delivery, go_on = a_delivery(), loop.create_future()
+
+    async def work() -> None:
+        await go_on
+
+    finishing = asyncio.ensure_future(_finisher().finish(delivery, work()))
+    await settle()
+    go_on.set_result(None)
+    await asyncio.sleep(0)  # the work has ended, and whoever waits for it has not been told
+    finishing.cancel()
+    await finishing
+    assert (reported, delivery.cancelled_at) == ([], 0.0)
+
+
 @pytest.mark.parametrize(("cancelled_at", "ends_at"), [(None, 140.0), (80.0, 120.0), (10.0, 100.0)])
 def test_work_is_stopped_when_its_time_is_over(cancelled_at: float | None, ends_at: float) -> None:
     """The time counts from the first cancellation of the delivery; what is over is over at once."""
