@@ -87,7 +87,9 @@ def _judge(error: grpc.aio.AioRpcError, name: str, permission: str, role: str) -
     code, text = error.code(), error.details() or ""
     kind = name.split("/")[2].removesuffix("s")
     if code is grpc.StatusCode.NOT_FOUND:
-        raise BrokerResourceError(f"the {kind} {name} does not exist; create it (see deploy/)") from error
+        raise BrokerResourceError(
+            f"the {kind} {name} does not exist; create it with `inference-worker setup` or as in deploy/"
+        ) from error
     if code is grpc.StatusCode.UNAUTHENTICATED:
         raise BrokerResourceError(f"{name}: the credentials are refused: {text}") from error
     if code is grpc.StatusCode.INVALID_ARGUMENT:
