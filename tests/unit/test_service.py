@@ -154,7 +154,9 @@ async def test_a_second_stop_does_not_wait_for_the_grace(bench: Bench, backend: 
 async def test_a_missing_resource_is_one_clear_line(bench: Bench, pubsub: dict[str, str], text: str) -> None:
     """A subscription or topic that is not there is named, on one line, and told to the probes as well."""
     service = Service(bench.settings(pubsub=pubsub))
-    with pytest.raises(BrokerResourceError, match=rf"^{text} does not exist; create it with `inference-worker setup` or as in deploy/$"):
+    with pytest.raises(
+        BrokerResourceError, match=rf"^{text} does not exist; create it with `inference-worker setup` or as in deploy/$"
+    ):
         await service.run()
     assert text in str(service._probes.startup_failure)
 
