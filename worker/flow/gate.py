@@ -161,12 +161,12 @@ class RouteGate:
         self._closed = True
         for waiter in self._queue.drain():
             _fail(waiter, AdmissionClosedError("the worker is draining"))
-        self._arm()
+        self._arm(self._clock.now())
 
     def pause(self, until: float | None = None) -> None:
         """Admit nobody until this instant of the clock, or until `resume`; attempts under way go on."""
         self._paused_until = float("inf") if until is None else until
-        self._arm()
+        self._arm(self._clock.now())
 
     def resume(self) -> None:
         """End a pause."""
@@ -240,7 +240,10 @@ class RouteGate:
         """Hand out what is free, then set the timer."""
         now = self._clock.now()
         self._queue.ripen(now, self._breaker)
-        while not self._closed and not self._is_paused() and self._may_start():
+        while True:
+            opens_at = self._window.opens_at()  # before the room itself: time passes in between
+            if self._closed or self._is_paused() or not self._may_start():
+                break
             chosen = self._queue.pop(self._breaker)
             if chosen is None:
                 break
@@ -251,7 +254,7 @@ class RouteGate:
         # After the admissions: a budget of 0 takes what is free.
         for waiter in self._queue.expired(now):
             _fail(waiter, AdmissionTimeoutError("no slot within the time this message may wait"))
-        self._arm()
+        self._arm(now, opens_at)
 
     def _may_start(self) -> bool:
         if self._breaker.is_closed:
@@ -259,9 +262,16 @@ class RouteGate:
         # A probe needs no room: attempts that hang since before the trip may fill the window.
         return self._breaker.allows_route()
 
-    def _arm(self) -> None:
-        """Keep one timer, at the next instant something may change by itself."""
-        instant = None if self._closed else self._next_instant()
+    def _arm(self, now: float, opens_at: float | None = None) -> None:
+        """
+        Keep one timer, at the next instant something may change by itself.
+
+        Args:
+            now: From before it was looked whether anything may start.  What has come to pass since then was not seen by
+                that look, so it counts as still to come: its timer runs at once.
+            opens_at: The window's instant, from before that look too.
+        """
+        instant = None if self._closed else self._next_instant(now, opens_at)
         if instant == self._timer_at and instant is not None:
             return
         if self._timer is not None:
@@ -271,15 +281,12 @@ class RouteGate:
         if instant is not None:
             self._timer = self._clock.call_at(instant, self._on_timer)
 
-    def _next_instant(self) -> float | None:
-        now = self._clock.now()
+    def _next_instant(self, now: float, opens_at: float | None) -> float | None:
         instants = [self._queue.next_instant(now, self._breaker)]
         if self._queue:
-            paused = self._paused_until if self._is_paused() and self._paused_until != float("inf") else None
-            probe = self._breaker.route_changes_at()
-            instants += [paused, self._window.opens_at(), probe if probe is not None and probe > now else None]
-        known = [each for each in instants if each is not None]
-        return min(known) if known else None
+            to_come = (self._paused_until, self._breaker.route_changes_at())
+            instants += [opens_at, *(each for each in to_come if each is not None and now < each < float("inf"))]
+        return min((each for each in instants if each is not None), default=None)
 
     def _on_timer(self) -> None:
         self._timer = None
