@@ -135,6 +135,9 @@ class RouteGate:
         if self._closed:
             raise AdmissionClosedError("the worker is draining")
         now = self._clock.now()
+        if delay_s <= 0.0 and not self._queue and self._has_room_for(model):  # nobody waits: nobody has a better claim
+            self._queue.passed()
+            return Permit(self, self._window.start(streamed=streamed), self._breaker.enter(model))
         waiter = Waiter(
             order=order,
             model=model,
@@ -256,6 +259,10 @@ class RouteGate:
             _fail(waiter, AdmissionTimeoutError("no slot within the time this message may wait"))
         self._arm(now, opens_at)
 
+    def _has_room_for(self, model: str | None) -> bool:
+        """Whether an attempt of this model may start now."""
+        return self._may_start() and not self._is_paused() and self._breaker.allows_model(model)
+
     def _may_start(self) -> bool:
         if self._breaker.is_closed:
             return self._window.has_room()
@@ -264,33 +271,30 @@ class RouteGate:
 
     def _arm(self, now: float, opens_at: float | None = None) -> None:
         """
-        Keep one timer, at the next instant something may change by itself.
+        Keep one timer, no later than the next instant something may change by itself.
 
-        Args:
-            now: From before it was looked whether anything may start.  What has come to pass since then was not seen by
-                that look, so it counts as still to come: its timer runs at once.
-            opens_at: The window's instant, from before that look too.
+        `now` and `opens_at`, the window's instant, are from before it was looked whether anything may start.  What has
+        come to pass since then was not seen by that look and counts as still to come: its timer runs at once.
         """
         instant = None if self._closed else self._next_instant(now, opens_at)
-        if instant == self._timer_at and instant is not None:
+        # One that moves away, as with everyone who leaves the queue, needs no other timer: this one is set anew then.
+        if instant is not None and self._timer_at is not None and self._timer_at <= instant:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None
         self._timer_at = instant
-        if instant is not None:
-            self._timer = self._clock.call_at(instant, self._on_timer)
+        self._timer = None if instant is None else self._clock.call_at(instant, self._on_timer)
 
     def _next_instant(self, now: float, opens_at: float | None) -> float | None:
-        instants = [self._queue.next_instant(now, self._breaker)]
-        if self._queue:
-            to_come = (self._paused_until, self._breaker.route_changes_at())
-            instants += [opens_at, *(each for each in to_come if each is not None and now < each < float("inf"))]
+        if not self._queue:
+            return None
+        to_come = (self._paused_until, self._breaker.route_changes_at())
+        instants = [self._queue.next_instant(now, self._breaker), opens_at]
+        instants += [each for each in to_come if each is not None and now < each < float("inf")]
         return min((each for each in instants if each is not None), default=None)
 
     def _on_timer(self) -> None:
-        self._timer = None
-        self._timer_at = None
+        self._timer = self._timer_at = None
         self._pump()
 
 

@@ -144,6 +144,10 @@ class WaitQueue:
         if waiter.give_up_at is not None:
             self._patience.push((waiter.give_up_at,), waiter, self._live)
 
+    def passed(self) -> None:
+        """Count an admission that found nobody waiting, as if it had waited."""
+        self._popped += 1
+
     def discard(self, waiter: Waiter) -> None:
         """Forget a waiter, wherever it stands; harmless when it has left."""
         if waiter.place is not Place.GONE:

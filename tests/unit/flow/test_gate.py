@@ -207,6 +207,35 @@ async def test_cancelling_the_winner_hands_the_slot_on(clock):
     assert idle(gate, clock)
 
 
+async def test_patience_is_kept_when_another_left_the_queue_before(clock):
+    """The timer of one who is served serves the next one: it fires early, finds nothing to do, and is set anew."""
+    gate = a_gate(clock)
+    first = await admit(gate)
+    served, left_behind = waiting(gate, give_up_s=10.0), waiting(gate, give_up_s=30.0)
+    await settle()
+    first.finish(OK)
+    permit = await served
+    assert clock.pending() == 1
+    for seconds in (10.0, 19.9):
+        clock.advance(seconds)
+        await settle()
+        assert not left_behind.done()
+    clock.advance(0.1)
+    with pytest.raises(AdmissionTimeoutError):
+        await left_behind
+    permit.finish(OK)
+    assert idle(gate, clock)
+
+
+async def test_who_needs_not_wait_sets_no_timer(clock):
+    """With room and nobody waiting there is nothing that time could change."""
+    gate = a_gate(clock, room=2)
+    with await gate.admit(AdmissionOrder(), give_up_s=100.0), await gate.admit(AdmissionOrder(), give_up_s=100.0):
+        assert clock._count == 0
+        assert gate.statistics().in_flight == 2
+    assert idle(gate, clock)
+
+
 async def test_a_delay_is_kept_and_cut_short_by_recovery(clock):
     """A held message waits its backoff, but not beyond the moment the backend works again."""
     gate = a_gate(clock, room=3)
