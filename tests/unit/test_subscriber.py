@@ -29,6 +29,7 @@ class FakeMessage:
     publish_time = datetime(2026, 1, 1, tzinfo=UTC)
     delivery_attempt = 3
     ordering_key = None
+    size = 2
 
     def __init__(self) -> None:
         self.settlements: list[str] = []
@@ -74,13 +75,14 @@ class Party:
 
     def deliver(self) -> None:
         self.subscriber._handler = self.handle
-        self.subscriber._start(cast("Any", SimpleNamespace(scheduler=self.scheduler)), cast("Any", self.message))
+        self.subscriber._arrived(cast("Any", SimpleNamespace(scheduler=self.scheduler)), cast("Any", self.message))
 
     @property
     def outcome(self) -> tuple[list[str], int, float]:
         """Settlements, what the scheduler was told, and the gauge of leases."""
         gauge = self.metrics.registry.get_sample_value("inference_worker_leased_messages")
         assert gauge is not None
+        assert self.subscriber._held.messages == gauge, "what is held is counted in and out"
         return self.message.settlements, self.scheduler.settlements, gauge
 
 
