@@ -15,9 +15,9 @@ from tests.chaos.server import ChaosServer
 from tests.chaos.stage import Stage
 from tests.rig import Rig
 
-STUCK = "emulator 0.8.20 never gives back what it redelivered, after a nack under a retry policy, to a stream that then closes"
-"""Shown with generated stubs alone: pull 100 messages by stream, nack them, close the stream a second later, and nothing
-comes any more."""
+UNDEAD = "emulator 0.8.20 goes on feeding the streams of killed clients; see `tests.admin.Admin.end_dead_streams`"
+"""Ending them from outside works after one kill, as in the image's tests, not always in a storm: a stream that is just
+being opened is missed, and gets a share of everything for half an hour."""
 
 NOTHING = Limits()
 ATTEMPTS = Limits(attempts=True)
@@ -81,8 +81,8 @@ SCENARIOS = (
         "requests hang", "5 % never answered", backend.hangs, Limits(attempts=True, error_replies=True, wasted=None)
     ),
     Scenario("slow first byte", "20 % wait 3 s", backend.slow_first_byte),
-    Scenario("SIGTERM storm", "20 pods of 2 s grace", process.sigterm_storm, REPEATED, emulator_flaw=STUCK),
-    Scenario("SIGKILL storm", "50 kills", process.sigkills, CUT, emulator_flaw=STUCK),
+    Scenario("SIGTERM storm", "20 pods of 2 s grace", process.sigterm_storm, REPEATED),
+    Scenario("SIGKILL storm", "50 kills", process.sigkills, CUT, emulator_flaw=UNDEAD),
     Scenario("broker drops the stream", "10 times", broker.streams_drop, REPEATED, needs_embedded=True),
     Scenario("broker restarts", "4 times 20 s", broker.restarts, CUT, needs_embedded=True),
     Scenario("broker unreachable", "90 s", broker.unreachable, CUT, needs_embedded=True),

@@ -29,9 +29,6 @@ from tests.rig import Answers, chat
 
 EMULATOR_COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=local", "--host-port=0.0.0.0:8085"]
 
-STREAM_POLL_S = 0.05
-"""How often a stream of Google's emulator looks for messages, and at its subscription."""
-
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -148,21 +145,8 @@ class Cluster:
         return code, took
 
     def _end_dead_streams(self) -> None:
-        """
-        Do for Google's emulator what it cannot do itself: end the stream of a worker that was killed.
-
-        Its jar (0.8.20) holds two versions of gRPC that do not fit: what should tell a stream that its client is gone
-        raises `NoSuchMethodError: io.grpc.InternalStatus.asRuntimeException`, so the stream lives on for the 1,800 s
-        of the client's deadline, and every message that it is given waits for the end of a lease, 60 s. A
-        subscription that is a push subscription for a moment ends its streams. Nothing is pushed: everything
-        published is leased.
-        """
-        if self._broker != "emulator":
-            return
-        change = self.admin.subscriber.modify_push_config
-        for endpoint in ("http://127.0.0.1:9/", ""):
-            change(request={"subscription": self.requested, "push_config": {"push_endpoint": endpoint}})
-            time.sleep(4 * STREAM_POLL_S)
+        if self._broker == "emulator":
+            self.admin.end_dead_streams(self.requested)
 
     def logs(self) -> list[dict[str, Any]]:
         """Return the worker's log, over every start of the container."""
