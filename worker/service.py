@@ -90,6 +90,7 @@ class Service:
         if self._stops > 1 and self._subscriber is not None and self._processor is not None:
             _log.warning("stopping at once")
             self._processor.hurry(HURRY_SETTLE_S)
+            self._subscriber.hurry(HURRY_SETTLE_S)
             self._hurrying.append(asyncio.get_running_loop().create_task(self._subscriber.drain(0)))
 
     async def run(self) -> int:
@@ -110,7 +111,7 @@ class Service:
             self._closing.append(broker)
             publisher = broker.publisher()
             self._closing.append(publisher)
-            self._subscriber = broker.subscriber(self._metrics)
+            self._subscriber = broker.subscriber(self._metrics, settle_s=settings.drain.settle_s)
             limits = await self._reach_broker(broker)
             if limits is None or self._stopping.is_set():  # nothing is leased yet, and nothing needs to be
                 return 0

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
 
 from tests.admin import Admin
+from tests.chaos.server import ChaosServer
 from worker.brokers.connection import sync_channel
 from worker.brokers.pubsub import PubSubSubscriber
 from worker.brokers.stream import LEASE_EXTENSION_S
@@ -188,3 +190,47 @@ async def test_what_waits_for_its_turn_is_handed_back_by_a_drain(narrow: Bench) 
     await task
     assert len(narrow.seen) == 10
     assert (narrow.inspect().acked_count, len(narrow.inspect().ready)) == (10, 5)
+
+
+@asynccontextmanager
+async def a_broker_that_goes_away(**options: Any) -> AsyncIterator[PubSubSubscriber]:
+    """Yield a subscriber with one delivery in its handler, whose broker has just gone."""
+    with ChaosServer() as server:
+        settings = PubSubSettings(emulator_host=server.address)
+        admin = Admin(server.address)
+        topic = admin.topic()
+        subscription = admin.subscription(topic)
+        subscriber = PubSubSubscriber(sync_channel(settings, None), subscription, settings, Metrics(), **options)
+        has_begun = asyncio.Event()
+
+        async def handle(_: ReceivedMessage) -> Settlement:
+            has_begun.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        task = asyncio.create_task(subscriber.run(handle))
+        admin.publish(topic, b"x")
+        await has_begun.wait()
+        server.go_away()
+        try:
+            yield subscriber
+            await task
+        finally:
+            server.come_back()
+            admin.close()
+
+
+async def test_a_broker_that_is_away_does_not_keep_a_drain() -> None:
+    """The nack cannot be sent, so the drain ends with its time for that and not with the client library's minute."""
+    async with a_broker_that_goes_away(settle_s=1) as subscriber, asyncio.timeout(30):
+        await subscriber.drain(0.1)
+
+
+async def test_a_hurry_cuts_the_wait_for_the_last_acks() -> None:
+    """A second SIGTERM while the broker is away ends what the first left a minute for."""
+    async with a_broker_that_goes_away() as subscriber, asyncio.timeout(30):
+        drain = asyncio.create_task(subscriber.drain(0.1))
+        while subscriber._closing is None:  # noqa: ASYNC110 - nothing announces the last wait
+            await asyncio.sleep(0.02)
+        subscriber.hurry(0.1)
+        await drain

@@ -10,7 +10,7 @@ from typing import Any
 from worker.brokers.checks import check_resource
 from worker.brokers.connection import Names, async_channel, full_topic, resolve, sync_channel
 from worker.brokers.publisher import PubSubPublisher
-from worker.brokers.pubsub import PubSubSubscriber
+from worker.brokers.pubsub import SETTLE_S, PubSubSubscriber
 from worker.brokers.resources import LocalNames, create_local_resources
 from worker.metrics import Metrics
 from worker.settings import PubSubSettings
@@ -45,10 +45,10 @@ class Broker:
         name = self.names.topic if topic is None else full_topic(topic, self._settings, self.names)
         return PubSubPublisher(async_channel(self._settings, self._credentials), name, self._settings.publish)
 
-    def subscriber(self, metrics: Metrics) -> PubSubSubscriber:
-        """Return a subscriber to the request subscription."""
+    def subscriber(self, metrics: Metrics, *, settle_s: float = SETTLE_S) -> PubSubSubscriber:
+        """Return a subscriber to the request subscription, whose drain leaves the last acks `settle_s` seconds."""
         channel = sync_channel(self._settings, self._credentials)
-        return PubSubSubscriber(channel, self.names.subscription, self._settings, metrics)
+        return PubSubSubscriber(channel, self.names.subscription, self._settings, metrics, settle_s=settle_s)
 
     async def check(self) -> bool:
         """

@@ -26,10 +26,9 @@ from google.cloud import pubsub_v1
 from google.cloud.pubsub_v1.subscriber.message import Message
 
 from worker.brokers.flow_control import Held, LimitedTransport
-from worker.brokers.stream import Stream
+from worker.brokers.stream import Stream, received
 from worker.errors import BrokerResourceError
 from worker.logs import get_logger
-from worker.message import ReceivedMessage
 from worker.metrics import Metrics
 from worker.ports import Handler, Settlement
 from worker.settings import PubSubSettings
@@ -40,8 +39,10 @@ HEALTHY_AFTER_S = 60.0
 """A stream that lived this long resets the backoff."""
 STOP_BOUND_S = 3.0
 """Longest wait for the streams to close; the library joins its consumer thread for 1 s."""
-CLOSE_BOUND_S = 75.0
-"""Longest wait for the library's shutdown thread: its ack RPCs retry for 60 s when the broker is unreachable."""
+SETTLE_S = 75.0
+"""Default of the last wait, for the client library's shutdown: its ack RPCs retry for 60 s while the broker is away."""
+LAST_ACKS_S = 2.0
+"""What is left for acks even when the last answers took all of that: an answer without its ack is given twice."""
 
 _PERMANENT = (
     exceptions.NotFound,
@@ -63,9 +64,18 @@ class PubSubSubscriber:
         subscription: Full name, `projects/P/subscriptions/S`.
         settings: Sizes and lease limits.
         metrics: Counts lost leases and reopened streams.
+        settle_s: Seconds that a drain has, once the grace is over or nothing runs any more, to get the last acks out.
     """
 
-    def __init__(self, channel: grpc.Channel, subscription: str, settings: PubSubSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        subscription: str,
+        settings: PubSubSettings,
+        metrics: Metrics,
+        *,
+        settle_s: float = SETTLE_S,
+    ) -> None:
         self.subscription = subscription
         self._settings = settings
         self._metrics = metrics
@@ -81,6 +91,8 @@ class PubSubSubscriber:
         self._grace_over = asyncio.Event()
         self._grace_timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Task[None] | None = None
+        self._settle_s = settle_s
+        self._closing: asyncio.Timeout | None = None
         self.is_open = False
         """Whether a stream is open; what readiness asks."""
         self.on_stopped: Callable[[], None] | None = None
@@ -184,7 +196,7 @@ class PubSubSubscriber:
     async def _deliver(self, message: Message) -> Settlement:
         assert self._handler is not None
         try:
-            return await self._handler(_received(message))
+            return await self._handler(received(message))
         except Exception:  # noqa: BLE001 - whatever it is, the delivery is handed back and the puller lives
             self._metrics.internal_errors_total.inc()
             _log.exception("a delivery's handler raised; handed back", message_id=message.message_id)
@@ -236,23 +248,41 @@ class PubSubSubscriber:
             self._drained = loop.create_task(self._drain())
         await asyncio.shield(self._drained)
 
+    def hurry(self, settle_s: float) -> None:
+        """Leave the last acks `settle_s` at most, from now if they are waited for already; on the event loop."""
+        self._settle_s = min(self._settle_s, settle_s)
+        if self._closing is not None:
+            end = asyncio.get_running_loop().time() + self._settle_s
+            self._closing.reschedule(min(end, self._closing.when() or end))
+
     async def _drain(self) -> None:
         for stream in self._streams:
             stream.cancel()
         await self._stop_pulling()
         if self._tasks:
             await self._first(self._all_settled(), self._grace_over.wait())
+        settling_since = asyncio.get_running_loop().time()
         for task in self._tasks:
             task.cancel()
         await self._all_settled()
         if self._grace_timer is not None:
             self._grace_timer.cancel()
-        closing = [stream.closed for stream in self._streams]
-        if closing:
-            _, open_ones = await asyncio.wait(closing, timeout=CLOSE_BOUND_S)
-            if open_ones:
-                _log.error("the client library did not close in time; late acks may be lost", seconds=CLOSE_BOUND_S)
+        await self._close_streams(settling_since)
         await asyncio.to_thread(self._channel.close)
+
+    async def _close_streams(self, since: float) -> None:
+        """Wait for the client library, which sends the last acks and nacks; a broker that is away does not keep us."""
+        closing = [stream.closed for stream in self._streams if not stream.closed.done()]
+        if not closing:
+            return
+        try:
+            now = asyncio.get_running_loop().time()
+            async with asyncio.timeout_at(max(since + self._settle_s, now + LAST_ACKS_S)) as self._closing:
+                await asyncio.wait(closing)
+        except TimeoutError:
+            _log.error("the last acks could not be sent in time; expect redeliveries", seconds=self._settle_s)
+        finally:
+            self._closing = None
 
     async def _stop_pulling(self) -> None:
         """Wait until the streams are closed, then say so: what is handed back before would come straight back to us."""
@@ -272,15 +302,3 @@ class PubSubSubscriber:
     async def _all_settled(self) -> None:
         while self._tasks:
             await asyncio.wait(self._tasks)
-
-
-def _received(message: Message) -> ReceivedMessage:
-    published = message.publish_time
-    return ReceivedMessage(
-        message_id=message.message_id,
-        data=message.data,
-        attributes=dict(message.attributes),
-        publish_time=published.timestamp() if published is not None else 0.0,
-        delivery_attempt=message.delivery_attempt,
-        ordering_key=message.ordering_key or "",
-    )

@@ -9,8 +9,11 @@ import asyncio
 import time
 from typing import Any
 
+from google.cloud.pubsub_v1.subscriber.message import Message
+
 from worker.brokers.flow_control import library_limits
 from worker.brokers.scheduler import LoopScheduler
+from worker.message import ReceivedMessage
 from worker.settings import PubSubSettings
 
 LEASE_EXTENSION_S = 60
@@ -52,3 +55,16 @@ class Stream:
         """Stop pulling; leases are kept until what was delivered is settled."""
         self.scheduler.expect_shutdown()
         self.future.cancel()
+
+
+def received(message: Message) -> ReceivedMessage:
+    """Return what the processor sees of a delivery."""
+    published = message.publish_time
+    return ReceivedMessage(
+        message_id=message.message_id,
+        data=message.data,
+        attributes=dict(message.attributes),
+        publish_time=published.timestamp() if published is not None else 0.0,
+        delivery_attempt=message.delivery_attempt,
+        ordering_key=message.ordering_key or "",
+    )
