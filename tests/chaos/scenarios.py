@@ -39,7 +39,7 @@ class Scenario:
     run: Callable[[Stage], None]
     limits: Limits = NOTHING
     needs_embedded: bool = False
-    """Needs the embedded server's test interface."""
+    """Needs the embedded server's test interface, or is too long to be waited for twice."""
     emulator_flaw: str = ""
     """Why the emulator cannot show it: a fault of its own."""
 
@@ -49,8 +49,10 @@ SCENARIOS = (
     Scenario("backend answers 500", "60 s", outage({"mode": "outage_5xx"})),
     Scenario("proxy answers HTML 502", "60 s", outage({"mode": "html_502"})),
     Scenario("model is loading, 503", "60 s", outage({"mode": "not_ready"})),
-    Scenario("ten minutes of 500", "600 s", outage({"mode": "outage_5xx"}, full_s=600)),
-    Scenario("ten minutes of refused connections", "600 s", outage({"mode": "refuse"}, full_s=600)),
+    Scenario("ten minutes of 500", "600 s", outage({"mode": "outage_5xx"}, full_s=600), needs_embedded=True),
+    Scenario(
+        "ten minutes of refused connections", "600 s", outage({"mode": "refuse"}, full_s=600), needs_embedded=True
+    ),
     Scenario("quota is used up", "60 s", outage({"mode": "quota"}), PROBED_SELDOM),
     Scenario("empty 200 for everybody", "60 s", outage({"mode": "empty_200"}), THE_MESSAGES_OWN),
     Scenario(
