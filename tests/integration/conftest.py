@@ -3,11 +3,13 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.http_attempt import Open
 from worker.backends.openai import HttpBackend
 from worker.settings import RouteSettings
+from worker.simbackend import SimBackend, SimOptions
 
 
 @pytest.fixture
@@ -24,3 +26,17 @@ async def open_backend() -> AsyncIterator[Open]:
     for backend in opened:
         await backend.aclose()
         await backend.aclose()
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[SimBackend]:
+    """A server without latency."""
+    async with SimBackend(SimOptions()) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    """A client that keeps connections and does not unpack answers by itself."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
+        yield session

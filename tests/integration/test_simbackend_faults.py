@@ -4,28 +4,13 @@ import asyncio
 import errno
 import json
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
 
 from tests.simbackend_client import CHAT, STREAM, post, raw
-from worker.simbackend import SimBackend, SimOptions
-
-
-@pytest.fixture
-async def sim() -> AsyncIterator[SimBackend]:
-    """A server without latency."""
-    async with SimBackend(SimOptions()) as backend:
-        yield backend
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client that keeps connections and does not unpack answers by itself."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
-        yield session
+from worker.simbackend import SimBackend
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,13 @@
 """Broken streams of the simulated server on a real connection."""
 
 import errno
-from collections.abc import AsyncIterator
 
 import aiohttp
 import httpx
 import pytest
 
 from tests.simbackend_client import STREAM, normal, post, raw, unchunked
-from worker.simbackend import SimBackend, SimOptions
-
-
-@pytest.fixture
-async def sim() -> AsyncIterator[SimBackend]:
-    """A server without latency."""
-    async with SimBackend(SimOptions()) as backend:
-        yield backend
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client that keeps connections and does not unpack answers by itself."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
-        yield session
+from worker.simbackend import SimBackend
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.required_settings import GOOD
 from worker.errors import SettingsError
 from worker.settings_load import load_settings
-
-GOOD = {
-    "WORKER_PUBSUB__REQUEST_SUBSCRIPTION": "s",
-    "WORKER_PUBSUB__RESPONSE_TOPIC": "t",
-    "WORKER_BACKEND__BASE_URL": "http://h",
-}
-
-
-@pytest.fixture
-def worker_yaml(tmp_path: Path) -> Path:
-    """Where a test writes its file."""
-    return tmp_path / "worker.yaml"
 
 
 def faults(config: Path | None = None, environ: Mapping[str, str] = GOOD) -> list[str]:

@@ -7,21 +7,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, SecretStr
 
+from tests.required_settings import GOOD
 from worker.errors import SettingsError
 from worker.settings import RouteSettings, Settings
 from worker.settings_load import SECRET_KEYS, load_settings, load_without_backend
-
-GOOD = {
-    "WORKER_PUBSUB__REQUEST_SUBSCRIPTION": "s",
-    "WORKER_PUBSUB__RESPONSE_TOPIC": "t",
-    "WORKER_BACKEND__BASE_URL": "http://h",
-}
-
-
-@pytest.fixture
-def worker_yaml(tmp_path: Path) -> Path:
-    """Where a test writes its file."""
-    return tmp_path / "worker.yaml"
 
 
 def faults(config: Path | None = None, environ: Mapping[str, str] = GOOD, **more: Any) -> list[str]:
