@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.pubsub_v1 import types
 
 from tests.admin import Admin
 from tests.chaos.server import ChaosServer
@@ -26,11 +27,11 @@ pytestmark = pytest.mark.slow
 class Bench:
     """One subscriber on an embedded server whose faults are at hand."""
 
-    def __init__(self, server: LocalPubSubThread, **settings: Any) -> None:
+    def __init__(self, server: LocalPubSubThread, *, is_ordered: bool = False, **settings: Any) -> None:
         self.faults = server.faults
         self.admin = Admin(server.address)
         self.topic = self.admin.topic()
-        self.subscription = self.admin.subscription(self.topic)
+        self.subscription = self.admin.subscription(self.topic, enable_message_ordering=is_ordered)
         self.metrics = Metrics()
         sizes = PubSubSettings(emulator_host=server.address, **settings)
         self.subscriber = PubSubSubscriber(sync_channel(sizes, None), self.subscription, sizes, self.metrics)
@@ -167,6 +168,7 @@ async def test_streams_that_break_in_a_long_outage_do_not_pile_up_deliveries(nar
         narrow.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
         await until_leased(narrow, 20)
     assert len(narrow.seen) == 10
+    assert narrow.metrics.registry.get_sample_value("inference_worker_leased_messages") == 20
     narrow.release.set()
     await narrow.until_seen(40)
     await narrow.subscriber.drain(5)
@@ -190,6 +192,44 @@ async def test_what_waits_for_its_turn_is_handed_back_by_a_drain(narrow: Bench) 
     await task
     assert len(narrow.seen) == 10
     assert (narrow.inspect().acked_count, len(narrow.inspect().ready)) == (10, 5)
+
+
+async def test_a_stream_that_is_kept_back_does_not_begin_at_its_end(narrow: Bench) -> None:
+    """What a drain settles makes room, but nothing is delivered any more only to be handed back for an attempt."""
+    task = asyncio.create_task(narrow.subscriber.run(narrow.handle))
+    for _ in range(30):
+        narrow.admin.publish(narrow.topic, b"slow")
+    for leased in (10, 20):
+        await until_leased(narrow, leased)
+        narrow.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
+    await asyncio.sleep(0.3)  # the third stream is kept back
+    drain = asyncio.create_task(narrow.subscriber.drain(5))
+    narrow.release.set()
+    await drain
+    await task
+    assert (narrow.inspect().acked_count, narrow.inspect().delivered_count) == (10, 20)
+
+
+async def test_what_waits_behind_its_ordering_key_counts_as_held() -> None:
+    """Handlers run one a key, while the library keeps the rest of a stream's worth; the third stream waits for it."""
+    with LocalPubSubThread() as server:
+        bench = Bench(server, is_ordered=True, max_in_flight=10)
+        task = asyncio.create_task(bench.subscriber.run(bench.handle))
+        for key in "abcd":
+            ten = [types.PubsubMessage(data=b"slow", ordering_key=key)] * 10
+            bench.admin.publisher.transport.publish(types.PublishRequest(topic=bench.topic, messages=ten))
+        await until_leased(bench, 10)
+        for _ in range(3):
+            await asyncio.sleep(0.3)  # the library reopens at most so often
+            bench.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
+            await until_leased(bench, 20)
+        assert len(bench.seen) == 2
+        bench.release.set()
+        await bench.until_seen(40)
+        await bench.subscriber.drain(5)
+        await task
+        bench.admin.close()
+        assert (bench.inspect().acked_count, bench.inspect().delivered_count) == (40, 40)
 
 
 @asynccontextmanager

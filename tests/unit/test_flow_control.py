@@ -68,6 +68,17 @@ def test_a_stream_waits_while_too_many_bytes_are_held() -> None:
     assert not held(1, 1_000_000 + MAX_PUBSUB_MESSAGE_BYTES).leaves_room()
 
 
+def test_what_the_library_keeps_on_hold_is_held() -> None:
+    """Messages behind another of their ordering key are leased as well, though nothing has been delivered of them."""
+    found = held(2, 300_000)
+    found.on_hold = lambda: (1, 0)
+    assert found.leaves_room()
+    found.on_hold = lambda: (2, 0)
+    assert not found.leaves_room()
+    found.on_hold = lambda: (1, 400_000 + MAX_PUBSUB_MESSAGE_BYTES)
+    assert not found.leaves_room()
+
+
 def test_a_waiting_stream_ends_with_its_call() -> None:
     """Nobody waits for the sake of a call that was cancelled."""
     requests = _Requests(first_and_ping(), held(4), lambda _: None)

@@ -52,22 +52,27 @@ def begin(call: Call) -> Any:
     return grpc_helpers.wrap_errors(method)(iter(()), timeout=1)
 
 
+def timers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)}
+
+
 def test_a_server_that_ends_the_stream_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the reader it looks like a cancelled stream, which the library knows; the timer is gone."""
     monkeypatch.setattr(half_close, "HALF_CLOSE_S", 60)
     call = Call()
     stream = begin(call)
     assert next(stream) == "answer"
-    before = threading.active_count()
+    before = timers()
     assert stream.cancel()
     assert stream.cancel(), "the library's reader does it again"
+    assert not stream.is_active(), "nothing more is to be sent"
     call.end()
     with pytest.raises(exceptions.Cancelled):
         next(stream)
     assert not call.cancelled.is_set()
-    for timer in [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]:
+    for timer in timers() - before:
         timer.join(5)
-    assert threading.active_count() == before
+        assert not timer.is_alive()
 
 
 def test_a_server_that_does_not_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,10 @@ class Held:
     What was delivered and is not settled, over all streams.
 
     Written by the event loop, read by threads of gRPC's, one number at a time.
+
+    Attributes:
+        on_hold: Returns messages and bytes that the library keeps to itself, each behind another of its ordering key:
+            leased, but not delivered yet.
     """
 
     def __init__(self, settings: PubSubSettings) -> None:
@@ -64,6 +68,7 @@ class Held:
         self.max_bytes = settings.max_in_flight_bytes
         self.messages = 0
         self.size_bytes = 0
+        self.on_hold: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
     def add(self, size_bytes: int) -> None:
         """Count a delivery in."""
@@ -77,7 +82,9 @@ class Held:
 
     def leaves_room(self) -> bool:
         """Tell whether another stream may begin."""
-        return self.messages <= self.max_messages and self.size_bytes < self.max_bytes + MAX_PUBSUB_MESSAGE_BYTES
+        messages, size_bytes = self.on_hold()
+        messages, size_bytes = messages + self.messages, size_bytes + self.size_bytes
+        return messages <= self.max_messages and size_bytes < self.max_bytes + MAX_PUBSUB_MESSAGE_BYTES
 
 
 class LimitedTransport(SubscriberGrpcTransport):
@@ -135,9 +142,9 @@ class _Requests:
     def __iter__(self) -> Iterator[Any]:
         source = iter(self._source)
         while not self._held.leaves_room():
+            self._sleep(LOOK_S)
             if self.call is not None and not self.call.is_active():
                 return
-            self._sleep(LOOK_S)
         for first in source:
             first.max_outstanding_messages = self._held.max_messages
             first.max_outstanding_bytes = self._held.max_bytes

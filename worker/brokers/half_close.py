@@ -56,6 +56,10 @@ class _Call:
             # The library's reader knows a cancelled stream, not one that ends well.
             raise exceptions.Cancelled("ended by both sides") from None  # type: ignore[no-untyped-call]
 
+    def is_active(self) -> bool:
+        """Whether the call runs and nobody has ended it: what has not begun to be sent then is not begun any more."""
+        return not self._is_ending and bool(self._call.is_active())
+
     def cancel(self) -> bool:
         """Cancel soon, unless the server ends the stream by itself; called twice by the library."""
         if self._is_ending:

@@ -8,8 +8,9 @@ per message.  `flow_control` bounds what arrives; what arrives beyond `max_in_fl
 How a stream ends (google-cloud-pubsub 2.44) and what happens here:
 
 * The library shuts it down by itself, for instance after a minute of failing acks: the next stream is opened at once,
-  the old one keeps its leases until its running messages are settled.
-* NotFound, PermissionDenied, Unauthenticated, InvalidArgument: permanent; `run` raises `BrokerResourceError`.
+  the old one keeps its leases until its running messages are settled.  Not if it was the extending that failed: then
+  they had run out before, and come again over the next stream, where they join what runs.
+* The subscription is gone or refused (`stream.PERMANENT`): `run` raises `BrokerResourceError`.
 * We stop: `drain`.
 """
 
@@ -43,14 +44,6 @@ SETTLE_S = 75.0
 """Default of the last wait, for the client library's shutdown: its ack RPCs retry for 60 s while the broker is away."""
 LAST_ACKS_S = 2.0
 """What is left for acks even when the last answers took all of that: an answer without its ack is given twice."""
-
-_PERMANENT = (
-    exceptions.NotFound,
-    exceptions.PermissionDenied,
-    exceptions.Unauthenticated,
-    exceptions.InvalidArgument,
-    exceptions.FailedPrecondition,
-)
 
 _log = get_logger("broker")
 
@@ -126,6 +119,7 @@ class PubSubSubscriber:
             while not self._stopping.is_set():
                 stream = Stream(self._client, self.subscription, self._settings, self._arrived)
                 self._streams.add(stream)
+                self._held.on_hold = stream.on_hold  # what an ended stream has on hold comes back by itself
                 self.is_open = True
                 await self._first(stream.ending.wait(), self._stopping.wait())
                 if self._stopping.is_set():
@@ -133,7 +127,7 @@ class PubSubSubscriber:
                 self.is_open = False
                 backoff = REOPEN_BACKOFF_S[0] if time.monotonic() - stream.opened_at > HEALTHY_AFTER_S else backoff
                 await asyncio.wait({stream.closed}, timeout=backoff)  # at once when nothing of it is running
-                self._raise_if_permanent(stream)
+                stream.raise_if_permanent()
                 self._metrics.subscription_reopens_total.inc()
                 _log.warning("the streaming pull ended by itself; opening it again", error=str(stream.error or ""))
                 await self._first(asyncio.sleep(backoff), self._stopping.wait())
@@ -146,13 +140,6 @@ class PubSubSubscriber:
             self.is_open = False
         if self._drained is not None:
             await asyncio.shield(self._drained)
-
-    def _raise_if_permanent(self, stream: Stream) -> None:
-        error = stream.error
-        if isinstance(error, _PERMANENT):
-            raise BrokerResourceError(f"{self.subscription}: {error}") from error
-        if error is not None and not isinstance(error, exceptions.GoogleAPICallError | exceptions.RetryError):
-            _log.error("the streaming pull failed", exc_info=error)
 
     @staticmethod
     async def _first(*waits: Any) -> None:
@@ -167,6 +154,7 @@ class PubSubSubscriber:
     def _arrived(self, stream: Stream, message: Message) -> None:
         """Begin one delivery, or let it wait for its turn; runs on the event loop and must not raise."""
         self._held.add(message.size)
+        self._metrics.leased_messages.inc()
         if self._stopping.is_set():  # handed over between our stop and the library's
             self._hand_back(stream, message)
         elif len(self._tasks) < self._settings.max_in_flight:
@@ -176,11 +164,14 @@ class PubSubSubscriber:
 
     def _hand_back(self, stream: Stream, message: Message) -> None:
         message.nack()
+        self._let_go(stream, message)
+
+    def _let_go(self, stream: Stream, message: Message) -> None:
         self._held.remove(message.size)
+        self._metrics.leased_messages.dec()
         stream.scheduler.settled()
 
     def _start(self, stream: Stream, message: Message) -> None:
-        self._metrics.leased_messages.inc()
         task = asyncio.get_running_loop().create_task(self._deliver(message))
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._delivered, stream, message))
@@ -211,10 +202,8 @@ class PubSubSubscriber:
         """
         is_ended = not task.cancelled() and task.exception() is None
         self._settle(message, task.result() if is_ended else Settlement.NACK)
-        self._metrics.leased_messages.dec()
         self._tasks.discard(task)
-        self._held.remove(message.size)
-        stream.scheduler.settled()
+        self._let_go(stream, message)
         if self._waiting:
             self._start_next()
 

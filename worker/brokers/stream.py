@@ -9,10 +9,13 @@ import asyncio
 import time
 from typing import Any
 
+from google.api_core import exceptions
 from google.cloud.pubsub_v1.subscriber.message import Message
 
 from worker.brokers.flow_control import library_limits
 from worker.brokers.scheduler import LoopScheduler
+from worker.errors import BrokerResourceError
+from worker.logs import get_logger
 from worker.message import ReceivedMessage
 from worker.settings import PubSubSettings
 
@@ -20,12 +23,23 @@ LEASE_EXTENSION_S = 60
 """How far every lease is extended at a time: after a SIGKILL its messages come back within this."""
 LEASE_MARGIN_S = 180
 """Added to our own lease budget before the library drops a lease silently: a maintainer's round and the settling."""
+PERMANENT = (
+    exceptions.NotFound,
+    exceptions.PermissionDenied,
+    exceptions.Unauthenticated,
+    exceptions.InvalidArgument,
+    exceptions.FailedPrecondition,
+)
+"""Errors that another try would meet again."""
+
+_log = get_logger("broker")
 
 
 class Stream:
     """One `subscribe()` call: its scheduler, its future, and whether it began to end."""
 
     def __init__(self, client: Any, subscription: str, settings: PubSubSettings, arrived: Any) -> None:
+        self._subscription = subscription
         self.opened_at = time.monotonic()
         self.ending = asyncio.Event()
         self.has_stopped = asyncio.Event()
@@ -38,6 +52,7 @@ class Stream:
             scheduler=self.scheduler,
             await_callbacks_on_shutdown=True,
         )
+        self._manager = self.future._StreamingPullFuture__manager  # noqa: SLF001 - nothing public tells what is on hold
         self.closed = asyncio.wrap_future(self.future)
         self.closed.add_done_callback(self._ended)
 
@@ -50,6 +65,18 @@ class Stream:
     def error(self) -> BaseException | None:
         """Why the stream ended; `None` while it runs and after an ordinary end."""
         return self.closed.exception() if self.closed.done() and not self.closed.cancelled() else None
+
+    def raise_if_permanent(self) -> None:
+        """Raise `BrokerResourceError` if it ended because the subscription is gone or refused."""
+        error = self.error
+        if isinstance(error, PERMANENT):
+            raise BrokerResourceError(f"{self._subscription}: {error}") from error
+        if error is not None and not isinstance(error, exceptions.GoogleAPICallError | exceptions.RetryError):
+            _log.error("the streaming pull failed", exc_info=error)
+
+    def on_hold(self) -> tuple[int, int]:
+        """Return messages and bytes that wait in the library for another of their ordering key; from any thread."""
+        return self._manager._messages_on_hold.size, self._manager._on_hold_bytes  # noqa: SLF001
 
     def cancel(self) -> None:
         """Stop pulling; leases are kept until what was delivered is settled."""
