@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.api_core import exceptions, grpc_helpers
+from google.api_core import bidi, exceptions, grpc_helpers
 
 from worker.brokers import half_close
 from worker.brokers.half_close import HalfClosing
@@ -91,6 +91,50 @@ def test_a_stream_that_ends_by_itself_ends_as_ever() -> None:
     call.end()
     assert list(stream) == ["answer"]
     assert not stream.is_active()
+
+
+class LostError(grpc.RpcError):
+    """The server is gone."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+
+class LostCall(Call):
+    """A stream whose server goes away."""
+
+    def __next__(self) -> str:
+        assert self.ended.wait(5)
+        raise LostError
+
+    def end(self) -> None:
+        self.ended.set()
+        for callback in self.callbacks:
+            callback(LostError())
+
+
+def test_a_server_that_goes_away_at_the_end_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library would open a stream that was closed once more, for ever: only a cancellation tells it not to."""
+    monkeypatch.setattr(half_close, "HALF_CLOSE_S", 60)
+    calls: list[LostCall] = []
+
+    def begin(_requests: Any, metadata: Any) -> Any:
+        assert not calls, "opened again"
+        calls.append(LostCall())
+        return calls[-1]
+
+    method: Any = HalfClosing(begin)
+    method._prefetch_first_result_ = False  # as the library's client sets it
+    rpc = bidi.ResumableBidiRpc(
+        grpc_helpers.wrap_errors(method),
+        should_recover=lambda error: not isinstance(error, exceptions.Cancelled),
+        should_terminate=lambda error: isinstance(error, exceptions.Cancelled),
+    )
+    rpc.open()
+    rpc.close()
+    calls[0].end()
+    assert rpc.recv() is None
+    assert len(calls) == 1
 
 
 def test_it_is_a_method_to_grpc() -> None:

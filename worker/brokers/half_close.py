@@ -14,6 +14,7 @@ Source: google-api-core 2.44, `bidi.py`, `BidiRpc.close`.
 """
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -50,11 +51,15 @@ class _Call:
     def __next__(self) -> Any:
         try:
             return next(self._call)
-        except StopIteration:
+        except (StopIteration, grpc.RpcError):
             if not self._is_ending:
                 raise
-            # The library's reader knows a cancelled stream, not one that ends well.
+            # The library's reader knows a cancelled stream, not one that ends well, and reopens one that breaks.
             raise exceptions.Cancelled("ended by both sides") from None  # type: ignore[no-untyped-call]
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Have an end told that nobody has asked for; the library would reopen the stream, closed as it is."""
+        self._call.add_done_callback(lambda call: None if self._is_ending else callback(call))
 
     def is_active(self) -> bool:
         """Whether the call runs and nobody has ended it: what has not begun to be sent then is not begun any more."""
