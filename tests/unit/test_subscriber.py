@@ -182,6 +182,20 @@ async def test_the_drain_waits_for_what_runs_and_then_cancels_it(party: Party) -
     assert party.outcome == (["nack"], 1, 0.0)
 
 
+async def test_a_hurry_in_the_moment_that_ends_the_last_wait_is_harmless(party: Party) -> None:
+    """The second SIGTERM comes between the end of that time and the turn of the loop that notices it."""
+
+    async def last_wait() -> None:
+        async with asyncio.timeout(0) as party.subscriber._closing:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                party.subscriber.hurry(1.0)
+
+    with pytest.raises(TimeoutError):
+        await last_wait()
+
+
 async def test_a_late_ack_is_counted_as_a_lost_lease(party: Party) -> None:
     """On an exactly-once subscription a refused ack says that the message will come again."""
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()

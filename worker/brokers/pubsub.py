@@ -240,7 +240,7 @@ class PubSubSubscriber:
     def hurry(self, settle_s: float) -> None:
         """Leave the last acks `settle_s` at most, from now if they are waited for already; on the event loop."""
         self._settle_s = min(self._settle_s, settle_s)
-        if self._closing is not None:
+        if self._closing is not None and not self._closing.expired():
             end = asyncio.get_running_loop().time() + self._settle_s
             self._closing.reschedule(min(end, self._closing.when() or end))
 
