@@ -27,9 +27,9 @@ from worker.brokers.half_close import HalfClosing
 from worker.message import MAX_PUBSUB_MESSAGE_BYTES
 from worker.settings import PubSubSettings
 
-PREFETCH_MESSAGES = 1_000
-"""Added to the library's limit for servers that ignore theirs, as Google's emulator does: they send what they have, a
-thousand in one response, and all of it is leased."""
+PREFETCH_MESSAGES = 10_000
+"""Added to the library's limit for servers that ignore theirs, as Google's emulator does: they send what they have, and
+so much of it is leased.  Beyond that it stands in the buffer again: with 1,000, outages of a minute spent attempts."""
 LOOK_S = 0.1
 """How often a kept-back stream looks whether it may begin; a thread of gRPC's does it."""
 
