@@ -183,7 +183,7 @@ class Attempts:
         )
 
     def _report_failure(self, permit: Permit, decision: Decision, route: Route, model: str | None) -> None:
-        was_blocked = route.blocked_by(model) is not None
+        was_blocked, was_open = route.blocked_by(model) is not None, route.is_open()
         permit.finish(
             AttemptSignal(
                 breaker=BreakerEffect(decision.breaker.value),
@@ -193,11 +193,11 @@ class Attempts:
                 retry_after_s=decision.retry_after_s,
             )
         )
-        circuit = None if was_blocked else route.blocked_by(model)
-        if circuit is not None:
+        is_open, circuit = route.is_open(), route.blocked_by(model)
+        if circuit is not None and (not was_blocked or (is_open and not was_open)):
             error_class = circuit.error_class or ""
             self._recorder.breaker_opened(route.name, error_class)
-            whose = {} if route.is_open() else {"model": model}
+            whose = {} if is_open else {"model": model}
             _log.warning(
                 "the backend is left alone until it recovers", backend=route.name, error_class=error_class, **whose
             )

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from tests.fakes import GOOD, Answer, FakeBackend, status
+from tests.fakes import GOOD, REFUSED, Answer, FakeBackend, status
 from tests.pipeline import Pipeline, data, message
 from tests.virtual_time import loop_time, settle, unix_time, virtual_time
 from worker.flow.circuit import CircuitState
@@ -69,3 +69,20 @@ async def test_who_waited_for_one_model_is_told_why() -> None:
     assert await handling is ACK
     assert pipeline.answer.attributes["error_class"] == "model_not_found"
     assert await first is NACK
+
+
+@virtual_time
+async def test_the_backends_own_trip_is_told_while_a_models_breaker_is_open(logs: list[Any]) -> None:
+    """It is a model's probe that finds the whole backend gone: one more breaker that opened, and nobody else to see it."""
+    pipeline = _one_model_fails(NO_MODEL)
+    lora = pipeline.start(message(data({"model": "lora"}), attempt=1))
+    await settle()
+    pipeline.backend.then = REFUSED
+    await asyncio.sleep(60)
+    assert pipeline.route.is_open()
+    assert pipeline.count("breaker_trips_total", "fake", "model_not_found") == 1
+    assert pipeline.count("breaker_trips_total", "fake", "connect") == 1
+    told = [line for line in logs if line["event"] == "the backend is left alone until it recovers"]
+    assert [line.get("model") for line in told] == ["lora", None]
+    pipeline.processor.begin_drain()
+    await lora
