@@ -337,6 +337,25 @@ async def test_closing_waits_for_busy_rpcs_and_what_was_collected_behind_them(
     assert [task.result() for task in tasks] == ["id-0", "id-1"]
 
 
+async def test_closing_waits_for_no_answer_that_was_given_up(
+    topic: FakeTopic, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that does not answer has had its time when the drain is over; only who still waits is waited for."""
+    monkeypatch.setattr(module, "MAX_RPCS", 1)
+    publisher = opened(batch_delay_s=0)
+    topic.gate.clear()
+    given_up = publish_all(publisher, b"0")
+    await topic.until(1)
+    given_up += publish_all(publisher, b"1")
+    await started()
+    for task in given_up:
+        task.cancel()
+    assert await outcomes(given_up) == [asyncio.CancelledError] * 2
+    async with asyncio.timeout(5):
+        await publisher.aclose()
+    assert topic.sizes() == [1]
+
+
 async def test_after_closing_nothing_is_taken(opened: Open) -> None:
     """A publish that comes too late is told so, and stays retryable elsewhere."""
     publisher = opened()

@@ -71,7 +71,7 @@ class PubSubPublisher:
         self._batch: list[_Entry] = []
         self._batch_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._rpcs: set[asyncio.Task[None]] = set()
+        self._rpcs: dict[asyncio.Task[None], list[_Entry]] = {}
         self._is_closed = False
 
     async def publish(self, data: bytes, attributes: Mapping[str, str]) -> str:
@@ -104,11 +104,11 @@ class PubSubPublisher:
             return
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         task = asyncio.get_running_loop().create_task(self._run(batch))
-        self._rpcs.add(task)
+        self._rpcs[task] = batch
         task.add_done_callback(self._rpc_ended)
 
     def _rpc_ended(self, task: "asyncio.Task[None]") -> None:
-        self._rpcs.discard(task)
+        del self._rpcs[task]
         if self._batch and self._timer is None:
             self._send()
 
@@ -143,8 +143,16 @@ class PubSubPublisher:
         return list(response.message_ids)
 
     async def aclose(self) -> None:
-        """Send what waits, wait for the RPCs under way (each bounded by its timeout), close the channel; idempotent."""
+        """
+        Send what waits, wait for the RPCs under way (each bounded by its timeout), close the channel; idempotent.
+
+        What nobody waits for any more is dropped: after a drain its time is over, and its delivery was handed back.
+        """
         self._is_closed = True
+        self._batch = [entry for entry in self._batch if not entry.done.done()]
+        for task, batch in self._rpcs.items():
+            if all(entry.done.done() for entry in batch):
+                task.cancel()
         while self._batch or self._rpcs:
             self._send()
             await asyncio.gather(*self._rpcs, return_exceptions=True)
