@@ -1,19 +1,16 @@
-"""The HTTP backend: cancellation, probes, and another session in its place."""
+"""The HTTP backend: cancellation, probes, and another transport below it."""
 
 import asyncio
-import errno
+import gzip
 import ssl
-from collections.abc import Callable
-from typing import Any
 
-import aiohttp
+import httpx
 import pytest
-from aiohttp.connector import Connection as Connected
 
 from tests.http_attempt import Open, invoke
 from tests.raw_http import Connection, always, answer, raw_server, until
-from worker.backends.openai import HttpBackend
-from worker.errors import BackendError
+from worker.backends.openai import SLICE_BYTES, HttpBackend
+from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Draft
 from worker.settings import RouteSettings
@@ -132,41 +129,81 @@ async def test_a_probe_that_hangs_is_bounded(open_backend: Open, monkeypatch: py
         assert await open_backend(server.url, breaker={"health_path": "/health"}).probe() is False
 
 
-class FailingConnector(aiohttp.TCPConnector):
-    """Makes no connections."""
+class OtherTransport(httpx.AsyncBaseTransport):
+    """Raises httpx's errors with nothing below them, or answers."""
 
-    def __init__(self, error: Callable[[aiohttp.ClientRequest], Exception]) -> None:
-        super().__init__()
-        self._error = error
+    def __init__(self, outcome: Exception | httpx.Response) -> None:
+        self._outcome = outcome
+        self.requests: list[httpx.Request] = []
 
-    async def connect(self, req: aiohttp.ClientRequest, *_: Any, **__: Any) -> Connected:
-        raise self._error(req)
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
 
 
 @pytest.mark.parametrize(
     ("error", "fault", "phase"),
     [
-        (lambda req: aiohttp.ClientConnectorError(req.connection_key, OSError()), Fault.CONNECT, Phase.CONNECT),
-        (lambda req: aiohttp.ClientConnectorSSLError(req.connection_key, OSError()), Fault.CONNECT, Phase.CONNECT),
-        (lambda _: TimeoutError(), Fault.CONNECT_TIMEOUT, Phase.CONNECT),
-        (lambda _: aiohttp.ServerDisconnectedError(), Fault.CONNECTION_LOST, Phase.HEADERS),
-        (lambda _: aiohttp.ClientPayloadError(), Fault.CONNECTION_LOST, Phase.HEADERS),
-        (lambda _: ssl.SSLError("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
-        (lambda _: TimeoutError(errno.ETIMEDOUT, "x"), Fault.CONNECT_TIMEOUT, Phase.CONNECT),
+        (httpx.ConnectError("x"), Fault.CONNECT, Phase.CONNECT),
+        (httpx.ConnectTimeout("x"), Fault.CONNECT_TIMEOUT, Phase.CONNECT),
+        (httpx.PoolTimeout("x"), Fault.CONNECT_TIMEOUT, Phase.CONNECT),
+        (httpx.UnsupportedProtocol("x"), Fault.CONNECT, Phase.CONNECT),
+        (httpx.ReadError("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
+        (httpx.ReadTimeout("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
+        (httpx.RemoteProtocolError("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
+        (ssl.SSLError("x"), Fault.CONNECTION_LOST, Phase.HEADERS),
     ],
-    ids=["refused", "no TLS", "silence", "disconnected", "payload", "OS error", "timeout of the OS"],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
-async def test_another_session_may_be_handed_in(
-    error: Callable[[aiohttp.ClientRequest], Exception], fault: Fault, phase: Phase
-) -> None:
-    """The seam for tests; and the kind of an error alone says which phase it ended."""
-
-    def open_session(*_: Any) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(connector=FailingConnector(error))
-
-    backend = HttpBackend(RouteSettings(name="r", base_url="http://h"), open_session)
+async def test_another_transport_may_be_handed_in(error: Exception, fault: Fault, phase: Phase) -> None:
+    """httpx's names alone say which phase an error ended."""
+    backend = HttpBackend(RouteSettings(name="r", base_url="http://h"), OtherTransport(error))
     draft = Draft()
     with pytest.raises(BackendError) as caught:
         await backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), draft)
     assert (caught.value.fault, draft.phase) == (fault, phase)
-    await backend.aclose()
+
+
+@pytest.mark.parametrize("size", [2, SLICE_BYTES + 1])
+async def test_another_transport_gets_a_request_that_lacks_nothing(size: int) -> None:
+    """Every header that stands on the wire, the whole body, the limits of connecting; nobody adds to it later."""
+    transport = OtherTransport(httpx.Response(200, content=b"{}"))
+    settings = {"name": "r", "base_url": "http://h:8000/v1", "api_key": "sk-1", "timeouts": {"connect_s": 3}}
+    backend = HttpBackend(RouteSettings.model_validate(settings), transport)
+    draft = await invoke(backend, body=b"x" * size, headers={"x-tenant": "t"})
+    assert (draft.status, draft.body) == (200, b"{}")
+    (request,) = transport.requests
+    assert (request.method, str(request.url)) == ("POST", "http://h:8000/v1/x")
+    assert dict(request.headers) == {
+        "host": "h:8000",
+        "content-type": "application/json",
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": "pubsub-inference-worker",
+        "authorization": "Bearer sk-1",
+        "x-tenant": "t",
+        "content-length": str(size),
+    }
+    assert await request.aread() == b"x" * size
+    assert request.extensions == {"timeout": {"connect": 3, "pool": 3}}
+
+
+@pytest.mark.parametrize("body", [gzip.compress(b"{}"), b"no gzip"], ids=["good", "broken"])
+async def test_what_another_transport_leaves_packed_is_unpacked(body: bytes) -> None:
+    """As httpx's own transports do; what cannot be unpacked is told apart."""
+    response = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(body))
+    backend = HttpBackend(RouteSettings(name="r", base_url="http://h"), OtherTransport(response))
+    if body == b"no gzip":
+        with pytest.raises(BackendError) as caught:
+            await invoke(backend)
+        assert caught.value.fault is Fault.DECODING
+    else:
+        assert (await invoke(backend)).body == b"{}"
+
+
+def test_a_host_that_is_no_name_is_a_fault_of_the_settings() -> None:
+    """Found before anything starts, not at the first request."""
+    with pytest.raises(SettingsError, match="base_url: Invalid IDNA hostname"):
+        HttpBackend(RouteSettings(name="r", base_url="http://\N{SNOWMAN}.example"))

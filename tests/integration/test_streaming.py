@@ -129,7 +129,7 @@ async def test_a_request_always_gets_one_json_answer(
 async def test_a_broken_connection_breaks_the_stream(
     sim: SimBackend, open_backend: Open, question: str, kind: str, after: int
 ) -> None:
-    """Whatever aiohttp makes of it: a fault, and what had come is known."""
+    """Whatever the transport makes of it: a fault, and what had come is known."""
     path, body = QUESTIONS[question]
     await sim.control({"mode": "stream", "break": kind, "after_events": after})
     backend = open_backend(sim.base_url)
@@ -248,4 +248,4 @@ async def test_the_connection_of_a_stream_is_used_again(sim: SimBackend, open_ba
     backend = open_backend(sim.base_url)
     for _ in range(3):
         await ask(backend, CHAT, {"messages": [USER]})
-    assert len(backend._session.connector._conns) == 1  # type: ignore[union-attr]
+    assert len(backend._transport._session.connector._conns) == 1  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import httpx
 import pytest
 
 from tests.pipeline import METADATA, Pipeline, data, message
@@ -30,17 +30,14 @@ PATHS = {"chat.completion": "/v1/chat/completions", "text_completion": "/v1/comp
 FAILURES = {
     "TimeoutError": (TimeoutError("timed out"), {"stream_idle", "timeout"}),
     "ConnectionError": (ConnectionResetError("reset"), {"stream_broken"}),
-    "ServerTimeoutError": (aiohttp.SocketTimeoutError("silent"), {"stream_broken"}),
-    "ClientPayloadError": (aiohttp.ClientPayloadError("cut"), {"stream_broken"}),
+    "ReadTimeout": (httpx.ReadTimeout("silent"), {"stream_broken"}),
+    "ReadError": (httpx.ReadError("cut"), {"stream_broken"}),
     "EOF": (None, {"stream_broken"}),
 }
 
 
-class Broken:
-    """A session whose one answer is a stream that ends behind so many blocks: by an exception, cleanly, or never."""
-
-    status = 200
-    raw_headers = ((b"Content-Type", b"text/event-stream"),)
+class Broken(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
+    """A transport whose one answer is a stream that ends behind so many blocks: by an exception, cleanly, or never."""
 
     def __init__(self, blocks: list[bytes], failure: Exception | None, *, hangs: bool = False) -> None:
         self._blocks = blocks
@@ -48,13 +45,12 @@ class Broken:
         self._hangs = hangs
         self.hanging = asyncio.Event()
         self.requests = self.released = 0
-        self.content = self
 
-    async def request(self, *_: Any, **__: Any) -> "Broken":
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.requests += 1
-        return self
+        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=self, request=request)
 
-    async def iter_any(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         for block in self._blocks:
             yield block
         if self._hangs:
@@ -63,16 +59,13 @@ class Broken:
         if self._failure is not None:
             raise self._failure
 
-    def release(self) -> None:
+    async def aclose(self) -> None:
         self.released += 1
 
-    async def wait_for_close(self) -> None:
-        pass
 
-
-def a_pipeline(session: Broken) -> Pipeline:
+def a_pipeline(transport: Broken) -> Pipeline:
     route = RouteSettings(name="fake", base_url="http://h", stream="always")
-    backend: Any = HttpBackend(route, lambda *_: session)
+    backend = HttpBackend(route, transport)
     return Pipeline(backend, include_stats=True, breaker=BreakerSettings(failures=1000), attempts={"suspicion_s": 0.0})
 
 
@@ -174,10 +167,10 @@ def test_cancelled_behind_any_chunk(name: str, attempt: int) -> None:
 
     @virtual_time
     async def run(count: int) -> None:
-        session = Broken(blocks[:count], None, hangs=True)
-        pipeline = a_pipeline(session)
+        transport = Broken(blocks[:count], None, hangs=True)
+        pipeline = a_pipeline(transport)
         handling = pipeline.start(a_message(whole, attempt))
-        await session.hanging.wait()
+        await transport.hanging.wait()
         await settle()
         handling.cancel()
         is_answered = attempt == 5 or is_whole(blocks[:count], whole)
@@ -187,7 +180,7 @@ def test_cancelled_behind_any_chunk(name: str, attempt: int) -> None:
             check_whole(pipeline.answer, whole)
         elif is_answered:
             check_truncated(pipeline.answer, blocks[:count], {"aborted"})
-        assert (session.requests, session.released) == (1, 1)
+        assert (transport.requests, transport.released) == (1, 1)
         pipeline.assert_nothing_leaks()
 
     for count in range(len(blocks) + 1):

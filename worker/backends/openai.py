@@ -1,14 +1,15 @@
 """
-One OpenAI-compatible server over HTTP, by aiohttp's client.
+One OpenAI-compatible server over HTTP: httpx's requests and responses, on aiohttp's connections by `transport`.
 
-Redirects, cookies, proxies of the environment and retries are not wanted and are off: the session comes from `session`,
-and a test hands in another.  What is the same for every request, headers and limits of connecting, is the session's.
+The transport is called directly: redirects, cookies, proxies of the environment and retries are not wanted, so there is
+no client around it.  Any other `httpx.AsyncBaseTransport` may take its place.  What is the same for every request of a
+route is prepared once.
 
 One attempt is one call of `invoke`, and one request unless the server refuses a form of streaming before it generates
 anything (`negotiation`).  An answer that comes as a stream is assembled by `streaming`.  Which phase an attempt reached
 is told by the kind of exception; the difference decides whether a GPU may have worked.
 
-Source: aiohttp 3.14, `client_exceptions.py`.  ADR 0006 has the reason for aiohttp and nothing above it.
+Source: https://www.python-httpx.org/exceptions/.  ADR 0001 has the reasons for httpx's API without its client.
 """
 
 import asyncio
@@ -16,17 +17,16 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from urllib.parse import urlsplit
 
-import aiohttp
-from aiohttp.http_exceptions import ContentEncodingError
-from yarl import URL
+import httpx
 
 from worker.backends.attempt_timer import AttemptTimer
 from worker.backends.credentials import ApiKey
 from worker.backends.negotiation import Negotiator, Plan
-from worker.backends.session import OpenSession, open_session
+from worker.backends.prepared_request import PreparedRequest
 from worker.backends.streaming import StreamedAnswer, holds_events, is_event_stream
+from worker.backends.transport import AiohttpTransport
 from worker.backends.watched_response import on_connected
-from worker.errors import BackendError
+from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Draft
 from worker.settings import RouteSettings, TimeoutSettings
@@ -39,7 +39,8 @@ server that does not read; aiohttp warns about whole ones over 1 MiB."""
 REQUEST_ID_HEADERS = ("x-request-id", "x-amzn-requestid", "apim-request-id")
 HTTP_OK = range(200, 300)
 
-_NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.InvalidURL)
+_NOT_SENT = (httpx.ConnectError, httpx.UnsupportedProtocol)
+_NOT_CONNECTED = (httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class HttpBackend:
@@ -48,64 +49,62 @@ class HttpBackend:
 
     Args:
         route: Its settings.
-        open_session: Makes the session, on the event loop, when the first request is sent.
+        transport: Sends the requests; by default one on aiohttp's connections.
 
     Raises:
-        SettingsError: The key file cannot be read.
+        SettingsError: The key file cannot be read, or the base URL's host is no name.
     """
 
-    def __init__(self, route: RouteSettings, open_session: OpenSession = open_session) -> None:
+    def __init__(self, route: RouteSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.name = route.name
         self._timeouts: TimeoutSettings = route.timeouts
         self._max_bytes = route.max_response_bytes
         self._base = route.base_url
         self._has_v1 = urlsplit(route.base_url).path.endswith("/v1")
-        health = route.breaker.health_path
-        self._health_url = URL(route.base_url.removesuffix("/v1") + health) if health is not None else None
         self._negotiator = Negotiator(route.name, route.stream, route.continuation)
         self._key = ApiKey(route.api_key, route.api_key_file)
         self._key_used = self._key.current()
+        self._key_sent: str | None = None
         self._headers = {
+            "host": _host(route.base_url),
             "content-type": "application/json",
             "accept": "application/json",
             "accept-encoding": "identity",
             "user-agent": "pubsub-inference-worker",
             **{name.lower(): value.get_secret_value() for name, value in route.headers.items()},
         }
-        self._open_session = open_session
-        self._session: aiohttp.ClientSession | None = None
-        self._urls: dict[str, URL] = {}
+        health = route.breaker.health_path
+        self._health_url = httpx.URL(route.base_url.removesuffix("/v1") + health) if health is not None else None
+        connect_s = min(self._timeouts.connect_s, self._timeouts.total_s)
+        self._extensions = {"timeout": {"connect": connect_s, "pool": connect_s}}
+        self._transport = AiohttpTransport() if transport is None else transport
+        self._urls: dict[str, httpx.URL] = {}
 
-    def url(self, path: str) -> URL:
+    def url(self, path: str) -> httpx.URL:
         """Return where a path is asked: the base URL and the path, with a doubled `/v1` written once."""
         url = self._urls.get(path)
         if url is None:
             if len(self._urls) >= MAX_CACHED_URLS:
                 self._urls.clear()
             tail = path.removeprefix("/v1") if self._has_v1 and path.startswith("/v1/") else path
-            url = self._urls[path] = URL(self._base + tail)
+            url = self._urls[path] = httpx.URL(self._base + tail)
         return url
 
     def credentials_changed(self) -> bool:
         """See `worker.ports.Backend.credentials_changed`."""
         return self._key.current() != self._key_used
 
-    async def _send(
-        self, method: str, url: URL, headers: Mapping[str, str], body: bytes, draft: Draft
-    ) -> aiohttp.ClientResponse:
-        """Send one request; return when the response's headers are there.  The draft's phase follows it until then."""
-        session = self._session
-        if session is None:
-            connect_s = min(self._timeouts.connect_s, self._timeouts.total_s)
-            session = self._session = self._open_session(self._headers, connect_s)
+    def _request(
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes, draft: Draft
+    ) -> httpx.Request:
+        """Return one request; the draft's phase will follow the sending of a long body."""
         key = self._key.current()
-        if key is not None:
-            headers = {**headers, "authorization": f"Bearer {key}"}
-        data: bytes | AsyncIterator[bytes] | None = body or None
-        if len(body) > SLICE_BYTES:
-            headers = {**headers, "content-length": str(len(body))}
-            data = _slices(body, draft)
-        return await session.request(method, url, headers=headers, data=data, allow_redirects=False)
+        if key != self._key_sent:  # not in place: requests on their way share the headers
+            self._headers = {**self._headers, "authorization": f"Bearer {key}"}
+            self._key_sent = key
+        own = {**headers, "content-length": str(len(body))} if method == "POST" else headers
+        stream = httpx.ByteStream(body) if len(body) <= SLICE_BYTES else _Slices(body, draft)
+        return PreparedRequest(method, url, fixed=self._headers, own=own, stream=stream, extensions=self._extensions)
 
     def streams(self, path: str, body: bytes, *, stream_requested: bool) -> bool:
         """See `worker.ports.Backend.streams`."""
@@ -127,11 +126,9 @@ class HttpBackend:
             draft.phase = Phase.PARSE
         except BackendError:
             raise
-        except aiohttp.ClientError as error:  # before TimeoutError, which some of them are
-            raise _translate(error, draft) from error
         except TimeoutError:
             raise _timed_out(draft, timer.fault) from None
-        except OSError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise _translate(error, draft) from error
         finally:
             draft.ended = time.monotonic()
@@ -139,7 +136,7 @@ class HttpBackend:
     async def _exchange(self, request: BackendRequest, plan: Plan, draft: Draft, timer: AttemptTimer) -> None:
         """Send the plan's call and read the answer to it."""
         draft.phase = Phase.PREPARE
-        url = self.url(request.path)
+        outgoing = self._request("POST", self.url(request.path), request.headers, plan.call.body, draft)
         self._key_used = self._key.current()
         draft.phase = Phase.CONNECT
         timer.await_first_byte()
@@ -152,12 +149,14 @@ class HttpBackend:
 
         before = on_connected.set(connected)
         try:
-            response = await self._send("POST", url, request.headers, plan.call.body, draft)
+            response = await self._transport.handle_async_request(outgoing)
         finally:
             on_connected.reset(before)
+        body = response.stream
+        assert isinstance(body, httpx.AsyncByteStream)  # what an asynchronous transport returns
         try:
             _note_headers(draft, response)
-            chunks = response.content.iter_any()
+            chunks = aiter(response.aiter_bytes() if "content-encoding" in draft.headers else body)
             answer = self._streamed_answer(plan, draft) if is_event_stream(draft) else None
             if answer is not None:
                 draft.phase = Phase.STREAM
@@ -166,8 +165,7 @@ class HttpBackend:
                 return
             draft.body = await self._read(chunks, timer)
         finally:
-            response.release()
-            await response.wait_for_close()
+            await body.aclose()
         if holds_events(draft) and (answer := self._streamed_answer(plan, draft)) is not None:
             answer.assemble(draft.body)
 
@@ -197,32 +195,46 @@ class HttpBackend:
             return None
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                response = await self._send("GET", self._health_url, {}, b"", Draft())
-                response.release()
-        except (TimeoutError, aiohttp.ClientError, OSError):
+                request = self._request("GET", self._health_url, {}, b"", Draft())
+                response = await self._transport.handle_async_request(request)
+                await response.aclose()
+        except (httpx.HTTPError, OSError):  # a TimeoutError is an OSError
             return False
-        return response.status in HTTP_OK
+        return response.status_code in HTTP_OK
 
     async def aclose(self) -> None:
         """Close every connection; idempotent."""
-        if self._session is not None:
-            await self._session.close()
+        await self._transport.aclose()
 
 
-async def _slices(body: bytes, draft: Draft) -> AsyncIterator[bytes]:
-    """Yield the body in slices; the phase is that of sending until the last of them was taken."""
-    draft.phase = Phase.SEND
-    view = memoryview(body)
-    for start in range(0, len(body), SLICE_BYTES):
-        yield bytes(view[start : start + SLICE_BYTES])
-    if draft.phase is Phase.SEND:  # a server may answer before it has read everything
-        draft.phase = Phase.HEADERS
+def _host(base_url: str) -> str:
+    try:
+        return httpx.URL(base_url).netloc.decode()
+    except httpx.InvalidURL as error:
+        raise SettingsError([f"base_url: {error}"]) from None
 
 
-def _note_headers(draft: Draft, response: aiohttp.ClientResponse) -> None:
+class _Slices(httpx.AsyncByteStream):
+    """A long body; the phase is that of sending until the last slice was taken."""
+
+    def __init__(self, body: bytes, draft: Draft) -> None:
+        self._body = body
+        self._draft = draft
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        draft = self._draft
+        draft.phase = Phase.SEND
+        view = memoryview(self._body)
+        for start in range(0, len(view), SLICE_BYTES):
+            yield bytes(view[start : start + SLICE_BYTES])
+        if draft.phase is Phase.SEND:  # a server may answer before it has read everything
+            draft.phase = Phase.HEADERS
+
+
+def _note_headers(draft: Draft, response: httpx.Response) -> None:
     draft.phase = Phase.BODY
-    draft.status = response.status
-    draft.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.raw_headers}
+    draft.status = response.status_code
+    draft.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
     for name in REQUEST_ID_HEADERS:
         if name in draft.headers:
             draft.backend_request_id = draft.headers[name]
@@ -243,13 +255,14 @@ def _timed_out(draft: Draft, fault: Fault) -> BackendError:
 
 
 def _translate(error: Exception, draft: Draft) -> BackendError:
-    """Return what the failure means."""
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
+    """Return what the failure means; its words are those of its cause, which know more."""
+    cause = error.__cause__ or error
+    text = f"{type(cause).__name__}: {cause}"
+    if isinstance(error, _NOT_CONNECTED):
         return BackendError(Fault.CONNECT_TIMEOUT, text)
     if isinstance(error, _NOT_SENT) and draft.phase is Phase.CONNECT:
         return BackendError(Fault.CONNECT, text)
-    if isinstance(error.__cause__, ContentEncodingError):
+    if isinstance(error, httpx.DecodingError):
         return BackendError(Fault.DECODING, text)
     if draft.phase is Phase.CONNECT:
         draft.phase = Phase.HEADERS

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
-import aiohttp
+import httpx
 import msgspec
 
 from worker.backends.accumulate import Accumulator, MalformedEventError, Progress
@@ -132,7 +132,7 @@ class StreamedAnswer:
         """Read what follows a whole answer or an error, for a short time; what goes wrong with it now is no matter."""
         accumulator = self._accumulator
         limit_s = LINGER_AFTER_DONE_S if _is_over(accumulator) else LINGER_S
-        with suppress(BackendError, aiohttp.ClientError, OSError):  # a TimeoutError is an OSError
+        with suppress(BackendError, httpx.HTTPError, OSError):  # a TimeoutError is an OSError
             async with asyncio.timeout(limit_s) as timeout:
                 async for chunk in chunks:
                     was_over = _is_over(accumulator)
