@@ -36,6 +36,9 @@ MAX_EXCUSED = 30
 """Failures of one delivery that are laid at the backend's door.  The same failure behind an open breaker is an outage,
 or a prompt that kills its server while nothing else is sent that could tell; so after this many (with probes every
 five seconds: after minutes of being the only probe) the message is handed back and runs out of attempts."""
+MAX_EXCUSED_CRASHES = 5
+"""The same for failures that look as if the request had taken the server down: each costs a restart, which is minutes
+of GPU time, where an error that was answered costs nothing."""
 MAX_CONTINUATIONS = 5
 """Times one delivery is kept to be continued, whatever its class allows: a connection that breaks again and again may
 hold elsewhere."""
@@ -44,6 +47,15 @@ DEADLINE_MARGIN_S = 0.05
 
 _ANSWERED = frozenset({ErrorClass.MALFORMED, ErrorClass.EMPTY_CHOICES})
 """A backend that answers with success, only not what was asked for, is not away: more likely it is the request."""
+_CRASHES = frozenset(
+    {
+        ErrorClass.CONNECTION_LOST,
+        ErrorClass.ABORTED,
+        ErrorClass.STREAM_BROKEN,
+        ErrorClass.STREAM_IDLE,
+        ErrorClass.TIMEOUT,
+    }
+)
 _FORBIDDEN = 403
 _ERRORS = 400
 
@@ -233,7 +245,8 @@ class Attempts:
             return decision
         if _blocking(delivery, route) is None:
             await _wait(draining, self._suspicion_s)
-        is_excused = delivery.tries - delivery.charged_tries < MAX_EXCUSED
+        limit = MAX_EXCUSED_CRASHES if decision.error_class in _CRASHES else MAX_EXCUSED
+        is_excused = delivery.tries - delivery.charged_tries < limit
         if _blocking(delivery, route) is None or draining.is_set() or not is_excused:
             return decision
         delivery.charged_tries -= 1

@@ -99,8 +99,13 @@ def oversize(stage: Stage) -> None:
 
 
 def poison(stage: Stage) -> None:
-    """Some prompts kill their connection, always."""
+    """Some prompts kill their connection, always; others go on coming, which tells a poison from an outage."""
     stage.rig.sim.control({"behaviours": [{"mode": "reset", "match": {"body": "poison"}}]})
     stage.rig.publish(stage.count(400, 100), lambda index: chat(index, "poison" if index % 50 == 7 else "good"))
     stage.worker(pubsub__max_delivery_attempts=3)
+    for _ in range(120):
+        stage.rig.collect(limit_s=1)
+        if stage.rig.answers.count == stage.rig.sent:
+            break
+        stage.rig.publish(1)
     stage.rig.collect(limit_s=120)

@@ -8,7 +8,7 @@ import pytest
 from tests.fakes import GOOD, REFUSED, Answer, FakeBackend, status
 from tests.pipeline import Pipeline, a_delivery, message
 from tests.virtual_time import loop_time, settle, unix_time, virtual_time
-from worker.attempts import MAX_EXCUSED, SUSPICION_S
+from worker.attempts import MAX_EXCUSED, MAX_EXCUSED_CRASHES, SUSPICION_S
 from worker.delivery import Delivery
 from worker.flow.circuit import CircuitState
 from worker.flow.order import AdmissionOrder
@@ -192,15 +192,30 @@ async def test_a_failure_among_failures_is_excused() -> None:
     assert decision.rule.endswith("+outage")
 
 
+@pytest.mark.parametrize(
+    ("error_class", "excused"),
+    [
+        (ErrorClass.SERVER_ERROR, MAX_EXCUSED),
+        (ErrorClass.CONNECT, MAX_EXCUSED),
+        (ErrorClass.CONNECTION_LOST, MAX_EXCUSED_CRASHES),
+        (ErrorClass.TIMEOUT, MAX_EXCUSED_CRASHES),
+        (ErrorClass.STREAM_BROKEN, MAX_EXCUSED_CRASHES),
+    ],
+)
 @virtual_time
-async def test_excuses_run_out() -> None:
-    """What was excused so often is handed back, so that a poison message without company comes to its end."""
+async def test_excuses_run_out(error_class: ErrorClass, excused: int) -> None:
+    """What was excused so often is handed back, soon if it may have taken the server down each time."""
     pipeline, delivery = Pipeline(FakeBackend(then=status(500))), a_delivery(REQUEST)
     await _open(pipeline)
-    for _ in range(MAX_EXCUSED + 1):
+    failed = replace(FAILED, error_class=error_class)
+    held = 0
+    while True:
         delivery.tries, delivery.charged_tries = delivery.tries + 1, delivery.charged_tries + 1
-        decision = await pipeline.attempts.discount_outage(delivery, pipeline.route, FAILED, asyncio.Event())
-    assert decision is FAILED
+        decision = await pipeline.attempts.discount_outage(delivery, pipeline.route, failed, asyncio.Event())
+        if decision.disposition is not Disposition.HOLD:
+            break
+        held += 1
+    assert (held, decision) == (excused, failed)
     assert delivery.charged_tries == 1
 
 
