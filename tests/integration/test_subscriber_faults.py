@@ -177,6 +177,27 @@ async def test_streams_that_break_in_a_long_outage_do_not_pile_up_deliveries(nar
     assert (found.acked_count, found.delivered_count, found.expired_count) == (40, 40, 0)
 
 
+async def test_a_stream_refused_while_it_is_kept_back_is_opened_again(narrow: Bench) -> None:
+    """Whatever a server thinks of a stream that says nothing for hours, it does not end the worker."""
+    task = asyncio.create_task(narrow.subscriber.run(narrow.handle))
+    for _ in range(30):
+        narrow.admin.publish(narrow.topic, b"slow")
+    await until_leased(narrow, 10)
+    narrow.faults.break_streams(grpc.StatusCode.DATA_LOSS)  # ends the library's stream: ours is the next
+    await until_leased(narrow, 20)
+    narrow.faults.fail("StreamingPull", grpc.StatusCode.INVALID_ARGUMENT, times=3)
+    narrow.faults.break_streams(grpc.StatusCode.DATA_LOSS)
+    async with asyncio.timeout(20):
+        while narrow.metrics.subscription_reopens_total._value.get() < 5:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.02)
+    assert not task.done()
+    narrow.release.set()
+    await narrow.until_seen(30)
+    await narrow.subscriber.drain(5)
+    await task
+    assert (narrow.inspect().acked_count, narrow.inspect().expired_count) == (30, 0)
+
+
 async def test_what_waits_for_its_turn_is_handed_back_by_a_drain(narrow: Bench) -> None:
     """Deliveries of a second stream that no handler has begun come back at once, not after the grace."""
     task = asyncio.create_task(narrow.subscriber.run(narrow.handle))

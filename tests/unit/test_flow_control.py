@@ -86,6 +86,19 @@ def test_a_waiting_stream_ends_with_its_call() -> None:
     assert list(requests) == []
 
 
+def test_a_waiting_stream_ends_when_nothing_more_is_wanted() -> None:
+    """Room that a drain makes begins no stream."""
+    full = held(4)
+
+    def drain(_: float) -> None:
+        full.is_closed = True
+        full.remove(0)
+
+    requests = _Requests(first_and_ping(), full, drain)
+    requests.call = SimpleNamespace(is_active=lambda: True)
+    assert list(requests) == []
+
+
 def test_the_library_never_reaches_its_own_limits() -> None:
     """Two streams' worth is below them, so it never stops reading, not even after the pause that begins at 100 %."""
     found = library_limits(SETTINGS, 600.0, 60)

@@ -61,6 +61,9 @@ class Held:
     Attributes:
         on_hold: Returns messages and bytes that the library keeps to itself, each behind another of its ordering key:
             leased, but not delivered yet.
+        keeps_back: Whether the latest stream has not said its first request yet.  What a server makes of such a stream
+            after hours is documented nowhere; whatever it answers says nothing about the subscription.
+        is_closed: Set when nothing more is wanted: a stream that is kept back never begins.
     """
 
     def __init__(self, settings: PubSubSettings) -> None:
@@ -68,6 +71,8 @@ class Held:
         self.max_bytes = settings.max_in_flight_bytes
         self.messages = 0
         self.size_bytes = 0
+        self.keeps_back = False
+        self.is_closed = False
         self.on_hold: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
     def add(self, size_bytes: int) -> None:
@@ -142,9 +147,11 @@ class _Requests:
     def __iter__(self) -> Iterator[Any]:
         source = iter(self._source)
         while not self._held.leaves_room():
+            self._held.keeps_back = True
             self._sleep(LOOK_S)
-            if self.call is not None and not self.call.is_active():
+            if self._held.is_closed or (self.call is not None and not self.call.is_active()):
                 return
+        self._held.keeps_back = False
         for first in source:
             first.max_outstanding_messages = self._held.max_messages
             first.max_outstanding_bytes = self._held.max_bytes

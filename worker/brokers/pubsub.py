@@ -127,7 +127,7 @@ class PubSubSubscriber:
                 self.is_open = False
                 backoff = REOPEN_BACKOFF_S[0] if time.monotonic() - stream.opened_at > HEALTHY_AFTER_S else backoff
                 await asyncio.wait({stream.closed}, timeout=backoff)  # at once when nothing of it is running
-                stream.raise_if_permanent()
+                stream.raise_if_permanent(was_kept_back=self._held.keeps_back)
                 self._metrics.subscription_reopens_total.inc()
                 _log.warning("the streaming pull ended by itself; opening it again", error=str(stream.error or ""))
                 await self._first(asyncio.sleep(backoff), self._stopping.wait())
@@ -228,6 +228,7 @@ class PubSubSubscriber:
         """Stop; see `worker.ports.Subscriber.drain`."""
         loop = asyncio.get_running_loop()
         self._stopping.set()
+        self._held.is_closed = True
         end = loop.time() + grace_s
         if self._grace_timer is None or end < self._grace_timer.when():
             if self._grace_timer is not None:

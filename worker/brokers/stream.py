@@ -66,10 +66,10 @@ class Stream:
         """Why the stream ended; `None` while it runs and after an ordinary end."""
         return self.closed.exception() if self.closed.done() and not self.closed.cancelled() else None
 
-    def raise_if_permanent(self) -> None:
+    def raise_if_permanent(self, *, was_kept_back: bool) -> None:
         """Raise `BrokerResourceError` if it ended because the subscription is gone or refused."""
         error = self.error
-        if isinstance(error, PERMANENT):
+        if isinstance(error, PERMANENT) and not was_kept_back:
             raise BrokerResourceError(f"{self._subscription}: {error}") from error
         if error is not None and not isinstance(error, exceptions.GoogleAPICallError | exceptions.RetryError):
             _log.error("the streaming pull failed", exc_info=error)
