@@ -68,7 +68,7 @@ def _wait_until_up(address: str, process: "subprocess.Popen[bytes] | None") -> N
 @contextmanager
 def _local_process(jar: Path) -> Iterator[str]:
     address = f"127.0.0.1:{_free_port()}"
-    command = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m", "-jar", str(jar)]
+    command = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx1g", "-jar", str(jar)]
     command += ["--host=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

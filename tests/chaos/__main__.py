@@ -1,7 +1,7 @@
 """
 The chaos suite with its scoreboard: `python -m tests.chaos [--scale 1] [--only TEXT] [--write docs/reliability.md]`.
 
-Scale 1 is the full form (about half an hour), 0.1 the short one.  Exit code 1 when anything was lost or spent that a
+Scale 1 is the full form (about an hour and a half), 0.1 the short one.  Exit code 1 when anything was lost or spent that a
 scenario does not allow.
 """
 
