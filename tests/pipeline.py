@@ -183,4 +183,4 @@ class Pipeline:
             gate = route.gate.statistics()
             assert (gate.in_flight, gate.waiting, gate.held) == (0, 0, 0)
         assert self.metrics.in_flight._value.get() == 0
-        assert self.processor._running == {}
+        assert self.processor._flights._running == {}

@@ -14,20 +14,21 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from worker.attempts import Attempts
 from worker.dedupe import Deduper
 from worker.delivery import Delivery, Limits, Reply
 from worker.errors import AdmissionClosedError, AdmissionError, MessageError
 from worker.finishing import Finisher
+from worker.flights import Flights
 from worker.flow.dedupe import Dedupe
 from worker.flow.gate import AttemptSignal, Permit
 from worker.flow.order import AdmissionOrder
-from worker.message import ReceivedMessage, RequestMessage, decode_request
+from worker.message import ReceivedMessage, RequestMessage
 from worker.policy.budgets import Budget, apply_budgets, waiting_decision
 from worker.policy.model import Decision, Disposition, ErrorClass
 from worker.ports import Settlement
+from worker.reading import RequestReader
 from worker.record import Recorder
 from worker.replies import DeadLetters, Replier
 from worker.routes import Route, Router
@@ -47,14 +48,6 @@ class Rules:
     limits: Limits
     settle_s: float
     """How long an answer may still be published after the grace is over."""
-
-
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """A delivery under way, and what its message's other deliveries wait for."""
-
-    delivery: Delivery
-    outcome: "asyncio.Future[Settlement]"
 
 
 class _AnsweredError(Exception):
@@ -102,10 +95,10 @@ class Processor:
         self._tracer = tracer
         self._clock = clock
         self._wall_clock = wall_clock
-        self._running: dict[str, _Flight] = {}
+        self._reader = RequestReader(rules.request)
         self._draining = asyncio.Event()
         self._finisher = Finisher(rules.settle_s, clock=clock)
-        self._allowed_paths = frozenset(rules.request.allowed_paths)
+        self._flights = Flights(self._finisher)
 
     def begin_drain(self) -> None:
         """Start nothing any more: whoever waits for a backend is handed back at once; attempts go on.  Idempotent."""
@@ -126,13 +119,12 @@ class Processor:
         Cancellation: an attempt under way is given up and the message handed back, or answered when this was its last
         delivery attempt; an answer that exists is still published, for at most `settle_s`.
         """
-        running = self._running.get(message.message_id)
-        if running is not None:
+        flight = self._flights.find(message)
+        if flight is not None:
             self._recorder.duplicate("in_flight")
-            return await self._join(running, message)
+            return await self._flights.join(flight, message)
         delivery = Delivery(message, self._clock())
-        outcome: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
-        self._running[message.message_id] = _Flight(delivery, outcome)
+        self._flights.begin(delivery)
         settlement = Settlement.NACK
         try:
             settlement = await self._settle(delivery)
@@ -140,20 +132,9 @@ class Processor:
             self._recorder.internal_error(delivery)
             settlement = Settlement.ACK if delivery.is_answered else Settlement.NACK
         finally:
-            del self._running[message.message_id]
-            outcome.set_result(settlement)
+            self._flights.end(delivery, settlement)
             self._tracer.end(delivery, settlement)
         return settlement
-
-    async def _join(self, running: _Flight, message: ReceivedMessage) -> Settlement:
-        """Share the outcome of the delivery under way, also when both are told to stop."""
-        if (message.delivery_attempt or 0) > (running.delivery.message.delivery_attempt or 0):
-            running.delivery.message = message  # the last permitted attempt may be this one
-        try:
-            await asyncio.wait({running.outcome})
-        except asyncio.CancelledError:
-            await self._finisher.wait(running.outcome)
-        return running.outcome.result() if running.outcome.done() else Settlement.NACK
 
     async def _settle(self, delivery: Delivery) -> Settlement:
         try:
@@ -209,7 +190,7 @@ class Processor:
         """Return the answer, or `None` to hand the message back."""
         refused: Reply | None = None
         try:
-            delivery.request = self._read(delivery.message)
+            delivery.request = self._reader.read(delivery.message)
             self._tracer.begin(delivery, delivery.request.metadata)
         except MessageError as error:
             refused = refusal(error)
@@ -227,19 +208,6 @@ class Processor:
             return self._conclude(delivery, no_route(request.model, request.path))
         delivery.backend = route.name
         return await self._pursue(delivery, request, route)
-
-    def _read(self, message: ReceivedMessage) -> RequestMessage:
-        request = decode_request(message.data)
-        rules = self._rules.request
-        path = request.path.partition("?")[0]
-        if path not in self._allowed_paths and not any(fnmatchcase(path, pattern) for pattern in rules.allowed_paths):
-            raise MessageError(f"path {path} is not allowed", param="path", metadata=request.metadata)
-        for name in request.headers:
-            if name not in rules.allowed_headers:
-                raise MessageError(f"header {name!r} is not allowed", param="headers", metadata=request.metadata)
-        if request.body is None:
-            raise MessageError("body_uri is not enabled", param="body_uri", metadata=request.metadata)
-        return request
 
     async def _pursue(self, delivery: Delivery, request: RequestMessage, route: Route) -> Reply | None:
         """Attempt until the answer is decided or the message is to be handed back."""
