@@ -22,7 +22,7 @@ from typing import Any
 import grpc.aio
 from google.pubsub_v1 import types
 
-from worker.localpubsub import LocalPubSub
+from worker.emulators.pubsub import LocalPubSub
 
 TOPIC = "projects/bench/topics/bench"
 SUBSCRIPTION = "projects/bench/subscriptions/bench"

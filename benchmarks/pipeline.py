@@ -20,11 +20,11 @@ from pathlib import Path
 
 from google.pubsub_v1 import types
 
-from tests.admin import Admin
-from tests.rig import WorkerProcess
+from tests.support.admin import Admin
+from tests.support.rig import WorkerProcess
 from worker.brokers.broker import Broker
-from worker.message import encode_request
-from worker.settings import PubSubSettings
+from worker.settings.schema import PubSubSettings
+from worker.wire.message import encode_request
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % (b"a" * 900)
 _Pull, _Pulled = types.PullRequest.pb(), types.PullResponse.pb()

@@ -14,8 +14,8 @@ import json
 import time
 from collections.abc import Callable
 
-from worker.backends.accumulate import accumulator_for
-from worker.backends.sse import Event, SSEParser
+from worker.backends.streams.accumulate import accumulator_for
+from worker.backends.streams.sse import Event, SSEParser
 
 CHAT = "/v1/chat/completions"
 SAFE = {name: {"filtered": False, "severity": "safe"} for name in ("hate", "self_harm", "sexual", "violence")}

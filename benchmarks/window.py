@@ -31,7 +31,7 @@ from benchmarks.window_model import Phase, Result, Rule, Scenario
 from benchmarks.window_rules import RIVALS, Fixed
 from benchmarks.window_sim import Simulation
 from worker.flow.clock import Now
-from worker.flow.window import AdaptiveWindow
+from worker.flow.window.adaptive import AdaptiveWindow
 
 OURS = "this window"
 FACTORS = (0.75, 1.0, 1.125, 1.25, 1.5, 2.0)

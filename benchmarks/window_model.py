@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from worker.flow.window_types import Outcome
+from worker.flow.window.types import Outcome
 
 
 class Rule(Protocol):

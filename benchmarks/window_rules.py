@@ -12,7 +12,8 @@ The rules the window is compared with, written anew from their published descrip
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from worker.flow import Now, Outcome
+from worker.flow.clock import Now
+from worker.flow.window.types import Outcome
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.window_model import Phase, PhaseResult, Result, Rule, Scenario
 from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass
 from worker.flow.clock import Now
-from worker.flow.window_types import Outcome
+from worker.flow.window.types import Outcome
 
 LEASED = 256
 REFUSAL_S = 0.005

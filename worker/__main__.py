@@ -20,7 +20,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
     # We start processes but never fork into Python: gRPC's fork handlers would only complain about its own threads.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    from worker.cli import run_command  # noqa: PLC0415 - the handler comes first
+    from worker.cli.main import run_command  # noqa: PLC0415 - the handler comes first
 
     sys.exit(run_command(sys.argv[1:]))
 

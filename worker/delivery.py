@@ -7,10 +7,10 @@ Plain data of the processor and the publishing of answers; measures nothing by i
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.message import ReceivedMessage, RequestMessage
 from worker.policy.budgets import Budget
 from worker.policy.model import Decision, ErrorEvent
 from worker.ports import Draft, Salvage
+from worker.wire.message import ReceivedMessage, RequestMessage
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +59,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The settings that bound a delivery; see `worker.settings`."""
+    """The settings that bound a delivery; see `worker.settings.schema`."""
 
     max_lease_duration_s: float
     max_message_age_s: float

@@ -2,7 +2,8 @@
 The ports: everything the core knows of the outside, on one screen.
 
 Each method's docstring is the whole agreement; implementations say only how they differ.  The processor is tested
-against small working fakes of these (`tests/fakes.py`), and every broker sits the same exam (`tests/conformance/`).
+against small working fakes of these (`tests/support/fakes.py`), and every broker sits the same exam
+(`tests/conformance/`).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from worker.message import ReceivedMessage
 from worker.policy.model import Phase
+from worker.wire.message import ReceivedMessage
 
 
 class Settlement(StrEnum):

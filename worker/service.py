@@ -16,29 +16,29 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from worker.attempts import Attempts
 from worker.backends.openai import HttpBackend
 from worker.brokers.broker import Broker
 from worker.brokers.publisher import PubSubPublisher
-from worker.brokers.pubsub import PubSubSubscriber
-from worker.dedupe import Deduper, build_store
+from worker.brokers.subscriber import PubSubSubscriber
 from worker.delivery import Limits
 from worker.errors import BrokerResourceError, SettingsError
 from worker.flow.clock import LoopClock
-from worker.flow.damage import DamageMeter
-from worker.logs import get_logger
-from worker.metrics import Metrics
-from worker.policies import build_policy
+from worker.pipeline.attempt import Attempts
+from worker.pipeline.dedupe import Deduper, build_store
+from worker.pipeline.policies import build_policy
+from worker.pipeline.processor import Processor, Rules
+from worker.pipeline.replies import DeadLetters, Replier
+from worker.pipeline.routes import Intake, Router, build_route
 from worker.policy.hook import HookOutcome, HookReport
-from worker.probes import Probes
-from worker.processor import Processor, Rules
-from worker.record import Recorder
-from worker.replies import DeadLetters, Replier
-from worker.routes import Intake, Router, build_route
-from worker.settings import Settings
-from worker.settings_conflicts import section_of
+from worker.settings.conflicts import section_of
+from worker.settings.schema import Settings
 from worker.supervisor import Supervisor
-from worker.tracing import NO_TRACER, Tracer
+from worker.telemetry.error_share import DamageMeter
+from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.probes import Probes
+from worker.telemetry.record import Recorder
+from worker.telemetry.tracing import NO_TRACER, Tracer
 
 START_RETRY_S = 2.0
 """Wait between tries to reach Pub/Sub at start; the startup probe ends them after two minutes."""
@@ -282,7 +282,7 @@ class Service:
 def _build_tracer(settings: Settings) -> Tracer:
     if not settings.tracing.enabled:
         return NO_TRACER
-    from worker.otel import build_tracer  # noqa: PLC0415 - of an extra
+    from worker.telemetry.otel import build_tracer  # noqa: PLC0415 - of an extra
 
     return build_tracer(settings)
 

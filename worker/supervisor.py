@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.flow.circuit import CircuitState
-from worker.flow.damage import DamageMeter
-from worker.logs import get_logger
-from worker.metrics import Metrics
-from worker.routes import Intake, Route
-from worker.settings import DamageSettings
+from worker.pipeline.routes import Intake, Route
+from worker.settings.schema import DamageSettings
+from worker.telemetry.error_share import DamageMeter
+from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import Metrics
 
 TICK_S = 1.0
 DAMAGED = "errors"

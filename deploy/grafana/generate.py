@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker.metrics import PREFIX, catalogue
+from worker.telemetry.metrics import PREFIX, catalogue
 
 FILE = Path(__file__).resolve().parent / "dashboard.json"
 TITLE = "Inference worker"

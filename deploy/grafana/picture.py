@@ -35,9 +35,9 @@ COLORS = ("#7eb26d", "#eab839", "#6ed0e0", "#ef843c", "#e24d42", "#1f78c1", "#ba
 def record(target: Path) -> None:
     """Play the run and write the answers."""
     sys.path.insert(0, str(ROOT))
-    from tests.rig import rig  # noqa: PLC0415 - drawing does without the project
-    from worker.localpubsub import LocalPubSubThread  # noqa: PLC0415
-    from worker.simbackend import SimOptions  # noqa: PLC0415
+    from tests.support.rig import rig  # noqa: PLC0415 - drawing does without the project
+    from worker.emulators.openai import SimOptions  # noqa: PLC0415
+    from worker.emulators.pubsub import LocalPubSubThread  # noqa: PLC0415
 
     if shutil.which("prometheus") is None:
         sys.exit("the program `prometheus` is needed (Debian's package has that name)")

@@ -14,8 +14,8 @@ from pathlib import Path
 from tests.chaos.scenarios import SCENARIOS, Scenario, play
 from tests.chaos.score import HEADER, Score, complaints
 from tests.chaos.server import ChaosServer
-from tests.emulator import NoEmulatorError, emulator
-from tests.rig import rig
+from tests.support.emulator import NoEmulatorError, emulator
+from tests.support.rig import rig
 
 BEGIN, END = "<!-- scoreboard -->", "<!-- end of scoreboard -->"
 

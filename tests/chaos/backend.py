@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.chaos.stage import Stage
-from tests.rig import chat
+from tests.support.rig import chat
 
 
 def outage(behaviour: dict[str, Any], *, full_s: float = 60.0, **settings: Any) -> Callable[[Stage], None]:

@@ -8,7 +8,7 @@ from tests.chaos.stage import Stage
 
 AWAY = ("Publish", "Acknowledge", "ModifyAckDeadline", "StreamingPull")
 LEASE_S = 60.0
-"""The subscription's ack deadline (`tests.rig`)."""
+"""The subscription's ack deadline (`tests.support.rig`)."""
 
 
 def streams_drop(stage: Stage) -> None:

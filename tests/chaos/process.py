@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from tests.chaos.stage import QUICK, Stage
-from tests.rig import WorkerProcess
+from tests.support.rig import WorkerProcess
 
 CUT = {"drain__cut_longer_requests": "true", "drain__settle_s": 5}
 
@@ -41,10 +41,10 @@ real, began = time.time, time.monotonic()
 def jumping():
     passed = time.monotonic() - began
     return real() + (0 if passed < 4 else 3600 if passed < 6 else -3600)
-from worker.attempts import Attempts
+from worker.pipeline.attempt import Attempts
 from worker.policy.engine import ErrorPolicy
-from worker.processor import Processor
-from worker.record import Recorder
+from worker.pipeline.processor import Processor
+from worker.telemetry.record import Recorder
 for part in (Attempts, Processor, Recorder):
     part.__init__.__kwdefaults__["wall_clock"] = jumping
 ErrorPolicy.__init__.__kwdefaults__["now_unix"] = jumping

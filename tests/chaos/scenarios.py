@@ -13,9 +13,11 @@ from tests.chaos.backend import outage, some
 from tests.chaos.score import Limits, Score, score
 from tests.chaos.server import ChaosServer
 from tests.chaos.stage import Stage
-from tests.rig import Rig
+from tests.support.rig import Rig
 
-UNDEAD = "emulator 0.8.20 goes on feeding the streams of killed clients; see `tests.admin.Admin.end_dead_streams`"
+UNDEAD = (
+    "emulator 0.8.20 goes on feeding the streams of killed clients; see `tests.support.admin.Admin.end_dead_streams`"
+)
 """Ending them from outside works after one kill, as in the image's tests, not always in a storm: a stream that is just
 being opened is missed, and gets a share of everything for half an hour."""
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from worker.localpubsub import LocalPubSubThread
+from worker.emulators.pubsub import LocalPubSubThread
 
 
 class ChaosServer(LocalPubSubThread):

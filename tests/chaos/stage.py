@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.chaos.server import ChaosServer
-from tests.rig import Rig, WorkerProcess, chat
+from tests.support.rig import Rig, WorkerProcess, chat
 
 QUICK = {"backend__window__initial": 16, "backend__window__max": 32, "pubsub__max_in_flight": 96}
 

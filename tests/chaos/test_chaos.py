@@ -7,8 +7,8 @@ import pytest
 from tests.chaos.scenarios import SCENARIOS, Scenario, play
 from tests.chaos.score import complaints
 from tests.chaos.server import ChaosServer
-from tests.emulator import NoEmulatorError, emulator
-from tests.rig import rig
+from tests.support.emulator import NoEmulatorError, emulator
+from tests.support.rig import rig
 
 SHORT = 0.08
 ON_EMULATOR = ("backend refuses connections", "backend answers 500", "response topic deleted", "poison messages")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.admin import Admin
-from tests.emulator import PULL_S, NoEmulatorError, emulator, find_jar
+from tests.support.admin import Admin
+from tests.support.emulator import PULL_S, NoEmulatorError, emulator, find_jar
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _emulator_address() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _embedded_address() -> Iterator[str]:
-    from worker.localpubsub import LocalPubSubThread
+    from worker.emulators.pubsub import LocalPubSubThread
 
     with LocalPubSubThread() as server:
         yield server.address

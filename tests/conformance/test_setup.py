@@ -11,7 +11,7 @@ import yaml
 from google.api_core import exceptions
 
 from tests.conformance.conftest import Broker
-from worker.cli import run_command
+from worker.cli.main import run_command
 
 Setup = Callable[..., int]
 MAX_EMULATOR_RETENTION_S = 604_800

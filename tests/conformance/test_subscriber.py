@@ -16,12 +16,12 @@ import pytest
 from tests.conformance.conftest import Broker
 from worker.brokers.connection import async_channel, sync_channel
 from worker.brokers.publisher import PubSubPublisher
-from worker.brokers.pubsub import PubSubSubscriber
+from worker.brokers.subscriber import PubSubSubscriber
 from worker.errors import BrokerResourceError, PublishRefusedError, ReplyRejectedError
-from worker.message import MAX_PUBSUB_MESSAGE_BYTES, ReceivedMessage
-from worker.metrics import Metrics
 from worker.ports import Settlement
-from worker.settings import PublishSettings, PubSubSettings
+from worker.settings.schema import PublishSettings, PubSubSettings
+from worker.telemetry.metrics import Metrics
+from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, ReceivedMessage
 
 pytestmark = pytest.mark.slow
 

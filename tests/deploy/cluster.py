@@ -22,10 +22,10 @@ from typing import Any
 import yaml
 from google.pubsub_v1 import types
 
-from tests.admin import Admin, seconds
 from tests.deploy.engine import Engine
 from tests.deploy.manifests import Variant
-from tests.rig import Answers, chat
+from tests.support.admin import Admin, seconds
+from tests.support.rig import Answers, chat
 
 EMULATOR_COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=local", "--host-port=0.0.0.0:8085"]
 

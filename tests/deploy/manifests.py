@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from tests.deploy.tools import DEPLOY, ROOT, call, need_tool
-from worker.settings import Settings
-from worker.settings_load import load_settings
+from worker.settings.load import load_settings
+from worker.settings.schema import Settings
 
 KUSTOMIZE = DEPLOY / "kustomize"
 OVERLAYS = sorted(path.parent.name for path in (KUSTOMIZE / "overlays").glob("*/kustomization.yaml"))

@@ -8,7 +8,7 @@ Enough for the rules and the dashboard of this project, whose own tests (promtoo
 import re
 from dataclasses import dataclass
 
-from worker.metrics import catalogue
+from worker.telemetry.metrics import catalogue
 
 FOREIGN = {
     "pubsub_googleapis_com:subscription_oldest_unacked_message_age",

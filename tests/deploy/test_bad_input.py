@@ -21,8 +21,8 @@ import pytest
 
 from tests.deploy import manifests
 from tests.deploy.cluster import free_port
-from tests.guarded_pubsub import GuardedPubSub
-from worker.localpubsub import LocalPubSub
+from tests.support.guarded_pubsub import GuardedPubSub
+from worker.emulators.pubsub import LocalPubSub
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 

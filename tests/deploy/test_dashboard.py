@@ -10,7 +10,7 @@ import pytest
 
 from tests.deploy.promql import asked, faults
 from tests.deploy.tools import DEPLOY, ROOT
-from worker.metrics import PREFIX, catalogue
+from worker.telemetry.metrics import PREFIX, catalogue
 
 
 def _generator() -> ModuleType:

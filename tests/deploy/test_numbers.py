@@ -7,8 +7,8 @@ import pytest
 
 from tests.deploy import manifests
 from tests.deploy.manifests import VARIANTS, Variant
-from worker.metrics import catalogue
 from worker.service import FIRST_PULL_S
+from worker.telemetry.metrics import catalogue
 
 PROCESS_BYTES = 120_000_000
 """What a worker takes before any payload; the bound is one of the program's promises."""

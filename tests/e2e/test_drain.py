@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import Rig, chat, rig, until
-from worker.localpubsub import LocalPubSubThread
-from worker.simbackend import SimOptions
+from tests.support.rig import Rig, chat, rig, until
+from worker.emulators.openai import SimOptions
+from worker.emulators.pubsub import LocalPubSubThread
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

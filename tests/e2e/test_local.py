@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from examples.make_requests import build
-from tests.rig import until
+from tests.support.rig import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import WorkerProcess
-from worker.localpubsub import LocalPubSubThread
-from worker.simbackend import SimBackendThread, SimOptions
+from tests.support.rig import WorkerProcess
+from worker.emulators.openai import SimBackendThread, SimOptions
+from worker.emulators.pubsub import LocalPubSubThread
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

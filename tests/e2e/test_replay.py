@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import chat, rig, until
-from worker.localpubsub import LocalPubSubThread
+from tests.support.rig import chat, rig, until
+from worker.emulators.pubsub import LocalPubSubThread
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.rig import Rig, WorkerProcess, rig, until
-from worker.client.outputs import decode_answer, message_line
+from tests.support.rig import Rig, WorkerProcess, rig, until
+from worker.client.io.outputs import decode_answer, message_line
 from worker.client.report import RunReport, read_report
 from worker.client.report.results import Spread
-from worker.localpubsub import LocalPubSubThread
-from worker.simbackend import SimOptions
+from worker.emulators.openai import SimOptions
+from worker.emulators.pubsub import LocalPubSubThread
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import Rig, chat, rig
-from tests.tracing import PARENT, TRACE, TRACEPARENT, Collector, collector
-from worker.localpubsub import LocalPubSubThread
-from worker.simbackend import SimOptions
+from tests.support.rig import Rig, chat, rig
+from tests.support.tracing import PARENT, TRACE, TRACEPARENT, Collector, collector
+from worker.emulators.openai import SimOptions
+from worker.emulators.pubsub import LocalPubSubThread
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

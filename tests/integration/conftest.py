@@ -6,10 +6,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.http_attempt import Open
+from tests.support.http_attempt import Open
 from worker.backends.openai import HttpBackend
-from worker.settings import RouteSettings
-from worker.simbackend import SimBackend, SimOptions
+from worker.emulators.openai import SimBackend, SimOptions
+from worker.settings.schema import RouteSettings
 
 
 @pytest.fixture

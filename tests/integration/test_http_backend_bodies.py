@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.http_attempt import CHUNKED, Attempt
-from tests.raw_http import Connection, Script, answer, raw_server, until
+from tests.support.http_attempt import CHUNKED, Attempt
+from tests.support.raw_http import Connection, Script, answer, raw_server, until
 from worker.backends.openai import HttpBackend
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Draft
-from worker.settings import RouteSettings
+from worker.settings.schema import RouteSettings
 
 
 def after_headers(head: bytes, *, then: bytes = b"", end: str = "close") -> Callable[[Draft], Script]:

@@ -7,13 +7,13 @@ import ssl
 import httpx
 import pytest
 
-from tests.http_attempt import Open, invoke
-from tests.raw_http import Connection, always, answer, raw_server, until
+from tests.support.http_attempt import Open, invoke
+from tests.support.raw_http import Connection, always, answer, raw_server, until
 from worker.backends.openai import SLICE_BYTES, HttpBackend
 from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Draft
-from worker.settings import RouteSettings
+from worker.settings.schema import RouteSettings
 
 
 async def test_cancellation_closes_the_connection(open_backend: Open) -> None:

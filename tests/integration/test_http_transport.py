@@ -11,9 +11,9 @@ import httpx
 import pytest
 from aiohttp.connector import Connection as Connected
 
-from tests.http_attempt import CHUNKED
-from tests.raw_http import Connection, always, answer, raw_server, until
-from worker.backends.transport import MAX_CACHED_URLS, AiohttpTransport, _parsed
+from tests.support.http_attempt import CHUNKED
+from tests.support.raw_http import Connection, always, answer, raw_server, until
+from worker.backends.http.transport import MAX_CACHED_URLS, AiohttpTransport, _parsed
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
-from worker.localpubsub import LocalPubSubThread, SubscriptionSnapshot
+from worker.emulators.pubsub import LocalPubSubThread, SubscriptionSnapshot
 
 TOPIC = "projects/any-project/topics/requests"
 SUBSCRIPTION = "projects/any-project/subscriptions/requests-worker"

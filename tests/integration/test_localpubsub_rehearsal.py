@@ -7,7 +7,7 @@ import pytest
 from google.api_core import exceptions
 from google.protobuf import duration_pb2
 
-from tests.localpubsub_google import SUBSCRIPTION, TOPIC, Google, Stream, eventually, running
+from tests.support.localpubsub_google import SUBSCRIPTION, TOPIC, Google, Stream, eventually, running
 
 
 @pytest.fixture

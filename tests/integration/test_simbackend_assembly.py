@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from tests.simbackend_streams import ME, a_call, says, written
-from worker.backends.accumulate import accumulator_for, expected_choices
-from worker.backends.sse import SSEParser
-from worker.simbackend.answers import chat_body, completion_body
-from worker.simbackend.dialects import DIALECTS
-from worker.simbackend.responses import response_body, response_events
-from worker.simbackend.sse import PLAIN, StreamFault, script
-from worker.simbackend.stream import chunk_events
-from worker.simbackend.validation import Endpoint
+from tests.support.simbackend_streams import ME, a_call, says, written
+from worker.backends.streams.accumulate import accumulator_for, expected_choices
+from worker.backends.streams.sse import SSEParser
+from worker.emulators.openai.answers import chat_body, completion_body
+from worker.emulators.openai.dialects import DIALECTS
+from worker.emulators.openai.responses import response_body, response_events
+from worker.emulators.openai.sse import PLAIN, StreamFault, script
+from worker.emulators.openai.stream import chunk_events
+from worker.emulators.openai.validation import Endpoint
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"properties": {"q": {"type": "string"}}}}}

@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.simbackend_client import CHAT, STREAM, post, raw
-from worker.simbackend import SimBackend
+from tests.support.simbackend_client import CHAT, STREAM, post, raw
+from worker.emulators.openai import SimBackend
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from worker.simbackend import SimBackend, SimBackendThread, SimOptions
+from worker.emulators.openai import SimBackend, SimBackendThread, SimOptions
 
 USER = {"role": "user", "content": "hello"}
 CHAT = {"model": "m", "messages": [USER]}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from worker.simbackend import SimBackend, SimOptions
+from worker.emulators.openai import SimBackend, SimOptions
 
 openai = pytest.importorskip("openai", reason="OpenAI's client is not installed; it is no dependency")
 

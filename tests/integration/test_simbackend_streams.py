@@ -6,8 +6,8 @@ import aiohttp
 import httpx
 import pytest
 
-from tests.simbackend_client import STREAM, normal, post, raw, unchunked
-from worker.simbackend import SimBackend
+from tests.support.simbackend_client import STREAM, normal, post, raw, unchunked
+from worker.emulators.openai import SimBackend
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.http_attempt import Open, invoke
-from tests.streaming_bodies import canon
+from tests.support.http_attempt import Open, invoke
+from tests.support.streaming_bodies import canon
 from worker.backends.openai import HttpBackend
+from worker.emulators.openai import SimBackend, SimOptions
+from worker.emulators.openai.dialects import DIALECTS
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Draft
-from worker.simbackend import SimBackend, SimOptions
-from worker.simbackend.dialects import DIALECTS
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 USER = {"role": "user", "content": "Tell me something."}

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.http_attempt import Open
-from tests.pipeline import METADATA, Pipeline, data, message
-from tests.streaming_bodies import canon
+from tests.support.http_attempt import Open
+from tests.support.pipeline import METADATA, Pipeline, data, message
+from tests.support.streaming_bodies import canon
+from worker.emulators.openai import SimBackend, SimOptions
 from worker.ports import Settlement
-from worker.settings import BreakerSettings
-from worker.simbackend import SimBackend, SimOptions
+from worker.settings.schema import BreakerSettings
 
 ACK, NACK = Settlement.ACK, Settlement.NACK
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Tell me something long."}]}

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.http_attempt import Open, invoke
-from tests.raw_http import Connection, Script, answer, raw_server
-from tests.streaming_bodies import canon
-from tests.streaming_chunks import delta
-from tests.streaming_reading import DONE, HEL, LO, STOP, WHOLE, sse
+from tests.support.http_attempt import Open, invoke
+from tests.support.raw_http import Connection, Script, answer, raw_server
+from tests.support.streaming_bodies import canon
+from tests.support.streaming_chunks import delta
+from tests.support.streaming_reading import DONE, HEL, LO, STOP, WHOLE, sse
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Draft, Salvage

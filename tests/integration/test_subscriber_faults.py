@@ -10,16 +10,16 @@ import grpc
 import pytest
 from google.pubsub_v1 import types
 
-from tests.admin import Admin
 from tests.chaos.server import ChaosServer
+from tests.support.admin import Admin
 from worker.brokers.connection import sync_channel
-from worker.brokers.pubsub import PubSubSubscriber
 from worker.brokers.stream import LEASE_EXTENSION_S
-from worker.localpubsub import LocalPubSubThread
-from worker.message import ReceivedMessage
-from worker.metrics import Metrics
+from worker.brokers.subscriber import PubSubSubscriber
+from worker.emulators.pubsub import LocalPubSubThread
 from worker.ports import Settlement
-from worker.settings import PubSubSettings
+from worker.settings.schema import PubSubSettings
+from worker.telemetry.metrics import Metrics
+from worker.wire.message import ReceivedMessage
 
 pytestmark = pytest.mark.slow
 

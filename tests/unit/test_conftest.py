@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from worker.logs import get_logger
+from worker.telemetry.logs import get_logger
 
 _log = get_logger("bound at import", answer=42)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.pipeline import a_delivery
+from tests.support.pipeline import a_delivery
 from worker.delivery import Delivery, Limits
-from worker.message import ReceivedMessage, RequestMessage
+from worker.wire.message import ReceivedMessage, RequestMessage
 
 LIMITS = Limits(
     max_lease_duration_s=600.0,

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 
 from tools.generate_docs import DOCS, main, metrics_page, settings_page
 from worker.errors import SettingsError
-from worker.metrics import Metrics
-from worker.settings import BackendSettings, RouteSettings, Settings
-from worker.settings_load import load_settings
+from worker.settings.load import load_settings
+from worker.settings.schema import BackendSettings, RouteSettings, Settings
+from worker.telemetry.metrics import Metrics
 
 SETTINGS = (DOCS / "settings.md").read_text("utf-8")
 METRICS = (DOCS / "metrics.md").read_text("utf-8")

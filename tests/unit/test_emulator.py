@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests import emulator as module
-from tests.emulator import NoEmulatorError, emulator
+from tests.support import emulator as module
+from tests.support.emulator import NoEmulatorError, emulator
 
 
 class _Engine(http.server.BaseHTTPRequestHandler):

@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from tests.fakes import GOOD, REFUSED, FakeBackend, FakeClock, FakePublisher, FakeSubscriber, status
-from tests.virtual_time import DeadlockError, VirtualLoop, loop_time, settle, virtual_time
+from tests.support.fakes import GOOD, REFUSED, FakeBackend, FakeClock, FakePublisher, FakeSubscriber, status
+from tests.support.virtual_time import DeadlockError, VirtualLoop, loop_time, settle, virtual_time
 from worker.errors import BackendError, PublishRetryableError, ReplyRejectedError
-from worker.message import ReceivedMessage
 from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Draft, Settlement
+from worker.wire.message import ReceivedMessage
 
 REQUEST = BackendRequest(path="/v1/completions", body=b"{}")
 

@@ -10,11 +10,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.admin import Admin
+from tests.support.admin import Admin
+from worker.emulators.openai import SimBackendThread, SimOptions, parse_latency
+from worker.emulators.pubsub import LocalPubSubThread
 from worker.errors import BrokerResourceError, SettingsError
-from worker.localpubsub import LocalPubSubThread
 from worker.service import Service
-from worker.settings import (
+from worker.settings.schema import (
     BackendSettings,
     DedupeSettings,
     DrainSettings,
@@ -23,7 +24,6 @@ from worker.settings import (
     RouteSettings,
     Settings,
 )
-from worker.simbackend import SimBackendThread, SimOptions, parse_latency
 
 REQUEST = b'{"path":"/v1/chat/completions","metadata":{"n":1},"body":{"model":"m","messages":[{"role":"user","content":"hi"}]}}'
 

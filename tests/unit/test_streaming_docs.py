@@ -7,14 +7,14 @@ from typing import get_args
 
 import pytest
 
-from tests.broken_streams import broken
-from tests.fakes import Answer, FakeBackend
-from tests.pipeline import Pipeline, message
-from tests.virtual_time import virtual_time
-from worker.backends.continuation import _NOT_CONTINUED
-from worker.backends.stream_request import UNARY_FEATURES
-from worker.metrics import catalogue
-from worker.settings import ContinuationMode, StreamMode
+from tests.support.broken_streams import broken
+from tests.support.fakes import Answer, FakeBackend
+from tests.support.pipeline import Pipeline, message
+from tests.support.virtual_time import virtual_time
+from worker.backends.request.continuation import _NOT_CONTINUED
+from worker.backends.request.stream import UNARY_FEATURES
+from worker.settings.schema import ContinuationMode, StreamMode
+from worker.telemetry.metrics import catalogue
 
 PAGE = (Path(__file__).parents[2] / "docs" / "streaming.md").read_text("utf-8")
 

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import GOOD, FakeBackend, status
-from tests.pipeline import Pipeline, a_delivery, message
-from tests.virtual_time import loop_time, settle, virtual_time
+from tests.support.fakes import GOOD, FakeBackend, status
+from tests.support.pipeline import Pipeline, a_delivery, message
+from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.flow.circuit import CircuitState
-from worker.flow.order import AdmissionOrder
-from worker.message import RequestMessage
+from worker.flow.queue import AdmissionOrder
 from worker.policy.engine import ErrorPolicy
-from worker.policy.rules import parse_rules
+from worker.policy.rules.load import parse_rules
 from worker.ports import Settlement
-from worker.settings import DamageSettings
+from worker.settings.schema import DamageSettings
 from worker.supervisor import Supervisor
+from worker.wire.message import RequestMessage
 
 UNAUTHORIZED = status(401)
 

@@ -19,17 +19,17 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from worker.backends.attempt_timer import AttemptTimer
-from worker.backends.credentials import ApiKey
-from worker.backends.negotiation import Negotiator, Plan
-from worker.backends.prepared_request import PreparedRequest
-from worker.backends.streaming import StreamedAnswer, holds_events, is_event_stream
-from worker.backends.transport import AiohttpTransport
-from worker.backends.watched_response import on_connected
+from worker.backends.http.attempt_timer import AttemptTimer
+from worker.backends.http.credentials import ApiKey
+from worker.backends.http.prepared_request import PreparedRequest
+from worker.backends.http.transport import AiohttpTransport
+from worker.backends.http.watched_response import on_connected
+from worker.backends.request.negotiation import Negotiator, Plan
+from worker.backends.streams.reading import StreamedAnswer, holds_events, is_event_stream
 from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Draft
-from worker.settings import RouteSettings, TimeoutSettings
+from worker.settings.schema import RouteSettings, TimeoutSettings
 
 PROBE_TIMEOUT_S = 5.0
 MAX_CACHED_URLS = 256

@@ -10,10 +10,10 @@ from typing import Any
 from worker.brokers.checks import check_resource
 from worker.brokers.connection import Names, async_channel, full_topic, resolve, sync_channel
 from worker.brokers.publisher import PubSubPublisher
-from worker.brokers.pubsub import SETTLE_S, PubSubSubscriber
 from worker.brokers.resources import LocalNames, create_local_resources
-from worker.metrics import Metrics
-from worker.settings import PubSubSettings
+from worker.brokers.subscriber import SETTLE_S, PubSubSubscriber
+from worker.settings.schema import PubSubSettings
+from worker.telemetry.metrics import Metrics
 
 
 class Broker:

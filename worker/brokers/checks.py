@@ -12,7 +12,7 @@ from google.iam.v1 import iam_policy_pb2
 from google.pubsub_v1 import types
 
 from worker.errors import BrokerResourceError
-from worker.logs import get_logger
+from worker.telemetry.logs import get_logger
 
 TIMEOUT_S = 10.0
 _TEST = "/google.iam.v1.IAMPolicy/TestIamPermissions"

@@ -15,7 +15,7 @@ from google.api_core import grpc_helpers, grpc_helpers_async
 from google.auth.exceptions import DefaultCredentialsError
 
 from worker.errors import SettingsError
-from worker.settings import PubSubSettings
+from worker.settings.schema import PubSubSettings
 
 HOST = "pubsub.googleapis.com"
 SCOPES = ("https://www.googleapis.com/auth/pubsub",)

@@ -24,8 +24,8 @@ from google.cloud import pubsub_v1
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
 from worker.brokers.half_close import HalfClosing
-from worker.message import MAX_PUBSUB_MESSAGE_BYTES
-from worker.settings import PubSubSettings
+from worker.settings.schema import PubSubSettings
+from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES
 
 PREFETCH_MESSAGES = 10_000
 """Added to the library's limit for servers that ignore theirs, as Google's emulator does: they send what they have, and

@@ -19,8 +19,8 @@ import grpc
 from google.pubsub_v1 import types
 
 from worker.errors import BrokerError, PublishError, PublishRefusedError, PublishRetryableError, ReplyRejectedError
-from worker.message import MAX_PUBSUB_MESSAGE_BYTES, message_bytes
-from worker.settings import PublishSettings
+from worker.settings.schema import PublishSettings
+from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, message_bytes
 
 PUBLISH = "/google.pubsub.v1.Publisher/Publish"
 MAX_RPCS = 16

@@ -15,9 +15,9 @@ from google.cloud.pubsub_v1.subscriber.message import Message
 from worker.brokers.flow_control import library_limits
 from worker.brokers.scheduler import LoopScheduler
 from worker.errors import BrokerResourceError
-from worker.logs import get_logger
-from worker.message import ReceivedMessage
-from worker.settings import PubSubSettings
+from worker.settings.schema import PubSubSettings
+from worker.telemetry.logs import get_logger
+from worker.wire.message import ReceivedMessage
 
 LEASE_EXTENSION_S = 60
 """How far every lease is extended at a time: after a SIGKILL its messages come back within this."""

@@ -14,12 +14,12 @@ and the worker that answers must have `COPY_ATTRIBUTES` in its setting `reply.co
 
 from worker.client.answered import AnsweredLines
 from worker.client.errors import ClientError, InputError, OutputError
-from worker.client.files import LineReader, LineWriter, open_input, open_output
-from worker.client.lines import COPY_ATTRIBUTES
+from worker.client.io.files import LineReader, LineWriter, open_input, open_output
+from worker.client.io.lines import COPY_ATTRIBUTES
+from worker.client.local import Drive, DriveTuning, drive
 from worker.client.ports import AnswerHandler, Answers, LineSink, LineSource, Publish
 from worker.client.progress import Display, build_display
 from worker.client.resume import Resumed, open_run, resume_output
-from worker.client.run import Drive, DriveTuning, drive
 from worker.client.summary import print_summary, summary_json
 from worker.client.tally import Progress, Summary
 

@@ -8,7 +8,7 @@ tests against none.  Each docstring is the whole agreement.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
-from worker.client.lines import RawLine
+from worker.client.io.lines import RawLine
 
 AnswerHandler = Callable[[bytes, Mapping[str, str], str], Awaitable[None]]
 """

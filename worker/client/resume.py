@@ -20,10 +20,10 @@ from typing import BinaryIO
 import msgspec
 
 from worker.client.answered import AnsweredLines
-from worker.client.codecs import Codec, Decoder, Encoder, codec_of
 from worker.client.errors import DamagedStreamError, OutputError, describe_os_error
-from worker.client.files import CHUNK_BYTES, STANDARD, LineReader, LineWriter, open_input, open_output
-from worker.client.splitter import LineSplitter
+from worker.client.io.codecs import Codec, Decoder, Encoder, codec_of
+from worker.client.io.files import CHUNK_BYTES, STANDARD, LineReader, LineWriter, open_input, open_output
+from worker.client.io.splitter import LineSplitter
 
 if sys.platform != "win32":
     import fcntl

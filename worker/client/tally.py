@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worker.client.outputs import Answer
+from worker.client.io.outputs import Answer
 from worker.client.sketch import QuantileSketch
 
 

@@ -20,9 +20,9 @@ from worker.flow.breaker import Breaker, BreakerEffect, BreakerPass
 from worker.flow.circuit import CircuitStatistics
 from worker.flow.clock import Clock, TimerHandle
 from worker.flow.gate_types import AttemptSignal, GateStatistics
-from worker.flow.order import AdmissionOrder, Waiter, WaitQueue
-from worker.flow.window import AdaptiveWindow
-from worker.flow.window_types import Outcome, Ticket
+from worker.flow.queue import AdmissionOrder, Waiter, WaitQueue
+from worker.flow.window.adaptive import AdaptiveWindow
+from worker.flow.window.types import Outcome, Ticket
 
 __all__ = ["AttemptSignal", "GateStatistics", "Permit", "RouteGate"]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from worker.flow.breaker import BreakerEffect, BreakerScope, BreakerStatistics
-from worker.flow.window_types import WindowStatistics
+from worker.flow.window.types import WindowStatistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

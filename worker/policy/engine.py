@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from worker.policy.hook import DEFAULT_TIMEOUT_S, Hook, HookReport, HookRunner
-from worker.policy.matching import apply_rule, first_match
 from worker.policy.model import Decision, ErrorClass, ErrorEvent
 from worker.policy.normalise import Facts, normalise
-from worker.policy.rule_model import Rule
+from worker.policy.rules.matching import apply_rule, first_match
+from worker.policy.rules.model import Rule
 from worker.policy.table import accept, classify, decide, is_good_answer
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from worker.client.ports import AnswerHandler
 from worker.errors import MessageError
-from worker.message import decode_request, encode_response
+from worker.wire.message import decode_request, encode_response
 
 Respond = Callable[[bytes, Mapping[str, str]], tuple[bytes, dict[str, str]]]
 

@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from examples import make_requests
-from worker.client.files import open_input
-from worker.client.lines import Shape, prepare
+from worker.client.io.files import open_input
+from worker.client.io.lines import Shape, prepare
+from worker.emulators.openai.error_shapes import SimError
+from worker.emulators.openai.options import SimOptions
+from worker.emulators.openai.validation import Endpoint, check, decode
 from worker.errors import MessageError
-from worker.message import decode_request
-from worker.settings import INFERENCE_PATHS
-from worker.simbackend.error_shapes import SimError
-from worker.simbackend.options import SimOptions
-from worker.simbackend.validation import Endpoint, check, decode
+from worker.settings.schema import INFERENCE_PATHS
+from worker.wire.message import decode_request
 
 EXAMPLES = make_requests.build()
 FOLDER = Path(make_requests.__file__).parent

@@ -9,9 +9,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.client.codecs import Encoder, codec_of
 from worker.client.errors import InputError, OutputError
-from worker.client.files import open_output
+from worker.client.io.codecs import Encoder, codec_of
+from worker.client.io.files import open_output
 from worker.client.resume import RECOVERING_SUFFIX, open_run, resume_output
 
 NAMES = ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"]

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from worker.client.lines import Refusal
-from worker.client.outputs import Answer, local_answer
+from worker.client.io.lines import Refusal
+from worker.client.io.outputs import Answer, local_answer
 from worker.client.progress import BarDisplay, PlainDisplay, build_display, describe
 from worker.client.summary import headline, print_summary, rows, summary_json
 from worker.client.tally import Progress, Tally

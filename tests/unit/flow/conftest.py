@@ -1,13 +1,7 @@
 import pytest
 
-from tests.unit.flow.driving import Driver
-from tests.unit.flow.fakeclock import FakeClock
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    """A clock at 1000 s that stands still."""
-    return FakeClock()
+from tests.support.driving import Driver
+from tests.support.fakeclock import FakeClock
 
 
 @pytest.fixture

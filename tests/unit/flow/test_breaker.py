@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.flow.fakeclock import FakeClock
+from tests.support.fakeclock import FakeClock
 from worker.flow.breaker import MAX_MODELS, Breaker, BreakerEffect, BreakerScope
 from worker.flow.circuit import CircuitState
 

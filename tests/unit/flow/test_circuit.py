@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.flow.fakeclock import FakeClock
+from tests.support.fakeclock import FakeClock
 from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, ProbeSchedule
 
 

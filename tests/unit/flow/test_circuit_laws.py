@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from tests.unit.flow.fakeclock import FakeClock
+from tests.support.fakeclock import FakeClock
 from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass
 
 

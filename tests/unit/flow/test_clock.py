@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tests.unit.flow.fakeclock import FakeClock
+from tests.support.fakeclock import FakeClock
 from worker.flow.clock import LoopClock
 
 

@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
-from tests.unit.flow.fakeclock import FakeClock, settle
-from tests.unit.flow.gates import AUTH, OK, a_gate, admit, idle, waiting
+from tests.support.fakeclock import FakeClock, settle
+from tests.support.gates import AUTH, OK, a_gate, admit, idle, waiting
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
 from worker.flow.breaker import BreakerEffect
 from worker.flow.circuit import CircuitState
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
-from worker.flow.order import AdmissionOrder
+from worker.flow.queue import AdmissionOrder
 
 
 async def test_admits_up_to_the_window_and_no_further(clock):

@@ -2,13 +2,13 @@
 
 import asyncio
 
-from tests.unit.flow.fakeclock import settle
-from tests.unit.flow.gates import AUTH, OK, REFUSED, a_gate, admit, admit_after, idle, waiting
+from tests.support.fakeclock import settle
+from tests.support.gates import AUTH, OK, REFUSED, a_gate, admit, admit_after, idle, waiting
 from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope
 from worker.flow.circuit import CircuitState
 from worker.flow.gate import AttemptSignal, RouteGate
-from worker.flow.order import AdmissionOrder
-from worker.flow.window import AdaptiveWindow
+from worker.flow.queue import AdmissionOrder
+from worker.flow.window.adaptive import AdaptiveWindow
 
 
 async def test_a_probe_is_not_lost_with_one_that_is_being_cancelled(clock):

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.flow.fakeclock import FakeTimer, settle
-from tests.unit.flow.gates import AUTH, OK, REFUSED, waiting
+from tests.support.fakeclock import FakeTimer, settle
+from tests.support.gates import AUTH, OK, REFUSED, waiting
 from worker.flow.breaker import Breaker
 from worker.flow.circuit import CircuitState
 from worker.flow.gate import Permit, RouteGate
-from worker.flow.order import AdmissionOrder
-from worker.flow.window import AdaptiveWindow
+from worker.flow.queue import AdmissionOrder
+from worker.flow.window.adaptive import AdaptiveWindow
 
 COUNT = 24
 PATIENCE_S = 10_000.0

@@ -5,13 +5,13 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.flow.fakeclock import FakeClock, settle
+from tests.support.fakeclock import FakeClock, settle
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
 from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope
 from worker.flow.circuit import CircuitState
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
-from worker.flow.order import AdmissionOrder
-from worker.flow.window import AdaptiveWindow
+from worker.flow.queue import AdmissionOrder
+from worker.flow.window.adaptive import AdaptiveWindow
 
 SIGNALS = {
     "ok": AttemptSignal(breaker=BreakerEffect.SUCCESS),

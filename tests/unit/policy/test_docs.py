@@ -10,7 +10,7 @@ import yaml
 
 from worker.policy.hook import GROUP, Hook, chain
 from worker.policy.model import Decision, Disposition, ErrorClass, ErrorEvent, Fault, Phase
-from worker.policy.rules import Match, Rule, load_rules
+from worker.policy.rules.load import Match, Rule, load_rules
 from worker.policy.table import ROWS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "error-policy.md").read_text("utf-8")

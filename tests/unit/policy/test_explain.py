@@ -9,7 +9,7 @@ from worker.policy.engine import ErrorPolicy
 from worker.policy.explain import explain
 from worker.policy.hook import Hook
 from worker.policy.model import Disposition, ErrorClass, ErrorEvent, Fault, Phase
-from worker.policy.rules import load_rules
+from worker.policy.rules.load import load_rules
 
 NOW = 1_800_000_000.0
 LAST = Budget(max_delivery_attempts=5, delivery_attempt=5, lease_left_s=600.0, hold_max_s=600.0)

@@ -1,8 +1,8 @@
 """Reads an output file into a report, line by line."""
 
 from worker.client.errors import InputError
-from worker.client.files import open_input
-from worker.client.lines import MAX_LINE_BYTES
+from worker.client.io.files import open_input
+from worker.client.io.lines import MAX_LINE_BYTES
 from worker.client.report.results import MIN_TAIL, RunReport
 from worker.client.report.sample import NoAnswerError, read_sample
 from worker.client.report.statistics import Statistics

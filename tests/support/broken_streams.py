@@ -1,0 +1,35 @@
+"""Scripted answers of a backend whose streams break."""
+
+import json
+from typing import Any
+
+from tests.support.fakes import Answer
+from worker.policy.model import Fault, Phase
+from worker.ports import Salvage
+
+SALVAGE = Salvage(text="Hel", tokens=3)
+SSE = {"content-type": "text/event-stream"}
+
+
+def partial(text: str = "Hel") -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": None}
+    return json.dumps({"choices": [choice]}).encode()
+
+
+def broken(
+    fault: Fault | None = Fault.STREAM_BROKEN, *, text: str = "Hel", salvage: Salvage | None = None, **more: Any
+) -> Answer:
+    """A stream that broke after some text."""
+    draft = {"partial": partial(text), "content_events": 1, "salvage": salvage, **more.pop("draft", {})}
+    return Answer(**{"body": b"", "phase": Phase.STREAM, "headers": SSE, "fault": fault, "draft": draft, **more})
+
+
+def error_event(body: dict[str, Any], *, text: str = "Hel") -> Answer:
+    """A stream that ended with an error event, after some text or as its first event."""
+    draft = {"in_stream": True}
+    draft |= {} if text else {"partial": None, "content_events": 0}
+    return broken(None, text=text, body=json.dumps(body).encode(), draft=draft)
+
+
+def content(body: dict[str, Any]) -> str:
+    return str(body["partial"]["choices"][0]["message"]["content"])

@@ -1,0 +1,38 @@
+"""A window under load, for its tests."""
+
+from tests.support.fakeclock import FakeClock
+from worker.flow.window.adaptive import AdaptiveWindow
+from worker.flow.window.types import Outcome, Ticket
+
+
+class Driver:
+    """A window under a load without end, one flight after another."""
+
+    def __init__(self, clock: FakeClock, initial: int = 8, maximum: int = 64, **options) -> None:
+        self.clock = clock
+        self.window = AdaptiveWindow(initial, 1, maximum, now=clock.now, **options)
+
+    def start(self, count: int | None = None, *, streamed: bool = False) -> list[Ticket]:
+        """Start so many, or as many as there is room for."""
+        tickets = []
+        while self.window.has_room() if count is None else len(tickets) < count:
+            tickets.append(self.window.start(streamed=streamed))
+        return tickets
+
+    def serve(self, tickets: list[Ticket], seconds: float, work: float | None = None) -> None:
+        """Answer all of them after this time, starting another for each as a worker does."""
+        self.clock.advance(seconds)
+        for ticket in tickets:
+            self.window.finish(ticket, Outcome.OK, work=work)
+
+    def flights(self, count: int, seconds: float, work: float | None = None) -> list[int]:
+        """Run so many full flights; return the limits after each."""
+        limits = []
+        for _ in range(count):
+            self.serve(self.start(), seconds, work)
+            self.clock.advance(1.0)  # growth is poured out
+            limits.append(self.window.limit)
+        return limits
+
+    def refuse(self, ticket: Ticket, retry_after_s: float | None = None) -> bool:
+        return self.window.finish(ticket, Outcome.OVERLOAD, retry_after_s=retry_after_s)

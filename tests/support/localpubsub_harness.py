@@ -1,0 +1,133 @@
+"""The pure engine of the embedded Pub/Sub server on a clock that only moves when a test says so."""
+
+import math
+from typing import Any
+
+from google.pubsub_v1 import types
+
+from worker.emulators.pubsub.broker import Broker
+from worker.emulators.pubsub.clock import Clock
+from worker.emulators.pubsub.deliveries import Consumer, DeliveryPolicy
+from worker.emulators.pubsub.messages import StoredMessage, store
+from worker.emulators.pubsub.subscription import Subscription
+
+START = 1_000.0
+EPOCH_S = 1_700_000_000.0
+NO_LIMIT = 1 << 40
+
+
+class FakeTime:
+    """Two clocks that stand still."""
+
+    def __init__(self) -> None:
+        self.passed_s = 0.0
+        self.clock = Clock(lambda: START + self.passed_s, lambda: EPOCH_S + self.passed_s)
+
+    def sleep(self, seconds: float) -> None:
+        self.passed_s += seconds
+
+
+class Bench:
+    """One subscription with everything a test needs to drive it."""
+
+    def __init__(self, **policy: Any) -> None:
+        self.time = FakeTime()
+        self.forwarded: list[tuple[str, int]] = []
+        self.has_dead_letter_topic = True
+        self.announced: list[float] = []
+        self._sequence = 0
+        self.subscription = Subscription(
+            DeliveryPolicy(**policy),
+            self.time.clock,
+            ack_id_prefix="ours-1-",
+            on_due=self.announced.append,
+            forward=self._forward,
+        )
+
+    def _forward(self, message: StoredMessage, count: int) -> bool:
+        if self.has_dead_letter_topic:
+            self.forwarded.append((message.message_id, count))
+        return self.has_dead_letter_topic
+
+    def publish(self, count: int = 1, *, key: str = "", size: int = 1, **attributes: str) -> list[str]:
+        """Publish messages and return their ids: "1", "2" and so on."""
+        messages = []
+        for _ in range(count):
+            self._sequence += 1
+            message = types.PubsubMessage.pb()(data=b"x" * size, ordering_key=key, attributes=attributes)
+            messages.append(store(message, self._sequence, self.time.clock.now_ns()))
+        self.subscription.enqueue(messages)
+        return [message.message_id for message in messages]
+
+    def consumer(self, **options: Any) -> "Receiver":
+        return Receiver(self, **options)
+
+
+class Receiver:
+    """An attached receiver that remembers its wake-ups and the last ack id of each message."""
+
+    def __init__(self, bench: Bench, **options: Any) -> None:
+        self._bench = bench
+        self.wakes = 0
+        self.consumer = Consumer(self._wake, **options)
+        self.ack_ids: dict[str, str] = {}
+        self.attempts: dict[str, int] = {}
+        bench.subscription.attach(self.consumer)
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def take(self, count: int = 1_000, max_bytes: int = NO_LIMIT) -> list[str]:
+        """Lease up to `count` messages and return their ids in the order received."""
+        taken = self._bench.subscription.take(self.consumer, count, max_bytes)
+        for ack_id, message, attempt in taken:
+            self.ack_ids[message.message_id] = ack_id
+            self.attempts[message.message_id] = attempt
+        return [message.message_id for _, message, _ in taken]
+
+    def ack(self, *message_ids: str) -> list[str]:
+        return self._bench.subscription.acknowledge([self.ack_ids[message_id] for message_id in message_ids])
+
+    def nack(self, *message_ids: str) -> list[str]:
+        return self.modify(0, *message_ids)
+
+    def modify(self, seconds: float, *message_ids: str) -> list[str]:
+        ack_ids = [self.ack_ids[message_id] for message_id in message_ids]
+        return self._bench.subscription.modify_ack_deadline(ack_ids, seconds)
+
+    def leave(self) -> None:
+        self._bench.subscription.detach(self.consumer)
+
+
+class BrokerBench:
+    """A broker with a topic `topic-a`, driven through protobuf resources as the API drives it."""
+
+    topic = "projects/p/topics/topic-a"
+
+    def __init__(self) -> None:
+        self.time = FakeTime()
+        self.due = math.inf
+        self.broker = Broker(self.time.clock, self._on_due)
+        self.broker.create_topic(types.Topic.pb()(name=self.topic))
+
+    def _on_due(self, at: float) -> None:
+        self.due = min(self.due, at)
+
+    def subscribe(self, name: str = "sub-a", **fields: Any) -> str:
+        """Create a subscription on the topic and return its path; fields as in the API, durations in seconds."""
+        path = f"projects/p/subscriptions/{name}"
+        fields = {"topic": self.topic, **fields}
+        self.broker.create_subscription(types.Subscription.pb(types.Subscription(name=path, **fields)))
+        return path
+
+    def publish(self, *data: bytes, topic: str | None = None, **fields: Any) -> list[str]:
+        messages = [types.PubsubMessage.pb()(data=item, **fields) for item in data]
+        return self.broker.publish(topic or self.topic, messages)
+
+    def pull(self, path: str, count: int = 1_000) -> list[tuple[str, Any, int]]:
+        """Lease messages; returns ack id, the message as a client parses it, and the delivery attempt."""
+        taken = self.broker.subscription(path).take(Consumer(lambda: None), count, NO_LIMIT)
+        return [
+            (ack_id, types.PubsubMessage.pb().FromString(stored.body + stored.stamp), attempt)
+            for ack_id, stored, attempt in taken
+        ]

@@ -1,0 +1,186 @@
+"""
+The pipeline as `worker.service` builds it, on fakes and on virtual time: real policy, real flow, no network.
+
+Make a `Pipeline` inside a test that runs on `virtual_time`; its clocks are the loop's.
+"""
+
+import asyncio
+import itertools
+from typing import Any
+
+import msgspec
+
+from tests.support.fakes import FakeBackend, FakePublisher, FakeSubscriber, Published
+from tests.support.virtual_time import loop_time, unix_time
+from worker.delivery import Delivery, Limits
+from worker.flow.clock import LoopClock
+from worker.flow.gate import GateStatistics
+from worker.pipeline.attempt import Attempts
+from worker.pipeline.dedupe import Deduper, MemoryStore
+from worker.pipeline.processor import Processor, Rules
+from worker.pipeline.replies import DeadLetters, Replier
+from worker.pipeline.routes import Intake, Route, Router, build_route
+from worker.policy.engine import ErrorPolicy
+from worker.ports import Settlement
+from worker.settings.schema import (
+    BreakerSettings,
+    DedupeSettings,
+    RequestSettings,
+    RouteMatch,
+    RouteSettings,
+    WindowSettings,
+)
+from worker.telemetry.error_share import DamageMeter
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.record import Recorder
+from worker.telemetry.tracing import NO_TRACER
+from worker.wire.message import ReceivedMessage, RequestMessage
+
+LEASE_S = 21_600.0
+_ids = itertools.count(1)
+
+BODY = {"model": "m", "messages": []}
+METADATA = {"id": 12345678901234567890, "b": {"x": [1, 2.50]}, "a": "ü"}
+
+
+def data(body: Any = None, *, path: str = "/v1/chat/completions", metadata: Any = METADATA, **more: Any) -> bytes:
+    """Return the data of a request message."""
+    return msgspec.json.encode({"path": path, "metadata": metadata, "body": BODY if body is None else body, **more})
+
+
+def message(payload: bytes | None = None, *, attempt: int | None = None, **more: Any) -> ReceivedMessage:
+    """Return a delivery that was published just now."""
+    return ReceivedMessage(
+        message_id=more.pop("message_id", f"id{next(_ids)}"),
+        data=data() if payload is None else payload,
+        publish_time=more.pop("publish_time", unix_time()),
+        delivery_attempt=attempt,
+        **more,
+    )
+
+
+def a_delivery(request: RequestMessage | None = None, received: ReceivedMessage | None = None) -> Delivery:
+    """Return the working state of one delivery that has just come."""
+    delivery = Delivery(received or ReceivedMessage(message_id="1", data=b"{}"), 0.0)
+    delivery.request = request
+    return delivery
+
+
+class Pipeline:
+    """
+    Everything between the broker's two sides.
+
+    Args:
+        backends: One route each; the first takes what no other's `match` takes if it has none itself.
+        more: Settings by short name; see the body.
+    """
+
+    def __init__(self, *backends: FakeBackend, publisher: FakePublisher | None = None, **more: Any) -> None:
+        self.backend = backends[0] if backends else FakeBackend()
+        self.publisher = publisher or FakePublisher()
+        self.dead_topic = FakePublisher()
+        self.metrics = Metrics()
+        self.clock = LoopClock()
+        window = more.pop("window", 16)
+        matches = more.pop("matches", [RouteMatch()] * max(1, len(backends)))
+        self.routes = tuple(
+            self._route(backend, match, window, more.pop("breaker", BreakerSettings()))
+            for backend, match in zip(backends or (self.backend,), matches, strict=True)
+        )
+        self.pauses: list[tuple[str, bool]] = []
+        self.intake = Intake(self.routes, lambda reason, holds: self.pauses.append((reason, holds)))
+        self.damage = DamageMeter(300.0, now=loop_time)
+        self.recorder = Recorder(
+            self.metrics,
+            self.damage,
+            include_stats=more.pop("include_stats", False),
+            clock=loop_time,
+            wall_clock=unix_time,
+        )
+        lease_s, tracer = more.pop("lease_s", LEASE_S), more.pop("tracer", NO_TRACER)
+        self.replier = Replier(
+            self.publisher,
+            self.metrics,
+            self.intake,
+            copy_attributes=more.pop("copy_attributes", ()),
+            lease_s=lease_s,
+            tracer=tracer,
+            clock=loop_time,
+        )
+        policy = more.pop("policy", None) or ErrorPolicy(now_unix=unix_time)
+        self.attempts = Attempts(policy, self.recorder, tracer=tracer, wall_clock=unix_time, **more.pop("attempts", {}))
+        dedupe = more.pop("dedupe", DedupeSettings())
+        store = more.pop("store", None) or MemoryStore(dedupe)
+        self.deduper = Deduper(store, dedupe.metadata_key)
+        self.limits = Limits(
+            max_lease_duration_s=lease_s,
+            max_message_age_s=more.pop("max_message_age_s", 604_800.0),
+            hold_max_s=more.pop("hold_max_s", lease_s),
+            reply_on_last_attempt=more.pop("reply_on_last_attempt", True),
+            max_delivery_attempts=more.pop("max_delivery_attempts", 5),
+        )
+        rules = Rules(
+            request=more.pop("request", RequestSettings()), limits=self.limits, settle_s=more.pop("settle_s", 40.0)
+        )
+        dead_letters = DeadLetters(self.dead_topic, self.metrics) if more.pop("dead_letters", False) else None
+        self.processor = Processor(
+            more.pop("router", None) or Router(self.routes),
+            self.attempts,
+            self.replier,
+            more.pop("recorder", None) or self.recorder,
+            rules,
+            deduper=self.deduper,
+            dead_letters=dead_letters,
+            tracer=tracer,
+            clock=loop_time,
+            wall_clock=unix_time,
+        )
+        assert not more, f"unknown: {more}"
+
+    def _route(self, backend: FakeBackend, match: RouteMatch, window: int, breaker: BreakerSettings) -> Route:
+        bounds = WindowSettings(initial=window, min=1, max=64)
+        settings = RouteSettings(name=backend.name, base_url="http://b", window=bounds, breaker=breaker, match=match)
+        return build_route(settings, backend, self.clock)
+
+    @property
+    def route(self) -> Route:
+        return self.routes[0]
+
+    @property
+    def gate(self) -> GateStatistics:
+        return self.route.gate.statistics()
+
+    @property
+    def answers(self) -> list[Published]:
+        return self.publisher.published
+
+    @property
+    def answer(self) -> Published:
+        """The only answer."""
+        assert len(self.answers) == 1, self.answers
+        return self.answers[0]
+
+    async def handle(self, received: ReceivedMessage | None = None) -> Settlement:
+        """Process one delivery to its end."""
+        return await self.processor.handle(received or message())
+
+    def start(self, received: ReceivedMessage | None = None) -> "asyncio.Task[Settlement]":
+        """Begin to process one delivery."""
+        return asyncio.ensure_future(self.processor.handle(received or message()))
+
+    def serve(self, subscriber: FakeSubscriber) -> "asyncio.Task[None]":
+        """Begin to process everything a subscription has."""
+        return asyncio.ensure_future(subscriber.run(self.processor.handle))
+
+    def count(self, metric: str, *labels: str) -> float:
+        """Return a counter's or gauge's value."""
+        child = getattr(self.metrics, metric)
+        return float((child.labels(*labels) if labels else child)._value.get())
+
+    def assert_nothing_leaks(self) -> None:
+        """No permit is out, nobody waits, no message is counted as running."""
+        for route in self.routes:
+            gate = route.gate.statistics()
+            assert (gate.in_flight, gate.waiting, gate.held) == (0, 0, 0)
+        assert self.metrics.in_flight._value.get() == 0
+        assert self.processor._flights._running == {}

@@ -1,0 +1,233 @@
+"""Forms of a request, from the best one down to what a server takes, and what is remembered of that."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.streaming_chunks import delta, event, feed
+from worker.backends.request.negotiation import MAX_REMEMBERED, Negotiator, Plan
+from worker.ports import BackendRequest, Draft, Salvage
+
+CHAT = "/v1/chat/completions"
+BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+SALVAGE = Salvage(text="Hel", tokens=1)
+
+
+def a_request(path: str = CHAT, *, salvage: Salvage | None = None, **body: Any) -> BackendRequest:
+    data = json.dumps({**BODY, **body}).encode()
+    return BackendRequest(path=path, body=data, stream_requested=body.get("stream") is True, salvage=salvage)
+
+
+def negotiator(stream: Any = "auto", continuation: Any = "off") -> Negotiator:
+    return Negotiator("r", stream, continuation)
+
+
+def answered(status: int, message: str = "", *, param: str | None = None, **draft: Any) -> Draft:
+    """How a server answered a call."""
+    body = {"error": {"message": message, "type": "t", "param": param, "code": None}}
+    return Draft(status=status, body=json.dumps(body).encode(), **draft)
+
+
+def sent(plan: Plan) -> dict[str, Any]:
+    """What is sent beside the request's own keys."""
+    body = json.loads(plan.call.body)
+    return {key: value for key, value in body.items() if key not in BODY}
+
+
+REFUSES_STREAMS = [
+    answered(400, "Your organization must be verified to stream this model.", param="stream"),
+    answered(400, "Streaming is not supported for this model"),
+    answered(422, "stream: Input should be false"),
+    answered(501, "streaming is not implemented"),
+    Draft(status=422, body=b'{"detail":[{"loc":["body","stream"],"msg":"extra fields not permitted"}]}'),
+]
+REFUSES_OPTIONS = [
+    answered(400, "Unrecognized request argument supplied: stream_options"),
+    answered(400, "Unknown parameter", param="stream_options.include_usage"),
+    Draft(status=422, body=b'{"detail":[{"loc":["body","stream_options"],"msg":"extra fields not permitted"}]}'),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSES_STREAMS)
+def test_a_server_that_refuses_streams_is_asked_for_a_whole_answer(refusal: Draft, logs: list[Any]) -> None:
+    """In the same attempt; when it takes that, it is remembered and told once."""
+    known = negotiator()
+    plan = known.plan(a_request())
+    assert sent(plan) == STREAMED
+    assert plan.retreat(refusal)
+    assert sent(plan) == {}
+    assert not plan.retreat(answered(200))
+    for _ in range(2):
+        later = known.plan(a_request())
+        assert sent(later) == {}
+        assert not later.retreat(answered(200))
+    assert [line["refused"] for line in logs] == ["stream"]
+    assert not known.streams(CHAT, a_request().body, stream_requested=False)
+
+
+@pytest.mark.parametrize("refusal", REFUSES_OPTIONS)
+@pytest.mark.parametrize("mode", ["auto", "always"])
+def test_a_server_that_refuses_stream_options_streams_without(refusal: Draft, mode: str, logs: list[Any]) -> None:
+    """The tokens are then unknown, the rest is as good."""
+    known = negotiator(mode)
+    plan = known.plan(a_request())
+    assert plan.retreat(refusal)
+    assert sent(plan) == {"stream": True}
+    assert not plan.retreat(answered(200, streamed=True))
+    assert sent(known.plan(a_request())) == {"stream": True}
+    assert [line["refused"] for line in logs] == ["stream_options"]
+    assert known.streams(CHAT, a_request().body, stream_requested=False)
+
+
+def test_one_refusal_after_the_other() -> None:
+    """First the options, then the stream: the third request is the plain one."""
+    plan = negotiator().plan(a_request(stream=True))
+    assert plan.retreat(REFUSES_OPTIONS[0])
+    assert plan.retreat(REFUSES_STREAMS[0])
+    assert sent(plan) == {}
+    assert not plan.retreat(REFUSES_STREAMS[0])
+
+
+def test_always_takes_the_refusal_for_the_answer() -> None:
+    """The operator wants streams or nothing."""
+    plan = negotiator("always").plan(a_request())
+    assert not plan.retreat(REFUSES_STREAMS[0])
+    assert sent(plan) == STREAMED
+
+
+def test_a_refusal_for_another_reason_is_the_answer() -> None:
+    """Other statuses and other words are not about streams."""
+    for draft in [
+        answered(400, "temperature must be below 2", param="temperature"),
+        answered(400, "the upstream is bad; downstreaming"),
+        answered(500, "cannot stream"),
+        answered(401, "stream"),
+        answered(200, "stream"),
+    ]:
+        assert not negotiator().plan(a_request()).retreat(draft)
+
+
+def test_a_wrong_guess_is_not_remembered(logs: list[Any]) -> None:
+    """An error that only mentions streams, a prompt echoed in it for example, comes again for the whole answer."""
+    known = negotiator()
+    plan = known.plan(a_request())
+    assert plan.retreat(answered(400, "bad input: 'how do I stream a film?'"))
+    assert not plan.retreat(answered(400, "bad input: 'how do I stream a film?'"))
+    assert sent(known.plan(a_request())) == STREAMED
+    assert logs == []
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_then_fails_has_not_taken_anything(status: int) -> None:
+    """It is asked for a stream the next time."""
+    known = negotiator()
+    plan = known.plan(a_request())
+    assert plan.retreat(REFUSES_STREAMS[0])
+    assert not plan.retreat(answered(status))
+    assert sent(known.plan(a_request())) == STREAMED
+
+
+def test_models_and_apis_are_remembered_apart() -> None:
+    """Behind one gateway one model may stream and another one not."""
+    known = negotiator()
+    plan = known.plan(a_request())
+    plan.retreat(REFUSES_STREAMS[0])
+    plan.retreat(answered(200))
+    assert sent(known.plan(a_request(model="other")))["stream"] is True
+    assert sent(known.plan(a_request("/v1/completions", prompt="x")))["stream"] is True
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """Models are the requesters' to choose."""
+    known = negotiator()
+    for number in range(MAX_REMEMBERED + 10):
+        plan = known.plan(a_request(model=f"m{number}"))
+        plan.retreat(REFUSES_STREAMS[0])
+        plan.retreat(answered(200))
+    assert len(known._best) <= MAX_REMEMBERED
+
+
+def test_streams_says_what_a_plan_would_do() -> None:
+    """For whoever has to know before an attempt."""
+    for mode in ("auto", "always", "never", "as_requested"):
+        known = negotiator(mode)
+        for body in ({}, {"n": 2}, {"stream": True}, {"best_of": 3}):
+            for path in (CHAT, "/v1/embeddings"):
+                request = a_request(path, **body)
+                told = known.streams(path, request.body, stream_requested=request.stream_requested)
+                assert told is (known.plan(request).call.form > 0)
+    assert not negotiator().streams(CHAT, b"nonsense", stream_requested=False)
+
+
+def test_a_body_that_is_no_object_is_sent_as_it_is() -> None:
+    """The server will say what is wrong with it; there is nothing to retreat to."""
+    plan = negotiator().plan(BackendRequest(path=CHAT, body=b"nonsense", stream_requested=True))
+    assert plan.call.body == b"nonsense"
+    assert not plan.retreat(REFUSES_STREAMS[0])
+
+
+# Going on from a text
+
+
+def test_a_continuation_is_sent_and_its_text_is_safe_before_anything_comes() -> None:
+    """A connection that is refused must not cost what was salvaged."""
+    plan = negotiator("auto", "vllm").plan(a_request(salvage=SALVAGE))
+    assert sent(plan)["continue_final_message"] is True
+    draft = Draft(status=503, headers={"a": "b"}, body=b"old")
+    plan.begin(draft)
+    assert (draft.status, draft.headers, draft.body, draft.salvage) == (None, {}, b"", SALVAGE)
+    assert json.loads(draft.partial or b"")["choices"][0]["message"]["content"] == "Hel"
+
+
+@pytest.mark.parametrize("refusal", [answered(400, "unknown key"), answered(422), answered(413), answered(501)])
+def test_a_server_that_refuses_to_go_on_is_asked_anew(refusal: Draft, logs: list[Any]) -> None:
+    """Nothing of the text stays; it is told once and asked again the next time."""
+    known = negotiator("auto", "vllm")
+    for _ in range(2):
+        plan = known.plan(a_request(salvage=SALVAGE))
+        assert plan.retreat(refusal)
+        assert (sent(plan), plan.call.salvaged_tokens) == (STREAMED, None)
+        draft = Draft()
+        plan.begin(draft)
+        assert (draft.partial, draft.salvage) == (None, None)
+        accumulator = plan.call.new_accumulator()
+        assert accumulator is not None
+        accumulator.feed_all([event(delta(content="New")), event(delta("stop"))])
+        assert json.loads(accumulator.result())["choices"][0]["message"]["content"] == "New"
+        assert not plan.retreat(answered(200, streamed=True))
+    assert [line["event"] for line in logs] == ["the backend continues no text; it starts anew"]
+
+
+def test_a_whole_answer_to_a_continuation_is_none() -> None:
+    """It would be the rest without its beginning: the request starts anew."""
+    plan = negotiator("auto", "vllm").plan(a_request(salvage=SALVAGE))
+    assert plan.retreat(answered(200, streamed=False))
+    assert sent(plan) == STREAMED
+
+
+@pytest.mark.parametrize("draft", [answered(503), answered(429), answered(401), answered(200, streamed=True)])
+def test_other_ends_of_a_continuation_are_its_end(draft: Draft) -> None:
+    """What fails for another reason is continued the next time."""
+    plan = negotiator("auto", "vllm").plan(a_request(salvage=SALVAGE))
+    assert not plan.retreat(draft)
+    assert plan.call.salvaged_tokens == 1
+
+
+def test_what_cannot_be_continued_starts_anew() -> None:
+    """A salvage that the request does not allow to use is left."""
+    plan = negotiator("auto", "vllm").plan(a_request(salvage=SALVAGE, tools=[{"type": "function"}]))
+    assert plan.call.salvaged_tokens is None
+
+
+def test_only_what_broke_is_salvaged() -> None:
+    """A good answer leaves nothing to go on from; one that its server aborted in the middle does."""
+    plan = negotiator("auto", "vllm").plan(a_request())
+    assert plan.salvage(feed(delta(content="Hel"))) == SALVAGE
+    assert plan.salvage(feed(delta(content="Hel"), delta("stop"))) is None
+    assert plan.salvage(feed(delta(content="Hel"), delta("abort"))) == SALVAGE
+    assert plan.salvage(feed(delta(role="assistant"))) is None
+    assert negotiator("auto", "off").plan(a_request()).salvage(feed(delta(content="Hel"))) is None
+    tools = negotiator("auto", "vllm").plan(a_request(tools=[{"type": "function"}]))
+    assert tools.salvage(feed(delta(content="Hel"))) is None

@@ -1,0 +1,170 @@
+"""Which requests are streamed, and how they are asked for it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from worker.backends.request.body import read_fields
+from worker.backends.request.stream import UNARY_FEATURES, Form, Kind, build_call, choices_of, kind_of, wanted_form
+from worker.settings.conflicts import find_conflicts
+from worker.settings.schema import Settings
+
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+ON, OFF = {"stream": True}, {"stream": False}
+USAGE = {"include_usage": True}
+
+
+def fields_of(body: dict[str, Any]) -> Any:
+    return read_fields(json.dumps(body).encode())
+
+
+def form(mode: Any, body: dict[str, Any], path: str = CHAT) -> Form:
+    return wanted_form(mode, kind_of(path), fields_of(body))
+
+
+def asked(path: str, body: dict[str, Any], form: Form) -> dict[str, Any]:
+    """What stands in the request that is sent."""
+    data = json.dumps(body).encode()
+    fields = read_fields(data)
+    assert fields is not None
+    return json.loads(build_call(path, data, fields, form).body)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (CHAT, Kind.CHAT),
+        ("/v1/chat/completions/?api-version=1", Kind.CHAT),
+        ("/openai/deployments/gpt/chat/completions?api-version=2024-10-21", Kind.CHAT),
+        (TEXT, Kind.COMPLETIONS),
+        (RESPONSES, Kind.RESPONSES),
+        ("/v1/embeddings", None),
+        ("/v1/mychat/completionsx", None),
+        ("/v1/audio/speech", None),
+        ("/completions", Kind.COMPLETIONS),
+    ],
+)
+def test_the_api_of_a_path(path: str, kind: Kind | None) -> None:
+    """By its end, with any prefix; completions of a chat are not completions."""
+    assert kind_of(path) is kind
+
+
+@pytest.mark.parametrize(
+    ("mode", "body", "streamed"),
+    [
+        ("auto", {}, True),
+        ("auto", OFF, True),
+        ("auto", ON, True),
+        ("auto", {"n": 1}, True),
+        ("auto", {"n": None}, True),
+        ("auto", {"n": 2}, False),
+        ("auto", {"n": 2, **ON}, True),
+        ("always", {"n": 2}, True),
+        ("always", OFF, True),
+        ("never", {}, False),
+        ("never", ON, False),
+        ("as_requested", {}, False),
+        ("as_requested", OFF, False),
+        ("as_requested", ON, True),
+        ("as_requested", {"stream": "true"}, False),
+    ],
+)
+def test_the_setting_and_the_request_decide_together(mode: str, body: dict[str, Any], streamed: bool) -> None:
+    """`auto` and `always` stream what does not ask for it; a request that asks is streamed except with `never`."""
+    assert (form(mode, body) is not Form.UNARY) is streamed
+
+
+@pytest.mark.parametrize("mode", ["auto", "always"])
+@pytest.mark.parametrize("feature", UNARY_FEATURES)
+def test_what_servers_refuse_to_stream_is_streamed_only_on_request(mode: str, feature: str) -> None:
+    """An answer that might differ, or be refused, is asked for as a whole; asked for explicitly, it is the server's."""
+    assert form(mode, {feature: 1}) is Form.UNARY
+    assert form(mode, {feature: None}) is Form.STREAM_WITH_USAGE
+    assert form(mode, {feature: 1, **ON}) is Form.STREAM_WITH_USAGE
+
+
+def test_what_cannot_be_assembled_is_not_streamed() -> None:
+    """Other paths, and bodies that are no objects."""
+    assert form("always", ON, "/v1/embeddings") is Form.UNARY
+    assert wanted_form("always", Kind.CHAT, None) is Form.UNARY
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choices"),
+    [("a", 1), (["a", "b"], 2), ([[1, 2], [3]], 2), ([1, 2, 3], 1), ([], 1), (None, 1), ({}, 1)],
+)
+def test_prompts_multiply_the_choices_of_completions(prompt: Any, choices: int) -> None:
+    """A list of prompts has an answer each; a list of tokens is one prompt."""
+    assert choices_of(Kind.COMPLETIONS, fields_of({"prompt": prompt, "n": 3})) == 3 * choices
+    assert choices_of(Kind.CHAT, fields_of({"prompt": prompt, "n": 3})) == 3
+    assert choices_of(Kind.RESPONSES, fields_of({"n": 3})) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        ({}, {**ON, "stream_options": USAGE}),
+        (OFF, {**ON, "stream_options": USAGE}),
+        (ON, {**ON, "stream_options": USAGE}),
+        ({**ON, "stream_options": None}, {**ON, "stream_options": USAGE}),
+        ({**ON, "stream_options": {"x": 1, "include_usage": False}}, {**ON, "stream_options": {"x": 1, **USAGE}}),
+        ({"stream_options": {"x": 1}}, {**ON, "stream_options": {"x": 1, **USAGE}}),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_stream_with_usage_is_asked_for(path: str, body: dict[str, Any], sent: dict[str, Any]) -> None:
+    """`stream` and `stream_options.include_usage` are set, other options stay."""
+    assert asked(path, {"model": "m", **body}, Form.STREAM_WITH_USAGE) == {"model": "m", **sent}
+
+
+def test_a_request_that_says_so_already_is_sent_as_it_is() -> None:
+    """Not a byte differs."""
+    data = b'{ "stream" : true, "stream_options":{"include_usage": true} ,"n":1.0}'
+    fields = read_fields(data)
+    assert fields is not None
+    assert build_call(CHAT, data, fields, Form.STREAM_WITH_USAGE).body is data
+
+
+def test_without_usage_the_options_go() -> None:
+    """A server that does not know `stream_options` gets none; those of the Responses API are about other things."""
+    body = {"stream_options": {"include_obfuscation": False}}
+    assert asked(CHAT, body, Form.STREAM) == ON
+    assert asked(RESPONSES, body, Form.STREAM) == {**ON, **body}
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/images/generations"])
+def test_a_stream_that_is_not_wanted_is_not_asked_for(path: str) -> None:
+    """`stream: true` would bring events where nobody reads them; what does not ask for them is left alone."""
+    assert asked(path, {"a": 1, **ON, "stream_options": USAGE}, Form.UNARY) == {"a": 1}
+    assert asked(path, {"a": 1, **OFF}, Form.UNARY) == {"a": 1, **OFF}
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        ({}, True),
+        (OFF, True),
+        ({**ON, "stream_options": USAGE}, True),
+        (ON, False),
+        ({**ON, "stream_options": {"include_usage": False}}, False),
+    ],
+)
+def test_usage_is_left_out_only_if_the_request_streams_without_it(body: dict[str, Any], kept: bool) -> None:
+    """An unstreamed answer always has a usage, a stream only on request."""
+    data = json.dumps(body).encode()
+    fields = read_fields(data)
+    assert fields is not None
+    accumulator = build_call(CHAT, data, fields, Form.STREAM_WITH_USAGE).new_accumulator()
+    assert accumulator is not None
+    assert accumulator._keep_usage is kept  # type: ignore[attr-defined]
+
+
+def test_continuation_without_streams_is_refused_at_start() -> None:
+    """Nothing could ever be continued: the settings say so instead of doing nothing."""
+    pubsub = {"request_subscription": "s", "response_topic": "t"}
+    for stream, faults in [("never", 1), ("auto", 0), ("as_requested", 0)]:
+        backend = {"base_url": "http://b", "stream": stream, "continuation": "vllm"}
+        found = find_conflicts(Settings.model_validate({"pubsub": pubsub, "backend": backend}))
+        assert len(found) == faults
+        assert all(fault.startswith("backend.continuation: ") for fault in found)

@@ -1,0 +1,165 @@
+"""Which shape a line has, and what is published for it."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.client.io.lines import LINE_ID, LINE_SHAPE, RawLine, Shape, prepare, rejected
+from worker.errors import MessageError
+from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, decode_request
+
+BATCH = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text(st.characters(codec="utf-8")),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def a_line(data: bytes, number: int = 1) -> RawLine:
+    return RawLine.of(number, data)
+
+
+def a_batch_line(**changes: object) -> bytes:
+    return json.dumps({key: value for key, value in {**BATCH, **changes}.items() if value is not ...}).encode()
+
+
+def test_id_is_number_and_hash_of_the_bytes():
+    """The id names the line's number and the SHA-256 of its bytes, so that it can be computed by anybody."""
+    assert RawLine.of(7, b"abc").line_id == "line-7-ba7816bf"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"path": "/v1/x",  "metadata":{"a":1}, "body":{}}',
+        b'{"path":"/v1/x","custom_id":"a","url":"/v1/x","method":"POST","body":{}}',
+        b'{"body":{}}',
+        b"not json",
+        b"[1,2]",
+        b'"text"',
+        b'{"path":"/v1/x","body":{"temperature":NaN}}',
+        b'{"custom_id":"a","url":"/v1/x","method":"POST","body":{"t":NaN}}',
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+    ],
+    ids=["message", "both", "no-path", "text", "array", "string", "nan", "nan-in-batch", "bytes", "deep"],
+)
+def test_what_is_no_batch_line_is_published_as_it_stands(data):
+    """Everything that is no batch line goes to the worker byte for byte, bad or not: the worker judges messages."""
+    prepared = prepare(a_line(data, 3))
+    assert (prepared.shape, prepared.refusal) == (Shape.MESSAGE, None)
+    assert prepared.data == data
+    assert prepared.attributes == {LINE_ID: a_line(data, 3).line_id}
+
+
+def test_batch_line_becomes_a_request_message():
+    """`path` is the url, the body is the line's own bytes, the metadata holds the custom_id."""
+    data = b'{"custom_id":"\\u00e9 1", "method":"POST", "url":"/v1/embeddings", "body":{"input" : 1.0e2, "b":18446744073709551617}}'
+    prepared = prepare(a_line(data))
+    request = decode_request(prepared.data)
+    assert request.path == "/v1/embeddings"
+    assert request.body == b'{"input" : 1.0e2, "b":18446744073709551617}'
+    assert json.loads(request.metadata) == {"custom_id": "é 1"}
+    assert prepared.custom_id == b'"\\u00e9 1"'
+    assert prepared.attributes == {LINE_ID: a_line(data).line_id, LINE_SHAPE: "batch"}
+
+
+@given(
+    custom_id=st.text(st.characters(codec="utf-8"), min_size=1),
+    body=st.dictionaries(st.text(st.characters(codec="utf-8")), json_values, max_size=3),
+    ascii_only=st.booleans(),
+)
+def test_batch_line_keeps_custom_id_and_body(custom_id, body, ascii_only):
+    """Any custom_id and any body arrive at the worker as they stood in the line."""
+    raw_body = json.dumps(body, ensure_ascii=ascii_only).encode()
+    raw_id = json.dumps(custom_id, ensure_ascii=ascii_only).encode()
+    line = b'{"body":%s,"custom_id":%s,"method":"POST","url":"/v1/x"}' % (raw_body, raw_id)
+    prepared = prepare(a_line(line))
+    request = decode_request(prepared.data)
+    assert request.body == raw_body
+    assert json.loads(request.metadata) == {"custom_id": custom_id}
+    assert prepared.custom_id == raw_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "param"),
+    [
+        ({"custom_id": ...}, "missing_required_parameter", "custom_id"),
+        ({"method": ...}, "missing_required_parameter", "method"),
+        ({"url": ...}, "missing_required_parameter", "url"),
+        ({"body": ...}, "missing_required_parameter", "body"),
+        ({"custom_id": 5}, "invalid_request", "custom_id"),
+        ({"custom_id": ""}, "invalid_request", "custom_id"),
+        ({"method": "GET"}, "invalid_request", "method"),
+        ({"method": 1}, "invalid_request", "method"),
+        ({"url": ["/v1/x"]}, "invalid_request", "url"),
+    ],
+)
+def test_faulty_batch_line_is_refused_with_its_key(changes, code, param):
+    """A batch line without its keys is answered here with a 400 that names the key, as OpenAI's validation does."""
+    prepared = prepare(a_line(a_batch_line(**changes)))
+    assert prepared.shape is Shape.BATCH
+    assert prepared.data == b""
+    assert (prepared.refusal.status_code, prepared.refusal.code, prepared.refusal.param) == (400, code, param)
+    assert f"'{param}'" in prepared.refusal.message
+
+
+@pytest.mark.parametrize("changes", [{"url": "http://elsewhere/v1/x"}, {"url": "/v1/../x"}, {"body": [1]}])
+def test_the_worker_judges_url_and_body(changes):
+    """What a message may not hold in path and body is the worker's to refuse, so that there is one judge."""
+    prepared = prepare(a_line(a_batch_line(**changes)))
+    assert prepared.refusal is None
+    with pytest.raises(MessageError):
+        decode_request(prepared.data)
+
+
+@pytest.mark.parametrize("custom_id", [b'"\xff"', b'"\\ud800"', b"7", b"null"])
+def test_custom_id_that_is_no_text_is_not_echoed(custom_id):
+    """An output line stays valid JSON in UTF-8 whatever stands as custom_id."""
+    prepared = prepare(a_line(b'{"custom_id":%s,"method":"POST","url":"/v1/x","body":{}}' % custom_id))
+    assert prepared.custom_id == b"null"
+
+
+def test_line_over_the_brokers_limit_is_refused_with_its_metadata():
+    """A line no message can carry gets a 413 that says so, and its metadata comes back."""
+    data = b'{"path":"/v1/x","metadata":{"n":9007199254740993},"body":{"a":"%s"}}' % (b"x" * MAX_PUBSUB_MESSAGE_BYTES)
+    prepared = prepare(a_line(data))
+    assert prepared.data == b""
+    assert (prepared.refusal.status_code, prepared.refusal.code) == (413, "request_too_large")
+    assert prepared.refusal.metadata == b'{"n":9007199254740993}'
+
+
+def test_batch_line_over_the_brokers_limit_keeps_its_custom_id():
+    """A batch line that is too large is refused in its own shape."""
+    prepared = prepare(a_line(a_batch_line(body={"a": "x" * MAX_PUBSUB_MESSAGE_BYTES})))
+    assert prepared.shape is Shape.BATCH
+    assert prepared.custom_id == b'"a"'
+    assert prepared.refusal.status_code == 413
+
+
+def test_attributes_count_towards_the_limit():
+    """The limit is on data and attributes together: a line that fits only without its id is refused."""
+    head = b'{"path":"/v1/x","body":{"a":"'
+    attribute_bytes = len(LINE_ID) + len("line-1-00000000")
+    room = MAX_PUBSUB_MESSAGE_BYTES - attribute_bytes - len(head) - len(b'"}}')
+    assert prepare(a_line(head + b"x" * room + b'"}}')).refusal is None
+    assert prepare(a_line(head + b"x" * (room + 1) + b'"}}')).refusal.status_code == 413
+
+
+def test_line_that_was_not_kept_is_refused():
+    """A line over the reader's limit has an answer too."""
+    prepared = prepare(RawLine(4, b"", 40_000_000, "0a1b2c3d"))
+    assert prepared.line_id == "line-4-0a1b2c3d"
+    assert (prepared.refusal.status_code, prepared.refusal.code) == (413, "line_too_long")
+
+
+@pytest.mark.parametrize(("size", "status"), [(100, 400), (MAX_PUBSUB_MESSAGE_BYTES - 10, 413)])
+def test_what_the_broker_rejects_is_named_by_its_likely_reason(size, status):
+    """A message near the limit that the broker rejects was too large; another one was invalid."""
+    assert rejected(b"x" * size, "no").status_code == status

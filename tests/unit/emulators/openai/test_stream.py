@@ -1,0 +1,167 @@
+"""Streams: whole ones add up to the unary answer in every dialect, broken ones break where they should."""
+
+from typing import Any
+
+import pytest
+
+from tests.support.simbackend_streams import ME, a_call, events_of, read, says, written
+from worker.emulators.openai.answers import chat_body, completion_body
+from worker.emulators.openai.dialects import DIALECTS, Dialect
+from worker.emulators.openai.generation import Generation
+from worker.emulators.openai.options import SimOptions
+from worker.emulators.openai.responses import response_body, response_events
+from worker.emulators.openai.sse import script
+from worker.emulators.openai.stream import chunk_events
+from worker.emulators.openai.validation import Endpoint, check
+
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"properties": {"q": {"type": "string"}}}}}
+    for name in "ab"
+]
+
+
+def add(old: Any, new: Any) -> Any:
+    """Merge a delta's value into what came before: texts and lists append, objects recurse, otherwise the last wins."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        merged = dict(old)
+        for key, value in new.items():
+            if value is None and key in merged:
+                continue
+            once = key in {"role", "id", "type", "name", "finish_reason"}
+            merged[key] = value if once or key not in merged else add(merged[key], value)
+        return merged
+    if isinstance(old, list) and isinstance(new, list):
+        if all(isinstance(item, dict) and "index" in item for item in old + new):
+            by_index = {item["index"]: item for item in old}
+            for item in new:
+                by_index[item["index"]] = add(by_index.get(item["index"], {}), item)
+            return [by_index[index] for index in sorted(by_index)]
+        return old + new
+    return old + new if isinstance(old, str) and isinstance(new, str) else (old if new is None else new)
+
+
+def assembled(chunks: list[Any], kind: str) -> dict[str, Any]:
+    """Return the body that chunks add up to."""
+    body: dict[str, Any] = {}
+    choices: list[Any] = []
+    for chunk in chunks:
+        if chunk == "[DONE]":
+            continue
+        choices = add(choices, chunk["choices"])
+        body |= {key: value for key, value in chunk.items() if value not in (None, "", 0) and key != "choices"}
+    for choice in choices:
+        if "delta" in choice:
+            choice["message"] = choice.pop("delta")
+    return {**body, "object": kind, "choices": choices}
+
+
+def canon(value: Any) -> Any:
+    """Return JSON without what a stream cannot or need not repeat: nulls, empty texts and lists, padding, indexes."""
+    if isinstance(value, dict):
+        dropped = {"obfuscation", "index"}
+        kept = {key: canon(inner) for key, inner in value.items() if key not in dropped}
+        return {key: inner for key, inner in kept.items() if inner not in (None, "", [], {})}
+    return [canon(inner) for inner in value] if isinstance(value, list) else value
+
+
+REQUESTS: list[dict[str, Any]] = [
+    {},
+    {"n": 3},
+    {"logprobs": True, "max_tokens": 4},
+    {"tools": TOOLS, "tool_choice": "required"},
+    {"reasoning_effort": "low"},
+    {"reasoning_effort": "low", "max_tokens": 5, "n": 2},
+    {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("request_body", REQUESTS, ids=lambda body: ",".join(body) or "plain")
+def test_chat_chunks_add_up_to_the_unary_body(dialect: str, request_body: dict[str, Any]) -> None:
+    """In every dialect the merged chunks equal the body that the same request gets without a stream."""
+    call = a_call(**request_body)
+    row: Dialect = DIALECTS[dialect]
+    for body in (b"1", b"2", b"3"):
+        generation = says(call, body)
+        chunks = read(written(script(chunk_events(call, generation, row, ME))))
+        assert chunks[-1] == "[DONE]"
+        assert canon(assembled(chunks, "chat.completion")) == canon(chat_body(call, generation, row, ME))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("request_body", [{}, {"n": 2}, {"logprobs": 1}, {"echo": True, "max_tokens": 2}])
+def test_text_chunks_add_up_to_the_unary_body(dialect: str, request_body: dict[str, Any]) -> None:
+    """Text completions too."""
+    call = a_call(Endpoint.COMPLETIONS, **request_body)
+    generation = says(call)
+    chunks = read(written(script(chunk_events(call, generation, DIALECTS[dialect], ME))))
+    whole = completion_body(call, generation, DIALECTS[dialect], ME)
+    assert canon(assembled(chunks, "text_completion")) == canon(whole)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"max_output_tokens": 2}, {"reasoning": {"effort": "low"}}, {"tools": TOOLS, "tool_choice": "required"}],
+)
+def test_a_streamed_response_ends_with_the_unary_body(body: dict[str, Any]) -> None:
+    """The terminal event carries the unary body, deltas add up to its text, and events are numbered."""
+    call = a_call(Endpoint.RESPONSES, **body)
+    generation = says(call)
+    events = read(written(script(response_events(call, generation, DIALECTS["vllm"], ME))))
+    whole = response_body(call, generation, DIALECTS["vllm"], ME)
+    assert events[-1]["response"] == whole
+    assert events[-1]["type"] == f"response.{whole['status']}"
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    deltas = "".join(event["delta"] for event in events if event["type"].endswith(".delta"))
+    inside = [item.get("arguments") or item["content"][0]["text"] for item in whole["output"]]
+    assert deltas == "".join(inside)
+
+
+def test_azure_begins_with_an_empty_chunk() -> None:
+    """Azure's first chunk has no choices but the filter results of the prompt."""
+    first = events_of(a_call(), "azure")[0].payload
+    assert first is not None
+    assert (first["choices"], "prompt_filter_results" in first) == ([], True)
+
+
+def test_tgi_and_ollama_repeat_the_role() -> None:
+    """Every delta of TGI and Ollama has the role; OpenAI's first only."""
+    for dialect, count in (("tgi", 24), ("ollama", 24), ("openai", 1)):
+        payloads = [
+            event.payload for event in events_of(a_call(), dialect) if event.payload and event.payload["choices"]
+        ]
+        roles = sum("role" in payload["choices"][0]["delta"] for payload in payloads)
+        assert (roles == count) if dialect == "openai" else (roles == len(payloads))
+
+
+@pytest.mark.parametrize("place", ["own_chunk", "empty_delta", "finish_chunk", "first_chunk"])
+def test_usage_can_stand_anywhere(place: Any) -> None:
+    """Usage is sent once with the whole count, wherever it is wanted."""
+    call = a_call()
+    events = chunk_events(call, says(call), DIALECTS["vllm"], ME, place)
+    counted = [event.payload["usage"] for event in events if event.payload and event.payload.get("usage")]
+    assert [usage["completion_tokens"] for usage in counted] == [says(call).completion_tokens]
+
+
+def test_usage_is_sent_only_when_asked_for() -> None:
+    """Without `include_usage` no chunk has usage."""
+    call = check(
+        Endpoint.CHAT, {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}, SimOptions()
+    )
+    assert not any("usage" in (event.payload or {}) for event in events_of(call))
+
+
+def test_usage_and_fingerprint_stand_where_the_dialect_puts_them() -> None:
+    """OpenAI says `"usage": null` on every other chunk; vLLM's last chunk alone has a fingerprint."""
+    payloads = [event.payload for event in events_of(a_call(), "openai") if event.payload]
+    assert [payload["usage"] for payload in payloads[:-1]] == [None] * (len(payloads) - 1)
+    payloads = [event.payload for event in events_of(a_call(), "vllm") if event.payload]
+    assert ["system_fingerprint" in payload for payload in payloads] == [False] * (len(payloads) - 1) + [True]
+    assert not any("usage" in payload for payload in payloads[:-1])
+
+
+def test_no_choices_still_make_a_stream() -> None:
+    """An answer without choices is one chunk that has none."""
+    call = a_call()
+    events = chunk_events(call, Generation([], 3), DIALECTS["vllm"], ME)
+    assert [event.payload["choices"] for event in events if event.payload] == [[], []]

@@ -1,0 +1,154 @@
+from tests.support.localpubsub_harness import Bench
+
+
+def test_flow_control_by_messages_is_exact() -> None:
+    """Ten allowed, ten sent; every answer makes room for one."""
+    bench = Bench()
+    receiver = bench.consumer(max_messages=10)
+    bench.publish(100)
+    assert receiver.take() == [str(i) for i in range(1, 11)]
+    assert receiver.take() == []
+    receiver.ack("1", "2", "3")
+    receiver.nack("4", "5")
+    assert len(receiver.take()) == 5
+
+
+def test_flow_control_counts_until_the_lease_ends() -> None:
+    """An expired lease makes room as an answer does."""
+    bench = Bench(ack_deadline_s=10.0, minimum_backoff_s=60.0)
+    receiver = bench.consumer(max_messages=1)
+    bench.publish(2)
+    assert receiver.take() == ["1"]
+    bench.time.sleep(10.0)
+    assert receiver.take() == ["2"]
+
+
+def test_flow_control_by_bytes_stops_once_reached() -> None:
+    """The message that reaches the limit is still sent, the next one is not."""
+    bench = Bench()
+    receiver = bench.consumer(max_bytes=2_500)
+    bench.publish(10, size=1_000)
+    assert len(receiver.take()) == 3
+    receiver.ack("1")
+    assert len(receiver.take()) == 1
+
+
+def test_a_message_larger_than_the_byte_limit_is_sent_alone() -> None:
+    """It would never be delivered otherwise."""
+    bench = Bench()
+    receiver = bench.consumer(max_bytes=100)
+    bench.publish(2, size=1_000)
+    assert receiver.take() == ["1"]
+    receiver.ack("1")
+    assert receiver.take() == ["2"]
+
+
+def test_a_response_stays_within_its_bytes() -> None:
+    """Unless a single message exceeds them."""
+    bench = Bench()
+    receiver = bench.consumer()
+    bench.publish(5, size=900)
+    bench.publish(1, size=9_000)
+    assert receiver.take(max_bytes=3_000) == ["1", "2", "3"]
+    assert receiver.take(max_bytes=3_000) == ["4", "5"]
+    assert receiver.take(max_bytes=3_000) == ["6"]
+
+
+def test_a_waiting_receiver_is_woken_once_for_a_burst() -> None:
+    """A publish of many messages is one wake-up."""
+    bench = Bench()
+    receiver = bench.consumer()
+    bench.publish(100)
+    assert receiver.wakes == 1
+
+
+def test_a_full_receiver_is_woken_by_room_not_by_messages() -> None:
+    """Nothing it could not take disturbs it."""
+    bench = Bench()
+    receiver = bench.consumer(max_messages=1)
+    bench.publish()
+    receiver.take()
+    wakes = receiver.wakes
+    bench.publish(10)
+    assert receiver.wakes == wakes
+    receiver.ack("1")
+    assert receiver.wakes == wakes + 1
+    assert receiver.take() == ["2"]
+
+
+def test_a_backoff_that_ends_wakes_the_receivers() -> None:
+    """The tick does it."""
+    bench = Bench(minimum_backoff_s=5.0)
+    receiver = bench.consumer()
+    bench.publish()
+    receiver.take()
+    receiver.nack("1")
+    wakes = receiver.wakes
+    bench.time.sleep(5.0)
+    bench.subscription.tick()
+    assert receiver.wakes > wakes
+    assert receiver.take() == ["1"]
+
+
+def test_several_receivers_share_a_backlog() -> None:
+    """The first to ask leaves the others their part, and whoever asks again gets the rest."""
+    bench = Bench()
+    receivers = [bench.consumer() for _ in range(4)]
+    bench.publish(100)
+    assert [len(receiver.take()) for receiver in receivers] == [25, 19, 14, 11]
+    rest = 0
+    while part := receivers[0].take():
+        rest += len(part)
+    assert rest == 31
+
+
+def test_a_full_receiver_has_no_share() -> None:
+    """Its part goes to those with room."""
+    bench = Bench()
+    full, free = bench.consumer(max_messages=1), bench.consumer()
+    bench.publish()
+    full.take()
+    bench.publish(50)
+    assert len(free.take()) == 50
+
+
+def test_single_messages_go_round() -> None:
+    """The receiver served last is woken last."""
+    bench = Bench()
+    order: list[int] = []
+    receivers = [bench.consumer() for _ in range(3)]
+    for number, receiver in enumerate(receivers):
+        receiver.consumer.wake = lambda number=number: order.append(number)
+    for _ in range(3):
+        order.clear()
+        bench.publish()
+        receivers[order[0]].take()
+    assert order[0] == 2
+
+
+def test_a_redelivery_does_not_wait_behind_the_backlog() -> None:
+    """It is served in turn with new messages, however often it comes back."""
+    bench = Bench()
+    receiver = bench.consumer()
+    bench.publish(1_000)
+    receiver.take(1)
+    for _ in range(5):
+        receiver.nack("1")
+        assert "1" in receiver.take(2)
+
+
+def test_a_message_that_always_fails_does_not_starve_the_backlog() -> None:
+    """Even when one message is out at a time."""
+    bench = Bench()
+    receiver = bench.consumer(max_messages=1)
+    bench.publish(3)
+    seen = []
+    for _ in range(6):
+        (message_id,) = receiver.take()
+        seen.append(message_id)
+        if message_id == "1":
+            receiver.nack("1")
+        else:
+            receiver.ack(message_id)
+    assert {"2", "3"} <= set(seen)
+    assert bench.subscription.snapshot().acked_count == 2

@@ -1,0 +1,229 @@
+"""The window: it grows while nobody waits, shrinks once for each event, and takes nothing else for congestion."""
+
+import pytest
+
+from tests.support.driving import Driver
+from worker.flow.window.types import Outcome, WindowTuning
+
+
+def test_it_starts_small(driver):
+    """As many as `initial`, no more."""
+    assert len(driver.start()) == 8
+    assert not driver.window.has_room()
+    assert driver.window.opens_at() is None
+
+
+def test_slow_start_at_least_doubles_with_every_flight(driver):
+    """Until the maximum; a flight has more than one round."""
+    limits = driver.flights(4, 1.0)
+    assert limits[0] >= 16
+    assert limits[-1] == 64
+    assert driver.window.statistics().slow_start
+
+
+def test_a_window_that_is_not_in_use_never_grows(driver):
+    """Good answers with room to spare say nothing about more."""
+    for _ in range(100):
+        driver.serve(driver.start(4), 1.0)
+    assert driver.window.limit == 8
+
+
+def test_growth_is_poured_out(driver):
+    """What is new does not start all at once; the next place is announced."""
+    driver.serve(driver.start(), 1.0)
+    assert driver.window.limit == 8
+    driver.start()
+    at = driver.window.opens_at()
+    assert at is not None
+    driver.clock.advance(at - driver.clock.now())
+    assert driver.window.has_room()
+
+
+def test_the_first_sign_of_waiting_ends_slow_start(driver):
+    """And the window shrinks to what runs and a little."""
+    driver.flights(4, 1.0)
+    driver.flights(1, 4.0)
+    statistics = driver.window.statistics()
+    assert not statistics.slow_start
+    # Three seconds of four were waiting, so a quarter of 64 ran; the mean time is a little behind.
+    assert 16 < statistics.limit < 25
+    assert statistics.waiting_share == pytest.approx(0.75, abs=0.07)
+    assert statistics.wait_s == pytest.approx(3.0)
+
+
+def test_a_little_waiting_stops_growth(driver):
+    """Between a tenth and a quarter the window stays."""
+    driver.flights(4, 1.0)
+    driver.window.set_bounds(1, 32)
+    driver.window.set_bounds(1, 64)
+    assert set(driver.flights(3, 1.2)) == {32}
+    assert driver.window.statistics().waiting_share == pytest.approx(0.17, abs=0.02)
+
+
+def test_capacity_that_came_back_is_found_ever_faster(driver):
+    """After a limit growth adds one, then half, then doubles while it meets none."""
+    driver.flights(4, 1.0)
+    driver.flights(1, 4.0)
+    low = driver.window.limit
+    limits = driver.flights(6, 1.0)
+    assert limits[0] > low
+    assert limits[-1] == 64
+    assert not driver.window.statistics().slow_start
+
+
+def test_one_odd_answer_changes_nothing(driver):
+    """A hung request among good ones is an outlier, not a queue."""
+    driver.flights(4, 1.0)
+    tickets = driver.start()
+    driver.clock.advance(600.0)
+    driver.window.finish(tickets[0], Outcome.OK)
+    for ticket in tickets[1:]:
+        driver.window.finish(ticket, Outcome.NEUTRAL)
+    driver.flights(2, 1.0)
+    assert driver.window.limit == 64
+
+
+def test_long_requests_are_not_congestion_when_their_size_is_known(driver):
+    """From embeddings to hour-long generations at once: the size explains the time."""
+    for _ in range(4):
+        for work in (10.0, 20.0):
+            driver.flights(1, work / 50.0, work)
+    assert driver.flights(4, 60.0, 3000.0)[-1] == 64
+    assert driver.window.statistics().decreases == 0
+
+
+def test_long_requests_are_not_congestion_when_they_are_streamed(driver):
+    """Their first bytes come as soon as ever."""
+    for seconds in (1.0, 1.0, 1.0, 1.0, 600.0, 600.0, 600.0):
+        tickets = driver.start(streamed=True)
+        driver.clock.advance(0.1)
+        for ticket in tickets:
+            driver.window.first_byte(ticket)
+        driver.serve(tickets, seconds)
+        driver.clock.advance(1.0)
+    assert driver.window.limit == 64
+    assert driver.window.statistics().decreases == 0
+
+
+def test_decreases_that_shorten_no_wait_are_taken_back(driver):
+    """Requests that became longer without a known size cost two rounds, then their time is normal."""
+    driver.flights(4, 1.0)
+    limits = driver.flights(6, 10.0)
+    assert min(limits) < 64
+    assert limits[-1] == 64
+
+
+def test_a_real_queue_is_not_taken_for_longer_requests(driver):
+    """Where fewer at once wait less, the window stays small."""
+    driver.flights(4, 1.0)
+    for _ in range(12):
+        # Eight run at once, one second each: what is beyond waits its turn.
+        driver.flights(1, max(1.0, driver.window.limit / 8.0))
+    assert driver.window.limit <= 16
+
+
+def test_silence_shrinks_before_anything_has_ended(driver):
+    """Streamed requests that have not begun to answer wait in a queue; the next event tells."""
+    for _ in range(4):
+        tickets = driver.start(streamed=True)
+        driver.clock.advance(0.1)
+        for ticket in tickets:
+            driver.window.first_byte(ticket)
+        driver.serve(tickets, 1.0)
+        driver.clock.advance(1.0)
+    tickets = driver.start(streamed=True)
+    driver.clock.advance(0.1)
+    for ticket in tickets[:32]:
+        driver.window.first_byte(ticket)
+    assert driver.window.limit == 64
+    driver.clock.advance(10.0)
+    driver.window.first_byte(tickets[32])
+    assert driver.window.limit == pytest.approx(64 * (1 - 31 / 64) / 0.85, abs=1)
+    # Until fewer are under way than the new limit, the same silence is the same event.
+    driver.serve(tickets[:16], 0.0)
+    assert driver.window.statistics().decreases == 1
+
+
+def test_requests_that_are_not_streamed_are_not_silent(driver):
+    """Only who promised first bytes is missed."""
+    for _ in range(4):
+        tickets = driver.start(streamed=True)
+        driver.clock.advance(0.1)
+        for ticket in tickets:
+            driver.window.first_byte(ticket)
+        driver.serve(tickets, 1.0)
+        driver.clock.advance(1.0)
+    plain = driver.start()
+    driver.clock.advance(10.0)
+    driver.window.finish(plain[0], Outcome.NEUTRAL)
+    assert driver.window.statistics().decreases == 0
+
+
+def test_first_bytes_from_before_the_last_decision_are_no_evidence(driver):
+    """They are not counted in the round that began with it."""
+    tickets = driver.start(streamed=True)
+    driver.refuse(tickets.pop())
+    for ticket in tickets:
+        driver.window.first_byte(ticket)
+    assert driver.window._meter.collected() == 0
+
+
+def test_much_waiting_needs_few_answers(driver):
+    """Eight of 64 are enough when more than half of the window waits."""
+    driver.flights(4, 1.0)
+    tickets = driver.start()
+    driver.serve(tickets[:7], 4.0)
+    assert driver.window.limit == 64
+    driver.serve(tickets[7:8], 0.0)
+    assert driver.window.limit < 32
+
+
+def test_growth_of_long_requests_does_not_wait_for_whole_rounds(clock):
+    """Above the patience those begun a step earlier are heard too."""
+
+    def answers_to_the_top(patience_s: float) -> int:
+        driver = Driver(clock, tuning=WindowTuning(patience_s=patience_s))
+        driver.flights(4, 10.0)
+        driver.flights(1, 40.0)
+        count, tickets = 0, driver.start()
+        while driver.window.limit < 64:
+            # Each is answered in its turn, and another one starts.
+            clock.advance(10.0 / len(tickets))
+            driver.window.finish(tickets.pop(0), Outcome.OK)
+            tickets += driver.start()
+            count += 1
+        return count
+
+    assert answers_to_the_top(3.0) < 0.8 * answers_to_the_top(1000.0)
+
+
+def test_dips_look_for_the_times_without_a_queue(driver):
+    """Now and then, for one round, below what waits; then back."""
+    driver.flights(4, 1.0)
+    driver.window.set_bounds(1, 32)
+    driver.window.set_bounds(1, 64)
+    limits = driver.flights(30, 1.2)
+    assert min(limits) < 32
+    assert limits.count(min(limits)) < len(limits) / 4
+    assert limits[-1] == 32 or limits[-2] == 32
+
+
+def test_bounds_change_in_place(driver):
+    """Attempts under way are untouched."""
+    tickets = driver.start()
+    driver.window.set_bounds(1, 4)
+    assert (driver.window.limit, driver.window.in_flight) == (4, 8)
+    driver.serve(tickets, 1.0)
+    assert driver.window.in_flight == 0
+    statistics = driver.window.statistics()
+    assert (statistics.minimum, statistics.maximum, statistics.served) == (1, 4, 8)
+
+
+def test_a_ticket_ends_once(driver):
+    """The second end is an error of the caller and changes nothing."""
+    ticket = driver.start(1)[0]
+    driver.window.finish(ticket, Outcome.NEUTRAL)
+    with pytest.raises(RuntimeError):
+        driver.window.finish(ticket, Outcome.OK)
+    driver.window.first_byte(ticket)
+    assert driver.window.in_flight == 0

@@ -1,0 +1,183 @@
+"""Reading the waiting off times: long requests are not congestion, and short ones are not needed to see it."""
+
+import math
+import random
+
+import pytest
+
+from worker.flow.window.latency import Kind, LatencyMeter, SizeLine
+
+SECONDS_PER_TOKEN = 0.02
+
+
+def times(rng: random.Random, count: int, wait_s: float = 0.0) -> list[tuple[float, float]]:
+    """Return (time, tokens) of lognormal requests behind a queue; tokens explain the time up to 15 %."""
+    works = [250.0 * math.exp(rng.gauss(0, 1.0)) for _ in range(count)]
+    return [(0.1 + wait_s + SECONDS_PER_TOKEN * work * math.exp(rng.gauss(0, 0.15)), work) for work in works]
+
+
+def feed(meter: LatencyMeter, answers: list[tuple[float, float]], kind: Kind) -> None:
+    for time_s, work in answers:
+        if kind is Kind.FIRST_BYTE:
+            meter.first_byte(time_s - SECONDS_PER_TOKEN * work)
+        meter.answered(time_s, work if kind is Kind.SIZED else None, in_round=kind is not Kind.FIRST_BYTE)
+
+
+def a_meter(rng: random.Random, clock, kind: Kind) -> LatencyMeter:
+    meter = LatencyMeter(clock.now)
+    feed(meter, times(rng, 64), kind)
+    meter.end_round(clean=True)
+    return meter
+
+
+@pytest.mark.parametrize("kind", [Kind.SIZED, Kind.WHOLE])
+def test_long_tails_alone_are_no_waiting(clock, kind):
+    """Of 100 rounds of half a flight without a queue, at most a few seem to wait for a quarter."""
+    rng = random.Random(1)
+    meter = a_meter(rng, clock, kind)
+    wrong = 0
+    for _ in range(100):
+        feed(meter, times(rng, 16), kind)
+        wrong += meter.read().share > 0.25
+        meter.end_round(clean=False)
+    assert wrong <= 3
+
+
+def test_small_answers_tell_most(clock):
+    """What a size explains is off in proportion to it; half of the rounds are right to an eightieth of the mean time."""
+    rng = random.Random(5)
+    meter = a_meter(rng, clock, Kind.SIZED)
+    errors = []
+    for _ in range(200):
+        feed(meter, times(rng, 16), Kind.SIZED)
+        errors.append(abs(meter.read().wait_s))
+        meter.end_round(clean=False)
+    assert sorted(errors)[100] < 0.1
+
+
+@pytest.mark.parametrize(("kind", "off_by"), [(Kind.SIZED, 1.0), (Kind.WHOLE, 2.0), (Kind.FIRST_BYTE, 0.6)])
+def test_a_queue_is_measured_in_seconds(clock, kind, off_by):
+    """Eight seconds of waiting are read as about eight, whatever the times are made of."""
+    rng = random.Random(2)
+    meter = a_meter(rng, clock, kind)
+    readings = []
+    for _ in range(20):
+        feed(meter, times(rng, 16, wait_s=8.0), kind)
+        readings.append(meter.read())
+        meter.end_round(clean=False)
+    assert {reading.kind for reading in readings} == {kind}
+    assert sorted(reading.wait_s for reading in readings)[10] == pytest.approx(8.0, abs=off_by)
+
+
+def test_the_share_is_that_of_the_window_by_littles_law(clock):
+    """Waiting as long as being served means that half of the window waits."""
+    meter = LatencyMeter(clock.now)
+    for _ in range(64):
+        meter.first_byte(0.1)
+        meter.answered(4.0, None, in_round=False)
+    meter.end_round(clean=True)
+    for _ in range(16):
+        meter.first_byte(4.1)
+    assert meter.read().share == pytest.approx(0.5)
+
+
+def test_the_best_kind_present_decides(clock):
+    """Where first bytes are reported they are what is judged."""
+    meter = LatencyMeter(clock.now)
+    for _ in range(8):
+        meter.first_byte(0.1)
+    meter.answered(3.0, 10.0, in_round=True)
+    assert meter.read().kind is Kind.FIRST_BYTE
+    assert meter.collected() == 8
+
+
+def test_without_anything_to_compare_with_there_is_no_wait(clock):
+    """The first round is the measure of the next ones."""
+    meter = LatencyMeter(clock.now)
+    meter.answered(100.0, None, in_round=True)
+    assert (meter.read().wait_s, meter.read().share) == (0.0, 0.0)
+
+
+def test_shorter_than_usual_is_no_negative_share(clock):
+    """A backend that became faster waits for nothing."""
+    meter = LatencyMeter(clock.now)
+    meter.answered(4.0, None, in_round=True)
+    meter.end_round(clean=True)
+    meter.answered(1.0, None, in_round=True)
+    assert meter.read().wait_s == -3.0
+    assert meter.read().share == 0.0
+
+
+def test_rebasing_makes_the_present_normal(clock):
+    """After it the same times are no wait."""
+    meter = LatencyMeter(clock.now)
+    meter.answered(1.0, None, in_round=True)
+    meter.end_round(clean=True)
+    meter.answered(9.0, None, in_round=True)
+    assert meter.read().wait_s == 8.0
+    meter.rebase()
+    assert meter.read().wait_s == 0.0
+
+
+def test_rounds_that_are_not_clean_do_not_move_the_measure(clock):
+    """A queue does not become normal by lasting."""
+    meter = LatencyMeter(clock.now)
+    meter.answered(1.0, None, in_round=True)
+    meter.end_round(clean=True)
+    for _ in range(200):
+        meter.answered(5.0, None, in_round=True)
+        assert meter.read().wait_s == 4.0
+        meter.end_round(clean=False)
+
+
+def test_the_mean_time_of_service_leaves_the_waiting_out(clock):
+    """Little's law needs what an answer takes without the queue."""
+    meter = LatencyMeter(clock.now)
+    assert meter.service_s == 0.0
+    clock.advance(2.0)
+    assert meter.service_s == 2.0
+    for _ in range(64):
+        meter.answered(4.0, None, in_round=True)
+    meter.end_round(clean=True)
+    for _ in range(8):
+        meter.answered(10.0, None, in_round=True)
+    meter.read()
+    meter.end_round(clean=False)
+    before = meter.service_s
+    for _ in range(100):
+        meter.answered(10.0, None, in_round=False)
+    assert before < 5.0
+    assert meter.service_s == pytest.approx(4.0, abs=0.5)
+
+
+def test_silence_is_judged_by_most_of_the_clean_first_bytes(clock):
+    """Nine of ten, so that one odd prompt is not the measure; nothing before enough are known."""
+    meter = LatencyMeter(clock.now)
+    assert meter.usual_first_byte_s() is None
+    for _ in range(19):
+        meter.first_byte(0.2)
+    meter.first_byte(60.0)
+    meter.end_round(clean=True)
+    assert meter.usual_first_byte_s() == 0.2
+
+
+def test_the_line_finds_the_seconds_per_token():
+    """A constant beside it (a queue, a prefill) does not bend the slope."""
+    rng = random.Random(3)
+    line = SizeLine()
+    for time_s, work in times(rng, 300, wait_s=5.0):
+        line.add(work, time_s)
+    assert line.slope == pytest.approx(SECONDS_PER_TOKEN, rel=0.15)
+
+
+def test_equal_sizes_and_falling_times_have_no_slope():
+    """Where nothing can be told about sizes, they explain nothing."""
+    line = SizeLine()
+    assert line.slope == 0.0
+    for _ in range(100):
+        line.add(100.0, 3.0)
+    assert line.slope == 0.0
+    line = SizeLine()
+    for work in range(1, 50):
+        line.add(float(work), 100.0 - work)
+    assert line.slope == 0.0

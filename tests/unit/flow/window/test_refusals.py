@@ -1,0 +1,183 @@
+"""What a refusal says about the limit: once for each flight, in proportion, and never for free."""
+
+import pytest
+
+from tests.support.fakeclock import FakeClock
+from worker.flow.window.refusals import Refusals
+from worker.flow.window.types import WindowTuning
+
+
+class Flight:
+    """Refusals with the bookkeeping of a window around them."""
+
+    def __init__(self, clock: FakeClock, limit: float = 32.0) -> None:
+        self.refusals = Refusals(WindowTuning(), clock.now)
+        self.limit = limit
+        self.number = 0
+
+    def next_number(self) -> int:
+        self.number += 1
+        return self.number
+
+    def refuse(self, number: int | None = None, in_flight: int = 32, *, warned: bool = False) -> float | None:
+        number = self.next_number() if number is None else number
+        new = self.refusals.refused(number, in_flight, limit=self.limit, next_number=self.number + 1, warned=warned)
+        if new is not None:
+            self.limit = new
+        return new
+
+    def serve(self, times: int = 1, in_flight: int = 32) -> float | None:
+        restored = None
+        for _ in range(times):
+            self.refusals.served()
+            restored = self.refusals.accepted(self.next_number(), in_flight, limit=self.limit) or restored
+        return restored
+
+
+def test_a_row_of_refusals_takes_a_tenth_a_quarter_then_halves(clock):
+    """Each is of an attempt begun after the decrease before."""
+    flight = Flight(clock, 100.0)
+    assert flight.refuse(in_flight=100) == pytest.approx(90.0)
+    assert flight.refuse(in_flight=90) == pytest.approx(67.5)
+    assert flight.refuse(in_flight=67) == pytest.approx(33.5)
+    assert flight.refuse(in_flight=33) == pytest.approx(16.5)
+
+
+def test_a_flight_decreases_once(clock):
+    """However many of the attempts that were under way together are refused."""
+    flight = Flight(clock)
+    numbers = [flight.next_number() for _ in range(32)]
+    assert flight.refuse(numbers[20]) is not None
+    assert [flight.refuse(number) for number in numbers] == [None] * 32
+
+
+def test_a_decrease_for_another_reason_answers_the_flight_too(clock):
+    """After waiting has shrunk the window, refusals of the same flight say nothing new."""
+    flight = Flight(clock)
+    number = flight.next_number()
+    flight.refusals.decided(flight.number + 1)
+    assert flight.refuse(number) is None
+
+
+def test_a_served_attempt_ends_the_row(clock):
+    """The next refusal is a first one again."""
+    flight = Flight(clock, 100.0)
+    flight.refuse(in_flight=100)
+    flight.refuse(in_flight=90)
+    flight.serve(in_flight=60)
+    assert flight.refuse(in_flight=60) == pytest.approx(54.0)
+
+
+def test_an_old_answer_does_not_end_the_row(clock):
+    """Growth and mildness need an attempt that began after the evidence they override."""
+    flight = Flight(clock, 100.0)
+    old = flight.next_number()
+    flight.refuse(in_flight=100)
+    flight.refusals.accepted(old, 100, limit=flight.limit)
+    assert flight.refuse(in_flight=90) == pytest.approx(67.5)
+
+
+def test_the_decrease_starts_from_what_was_in_use(clock):
+    """A limit above what is under way is no shield."""
+    assert Flight(clock, 100.0).refuse(in_flight=60) == pytest.approx(54.0)
+
+
+def test_one_event_takes_no_more_than_about_half(clock):
+    """A refusal far below the limit is the load of others: no ceiling, and no fall to the floor."""
+    flight = Flight(clock, 100.0)
+    assert flight.refuse(in_flight=10) == pytest.approx(45.0)
+    assert flight.refusals.permitted(45.0, 90.0) == 90.0
+
+
+def test_a_refused_step_takes_back_the_step_only(clock):
+    """Above what was just served the window goes back to what was served."""
+    flight = Flight(clock, 33.0)
+    flight.serve(in_flight=32)
+    assert flight.refusals.is_above_proven(33)
+    assert flight.refuse(in_flight=33) == 32.0
+
+
+def test_nothing_is_proven_before_the_first_answer(clock):
+    """Without any answer no refusal is a mere step."""
+    assert not Flight(clock).refusals.is_above_proven(1)
+
+
+def test_growth_above_a_refused_level_costs_credit(clock):
+    """One refusal for each 1/0.0065 good answers; up to the level growth is free."""
+    flight = Flight(clock, 33.0)
+    flight.serve(in_flight=32)
+    flight.refuse(in_flight=33)
+    permitted = flight.refusals.permitted
+    assert permitted(20.0, 64.0) == 32.0
+    assert permitted(32.0, 64.0) == 32.0
+    flight.serve(153)
+    assert permitted(32.0, 64.0) == 32.0
+    flight.serve(1)
+    assert permitted(32.0, 64.0) == 33.0
+
+
+def test_credit_does_not_pile_up(clock):
+    """A day of good answers buys one refusal, not a thousand."""
+    flight = Flight(clock, 33.0)
+    flight.serve(10_000)
+    flight.refuse(in_flight=33)
+    assert flight.refusals.permitted(32.0, 64.0) == 32.0
+
+
+def test_a_refusal_is_risked_now_and_then_without_credit(clock):
+    """With few answers the way up must not stay shut for hours."""
+    flight = Flight(clock, 33.0)
+    flight.serve(in_flight=32)
+    flight.refuse(in_flight=33)
+    clock.advance(29.9)
+    assert flight.refusals.permitted(32.0, 64.0) == 32.0
+    clock.advance(0.1)
+    assert flight.refusals.permitted(32.0, 64.0) == 33.0
+
+
+def test_a_served_step_lifts_the_ceiling(clock):
+    """One answer from above the refused level, and growth is free again."""
+    flight = Flight(clock, 33.0)
+    flight.serve(in_flight=32)
+    flight.refuse(in_flight=33)
+    flight.serve(in_flight=33)
+    assert flight.refusals.permitted(33.0, 64.0) == 64.0
+
+
+def test_where_waiting_warns_there_is_no_ceiling(clock):
+    """A backend that queues before it refuses is judged by the waiting."""
+    flight = Flight(clock)
+    flight.refuse(warned=True)
+    assert flight.refusals.permitted(20.0, 64.0) == 64.0
+
+
+def test_a_storm_is_forgotten_when_it_is_over(clock):
+    """A row in which even a lone attempt was refused was no matter of how many: back to the limit before it."""
+    flight = Flight(clock, 40.0)
+    flight.serve(in_flight=40)
+    for in_flight in (40, 30, 12, 4, 1, 1):
+        flight.refuse(in_flight=in_flight)
+    assert flight.serve(in_flight=1) == 40.0
+    assert flight.refusals.permitted(40.0, 64.0) == 64.0
+
+
+def test_a_row_that_did_not_come_far_down_is_remembered(clock):
+    """Capacity that fell stays fallen."""
+    flight = Flight(clock, 40.0)
+    flight.serve(in_flight=40)
+    for in_flight in (40, 30, 12):
+        flight.refuse(in_flight=in_flight)
+    assert flight.serve(in_flight=5) is None
+    assert flight.refusals.permitted(6.0, 64.0) == 11.0
+
+
+def test_what_was_restored_in_vain_costs_one_refusal(clock):
+    """A capacity that really fell to less than an eighth is above what was served then: the limit is there at once."""
+    flight = Flight(clock, 64.0)
+    flight.serve(in_flight=64)
+    for in_flight in (64, 48, 24, 8):
+        flight.refuse(in_flight=in_flight)
+    flight.limit = flight.serve(in_flight=4) or flight.limit
+    assert flight.limit == 64.0
+    assert flight.refuse(in_flight=6) == 5.0
+    assert flight.serve(in_flight=5) is None

@@ -1,0 +1,240 @@
+"""Publishing answers: what is tried again, for how long, what takes the place of what is too large."""
+
+import asyncio
+
+import pytest
+
+from tests.support.fakes import GOOD_BODY, Answer, FakeBackend, FakePublisher
+from tests.support.pipeline import METADATA, Pipeline, a_delivery, data, message
+from tests.support.virtual_time import loop_time, settle, virtual_time
+from worker.delivery import Delivery, Reply
+from worker.errors import PublishRefusedError, PublishRetryableError, ReplyRejectedError
+from worker.pipeline.replies import PAUSE_AFTER_TRIES, PUBLISH_BACKOFF
+from worker.ports import Draft
+from worker.wire.message import ReceivedMessage
+
+REPLY = Reply(status_code=200, body=b'{"ok":true}', metadata=b'{"k":1}')
+LARGE = Answer(body=GOOD_BODY.replace(b"hi", b"hi" * 1_000), seconds=2.0)
+
+
+def _delivery(**attributes: str) -> Delivery:
+    return a_delivery(received=ReceivedMessage(message_id="m", data=b"{}", attributes=attributes))
+
+
+@virtual_time
+async def test_the_answer_is_published_as_the_wire_has_it() -> None:
+    """Status, metadata and body stand in the data as they are; the caller gets back what the broker has."""
+    pipeline = Pipeline()
+    assert await pipeline.replier.publish(_delivery(), REPLY) is REPLY
+    assert pipeline.answer.data == b'{"status_code":200,"metadata":{"k":1},"body":{"ok":true}}'
+
+
+@virtual_time
+async def test_a_hiccup_is_tried_again_without_pausing() -> None:
+    """One or two failures say nothing yet; the waits are short at first."""
+    pipeline = Pipeline(publisher=FakePublisher(*[PublishRetryableError("a")] * (PAUSE_AFTER_TRIES - 1)))
+    assert await pipeline.replier.publish(_delivery(), REPLY) is REPLY
+    assert loop_time() < 0.5
+    assert pipeline.pauses == []
+    assert pipeline.count("publish_failures_total", "retryable") == 2
+
+
+@virtual_time
+async def test_a_third_failure_pauses_the_intake_until_an_answer_is_out() -> None:
+    """About a second of trouble, and no further GPU second is spent on what would have to wait."""
+    pipeline = Pipeline(publisher=FakePublisher(*[PublishRetryableError("a")] * 10))
+    publishing = asyncio.ensure_future(pipeline.replier.publish(_delivery(), REPLY))
+    await asyncio.sleep(1)
+    assert pipeline.gate.paused
+    assert await publishing is REPLY
+    assert pipeline.pauses == [("publish", True), ("publish", False)]
+    assert not pipeline.gate.paused
+
+
+@virtual_time
+async def test_a_refused_publish_pauses_at_once() -> None:
+    """A topic that is gone needs an operator: nothing new is started meanwhile."""
+    pipeline = Pipeline(publisher=FakePublisher(PublishRefusedError("gone")))
+    publishing = asyncio.ensure_future(pipeline.replier.publish(_delivery(), REPLY))
+    await settle()
+    assert pipeline.intake.reasons == ("publish",)
+    assert await publishing is REPLY
+    assert pipeline.intake.reasons == ()
+
+
+@virtual_time
+async def test_the_waits_are_bounded_so_that_recovery_is_noticed() -> None:
+    """After an hour of failures an answer is out within the longest wait of the recovery."""
+    pipeline = Pipeline()
+    pipeline.publisher.always = PublishRefusedError("gone")
+    publishing = asyncio.ensure_future(pipeline.replier.publish(_delivery(), REPLY))
+    await asyncio.sleep(3600)
+    pipeline.publisher.always = None
+    await publishing
+    assert loop_time() <= 3600 + PUBLISH_BACKOFF.max_s
+
+
+@virtual_time
+async def test_it_gives_up_when_the_lease_ends_and_opens_the_intake() -> None:
+    """Nobody tries any more, so the next message must."""
+    pipeline = Pipeline(lease_s=120.0)
+    pipeline.publisher.always = PublishRetryableError("away")
+    assert await pipeline.replier.publish(_delivery(), REPLY) is None
+    assert loop_time() <= 120
+    assert pipeline.intake.reasons == ()
+
+
+@virtual_time
+async def test_the_pause_lasts_while_anyone_is_stuck_and_no_longer() -> None:
+    """One that gives up leaves the pause to the others; the last one, cancelled, takes it along."""
+    pipeline = Pipeline()
+    pipeline.publisher.always = PublishRefusedError("gone")
+    one, other = (asyncio.ensure_future(pipeline.replier.publish(_delivery(), REPLY)) for _ in range(2))
+    await asyncio.sleep(60)
+    one.cancel()
+    await settle()
+    assert pipeline.intake.reasons == ("publish",)
+    other.cancel()
+    await settle()
+    assert pipeline.intake.reasons == ()
+
+
+@virtual_time
+async def test_one_answer_that_is_out_opens_the_intake_for_all() -> None:
+    """It proves that the topic takes answers again; those that wait for their next try are no reason to wait."""
+    pipeline = Pipeline()
+    pipeline.publisher.always = PublishRefusedError("gone")
+    stuck = asyncio.ensure_future(pipeline.replier.publish(_delivery(), REPLY))
+    await asyncio.sleep(60)
+    pipeline.publisher.always = None
+    assert await pipeline.replier.publish(_delivery(), REPLY) is REPLY
+    assert not stuck.done()
+    assert pipeline.intake.reasons == ()
+    assert await stuck is REPLY
+
+
+@virtual_time
+async def test_an_answer_too_large_becomes_a_small_error_with_the_metadata() -> None:
+    """The requester learns the sizes and which request it was; the text generated does not fit."""
+    pipeline = Pipeline(publisher=FakePublisher(limit=700))
+    large = Reply(status_code=200, body=b'"%s"' % (b"x" * 1000), metadata=b'{"k":1}', stats=b'{"s":1}')
+    published = await pipeline.replier.publish(_delivery(), large)
+    assert published is not None
+    assert published.error_class == "reply_too_large"
+    assert pipeline.answer.json["metadata"] == {"k": 1}
+    assert pipeline.answer.json["status_code"] == 502
+    assert pipeline.answer.attributes["error_class"] == pipeline.answer.error["code"] == "reply_too_large"
+    assert pipeline.count("publish_failures_total", "too_large") == 1
+
+
+@virtual_time
+async def test_an_answer_too_large_tells_what_it_cost() -> None:
+    """Times and tokens were paid for: they stand in the stats and in the metrics, under the error it became."""
+    pipeline = Pipeline(FakeBackend(LARGE), publisher=FakePublisher(limit=1_500), include_stats=True)
+    await pipeline.handle()
+    stats = pipeline.answer.json["stats"]
+    assert (stats["ttlt_s"], stats["tokens"]["output"], stats["error_class"]) == (2.0, 5, "reply_too_large")
+    assert pipeline.count("tokens_total", "fake", "other", "m", "output") == 5
+
+
+@virtual_time
+async def test_stats_too_large_are_left_out_before_metadata() -> None:
+    """A name of a model may be as long as a requester likes; the metadata says whose answer it is."""
+    pipeline = Pipeline(FakeBackend(LARGE), publisher=FakePublisher(limit=1_500), include_stats=True)
+    await pipeline.handle(message(data({"model": "m" * 2_000})))
+    assert "stats" not in pipeline.answer.json
+    assert pipeline.answer.json["metadata"] == METADATA
+
+
+@virtual_time
+async def test_metadata_too_large_is_left_out() -> None:
+    """Even then there is an answer: `request_message_id` tells which request it was."""
+    pipeline = Pipeline(publisher=FakePublisher(limit=700))
+    large = Reply(status_code=200, body=b"{}", metadata=b'{"k":"%s"}' % (b"x" * 1000))
+    assert await pipeline.replier.publish(_delivery(), large) is not None
+    assert pipeline.answer.data.startswith(b'{"status_code":502,"metadata":{},')
+    assert pipeline.answer.attributes["request_message_id"] == "m"
+    assert pipeline.answer.attributes["error_class"] == "reply_too_large"
+
+
+@virtual_time
+async def test_metadata_just_below_the_limit_ends_in_an_answer_too() -> None:
+    """Ten megabytes of metadata with many attributes beside them fit nowhere, but an answer does."""
+    pipeline = Pipeline(copy_attributes=("*",))
+    metadata = b'{"k":"%s"}' % (b"x" * 9_899_900)
+    attributes = {f"attribute-{n}": "v" * 1024 for n in range(98)}
+    reply = Reply(status_code=200, body=b'"%s"' % (b"y" * 200_000), metadata=metadata)
+    assert await pipeline.replier.publish(_delivery(**attributes), reply) is not None
+    assert pipeline.answer.data.startswith(b'{"status_code":502,"metadata":{},')
+
+
+@virtual_time
+async def test_a_broker_that_refuses_everything_gets_it_back() -> None:
+    """When not even the smallest error is taken the message is handed back, at once."""
+    pipeline = Pipeline(publisher=FakePublisher(*[ReplyRejectedError("schema")] * 9))
+    assert await pipeline.replier.publish(_delivery(), REPLY) is None
+    assert pipeline.publisher.tries == 3
+    assert loop_time() == 0
+
+
+@virtual_time
+async def test_a_small_error_that_fails_for_a_moment_is_tried_again() -> None:
+    """What replaced the answer is published as stubbornly as the answer."""
+    failures = [ReplyRejectedError("large"), PublishRetryableError("away"), PublishRefusedError("gone")]
+    pipeline = Pipeline(publisher=FakePublisher(*failures))
+    published = await pipeline.replier.publish(_delivery(), REPLY)
+    assert published is not None
+    assert published.error_class == "reply_too_large"
+
+
+@virtual_time
+async def test_attributes_name_everything_that_is_known() -> None:
+    """Absent means unknown: nothing is invented."""
+    pipeline, delivery = Pipeline(), _delivery()
+    assert pipeline.replier.attributes(delivery, REPLY) == {"request_message_id": "m", "status_code": "200"}
+    delivery.message = ReceivedMessage(message_id="m", data=b"", delivery_attempt=3)
+    delivery.backend, delivery.draft = "vllm", Draft(backend_request_id="r")
+    reply = Reply(status_code=503, body=b"{}", error_class="aborted", truncated=True, extra={"x": "y"})
+    assert pipeline.replier.attributes(delivery, reply) == {
+        "request_message_id": "m",
+        "status_code": "503",
+        "error_class": "aborted",
+        "truncated": "true",
+        "delivery_attempt": "3",
+        "backend": "vllm",
+        "backend_request_id": "r",
+        "x": "y",
+    }
+
+
+@pytest.mark.parametrize("patterns", [(), ("team", "x-*")])
+def test_only_chosen_attributes_are_copied(patterns: tuple[str, ...]) -> None:
+    """The request's attributes come along by pattern; without one none does."""
+
+    @virtual_time
+    async def run() -> None:
+        pipeline = Pipeline(copy_attributes=patterns)
+        attributes = pipeline.replier.attributes(_delivery(team="t", secret="s", **{"x-a": "1"}), REPLY)
+        copied = {"team": "t", "x-a": "1"} if patterns else {}
+        assert attributes == {"request_message_id": "m", "status_code": "200", **copied}
+
+    run()
+
+
+@virtual_time
+async def test_a_request_cannot_put_words_into_the_answers_mouth() -> None:
+    """What the worker says of an answer is never taken from the request, also where the worker says nothing."""
+    pipeline = Pipeline(copy_attributes=("*",))
+    forged = {"error_class": "auth", "truncated": "true", "request_message_id": "other", "backend": "b", "own": "1"}
+    attributes = pipeline.replier.attributes(_delivery(**forged), REPLY)
+    assert attributes == {"request_message_id": "m", "status_code": "200", "own": "1"}
+
+
+@virtual_time
+async def test_a_hundred_copied_attributes_leave_room_for_the_answers_own() -> None:
+    """The broker takes a hundred: what is left out are copies."""
+    pipeline = Pipeline(copy_attributes=("*",))
+    attributes = pipeline.replier.attributes(_delivery(**{f"a{n}": "v" for n in range(100)}), REPLY)
+    assert len(attributes) == 100
+    assert attributes["request_message_id"] == "m"
+    assert attributes["status_code"] == "200"

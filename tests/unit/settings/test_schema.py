@@ -1,0 +1,242 @@
+"""Settings: their values, what each refuses, what they hide, and which combinations cannot work."""
+
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from worker.settings.conflicts import find_conflicts
+from worker.settings.schema import (
+    BackendSettings,
+    BreakerSettings,
+    DrainSettings,
+    PolicySettings,
+    PubSubSettings,
+    RequestSettings,
+    RouteSettings,
+    Settings,
+)
+
+
+def a_settings(**sections: Any) -> Settings:
+    """Usable settings; whole sections may be replaced, keys of `pubsub` and `backend` be given as dictionaries."""
+    pubsub = {"request_subscription": "s", "response_topic": "t", **sections.pop("pubsub", {})}
+    backend = {"base_url": "http://h:8000", **sections.pop("backend", {})}
+    return Settings.model_validate({"pubsub": pubsub, "backend": backend, **sections})
+
+
+def test_the_example_of_the_design_is_usable() -> None:
+    """The least a person must give is enough."""
+    assert find_conflicts(a_settings()) == []
+
+
+def test_settings_are_frozen() -> None:
+    """What was logged at start is what holds."""
+    with pytest.raises(ValidationError, match="frozen"):
+        a_settings().pubsub.max_in_flight = 7  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("field", ["api_key", "headers", "redis_url"])
+def test_secrets_never_survive_repr(field: str) -> None:
+    """Neither `repr`, `str` nor a dump shows a secret; the value itself is there."""
+    if field == "redis_url":
+        settings = a_settings(dedupe={"store": "redis", "redis_url": "redis://:sk-secret@h"})
+    else:
+        value: Any = {"x-api-key": "sk-secret"} if field == "headers" else "sk-secret"
+        settings = a_settings(backend={field: value}, routes=[{"name": "r", "base_url": "http://r", field: value}])
+    for text in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert "sk-secret" not in text
+    assert "**********" in repr(settings)
+
+
+def test_header_values_are_readable_by_the_backend() -> None:
+    """A masked header still has its value."""
+    headers = a_settings(backend={"headers": {"X-Key": "a b"}}).all_routes()[0].headers
+    assert headers == {"X-Key": SecretStr("a b")}
+    assert headers["X-Key"].get_secret_value() == "a b"
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("http://h", "http://h"),
+        ("https://h:8443/", "https://h:8443"),
+        ("http://10.0.0.1:80/openai/v1/", "http://10.0.0.1:80/openai/v1"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+        ("http://vllm.ns.svc.cluster.local:8000//", "http://vllm.ns.svc.cluster.local:8000"),
+    ],
+)
+def test_base_urls_lose_their_trailing_slash(url: str, kept: str) -> None:
+    """The request's path brings its own."""
+    assert BackendSettings(base_url=url).base_url == kept
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("h:8000", "ftp://h", "http://", "http:///x", "http://h?x=1", "http://h#f", "http://u:p@h", "http://u@h"),
+        *("http://h:99999", "http://h:0", "http://h:port", "http://h h", "http://h/a b", "http://[::1", " http://h"),
+    ],
+)
+def test_unusable_base_urls_are_refused(url: str) -> None:
+    """What would fail at every request fails at start."""
+    with pytest.raises(ValidationError):
+        BackendSettings(base_url=url)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *({"a b": "x"}, {"": "x"}, {"é": "x"}, {"a": "é"}, {"a": "x\r\nb: c"}, {"a": "\0"}, {"a:": "x"}),
+        *({"Authorization": "x"}, {"content-length": "1"}, {"HOST": "x"}, {"Transfer-Encoding": "x"}),
+        {"connection": "close"},
+    ],
+)
+def test_unusable_headers_are_refused(headers: dict[str, str]) -> None:
+    """Headers that would break a request, or that the worker sets itself."""
+    with pytest.raises(ValidationError) as caught:
+        BackendSettings(headers={name: SecretStr(value) for name, value in headers.items()})
+    assert caught.value.error_count() == 1
+
+
+def test_allowed_headers_are_compared_in_lower_case() -> None:
+    """An operator may write a name as it is usually written."""
+    assert RequestSettings(allowed_headers=["X-Tenant"]).allowed_headers == ["x-tenant"]
+
+
+@pytest.mark.parametrize("name", ["Authorization", "content-length", "host", "x y", "", "x\n"])
+def test_requesters_may_not_frame_the_request(name: str) -> None:
+    """Nobody can allow requesters to set the key or the length of a request."""
+    with pytest.raises(ValidationError):
+        RequestSettings(allowed_headers=[name])
+
+
+@pytest.mark.parametrize("path", ["health", "", "http://h/health", "/a b", "/é"])
+def test_a_health_path_begins_with_a_slash(path: str) -> None:
+    """A probe's address must be one."""
+    with pytest.raises(ValidationError):
+        BreakerSettings(health_path=path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("request_subscription", "projects/p/topics/t"),
+        ("request_subscription", "projects/p/subscriptions/"),
+        ("request_subscription", "a/b"),
+        ("response_topic", "projects/p/subscriptions/s"),
+        ("response_topic", "a b"),
+        ("emulator_host", "http://localhost:8085"),
+        ("emulator_host", "localhost"),
+        ("max_in_flight", 0),
+        ("max_in_flight", 10_001),
+        ("max_lease_duration_s", float("nan")),
+        ("max_lease_duration_s", float("inf")),
+        ("max_message_age_s", 0),
+        ("max_delivery_attempts", "many"),
+        ("max_delivery_attempts", 0),
+        ("max_delivery_attempt", 5),
+    ],
+)
+def test_unusable_values_of_pubsub_are_refused(key: str, value: object) -> None:
+    """Names of the wrong kind, numbers out of range, NaN, unknown keys."""
+    with pytest.raises(ValidationError):
+        PubSubSettings.model_validate({key: value})
+
+
+@pytest.mark.parametrize("host", ["localhost:8085", "[::1]:8432", "pubsub.test.svc:8085"])
+def test_emulator_hosts_have_a_port(host: str) -> None:
+    """As the emulators print them."""
+    assert PubSubSettings(emulator_host=host).emulator_host == host
+
+
+def test_the_short_form_is_the_last_route() -> None:
+    """`backend` is the route `default`, for what no other takes."""
+    settings = a_settings(backend={"api_key": "k"}, routes=[{"name": "a", "base_url": "http://a"}])
+    assert [route.name for route in settings.all_routes()] == ["a", "default"]
+    short = settings.all_routes()[1]
+    assert isinstance(short, RouteSettings)
+    assert (short.base_url, short.api_key) == ("http://h:8000", SecretStr("k"))
+
+
+def test_no_backend_is_no_route() -> None:
+    """Without the short form there are only the routes."""
+    assert Settings().all_routes() == ()
+
+
+CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
+    "subscription": ({"pubsub": {"request_subscription": ""}}, "pubsub.request_subscription: is required"),
+    "topic": ({"pubsub": {"response_topic": ""}}, "pubsub.response_topic: is required"),
+    "base_url": ({"backend": {"base_url": ""}}, "backend.base_url: is required"),
+    "route without URL": ({"routes": [{"name": "a"}]}, "routes[a].base_url: is required"),
+    "same name": (
+        {"routes": [{"name": "a", "base_url": "http://a"}] * 2},
+        "routes: the name 'a' is used twice",
+    ),
+    "a route called default": (
+        {"routes": [{"name": "default", "base_url": "http://a"}]},
+        "routes: the name 'default' is used twice",
+    ),
+    "two keys": ({"backend": {"api_key": "k", "api_key_file": "/f"}}, "backend.api_key: excludes api_key_file"),
+    "connect": ({"backend": {"timeouts": {"connect_s": 481}}}, "backend.timeouts.connect_s: must not exceed"),
+    "first byte": ({"backend": {"timeouts": {"first_byte_s": 481}}}, "backend.timeouts.first_byte_s: must not exceed"),
+    "grace equal to the timeout": ({"drain": {"grace_s": 480}}, "backend.timeouts.total_s: 480 s is not less than"),
+    "lease": (
+        {"pubsub": {"max_lease_duration_s": 400}},
+        "backend.timeouts.total_s: must not exceed pubsub.max_lease_duration_s",
+    ),
+    "window": ({"backend": {"window": {"max": 4}}}, "backend.window: needs min <= initial <= max"),
+    "window floor": ({"backend": {"window": {"min": 9}}}, "backend.window: needs min <= initial <= max"),
+    "window above in flight": ({"pubsub": {"max_in_flight": 63}}, "backend.window.max: 64 exceeds"),
+    "probes": (
+        {"backend": {"breaker": {"probe_interval_s": 9}}},
+        "backend.breaker.probe_interval_s: must not exceed breaker.max_probe_interval_s",
+    ),
+    "hold": ({"policy": {"hold_max_s": 21_601}}, "policy.hold_max_s: must not exceed pubsub.max_lease_duration_s"),
+    "pod": (
+        {"drain": {"termination_grace_period_s": 580}},
+        "drain: grace_s + settle_s (580 s) must be less than the pod's termination grace period (580 s)",
+    ),
+    "redis": ({"dedupe": {"store": "redis"}}, "dedupe.redis_url: is required"),
+}
+
+
+@pytest.mark.parametrize(("sections", "sentence"), CONFLICTS.values(), ids=CONFLICTS)
+def test_what_cannot_work_together_is_one_sentence(sections: dict[str, Any], sentence: str) -> None:
+    """Each conflict is found, alone, under the key to change."""
+    (found,) = find_conflicts(a_settings(**sections))
+    assert found.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"drain": {"grace_s": 15, "cut_longer_requests": True}},
+        {"drain": {"termination_grace_period_s": 581}},
+        {"pubsub": {"max_in_flight": 64}},
+        {"pubsub": {"max_lease_duration_s": 600}},
+        {"policy": {"hold_max_s": 21_600}},
+        {"backend": {"timeouts": {"first_byte_s": 480, "connect_s": 480}}},
+    ],
+    ids=str,
+)
+def test_what_just_works_is_no_conflict(sections: dict[str, Any]) -> None:
+    """The borders belong to the usable side; a shorter lease alone needs no second setting."""
+    assert find_conflicts(a_settings(**sections)) == []
+
+
+def test_backend_conflicts_are_found_on_every_route() -> None:
+    """A route is checked like the short form, under its own name."""
+    settings = a_settings(routes=[{"name": "b", "base_url": "http://b", "window": {"max": 500}}])
+    assert find_conflicts(settings) == ["routes[b].window.max: 500 exceeds pubsub.max_in_flight (128)"]
+
+
+def test_the_pod_needs_time_beyond_the_grace() -> None:
+    """Defaults add up to less than ten minutes, what the manifests give."""
+    assert DrainSettings().grace_s + DrainSettings().settle_s < 600
+
+
+def test_unknown_rules_of_the_policy_are_left_to_it() -> None:
+    """The policy checks its own rules; here they are only mappings."""
+    with pytest.raises(ValidationError):
+        PolicySettings.model_validate({"rules": ["x"]})

@@ -1,0 +1,166 @@
+"""Logs: where they go, what they look like, what they never hold, and that writing them cannot end the worker."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from worker.telemetry.logs import SafeStream, configure_logs, get_logger
+
+_log = get_logger("made at import", part="x")
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """Leave the process's logging as it was found."""
+    structlog.reset_defaults()
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
+    structlog.contextvars.clear_contextvars()
+    structlog.reset_defaults()
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Broken(io.StringIO):
+    """A stream whose other end is gone."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_lines_are_json_off_a_terminal() -> None:
+    """One JSON object a line, with level, time in UTC, logger and context; a logger made at import obeys too."""
+    configure_logs("auto", "info", stream := io.StringIO())
+    structlog.contextvars.bind_contextvars(message_id="7")
+    _log.info("settled", status_code=200, odd=1j, raw=b"\xff", big=2**70)
+    (line,) = lines(stream)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "settled",
+        "level": "info",
+        "logger": "made at import",
+        "part": "x",
+        "message_id": "7",
+        "status_code": 200,
+        "odd": "1j",
+        "raw": "/w==",
+        "big": 2**70,
+    }
+
+
+@pytest.mark.parametrize(("log_format", "is_json"), [("auto", False), ("console", False), ("json", True)])
+def test_a_terminal_gets_text_unless_asked_otherwise(log_format: str, is_json: bool) -> None:
+    """`auto` looks at the stream."""
+    configure_logs(log_format, "info", stream := Terminal())
+    _log.info("hello", part="y")
+    assert stream.getvalue().startswith("{") is is_json
+    assert "hello" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("level", "expected"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
+def test_the_level_filters(level: str, expected: int) -> None:
+    """Lines below the level are not written."""
+    configure_logs("json", level, stream := io.StringIO())
+    for write in (_log.debug, _log.info, _log.warning, _log.error):
+        write("x")
+    assert len(lines(stream)) == expected
+
+
+def test_library_loggers_go_through_the_same_pipe() -> None:
+    """Their warnings come as the same JSON with their own logger's name and tracebacks; their chatter does not."""
+    configure_logs("json", "debug", stream := io.StringIO())
+    logging.getLogger("some.library").info("chatter")
+    logging.getLogger("some.library").warning("careful %s", "there")
+    try:
+        {}["gone"]
+    except KeyError:
+        logging.getLogger("asyncio").exception("never retrieved")
+    first, second = lines(stream)
+    assert (first["event"], first["logger"], first["level"]) == ("careful there", "some.library", "warning")
+    assert (second["logger"], second["level"]) == ("asyncio", "error")
+    assert "KeyError: 'gone'" in second["exception"]
+
+
+def test_noisy_loggers_are_quiet() -> None:
+    """The client library's errors on a normal cancel are not written."""
+    configure_logs("json", "info", stream := io.StringIO())
+    logging.getLogger("google.cloud.pubsub_v1.subscriber._protocol.streaming_pull_manager").error("x")
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_tracebacks_show_no_values(log_format: str) -> None:
+    """A traceback names files and lines, never what variables held: they hold bodies and keys."""
+    configure_logs(log_format, "info", stream := Terminal())
+    api_key = "sk-" + "secret"
+    try:
+        int(api_key[:0])
+    except ValueError:
+        _log.exception("failed")
+        logging.getLogger("lib").exception("failed as well")
+    assert stream.getvalue().count("ValueError") >= 2
+    assert "sk-secret" not in stream.getvalue()
+
+
+def test_a_line_is_one_line() -> None:
+    """Line breaks in values do not forge further lines."""
+    configure_logs("json", "info", stream := io.StringIO())
+    _log.info("a\nb", text='x\r\n{"level":"error"}')
+    assert [line["event"] for line in lines(stream)] == ["a\nb"]
+
+
+def test_configuring_twice_writes_once() -> None:
+    """A second configuration replaces the first."""
+    configure_logs("json", "info", first := io.StringIO())
+    configure_logs("json", "info", second := io.StringIO())
+    _log.info("x")
+    logging.getLogger("lib").warning("y")
+    assert first.getvalue() == ""
+    assert [line["event"] for line in lines(second)] == ["x", "y"]
+
+
+def test_a_broken_stream_loses_lines_and_counts_them() -> None:
+    """A closed pipe ends no request: neither ours nor a library's logging raises."""
+    safe = configure_logs("json", "info", Broken())
+    _log.info("x")
+    logging.getLogger("lib").warning("y")
+    assert safe.dropped_lines == 2
+
+
+def test_a_closed_stream_loses_lines() -> None:
+    """Writing to a closed stream raises ValueError in Python; here it is counted, and it is no terminal."""
+    stream = io.StringIO()
+    safe = SafeStream(stream)
+    stream.close()
+    assert safe.write("x") == 0
+    safe.flush()
+    safe.flush()
+    assert safe.dropped_lines == 1
+    assert safe.isatty() is False
+
+
+def test_the_default_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard output belongs to answers."""
+    configure_logs("json", "info")
+    _log.info("x")
+    captured = capsys.readouterr()
+    assert (captured.out, json.loads(captured.err)["event"]) == ("", "x")

@@ -1,0 +1,192 @@
+"""What is written down: one line and one count per settlement, and never what a requester wrote."""
+
+import pytest
+from prometheus_client import generate_latest
+
+from tests.support.fakes import GOOD_BODY, REFUSED, Answer, FakeBackend, FakePublisher, status
+from tests.support.pipeline import Pipeline, a_delivery, data, message
+from tests.support.virtual_time import unix_time, virtual_time
+from worker.errors import PublishRefusedError
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.record import Recorder
+
+SECRET = "the prompt of somebody"
+
+
+def _settlements(logs) -> list[dict]:
+    events = ("answered", "answered before", "handed back", "the answer could not be published")
+    return [line for line in logs if line["event"] in events]
+
+
+@virtual_time
+async def test_a_good_answer_is_one_info_line_with_everything(logs) -> None:
+    """Who, where, how long, how much; nothing of the request or of the answer."""
+    backend = FakeBackend(Answer(seconds=2.0, headers={"x-request-id": "b-1"}))
+    pipeline = Pipeline(backend)
+    body = {"model": "m", "messages": [{"role": "user", "content": SECRET}]}
+    await pipeline.handle(message(data(body, metadata={"k": SECRET}), message_id="id", attempt=2))
+    (line,) = _settlements(logs)
+    assert (line["event"], line["log_level"]) == ("answered", "info")
+    expected = {
+        "message_id": "id",
+        "delivery_attempt": 2,
+        "backend": "fake",
+        "path": "/v1/chat/completions",
+        "model": "m",
+        "attempts": 1,
+        "total_s": 2.0,
+        "attempt_s": 2.0,
+        "backend_request_id": "b-1",
+        "disposition": "reply",
+        "status_code": 200,
+        "bytes": len(GOOD_BODY),
+        "output_tokens": 5,
+    }
+    assert expected.items() <= line.items()
+    assert SECRET not in repr(line)
+
+
+@virtual_time
+async def test_an_error_answer_says_class_rule_and_the_backends_words(logs) -> None:
+    """The line alone tells why; so does the answer of a deadline that passed after a hold."""
+    pipeline = Pipeline(FakeBackend(status(400)))
+    await pipeline.handle(message(attempt=1))
+    (line,) = _settlements(logs)
+    assert (line["error_class"], line["rule"], line["error"]) == ("invalid_request", "builtin:invalid_request", "no")
+    assert (line["backend_status"], line["status_code"], line["disposition"]) == (400, 400, "reply")
+
+
+@virtual_time
+async def test_a_late_answer_is_told_as_what_it_is(logs) -> None:
+    """Not as the hold that came before it."""
+    pipeline = Pipeline(FakeBackend(then=status(429)))
+    await pipeline.handle(message(data(deadline=unix_time() + 20), attempt=1))
+    line = _settlements(logs)[-1]
+    assert (line["error_class"], line["disposition"]) == ("deadline_exceeded", "reply")
+
+
+@virtual_time
+async def test_what_is_handed_back_is_a_warning_with_its_reason(logs) -> None:
+    """One line and one count, by class; a drain is a reason of its own."""
+    pipeline = Pipeline(FakeBackend(status(500)))
+    await pipeline.handle(message(attempt=1))
+    pipeline.processor.begin_drain()
+    await pipeline.handle(message(attempt=1))
+    assert [(line["log_level"], line["reason"]) for line in _settlements(logs)] == [
+        ("warning", "server_error"),
+        ("warning", "drain"),
+    ]
+    assert pipeline.count("deliveries_total", "nack", "server_error") == 1
+    assert pipeline.count("deliveries_total", "nack", "drain") == 1
+
+
+@virtual_time
+async def test_what_is_held_is_a_warning_and_no_settlement(logs) -> None:
+    """A hold is told each time it begins, and the time of it stands in the line of the settlement."""
+    pipeline = Pipeline(FakeBackend(status(503), REFUSED))
+    await pipeline.handle(message(attempt=1))
+    assert [line["error_class"] for line in logs if line["event"] == "held"] == ["overloaded", "connect"]
+    (line,) = _settlements(logs)
+    assert line["attempts"] == 3
+    assert line["held_s"] > 0
+
+
+@virtual_time
+async def test_an_answer_that_cannot_be_published_needs_a_person(logs) -> None:
+    """An error line, a nack of that reason, and a count of the request as handed back."""
+    pipeline = Pipeline(publisher=FakePublisher(), lease_s=60.0)
+    pipeline.publisher.always = PublishRefusedError("gone")
+    await pipeline.handle()
+    (line,) = _settlements(logs)
+    assert line["log_level"] == "error"
+    assert pipeline.count("deliveries_total", "nack", "publish_failed") == 1
+    assert pipeline.count("requests_total", "fake", "other", "m", "nack", "none") == 1
+
+
+@virtual_time
+async def test_a_redelivery_is_told_apart_from_an_answer(logs) -> None:
+    """It is acked as a duplicate and counts as no answer."""
+    pipeline, received = Pipeline(), message()
+    await pipeline.handle(received)
+    await pipeline.handle(received)
+    assert [line["event"] for line in _settlements(logs)] == ["answered", "answered before"]
+    assert pipeline.count("deliveries_total", "ack", "ok") == 1
+    assert pipeline.count("deliveries_total", "ack", "duplicate") == 1
+    assert pipeline.damage.answers == 1
+
+
+@virtual_time
+async def test_counts_times_and_tokens_of_answers() -> None:
+    """Every metric of an answer, with labels from closed sets only."""
+    pipeline = Pipeline(FakeBackend(Answer(seconds=3.0), status(400)))
+    await pipeline.handle(message(publish_time=unix_time() - 30))
+    await pipeline.handle()
+    text = generate_latest(pipeline.metrics.registry).decode()
+    for line in (
+        'requests_total{backend="fake",model="m",outcome="ok",path="other",status_code="200"} 1.0',
+        'requests_total{backend="fake",model="m",outcome="error_reply",path="other",status_code="400"} 1.0',
+        'tokens_total{backend="fake",kind="output",model="m",path="other"} 5.0',
+        'request_duration_seconds_sum{backend="fake",model="m",outcome="ok",path="other"} 3.0',
+        'queue_wait_seconds_sum{backend="fake",model="m",path="other"} 30.0',
+        'attempts_total{backend="fake",disposition="reply",error_class="none"} 1.0',
+        'attempts_total{backend="fake",disposition="reply",error_class="invalid_request"} 1.0',
+        "in_flight 0.0",
+        "publish_duration_seconds_count 2.0",
+    ):
+        assert f"inference_worker_{line}\n" in text
+    assert pipeline.damage.answers == 2
+
+
+def _recorder(pipeline: Pipeline, **more: object) -> Recorder:
+    return Recorder(Metrics(), pipeline.damage, wall_clock=unix_time, **more)
+
+
+@virtual_time
+async def test_labels_stay_few_whatever_requesters_send() -> None:
+    """Paths only from the settings, models up to a few, then `other`."""
+    pipeline = Pipeline()
+    for n in range(40):
+        await pipeline.handle(message(data({"model": f"model-{n}"})))
+    text = generate_latest(pipeline.metrics.registry).decode()
+    models = {line.split('model="')[1].split('"')[0] for line in text.splitlines() if "requests_total{" in line}
+    assert len(models) == 21
+    assert "other" in models
+
+
+@virtual_time
+async def test_stats_only_when_wanted_and_never_of_an_untried_message() -> None:
+    """Without an attempt there is nothing to tell."""
+    pipeline = Pipeline()
+    delivery = a_delivery()
+    assert _recorder(pipeline, include_stats=True).stats(delivery) is None
+    await pipeline.handle()
+    assert "stats" not in pipeline.answer.json
+
+
+@virtual_time
+async def test_stats_say_null_for_what_is_not_known() -> None:
+    """Absent is null and never zero; a held message says how long."""
+    pipeline = Pipeline(FakeBackend(status(429), Answer(body=b'{"choices":[{}]}')), include_stats=True)
+    await pipeline.handle(message(attempt=1))
+    stats = pipeline.answer.json["stats"]
+    assert stats["tokens"] == {"input": None, "output": None, "input_cached": None, "output_reasoning": None}
+    assert (stats["ttft_s"], stats["tpot_s"], stats["streamed"]) == (None, None, False)
+    assert (stats["attempts"], stats["delivery_attempt"]) == (2, 1)
+    assert stats["request_time"].startswith("2023-11-14T22:13:2")
+    assert stats["request_time"].endswith("Z")
+
+
+@pytest.mark.parametrize("count", [10**30, -1, 2**63])
+def test_a_count_that_is_nonsense_costs_no_answer(count: int) -> None:
+    """Neither metrics nor `stats` choke on what a backend claims."""
+
+    @virtual_time
+    async def run() -> None:
+        body = b'{"choices":[{}],"usage":{"prompt_tokens":%d,"completion_tokens":4}}' % count
+        pipeline = Pipeline(FakeBackend(Answer(body=body)), include_stats=True)
+        await pipeline.handle()
+        assert pipeline.answer.json["status_code"] == 200
+        assert pipeline.answer.json["stats"]["tokens"]["input"] is None
+        assert pipeline.count("internal_errors_total") == 0
+
+    run()

@@ -1,0 +1,136 @@
+"""
+httpx's transport on aiohttp's connections: the only file that knows both.
+
+Above it there are `httpx.Request`, `httpx.Response` and httpx's exceptions; below it one `aiohttp.ClientSession`, made
+when the first request is sent.  What the two ask of each other is translated once and not copied: a URL is parsed once,
+the headers go over as they are, and a body's chunks are handed on as aiohttp has them.
+
+An exception says what happened, as httpx means its names: `ConnectError` and `ConnectTimeout` only where no request was
+sent.  (httpx-aiohttp 0.2 calls a connection that was reset under a running request a connect timeout.)  aiohttp's own
+is its cause.
+
+Unlike httpx's transports this one unpacks compressed bodies, piece by piece as aiohttp does; the response then claims
+neither its coding nor its length.  httpx's decoders unpack a whole read at once, whatever it becomes.
+
+Source: https://www.python-httpx.org/advanced/transports/; aiohttp 3.14, `client_exceptions.py`.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
+
+import aiohttp
+import httpx
+from aiohttp.http_exceptions import ContentEncodingError
+from yarl import URL
+
+from worker.backends.http.prepared_request import headers_of
+from worker.backends.http.session import open_session
+
+MAX_CACHED_URLS = 256
+_UNPACKED = (b"content-encoding", b"content-length")
+
+_ENDS: tuple[tuple[type[Exception], type[httpx.RequestError]], ...] = (
+    (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
+    (aiohttp.ClientConnectorError, httpx.ConnectError),
+    (aiohttp.InvalidURL, httpx.UnsupportedProtocol),
+    (aiohttp.NonHttpUrlClientError, httpx.UnsupportedProtocol),
+    (aiohttp.ServerDisconnectedError, httpx.RemoteProtocolError),
+    (aiohttp.ClientResponseError, httpx.RemoteProtocolError),
+    (aiohttp.ClientError, httpx.ReadError),
+    (OSError, httpx.ReadError),
+)
+"""The first that fits."""
+
+
+class AiohttpTransport(httpx.AsyncBaseTransport):
+    """
+    Sends requests as they are: their headers and nothing else, no redirects, no retries.
+
+    Of the extension `timeout` the limit of connecting (`connect`, seconds) is kept; the others are the caller's.
+
+    Args:
+        open_session: Makes the session, on the event loop, when the first request is sent.
+    """
+
+    def __init__(self, open_session: Callable[[], aiohttp.ClientSession] = open_session) -> None:
+        self._open_session = open_session
+        self._session: aiohttp.ClientSession | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """
+        Return when the response's headers are there; its stream must be closed.
+
+        Raises:
+            httpx.RequestError: As the module says.
+
+        Cancellation: closes the connection.
+        """
+        session = self._session
+        if session is None:
+            session = self._session = self._open_session()
+        stream = request.stream
+        try:
+            response = await session.request(
+                request.method,
+                _parsed(str(request.url)),
+                headers=headers_of(request),
+                data=(b"".join(stream) or None) if isinstance(stream, httpx.ByteStream) else stream,
+                allow_redirects=False,
+                timeout=_limits(request.extensions.get("timeout", {}).get("connect")),
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            raise _translated(error, request) from error
+        headers = response.raw_headers
+        if "content-encoding" in response.headers:
+            headers = tuple(each for each in headers if each[0].lower() not in _UNPACKED)
+        return httpx.Response(response.status, headers=headers, stream=_Body(response, request), request=request)
+
+    async def aclose(self) -> None:
+        """Close every connection; idempotent."""
+        if self._session is not None:
+            await self._session.close()
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of a response as it comes, unpacked."""
+
+    def __init__(self, response: aiohttp.ClientResponse, request: httpx.Request) -> None:
+        self._response = response
+        self._request = request
+        self._next = response.content.readany
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = await self._next()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _translated(error, self._request) from error
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Give the connection back, or close it if not everything was read."""
+        self._response.release()
+        try:
+            await self._response.wait_for_close()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _translated(error, self._request) from error
+
+
+@lru_cache(maxsize=MAX_CACHED_URLS)
+def _parsed(url: str) -> URL:
+    return URL(url, encoded=True)  # httpx has escaped it
+
+
+@lru_cache(maxsize=16)
+def _limits(connect_s: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
+
+
+def _translated(error: Exception, request: httpx.Request) -> httpx.RequestError:
+    if isinstance(error.__cause__, ContentEncodingError):
+        return httpx.DecodingError(str(error), request=request)
+    return next(end for kind, end in _ENDS if isinstance(error, kind))(str(error), request=request)

@@ -1,0 +1,243 @@
+"""
+Streams of `choices`: what chat completions and (legacy) completions have in common.
+
+Each chunk is a copy of the top level with a little of one choice in it.  The top level is merged last-non-empty-wins,
+each choice by its `index`.  The commonest chunk, one choice with a few characters of text and nothing else that is new,
+is recognised by a typed decode and appended without building its tree; any other takes the general way, with the same
+result (`accumulate_shortcut`).  What the text of a choice is called is in a subclass (`accumulate_chat`).
+
+Source: https://platform.openai.com/docs/api-reference/chat-streaming; Azure's annotation chunks:
+https://learn.microsoft.com/azure/ai-foundry/openai/concepts/content-streaming.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from worker.backends.streams.events import CONTENT, DATA, USAGE, Accumulator
+from worker.backends.streams.merge import ShapeError, Text, ToolCalls, merge
+from worker.backends.streams.sse import Event
+from worker.backends.streams.values import has_counts
+
+_LEADING = ("id", "object", "created", "model")
+_NOT_MERGED = frozenset({"choices", "object", "obfuscation", "usage"})
+_NOT_IN_UNARY = frozenset(
+    {"content_filter_offsets", "content_filter_raw"}
+)  # how far Azure's filter has come in the text
+_GIVE_UP_AFTER = 8  # uncommon chunks in a row: the stream is of another kind, so stop trying
+
+
+class Choice:
+    """
+    One choice under construction.
+
+    Attributes:
+        message: The message, see `accumulate_merge`; in completions, its `content` is the choice's `text`.
+        fields: Everything else of the choice, `finish_reason` and `logprobs` among it.
+    """
+
+    __slots__ = ("fields", "index", "message")
+
+    def __init__(self, index: int, prefix: str = "") -> None:
+        self.index = index
+        self.fields: dict[str, Any] = {}
+        self.message: dict[str, Any] = {"content": Text(prefix)} if prefix else {}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a finish reason came; some servers send an empty one until then."""
+        return bool(self.fields.get("finish_reason"))
+
+    @property
+    def is_text_only(self) -> bool:
+        """Whether the choice has nothing but text: no tool calls, reasoning, refusal, logprobs or token ids."""
+        return (
+            isinstance(self.message.get("content"), Text | None)
+            and not (self.fields.get("logprobs") or self.fields.get("token_ids"))
+            and not any(_is_filled(value) for key, value in self.message.items() if key not in ("role", "content"))
+        )
+
+
+class ChoicesAccumulator(Accumulator):
+    """The half of an accumulator that does not depend on the API; single use."""
+
+    _object: ClassVar[str]
+    _common: ClassVar[msgspec.json.Decoder[Any]]
+    _message_keys: ClassVar[frozenset[str]]
+
+    def __init__(self, *, choices: int = 1, keep_usage: bool = True, prefix: Mapping[int, str] | None = None) -> None:
+        """
+        Start before the first event.
+
+        Args:
+            choices: How many choices the request asks for; fewer are not a complete answer.
+            keep_usage: Whether the result has a `usage`.  An unstreamed answer always has one; `False` is for a request
+                that asked for a stream without `stream_options.include_usage`.
+            prefix: Text by choice index that an earlier try generated and this one continues.
+        """
+        super().__init__()
+        self._expected = choices
+        self._keep_usage = keep_usage
+        self._top: dict[str, Any] = {}
+        self._usage: dict[str, Any] | None = None
+        self._choices = {index: Choice(index, text) for index, text in (prefix or {}).items()}
+        self._has_prefix = any((prefix or {}).values())
+        self._last_top: tuple[Any, ...] | None = None
+        self._misses = 0
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """See the contract."""
+        return self._clean(self._usage) if self._usage is not None and has_counts(self._usage) else None
+
+    @property
+    def has_partial(self) -> bool:
+        """See the contract; the prefix counts."""
+        return self._has_prefix or self.content_events > 0
+
+    @property
+    def is_text_only(self) -> bool:
+        """See the contract."""
+        return all(choice.is_text_only for choice in self._choices.values())
+
+    def is_complete(self) -> bool:
+        """See the contract: every choice asked for has a finish reason; `[DONE]` proves nothing and is not needed."""
+        return (
+            self.error is None
+            and len(self._choices) >= self._expected
+            and all(choice.is_finished for choice in self._choices.values())
+        )
+
+    def result(self) -> bytes:
+        """See the contract."""
+        return self._encoded(self._body(self._usage if self._keep_usage else None))
+
+    def partial(self) -> dict[str, Any] | None:
+        """See the contract; a choice that was not finished has a `finish_reason` of null."""
+        if not self.has_partial:
+            return None
+        body: dict[str, Any] = self._clean(self._body(self.usage if self._keep_usage else None))
+        return body
+
+    def generated_text(self) -> dict[int, str]:
+        """See the contract; the prefix is included."""
+        contents = {index: choice.message.get("content") for index, choice in sorted(self._choices.items())}
+        return {i: self._clean(str(text)) if isinstance(text, Text) else "" for i, text in contents.items()}
+
+    def _merge_common(self, event: Event) -> int:
+        if self._misses >= _GIVE_UP_AFTER or event.name:
+            return -1
+        try:
+            chunk = self._common.decode(event.data)
+            if not event.data.isascii():
+                event.data.decode()  # log probabilities are kept as they came, unread
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self._misses += 1
+            return -1
+        if len(chunk.choices) != 1 or chunk.top() != self._last_top:
+            return -1
+        part = chunk.choices[0]
+        choice = self._choices.get(part.index)
+        bits = self._append_common(choice, part) if choice is not None else -1
+        if choice is None or bits < 0:
+            return -1
+        if fields := part.fields():
+            self._merge_fields(choice.fields, fields)
+        self._misses = 0
+        self.chunks += 1
+        if bits & CONTENT:
+            self.content_events += 1
+        return bits
+
+    @abstractmethod
+    def _append_common(self, choice: Choice, part: Any) -> int:
+        """Append a typed choice's text and return its bits; -1 when this is the first text of its kind."""
+
+    @abstractmethod
+    def _merge_message(self, choice: Choice, part: dict[str, Any]) -> bool:
+        """Merge the keys in `_message_keys`; returns whether generated text came."""
+
+    @abstractmethod
+    def _choice_body(self, choice: Choice) -> dict[str, Any]:
+        """Return the choice as it stands in an unstreamed answer."""
+
+    def _merge(self, chunk: dict[str, Any], event: Event) -> int:  # noqa: ARG002 - chunks have no names
+        parts = chunk.get("choices")
+        if parts is None:
+            parts = []
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise ShapeError("`choices` is not a list of objects")
+        bits = DATA | self._merge_top(chunk)
+        for part in parts:
+            choice = self._choice_of(part)
+            if self._merge_message(choice, part):
+                bits |= CONTENT
+            self._merge_fields(choice.fields, part)
+        return bits
+
+    def _merge_top(self, chunk: dict[str, Any]) -> int:
+        top = self._top
+        for key, value in chunk.items():
+            if key in _NOT_MERGED:
+                continue
+            # Null, an empty string and a `created` of 0 (Azure's annotations) take nothing away from what is known.
+            says_nothing = value is None or value == "" or (key == "created" and not value)
+            if not says_nothing or top.get(key) is None:
+                top[key] = value
+        get = chunk.get
+        self._last_top = (get("id"), get("created"), get("model"), get("system_fingerprint"), get("service_tier"))
+        usage = chunk.get("usage")
+        if not isinstance(usage, dict):
+            return 0
+        if has_counts(usage):
+            self._usage = usage
+            return USAGE
+        self._usage = self._usage or usage
+        return 0
+
+    def _choice_of(self, part: dict[str, Any]) -> Choice:
+        index = part.get("index")
+        if index is None:
+            index = 0
+        if type(index) is not int:
+            raise ShapeError("a choice's `index` is not a number")
+        choice = self._choices.get(index)
+        if choice is None:
+            self._choices[index] = choice = Choice(index)
+        return choice
+
+    def _merge_fields(self, fields: dict[str, Any], part: dict[str, Any]) -> None:
+        for key, value in part.items():
+            known = fields.get(key)
+            if key == "index" or key in self._message_keys or key in _NOT_IN_UNARY:
+                continue
+            if value is None or value == "":
+                fields.setdefault(key, value)
+            elif key == "logprobs" and isinstance(value, dict):
+                if not isinstance(known, dict):
+                    fields[key] = known = {}
+                merge(known, value)
+            elif key == "token_ids" and isinstance(value, list) and isinstance(known, list):
+                known.extend(value)
+            elif key == "content_filter_results" and isinstance(value, dict):
+                # By category: Azure sends some of them at a time, and none with the finish reason.
+                fields[key] = {**known, **value} if isinstance(known, dict) else value
+            else:
+                fields[key] = value
+
+    def _body(self, usage: dict[str, Any] | None) -> dict[str, Any]:
+        body = {key: self._top.get(key) for key in _LEADING if key in self._top or key == "object"}
+        body["object"] = self._object
+        body["choices"] = [self._choice_body(choice) for _, choice in sorted(self._choices.items())]
+        body.update((key, value) for key, value in self._top.items() if key not in body)
+        if usage is not None:
+            body["usage"] = usage
+        return body
+
+
+def _is_filled(value: Any) -> bool:
+    if isinstance(value, ToolCalls):
+        return len(value) > 0
+    return bool(str(value)) if isinstance(value, Text) else bool(value)

@@ -1,0 +1,181 @@
+"""
+Reading one streamed answer: events in, the draft filled, one body out.
+
+The accumulator decides what the events mean and when the answer is whole; this file owns the order of things around
+it: what restarts a timer, when the first token came, when to stop reading, and what survives of an answer that is not
+whole.  Whatever ends the reading, an error, a cancellation or the end of the stream, the draft knows what had come.
+
+An answer is whole when its protocol says so, never because the connection ended well; so once it is whole, nothing that
+happens to the connection can spoil it.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+import httpx
+import msgspec
+
+from worker.backends.http.attempt_timer import AttemptTimer
+from worker.backends.streams.accumulate import Accumulator, MalformedEventError, Progress
+from worker.backends.streams.sse import Event, SSEParser
+from worker.errors import BackendError
+from worker.policy.frames import looks_like_events
+from worker.policy.model import Fault
+from worker.ports import Draft, Salvage
+
+LINGER_S = 5.0
+"""How long an answer that is whole waits for what usually follows at once: the usage, the last verdicts of a filter,
+`[DONE]`.  House decision: they need no generation, so seconds are plenty."""
+LINGER_AFTER_DONE_S = 1.0
+"""... and how long after `[DONE]` for the end of the response, without which the connection cannot be used again."""
+
+
+class StreamedAnswer:
+    """
+    One streamed answer on its way into the draft; single use.
+
+    Args:
+        accumulator: Assembles it.
+        draft: Filled in place.
+        max_bytes: Limit of all events together.
+        salvage: What an answer that ended as it did leaves for another try.
+        clock: Monotonic seconds, as of `draft.started`.
+    """
+
+    def __init__(
+        self,
+        accumulator: Accumulator,
+        draft: Draft,
+        *,
+        max_bytes: int,
+        salvage: Callable[[Accumulator], Salvage | None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._accumulator = accumulator
+        self._draft = draft
+        self._max_bytes = max_bytes
+        self._salvage = salvage
+        self._clock = clock
+        self._parser = SSEParser()
+        self._size = 0
+
+    async def read(
+        self, chunks: AsyncIterator[bytes], timer: AttemptTimer, on_first_token: Callable[[], None] | None = None
+    ) -> None:
+        """
+        Read the stream until the answer is whole or an error event comes; then the draft has it.
+
+        Until the first generated text the limit of the first byte goes on; from then on data restarts the idle timer,
+        and comments do not.
+
+        Raises:
+            BackendError: It ended without its end, was malformed or too long; retryable.
+            Exception: What the iterator raises.
+
+        Cancellation: what had come is in the draft, which `is_whole` when the cancellation only cut off what follows.
+        """
+        draft = self._draft
+        try:
+            async for chunk in chunks:
+                progress = self._take(chunk)
+                if draft.first_token_at is not None:
+                    if progress.data:
+                        timer.restart_idle()
+                elif progress.content:
+                    draft.first_token_at = self._clock()
+                    timer.restart_idle()
+                    if on_first_token is not None:
+                        on_first_token()
+                if progress.error or self._accumulator.is_complete():
+                    timer.stop()
+                    await self._linger(chunks)
+                    return
+            self._feed(self._parser.close())
+            self._check_end()
+        finally:
+            self._note()
+
+    def assemble(self, body: bytes) -> None:
+        """
+        Take a whole stream that came as something else: the text of its events under another content type.
+
+        Raises:
+            BackendError: As in `read`.
+        """
+        try:
+            self._take(body)
+            self._feed(self._parser.close())
+            self._check_end()
+        finally:
+            self._note()
+
+    def _check_end(self) -> None:
+        if self._accumulator.error is None and not self._accumulator.is_complete():
+            raise BackendError(Fault.STREAM_BROKEN, "the stream ended before the answer was whole")
+
+    def _take(self, chunk: bytes) -> Progress:
+        self._size += len(chunk)
+        if self._size > self._max_bytes:
+            raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {self._max_bytes} bytes")
+        return self._feed(self._parser.feed(chunk))
+
+    def _feed(self, events: list[Event]) -> Progress:
+        try:
+            return self._accumulator.feed_all(events)
+        except MalformedEventError as error:
+            self._draft.body = error.data
+            raise
+
+    async def _linger(self, chunks: AsyncIterator[bytes]) -> None:
+        """Read what follows a whole answer or an error, for a short time; what goes wrong with it now is no matter."""
+        accumulator = self._accumulator
+        limit_s = LINGER_AFTER_DONE_S if _is_over(accumulator) else LINGER_S
+        with suppress(BackendError, httpx.HTTPError, OSError):  # a TimeoutError is an OSError
+            async with asyncio.timeout(limit_s) as timeout:
+                async for chunk in chunks:
+                    was_over = _is_over(accumulator)
+                    self._take(chunk)
+                    if _is_over(accumulator) and not was_over:
+                        timeout.reschedule(asyncio.get_running_loop().time() + LINGER_AFTER_DONE_S)
+                self._feed(self._parser.close())
+
+    def _note(self) -> None:
+        """Put what is known into the draft."""
+        accumulator, draft = self._accumulator, self._draft
+        draft.usage = accumulator.usage
+        draft.content_events = accumulator.content_events
+        draft.partial, draft.salvage = None, self._salvage(accumulator)
+        draft.is_whole = accumulator.is_complete()
+        if draft.is_whole:
+            draft.body = accumulator.result()
+            draft.missing_done = accumulator.missing_done
+            return
+        if accumulator.error is not None:
+            draft.in_stream = True
+            draft.body = accumulator.error.data
+        draft.partial = encode_partial(accumulator)
+
+
+def encode_partial(accumulator: Accumulator) -> bytes | None:
+    """Return what came of an answer as JSON, `None` when nothing did."""
+    partial = accumulator.partial()
+    return None if partial is None else msgspec.json.encode(partial)
+
+
+def is_event_stream(draft: Draft) -> bool:
+    """Whether the response's headers announce a good answer as a stream."""
+    is_good = draft.status is not None and 200 <= draft.status <= 299  # noqa: PLR2004 - HTTP's successes
+    return is_good and draft.headers.get("content-type", "").lower().startswith("text/event-stream")
+
+
+def holds_events(draft: Draft) -> bool:
+    """Whether a good answer that was read as a whole is the text of a stream after all."""
+    is_good = draft.status is not None and 200 <= draft.status <= 299  # noqa: PLR2004
+    return is_good and looks_like_events({}, draft.body[:256])
+
+
+def _is_over(accumulator: Accumulator) -> bool:
+    """Whether nothing more is promised: `[DONE]` or an error came, or the API has no `[DONE]`."""
+    return accumulator.done or not accumulator.missing_done

@@ -1,0 +1,104 @@
+"""
+A subscription as protobuf and as the value of `blueprint`, both ways.
+
+Source of names and defaults: google/pubsub/v1/pubsub.proto, messages Subscription, RetryPolicy, DeadLetterPolicy and
+ExpirationPolicy.
+"""
+
+from typing import Any
+
+from google.protobuf import duration_pb2
+from google.pubsub_v1 import types
+
+from worker.brokers.admin.blueprint import Field, Policy, Subscription
+
+MASKS = {
+    Field.ACK_DEADLINE: "ack_deadline_seconds",
+    Field.RETENTION: "message_retention_duration",
+    Field.EXPIRY: "expiration_policy",
+    Field.MINIMUM_BACKOFF: "retry_policy",
+    Field.MAXIMUM_BACKOFF: "retry_policy",
+    Field.DEAD_LETTER_TOPIC: "dead_letter_policy",
+    Field.MAX_DELIVERY_ATTEMPTS: "dead_letter_policy",
+}
+"""The API's field for each of ours (google/pubsub/v1/pubsub.proto, message Subscription)."""
+DELETED_TOPIC = "_deleted-topic_"
+"""What the API names as the topic of a subscription that has outlived it."""
+
+_DEFAULT_BACKOFF_S = (10.0, 600.0)
+"""What the service sets for a bound that a retry policy leaves out."""
+_DEFAULT_ATTEMPTS = 5
+_DEFAULT_EXPIRY_S = 31 * 86_400.0
+"""What a subscription without an expiration policy has; never to expire is a policy without a ttl."""
+
+_Subscription: Any = types.Subscription.pb()
+
+
+def read_subscription(message: Any) -> Subscription:
+    """Return the value of a protobuf `Subscription`."""
+    retry = message.retry_policy if message.HasField("retry_policy") else None
+    dead = message.dead_letter_policy if message.HasField("dead_letter_policy") else None
+    policy: Policy = {
+        Field.ACK_DEADLINE: message.ack_deadline_seconds,
+        Field.RETENTION: _seconds(message.message_retention_duration),
+        Field.EXPIRY: _expiry(message),
+        Field.MINIMUM_BACKOFF: None if retry is None else _bound(retry, "minimum_backoff", _DEFAULT_BACKOFF_S[0]),
+        Field.MAXIMUM_BACKOFF: None if retry is None else _bound(retry, "maximum_backoff", _DEFAULT_BACKOFF_S[1]),
+        Field.DEAD_LETTER_TOPIC: None if dead is None else dead.dead_letter_topic,
+        Field.MAX_DELIVERY_ATTEMPTS: None if dead is None else dead.max_delivery_attempts or _DEFAULT_ATTEMPTS,
+    }
+    return Subscription(message.name, message.topic, policy, obstacle=_obstacle(message))
+
+
+def _expiry(message: Any) -> float | None:
+    if not message.HasField("expiration_policy"):
+        return _DEFAULT_EXPIRY_S
+    policy = message.expiration_policy
+    return _seconds(policy.ttl) if policy.HasField("ttl") else None
+
+
+def _obstacle(message: Any) -> str | None:
+    if message.topic == DELETED_TOPIC:
+        return "its topic was deleted, and a subscription cannot be given another; delete it or choose another name"
+    if message.detached:
+        return "it is detached from its topic for good; delete it or choose another name"
+    for name, words in (
+        ("push_config", "pushes to a URL"),
+        ("bigquery_config", "writes to BigQuery"),
+        ("cloud_storage_config", "writes to Cloud Storage"),
+    ):
+        if message.HasField(name) and getattr(message, name).ListFields():
+            return f"it {words}; the worker pulls, so choose another name"
+    return None
+
+
+def write_subscription(wanted: Subscription) -> Any:
+    """Return the protobuf `Subscription`; fields that are not listed are not set."""
+    message, policy = _Subscription(name=wanted.name, topic=wanted.topic), wanted.policy
+    if Field.ACK_DEADLINE in policy:
+        message.ack_deadline_seconds = policy[Field.ACK_DEADLINE]
+    if Field.RETENTION in policy:
+        message.message_retention_duration.CopyFrom(_duration(policy[Field.RETENTION]))
+    if Field.EXPIRY in policy:
+        message.expiration_policy.SetInParent()  # without a ttl: never
+        if policy[Field.EXPIRY] is not None:
+            message.expiration_policy.ttl.CopyFrom(_duration(policy[Field.EXPIRY]))
+    if policy.get(Field.MINIMUM_BACKOFF) is not None:
+        message.retry_policy.minimum_backoff.CopyFrom(_duration(policy[Field.MINIMUM_BACKOFF]))
+        message.retry_policy.maximum_backoff.CopyFrom(_duration(policy[Field.MAXIMUM_BACKOFF]))
+    if policy.get(Field.DEAD_LETTER_TOPIC) is not None:
+        message.dead_letter_policy.dead_letter_topic = policy[Field.DEAD_LETTER_TOPIC]
+        message.dead_letter_policy.max_delivery_attempts = policy[Field.MAX_DELIVERY_ATTEMPTS]
+    return message
+
+
+def _bound(retry: Any, name: str, default: float) -> float:
+    return _seconds(getattr(retry, name)) if retry.HasField(name) else default
+
+
+def _seconds(duration: Any) -> float:
+    return float(duration.seconds + duration.nanos / 1e9)
+
+
+def _duration(seconds: Any) -> Any:
+    return duration_pb2.Duration(seconds=int(seconds), nanos=round(seconds % 1 * 1e9))

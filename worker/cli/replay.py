@@ -1,0 +1,101 @@
+"""
+`inference-worker replay`: send requests that failed for good back to the request topic.
+
+Takes copies made by `dead_letter.topic`, and what Pub/Sub itself dead-lettered.  A copy is acked only after the broker
+has confirmed the new message, so an interrupted replay loses nothing; it may send one twice.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from worker.brokers.broker import Broker
+from worker.errors import PublishError, ReplyRejectedError
+from worker.ports import Publisher, Settlement
+from worker.settings.schema import PubSubSettings
+from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import Metrics
+from worker.wire.message import ReceivedMessage
+
+ORIGINAL = "original."
+"""Prefix under which a copy carries the attributes of the request."""
+BROKERS_OWN = "CloudPubSubDeadLetterSource"
+"""Prefix of what Pub/Sub adds to what it dead-letters
+(https://cloud.google.com/pubsub/docs/handling-failures#dead-letter_topic)."""
+OURS = frozenset({"request_message_id", "error_class", "status_code"})
+
+_log = get_logger("replay")
+
+
+def original_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
+    """Return the attributes the request had, of our copy or of a message that Pub/Sub dead-lettered."""
+    if set(attributes) >= OURS:
+        return {key.removeprefix(ORIGINAL): value for key, value in attributes.items() if key.startswith(ORIGINAL)}
+    return {key: value for key, value in attributes.items() if not key.startswith(BROKERS_OWN)}
+
+
+@dataclass(slots=True)
+class _Replay:
+    publisher: Publisher
+    limit: int | None
+    sent: int = 0
+    failed: int = 0
+    under_way: int = 0
+    last_at: float = 0.0
+
+    async def take(self, message: ReceivedMessage) -> Settlement:
+        """Send one back; over the limit it stays where it is."""
+        if self.limit is not None and self.sent + self.under_way >= self.limit:
+            await asyncio.Event().wait()  # kept until the drain hands it back: a nack would bring it again at once
+        self.under_way += 1
+        self.last_at = time.monotonic()
+        try:
+            await self.publisher.publish(message.data, original_attributes(message.attributes))
+        except PublishError as error:
+            self.failed += 1
+            _log.error("could not be sent back", message_id=message.message_id, error=str(error))
+            if isinstance(error, ReplyRejectedError):
+                await asyncio.Event().wait()  # no later try will do better
+            return Settlement.NACK
+        finally:
+            self.under_way -= 1
+        self.sent += 1
+        return Settlement.ACK
+
+
+async def replay(settings: PubSubSettings, topic: str, *, limit: int | None, quiet_s: float) -> int:
+    """
+    Send everything back until nothing has come for `quiet_s` seconds; return the exit code.
+
+    Args:
+        settings: `request_subscription` is where the copies are.
+        topic: The request topic, short or full name.
+        limit: Messages at most; `None` for all.
+        quiet_s: How long nothing must come before it is believed to be all.
+
+    Raises:
+        BrokerResourceError: Subscription gone or refused; permanent.
+
+    Cancellation: what is not confirmed stays in the subscription.
+    """
+    broker = await Broker.connect(settings)
+    publisher = broker.publisher(topic)
+    subscriber = broker.subscriber(Metrics())
+    state = _Replay(publisher, limit, last_at=time.monotonic())
+    pulling = asyncio.ensure_future(subscriber.run(state.take))
+    try:
+        while not pulling.done() and (limit is None or state.sent < limit):
+            await asyncio.wait({pulling}, timeout=0.2)
+            if not state.under_way and time.monotonic() - state.last_at >= quiet_s:
+                break
+        if pulling.done():
+            pulling.result()
+    finally:
+        await subscriber.drain(0)
+        await asyncio.gather(pulling, return_exceptions=True)
+        await publisher.aclose()
+        await broker.aclose()
+        sys.stderr.write(f"{state.sent} sent back to {topic}, {state.failed} failed\n")
+    return 1 if state.failed else 0

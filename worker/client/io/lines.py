@@ -1,0 +1,233 @@
+"""
+Input lines: which shape a line has, and what is published for it.  Pure, no I/O.
+
+Two shapes are known.  A request message `{path, metadata, body, ...}` is published byte for byte as it stands, and so
+is everything that is no known shape, bad JSON included: the worker is the only judge of messages and answers those
+with a 400, so that every line gets an answer.  An OpenAI batch line `{custom_id, method, url, body}` (any object that
+has `custom_id` or `url` and no `path`) is wrapped: `path` is its url, `body` its body byte for byte, the metadata
+holds its custom_id.  What no message can carry (a line over the broker's limit, a batch line without its required
+keys) is refused here, with an answer of the same shape as any other.
+
+The id of a line is `line-<number>-<hash>`: its number in the file from 1, blank lines counted, and the first eight hex
+digits of the SHA-256 of its bytes, without byte order mark and line end.  A changed line therefore has another id.
+
+Source: batch lines, https://platform.openai.com/docs/api-reference/batch/request-input.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+
+import msgspec
+
+from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, encode_request, message_bytes, salvage_metadata
+
+LINE_ID = "line_id"
+"""Attribute that carries the id of a line there and back."""
+LINE_SHAPE = "line_shape"
+"""Attribute `batch` of wrapped batch lines, so that a consumer without the input can give the answer its shape."""
+COPY_ATTRIBUTES = (LINE_ID, LINE_SHAPE)
+"""What the worker's setting `reply.copy_attributes` must name for answers to find their lines."""
+
+MAX_LINE_BYTES = 32_000_000
+"""A longer line is not kept in memory.  House decision: three times what a message can carry, so that lines which are
+merely too large for the broker can still have their metadata echoed."""
+
+_MAX_OVERHEAD_BYTES = 1024
+"""What a broker may count beside data and attributes; a rejected message this close to the limit was too large."""
+
+_ABSENT = msgspec.Raw(b"")
+
+
+class Shape(StrEnum):
+    """How a line is written, and so how its answer is."""
+
+    MESSAGE = "message"
+    """A request message, or nothing known."""
+    BATCH = "batch"
+    """An OpenAI batch line."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawLine:
+    """One line of the input that is not blank."""
+
+    number: int
+    """From 1, blank lines counted."""
+    data: bytes
+    """Without line end and byte order mark; empty when the line is longer than the reader's limit."""
+    size: int
+    """Bytes of the line, also where `data` was not kept."""
+    digest: str
+    """First eight hex digits of the SHA-256 of the line."""
+
+    @classmethod
+    def of(cls, number: int, data: bytes) -> "RawLine":
+        """Return the line with its size and hash."""
+        return cls(number, data, len(data), short_digest(data))
+
+    @property
+    def line_id(self) -> str:
+        """`line-<number>-<hash>`."""
+        return f"line-{self.number}-{self.digest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a line is answered here instead of being published."""
+
+    status_code: int
+    code: str
+    """Stands in `error.code`."""
+    message: str
+    param: str | None = None
+    metadata: bytes = b"{}"
+    """Raw JSON object; the line's own where it could be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What is to be done for one line."""
+
+    line_id: str
+    shape: Shape
+    data: bytes = b""
+    """Data of the message; empty when refused."""
+    attributes: Mapping[str, str]
+    custom_id: bytes = b"null"
+    """Raw JSON of a batch line's custom_id; `null` where there is none to echo."""
+    refusal: Refusal | None = None
+
+
+class _Keys(msgspec.Struct):
+    path: msgspec.Raw = _ABSENT
+    custom_id: msgspec.Raw = _ABSENT
+    method: msgspec.Raw = _ABSENT
+    url: msgspec.Raw = _ABSENT
+    body: msgspec.Raw = _ABSENT
+
+
+_decode_keys = msgspec.json.Decoder(_Keys).decode
+_decode_text = msgspec.json.Decoder(str).decode
+
+
+def short_digest(data: bytes) -> str:
+    """Return the first eight hex digits of the SHA-256."""
+    return sha256(data).hexdigest()[:8]
+
+
+def prepare(line: RawLine) -> Prepared:
+    """
+    Return what is to be published for a line, or why nothing is; never raises for what stands in it.
+
+    Args:
+        line: Not blank.
+    """
+    if line.size > len(line.data):
+        refusal = Refusal(
+            status_code=413,
+            code="line_too_long",
+            message=f"The line has {line.size} bytes; lines of more than {MAX_LINE_BYTES} bytes are not read.",
+        )
+        return _refused(line, Shape.MESSAGE, refusal)
+    try:
+        keys = _decode_keys(line.data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        keys = _Keys()
+    if bytes(keys.path) or not (bytes(keys.custom_id) or bytes(keys.url)):
+        prepared = Prepared(
+            line_id=line.line_id, shape=Shape.MESSAGE, data=line.data, attributes={LINE_ID: line.line_id}
+        )
+    else:
+        prepared = _batch(line, keys)
+    if message_bytes(prepared.data, prepared.attributes) <= MAX_PUBSUB_MESSAGE_BYTES:
+        return prepared
+    return _refused(line, prepared.shape, too_large(line.data), prepared.custom_id)
+
+
+def too_large(data: bytes) -> Refusal:
+    """Return the refusal for a line that is more than one Pub/Sub message can carry."""
+    return Refusal(
+        status_code=413,
+        code="request_too_large",
+        message=f"The request has {len(data)} bytes; a Pub/Sub message may have {MAX_PUBSUB_MESSAGE_BYTES} bytes with "
+        "its attributes. Put the body into object storage and name it with body_uri.",
+        metadata=salvage_metadata(data),
+    )
+
+
+def rejected(data: bytes, reason: str) -> Refusal:
+    """Return the refusal for a message that the broker would not take."""
+    if len(data) > MAX_PUBSUB_MESSAGE_BYTES - _MAX_OVERHEAD_BYTES:
+        return too_large(data)
+    return Refusal(
+        status_code=400,
+        code="request_rejected",
+        message=f"The broker does not take the request: {reason}",
+        metadata=salvage_metadata(data),
+    )
+
+
+def refuse(prepared: Prepared, refusal: Refusal) -> Prepared:
+    """Return the line as refused, with nothing to publish."""
+    return Prepared(
+        line_id=prepared.line_id,
+        shape=prepared.shape,
+        attributes=prepared.attributes,
+        custom_id=prepared.custom_id,
+        refusal=refusal,
+    )
+
+
+def _batch(line: RawLine, keys: _Keys) -> Prepared:
+    custom_id = _text(keys.custom_id)
+    echo = b"null" if custom_id is None else bytes(keys.custom_id)
+    if (refusal := _batch_fault(keys, custom_id)) is not None:
+        return _refused(line, Shape.BATCH, refusal, echo)
+    return Prepared(
+        line_id=line.line_id,
+        shape=Shape.BATCH,
+        data=encode_request(
+            path=_text(keys.url) or "", body=bytes(keys.body), metadata=b'{"custom_id":%s}' % bytes(keys.custom_id)
+        ),
+        attributes={LINE_ID: line.line_id, LINE_SHAPE: Shape.BATCH.value},
+        custom_id=echo,
+    )
+
+
+def _batch_fault(keys: _Keys, custom_id: str | None) -> Refusal | None:
+    """Return the first fault in the order of the keys, with the codes that OpenAI's validation of batches uses."""
+    for name in ("custom_id", "method", "url", "body"):
+        if not bytes(getattr(keys, name)):
+            message = f"The batch line is missing the required key '{name}'."
+            return Refusal(status_code=400, code="missing_required_parameter", message=message, param=name)
+    if not custom_id:
+        fault = ("custom_id", "must be a string that is not empty")
+    elif _text(keys.method) != "POST":
+        fault = ("method", 'must be "POST"')
+    elif _text(keys.url) is None:
+        fault = ("url", "must be a string")
+    else:
+        return None
+    return Refusal(
+        status_code=400, code="invalid_request", message=f"'{fault[0]}' of the batch line {fault[1]}.", param=fault[0]
+    )
+
+
+def _text(raw: msgspec.Raw) -> str | None:
+    """Return a JSON string's text; `None` for anything else and for text that is not UTF-8."""
+    try:
+        return _decode_text(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _refused(line: RawLine, shape: Shape, refusal: Refusal, custom_id: bytes = b"null") -> Prepared:
+    return Prepared(
+        line_id=line.line_id,
+        shape=shape,
+        attributes={LINE_ID: line.line_id},
+        custom_id=custom_id,
+        refusal=refusal,
+    )

@@ -1,0 +1,252 @@
+"""
+Output lines: one answer, one line.  Pure, no I/O.
+
+An answer comes as the data and attributes of a message on the response topic, or as a `Refusal` of `lines`.  It
+leaves as
+
+* for a message-shaped line `{"id": "line-1-0a1b2c3d", "status_code": 200, "metadata": {...}, "body": {...}}`, with
+  `body_uri` and `stats` where the answer has them;
+* for a batch line OpenAI's `{"id": "batch_req_line-1-0a1b2c3d", "custom_id": "...", "response": {"status_code",
+  "request_id", "body"} | null, "error": null | {"code", "message"}}`, with `stats` beside them where the answer has
+  any.
+
+Metadata, body and stats stand in the line byte for byte, except that a line break between JSON tokens (a backend that
+prints prettily) becomes a space: a line is a line.  JSON has no raw line breaks inside strings, so nothing else
+changes.
+
+`response` of a batch line is null when no server's answer is behind it: refused messages, failed connections, timeouts,
+a 200 that was no JSON.  What a broken stream had generated is kept: then `response` holds it beside the error.
+
+Source: https://platform.openai.com/docs/api-reference/batch/request-output.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from worker.client.io.lines import Refusal, Shape
+
+_ABSENT = msgspec.Raw(b"")
+_MAX_MESSAGE_CHARS = 2_000
+"""Bound of `error.message` in a batch line; the whole text stands in the body."""
+_BREAKS = bytes.maketrans(b"\r\n", b"  ")
+_FIRST_ERROR = 300
+"""Statuses from here on are no success; a redirect that reached us is none either."""
+
+_CODES = {
+    400: "invalid_request",
+    401: "authentication_error",
+    403: "permission_denied",
+    404: "not_found",
+    408: "request_timeout",
+    409: "conflict",
+    413: "request_too_large",
+    422: "invalid_request",
+    429: "rate_limit_exceeded",
+    503: "overloaded",
+    504: "request_timeout",
+}
+"""`error.code` where the answer itself has none; the words are those of OpenAI's error codes and of our own classes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer, decoded as far as its line and the summary need."""
+
+    status_code: int
+    metadata: bytes = b"{}"
+    body: bytes | None
+    """Raw JSON; `None` when `body_uri` names it instead."""
+    body_uri: bytes | None = None
+    """Raw JSON string."""
+    stats: bytes | None = None
+    error_class: str | None = None
+    """`None` for a good answer."""
+    request_id: str | None = None
+    """The backend's id of the request, else the message id of the request."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    is_local: bool = False
+    """Made here; no worker has seen the line."""
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the status is no success."""
+        return self.status_code >= _FIRST_ERROR
+
+
+class _Response(msgspec.Struct):
+    status_code: int
+    metadata: msgspec.Raw = _ABSENT
+    body: msgspec.Raw = _ABSENT
+    body_uri: msgspec.Raw = _ABSENT
+    stats: msgspec.Raw = _ABSENT
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class _UsageBody(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_decode_response = msgspec.json.Decoder(_Response).decode
+_decode_usage = msgspec.json.Decoder(_UsageBody).decode
+
+
+def decode_answer(data: bytes, attributes: Mapping[str, str]) -> Answer:
+    """
+    Return the answer in a message of the response topic.
+
+    What is no answer (another program's message with our attributes) becomes a 502 `malformed_answer`: the line gets a
+    well-formed output all the same.
+    """
+    try:
+        data.decode("utf-8")  # msgspec does not look into raw values
+        response = _decode_response(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = f"What came back on the response topic is not an answer: {error}"
+        return local_answer(Refusal(status_code=502, code="malformed_answer", message=text))
+    body = _one_line(response.body)
+    tokens = _usage(body)
+    return Answer(
+        status_code=response.status_code,
+        metadata=_one_line(response.metadata) or b"{}",
+        body=body,
+        body_uri=_one_line(response.body_uri),
+        stats=_one_line(response.stats),
+        error_class=_error_class(response.status_code, attributes),
+        request_id=attributes.get("backend_request_id") or attributes.get("request_message_id"),
+        input_tokens=tokens[0],
+        output_tokens=tokens[1],
+    )
+
+
+def local_answer(refusal: Refusal) -> Answer:
+    """Return the answer to a line that was refused here; the body is an error in OpenAI's shape."""
+    kind = "invalid_request_error" if refusal.status_code < 500 else "server_error"  # noqa: PLR2004 - whose fault
+    error = {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}
+    return Answer(
+        status_code=refusal.status_code,
+        metadata=refusal.metadata,
+        body=msgspec.json.encode({"error": error}),
+        error_class=refusal.code,
+        is_local=True,
+    )
+
+
+def output_line(line_id: str, shape: Shape, custom_id: bytes, answer: Answer) -> bytes:
+    """Return the line for an answer in the shape of its request, with its newline."""
+    if shape is Shape.BATCH:
+        return batch_line(line_id, custom_id, answer)
+    return message_line(line_id, answer)
+
+
+def message_line(line_id: str, answer: Answer) -> bytes:
+    """Return the line of a message-shaped request, with its newline."""
+    head = b'{"id":"%s","status_code":%d,"metadata":%s' % (line_id.encode(), answer.status_code, answer.metadata)
+    return head + _tail(answer) + _stats(answer) + b"}\n"
+
+
+def batch_line(line_id: str, custom_id: bytes, answer: Answer) -> bytes:
+    """
+    Return the line of a batch request, with its newline.
+
+    Args:
+        line_id: Becomes `id` behind `batch_req_`.
+        custom_id: Raw JSON, as it stood in the line.
+        answer: Body objects of any shape; `error` is filled for every status but 2xx.
+    """
+    response = error = b"null"
+    is_answered = True
+    if answer.is_error:
+        body = _object(answer.body)
+        is_answered = not answer.is_local and _is_servers_answer(body)
+        error = msgspec.json.encode(_explain(answer, body))
+    if is_answered:
+        request_id = msgspec.json.encode(answer.request_id)
+        response = b'{"status_code":%d,"request_id":%s%s}' % (answer.status_code, request_id, _tail(answer))
+    return b'{"id":"batch_req_%s","custom_id":%s,"response":%s,"error":%s%s}\n' % (
+        line_id.encode(),
+        custom_id,
+        response,
+        error,
+        _stats(answer),
+    )
+
+
+def _tail(answer: Answer) -> bytes:
+    tail = b"" if answer.body is None and answer.body_uri else b',"body":%s' % (answer.body or b"null")
+    if answer.body_uri:
+        tail += b',"body_uri":%s' % answer.body_uri
+    return tail
+
+
+def _stats(answer: Answer) -> bytes:
+    return b"" if answer.stats is None else b',"stats":%s' % answer.stats
+
+
+def _one_line(raw: msgspec.Raw) -> bytes | None:
+    data = bytes(raw)
+    if b"\n" in data or b"\r" in data:
+        data = data.translate(_BREAKS)
+    return data or None
+
+
+def _usage(body: bytes | None) -> tuple[int | None, int | None]:
+    """Return input and output tokens; chat and completions say prompt and completion for them."""
+    try:
+        usage = _decode_usage(body or b"{}").usage or _Usage()
+    except (msgspec.DecodeError, RecursionError):
+        return None, None
+    first = usage.input_tokens if usage.prompt_tokens is None else usage.prompt_tokens
+    second = usage.output_tokens if usage.completion_tokens is None else usage.completion_tokens
+    return first, second
+
+
+def _error_class(status_code: int, attributes: Mapping[str, str]) -> str | None:
+    if status_code < _FIRST_ERROR:
+        return None
+    return attributes.get("error_class") or "unclassified"
+
+
+def _object(body: bytes | None) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(body or b"{}")
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_servers_answer(body: dict[str, Any]) -> bool:
+    """
+    Say whether a server's error, or part of its answer, stands behind an error body.
+
+    The worker's own envelope has `backend` and `attempts` beside OpenAI's keys: `backend` is null when no response
+    came, and holds a 2xx when one came that was no answer (docs/contract.md, the error envelope).
+    """
+    error = body.get("error")
+    if "partial" in body or not isinstance(error, dict) or not error.keys() >= {"backend", "attempts"}:
+        return True
+    backend = error["backend"]
+    status = backend.get("status") if isinstance(backend, dict) else None
+    return isinstance(status, int) and status >= 300  # noqa: PLR2004 - beyond success
+
+
+def _explain(answer: Answer, body: dict[str, Any]) -> dict[str, str]:
+    """Return code and message, neither empty, whatever shape the server gave its error."""
+    error = body.get("error")
+    inner = error if isinstance(error, dict) else {**body, "message": error if isinstance(error, str) else None}
+    code = inner.get("code")
+    if not isinstance(code, str) or not code:
+        known = answer.error_class if answer.error_class != "unclassified" else None
+        code = known or _CODES.get(answer.status_code, f"http_{answer.status_code}")
+    texts = (inner.get("message"), body.get("message"), body.get("detail"))
+    message = next((text for text in texts if isinstance(text, str) and text.strip()), None)
+    return {"code": code, "message": (message or f"The answer has status {answer.status_code}.")[:_MAX_MESSAGE_CHARS]}

@@ -1,0 +1,198 @@
+"""
+Everything that can be set about the simulated server: one frozen value, one table of how each setting is read.
+
+The command line, `POST /sim/control` and tests all come through `with_changes`, so a setting has one name, one grammar
+and one error text.  `docs/simbackend.md` must name every option; a test compares them.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from worker.emulators.openai.capacity import CapacityPlan, parse_capacity
+from worker.emulators.openai.dialects import DIALECTS
+from worker.emulators.openai.latency import Latency, parse_latency, parse_rate
+from worker.emulators.openai.readers import Reader, choice, flag, integer, names, optional, secret, share
+from worker.emulators.openai.retry_after import RetryAfter, parse_retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class SimOptions:
+    """
+    How the simulated server behaves when nothing is broken.
+
+    The defaults make the fastest honest server: no latency, no limits.  The command line's own default for `latency` is
+    50 ms, so that a rehearsal looks like one.
+    """
+
+    seed: int = 0
+    """Any integer; the same seed and the same request give the same answer, streamed and not."""
+    latency: Latency = field(default_factory=Latency)
+    """Time from request to answer, before generation time (`tokens_per_s`) is added."""
+    ttft: Latency | None = None
+    """Time to the first event of a stream; None uses `latency`."""
+    tokens_per_s: float | None = None
+    """Generation speed; adds answer tokens / tokens_per_s to every answer. None generates at once."""
+    answer_tokens: int = 24
+    """Mean length of an answer in tokens; lengths lie between half of it and one and a half."""
+    reasoning_tokens: int = 0
+    """Tokens of reasoning before each chat answer; 0 is none unless the request has `reasoning_effort`."""
+    max_concurrency: int | None = None
+    """Requests in service at once; None is unlimited."""
+    overload: Literal["reject", "queue"] = "reject"
+    """What happens above `max_concurrency`: an error at once, or waiting in a first-come queue."""
+    overload_status: Literal[429, 503] = 429
+    """Status of a rejection for `max_concurrency`, `max_queue` or the capacity's limit."""
+    max_queue: int | None = None
+    """Requests that may wait when `overload` is `queue`; None is unlimited."""
+    rate: float | None = None
+    """Requests per second let through (429 above it), with bursts of one second's worth; None is unlimited."""
+    retry_after: RetryAfter | None = None
+    """Hint sent with 429 and 503 answers of the limits; None sends none, as vLLM and SGLang do."""
+    error_rate: float = 0.0
+    """Share of requests answered 500; drawn anew for each repeat of a body, so that a retry can succeed."""
+    capacity: CapacityPlan | None = None
+    """Hidden capacity: latency grows above a knee, which may change over time; None is unlimited."""
+    api_key: str | None = field(default=None, repr=False)
+    """Required as `Authorization: Bearer KEY` (or Azure's `api-key: KEY`); None lets everybody in. Never shown."""
+    models: tuple[str, ...] = ()
+    """Model names that exist (404 for others); empty accepts every name."""
+    context_window: int = 131_072
+    """Tokens of prompt plus `max_tokens` that fit; more is a 400 with the dialect's context-length error."""
+    dialect: str = "openai"
+    """Whose error bodies and stream shapes to use; a key of `DIALECTS`."""
+    zero_cost: bool = False
+    """Answer inference paths with prepared bytes, unread: no validation, no identities; for benchmarks."""
+    control_port: int | None = None
+    """Port of the second listener, which serves `/sim/` even while the first refuses; None is port + 1, 0 is any."""
+
+    @classmethod
+    def of(cls, **settings: Any) -> "SimOptions":
+        """
+        Return options from settings as people write them: `SimOptions.of(latency="50ms", retry_after="2s")`.
+
+        Raises:
+            ValueError: unknown names or bad values; every fault is in the one message.
+        """
+        return with_changes(cls(), settings)
+
+
+FIXED = frozenset({"zero_cost", "control_port"})
+"""Settings that a running server does not change."""
+
+
+SETTINGS: Mapping[str, Reader] = {
+    "seed": integer(-(2**63)),
+    "latency": parse_latency,
+    "ttft": optional(parse_latency),
+    "tokens_per_s": optional(parse_rate),
+    "answer_tokens": integer(1, 100_000),
+    "reasoning_tokens": integer(0, 100_000),
+    "max_concurrency": optional(integer(1)),
+    "overload": choice("reject", "queue"),
+    "overload_status": choice(429, 503),
+    "max_queue": optional(integer(0)),
+    "rate": optional(parse_rate),
+    "retry_after": parse_retry_after,
+    "error_rate": share,
+    "capacity": parse_capacity,
+    "api_key": optional(secret),
+    "models": names,
+    "context_window": integer(1),
+    "dialect": choice(*DIALECTS),
+    "zero_cost": flag,
+    "control_port": optional(integer(0, 65_535)),
+}
+"""How each setting is read from text or JSON; each raises ValueError with what is allowed."""
+
+
+def with_changes(options: SimOptions, changes: Mapping[str, Any], *, running: bool = False) -> SimOptions:
+    """
+    Return the options with some settings changed.
+
+    Args:
+        options: What stays where `changes` says nothing.
+        changes: Setting names and values, as text or JSON.
+        running: Refuse what a running server cannot change.
+
+    Raises:
+        ValueError: unknown names or bad values; every fault is in the one message.
+    """
+    known = {name: read for name, read in SETTINGS.items() if not (running and name in FIXED)}
+    faults = []
+    if unknown := sorted(changes.keys() - known.keys()):
+        faults.append(f"unknown settings: {', '.join(unknown)}; there are {', '.join(known)}")
+    read_values: dict[str, Any] = {}
+    for name in changes.keys() & known.keys():
+        try:
+            read_values[name] = known[name](changes[name])
+        except ValueError as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise ValueError("; ".join(sorted(faults)))
+    return replace(options, **read_values)
+
+
+def as_json(options: SimOptions) -> dict[str, Any]:
+    """Return the settings as `with_changes` reads them; the API key is masked."""
+    shown: dict[str, Any] = {}
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if isinstance(value, Latency | RetryAfter):
+            value = str(value)
+        elif isinstance(value, CapacityPlan):
+            value = value.as_json()
+        elif isinstance(value, tuple):
+            value = list(value)
+        shown[item.name] = value
+    if options.api_key is not None:
+        shown["api_key"] = "********"
+    return shown
+
+
+_ARGUMENTS: tuple[tuple[str, str, str], ...] = (
+    ("latency", "TIME", "50ms, uniform:LOW,HIGH or lognormal:MEDIAN,SIGMA until an answer (default: 50ms)"),
+    ("ttft", "TIME", "the same, until the first event of a stream (default: as --latency)"),
+    ("tokens-per-s", "N", "generation speed (default: at once)"),
+    ("answer-tokens", "N", "mean length of an answer (default: 24)"),
+    ("reasoning-tokens", "N", "tokens of reasoning before each chat answer (default: 0)"),
+    ("max-concurrency", "N", "requests in service at once (default: unlimited)"),
+    ("overload", "reject|queue", "what happens above --max-concurrency (default: reject)"),
+    ("overload-status", "429|503", "status of a rejection (default: 429)"),
+    ("max-queue", "N", "requests that may wait with --overload queue (default: unlimited)"),
+    ("rate", "N/s", "requests let through, also N/min or N/h; 429 above (default: unlimited)"),
+    ("retry-after", "HINT", "none, auto, 2s, date:30s or ms:1500ms with each rejection (default: none)"),
+    ("error-rate", "F", "share of requests answered 500, 0 to 1 (default: 0)"),
+    ("capacity", "PLAN", "hidden capacity SECONDS:KNEE/LIMIT,...: for example 0:16/32,30:4/8 (default: unlimited)"),
+    ("api-key", "KEY", "require Authorization: Bearer KEY (default: none)"),
+    ("models", "A,B", "model names that exist (default: every name is accepted)"),
+    ("context-window", "N", "tokens of prompt and answer that fit (default: 131072)"),
+    ("dialect", "NAME", f"{'|'.join(DIALECTS)}: error bodies and stream shapes (default: openai)"),
+    ("seed", "S", "same seed and request, same answer (default: 0)"),
+    ("control-port", "N", "port where /sim/ stays reachable while the server refuses (default: --port + 1)"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add every option of the simulated server, with `--host` and `--port`, to a parser."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 is any (default: 8000)")
+    for name, shape, meaning in _ARGUMENTS:
+        parser.add_argument(f"--{name}", metavar=shape, default=None, help=meaning)
+    parser.add_argument(
+        "--zero-cost", action="store_true", help="prepared answers, requests unread: for benchmarks of the caller"
+    )
+
+
+def options_from(namespace: argparse.Namespace) -> SimOptions:
+    """
+    Return the options that parsed arguments describe; latency is 50 ms unless they say otherwise.
+
+    Raises:
+        ValueError: bad values; every fault is in the one message.
+    """
+    given = {name: value for name in SETTINGS if (value := getattr(namespace, name, None)) is not None}
+    if not given.get("zero_cost"):
+        given.setdefault("latency", "50ms")
+    return with_changes(SimOptions(), given)

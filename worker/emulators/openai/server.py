@@ -1,0 +1,266 @@
+"""
+The simulated server: two listeners, one data plane, one control plane, one lifecycle.
+
+`SimBackend` belongs to the event loop it was started on; `SimBackendThread` gives it a loop of its own.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Self
+
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from worker.emulators.openai.control import Director
+from worker.emulators.openai.controlplane import PREFIX, RESET_PARTS, handle_control
+from worker.emulators.openai.dataplane import DataPlane
+from worker.emulators.openai.gate import Gate
+from worker.emulators.openai.listener import Listener
+from worker.emulators.openai.options import SimOptions, as_json
+from worker.emulators.openai.stats import Stats
+
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractStreamWriter
+    from aiohttp.http_parser import RawRequestMessage
+    from aiohttp.streams import StreamReader
+    from aiohttp.web_protocol import RequestHandler
+
+MAX_REQUEST_BYTES = 64 << 20
+"""Six times the largest message Pub/Sub carries; a larger body gets a 413."""
+
+
+class SimBackend:
+    """
+    A simulated OpenAI-compatible server.
+
+    Use it as an async context manager, or call `start` and `stop`.
+    """
+
+    def __init__(self, options: SimOptions | None = None, host: str = "127.0.0.1", port: int = 0) -> None:
+        """
+        Prepare a server; nothing listens yet.
+
+        Args:
+            options: How it behaves; None is fast and faultless.
+            host: Address to listen on.
+            port: Port to listen on; 0 is any free one.
+        """
+        self.options = options or SimOptions()
+        self._host = host
+        self._port = port
+        self._director = Director(self.options, time.monotonic)
+        self.stats = Stats()
+        """Live counters; `snapshot` gives them as JSON."""
+        self._gate = Gate(self.options.max_concurrency)
+        self._data: Listener | None = None
+        self._control: Listener | None = None
+        self._plane: DataPlane | None = None
+        self._following = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """
+        Listen on both ports.
+
+        Raises:
+            OSError: a port is taken or the address is not this machine's.
+
+        Cancellation: call `stop`.
+        """
+        self._plane = DataPlane(self._director, self.stats, self._gate)
+        self._data = Listener(self._server(self._route), self._host, self._port)
+        await self._data.open()
+        wanted = self.options.control_port
+        port = wanted if wanted is not None else (self._port + 1 if self._port else 0)
+        try:
+            self._control = Listener(self._server(self._route_control), self._host, port)
+            try:
+                await self._control.open()
+            except (OSError, OverflowError):
+                if wanted is not None:
+                    raise
+                self._control = Listener(self._server(self._route_control), self._host, 0)
+                await self._control.open()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """
+        Stop listening and reset every connection; may be called twice.
+
+        Cancellation: connections may stay open until the process ends.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+        await asyncio.gather(*self._tasks)
+        if self._plane is not None:
+            self._plane.drops += 1
+        for listener in (self._data, self._control):
+            if listener is not None:
+                await listener.aclose()
+        self._data = self._control = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def _server(self, handler: Callable[[BaseRequest], Any]) -> web.Server:
+        def make_request(
+            message: "RawRequestMessage",
+            payload: "StreamReader",
+            protocol: "RequestHandler",
+            writer: "AbstractStreamWriter",
+            task: "asyncio.Task[None]",
+        ) -> BaseRequest:
+            return BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_REQUEST_BYTES)
+
+        loop = asyncio.get_running_loop()
+        return web.Server(handler, request_factory=make_request, handler_cancellation=True, access_log=None)
+
+    async def _route(self, request: BaseRequest) -> web.StreamResponse:
+        assert self._plane is not None
+        if request.path.startswith(PREFIX):
+            return await handle_control(self, request)
+        return await self._plane.handle(request)
+
+    async def _route_control(self, request: BaseRequest) -> web.StreamResponse:
+        return await handle_control(self, request)
+
+    def _url(self, listener: Listener | None) -> str:
+        if listener is None:
+            raise RuntimeError("the simulated server is not running")
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{listener.port}"
+
+    @property
+    def base_url(self) -> str:
+        """URL of the server, without `/v1`; raises RuntimeError when it is not running."""
+        return self._url(self._data)
+
+    @property
+    def control_url(self) -> str:
+        """URL below which `/sim/control`, `/sim/stats` and `/sim/reset` always answer; raises as `base_url`."""
+        return self._url(self._control)
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the server accepts connections; False while a `refuse` is in force."""
+        return self._data is not None and self._data.is_open
+
+    def snapshot(self, *, series: bool = False) -> dict[str, Any]:
+        """Return what `GET /sim/stats` answers."""
+        service = {"in_service": self._gate.in_service, "waiting": self._gate.waiting}
+        return {**self.stats.snapshot(series=series), **service, "listening": self.is_listening}
+
+    def state(self) -> dict[str, Any]:
+        """Return what `GET /sim/control` answers: behaviours, settings and whether it listens."""
+        now_s = time.monotonic()
+        return {
+            "behaviours": [behaviour.as_json(now_s) for behaviour in self._director.behaviours],
+            "settings": as_json(self._director.options),
+            "listening": self.is_listening,
+        }
+
+    async def control(self, document: object, *, spared: "RequestHandler | None" = None) -> dict[str, Any]:
+        """
+        Take in a control document, as `POST /sim/control` does, and return the state after it.
+
+        When it returns, a `refuse` without `after_s` is in force.
+
+        Args:
+            document: The JSON, as Python values.
+            spared: The connection that a refusal does not reset, because the answer goes out on it.
+
+        Raises:
+            ControlError: it is not understood; nothing was changed.
+
+        Cancellation: the behaviours are set, the listener may not follow.
+        """
+        self._director.apply(document)
+        await self._follow(spared)
+        return self.state()
+
+    async def reset(self, parts: Collection[str] = RESET_PARTS) -> None:
+        """
+        Go back to the beginning: zero the counters, forget the behaviours, restore the settings; hanging requests end.
+
+        Args:
+            parts: Which of `stats`, `behaviours`, `settings`.
+
+        Cancellation: the listener may not follow.
+        """
+        self._director.reset(behaviours="behaviours" in parts, settings="settings" in parts)
+        if "stats" in parts:
+            self.stats.reset()
+        if "behaviours" in parts and self._plane is not None:
+            self._plane.release.set()
+            self._plane.release = asyncio.Event()
+        await self._follow()
+
+    async def _follow(self, spared: "RequestHandler | None" = None) -> None:
+        """Make the slots and the listener agree with the director, now and at its next change."""
+        async with self._following:
+            self._gate.set_limit(self._director.options.max_concurrency)
+            refusal, change_in_s = self._director.refusal()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._data is None:
+                return
+            if change_in_s is not None:
+                self._timer = asyncio.get_running_loop().call_later(change_in_s, self._follow_later)
+            if refusal is None:
+                await self._data.open()
+            elif self._data.is_open:
+                refusal.hits += 1
+                await self._data.refuse()
+                if refusal.params["connections"] == "drop" and self._plane is not None:
+                    self._plane.drops += 1
+                    self._data.drop(spared)
+
+    def _follow_later(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._follow())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def serve(
+    options: SimOptions,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    on_ready: Callable[[SimBackend], None] | None = None,
+) -> None:
+    """
+    Run a simulated server until cancelled.
+
+    Args:
+        options: How it behaves.
+        host: Address to listen on.
+        port: Port to listen on; 0 is any free one.
+        on_ready: Called once both ports listen.
+
+    Raises:
+        OSError: a port is taken or the address is not this machine's; permanent.
+
+    Cancellation: the normal end; every connection is reset.
+    """
+    async with SimBackend(options, host, port) as backend:
+        if on_ready is not None:
+            on_ready(backend)
+        await asyncio.Event().wait()
+
+
+def announce(backend: SimBackend) -> None:
+    """Tell a person where the server is."""
+    sys.stdout.write(
+        f"simulated OpenAI-compatible server: {backend.base_url}/v1\n"
+        f"control and statistics:             {backend.control_url}/sim/control and /sim/stats\n"
+    )
+    sys.stdout.flush()

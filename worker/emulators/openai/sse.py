@@ -1,0 +1,229 @@
+"""
+From events to the bytes of a server-sent event stream, whole or broken on purpose.
+
+Pure: `script` turns events and a `StreamFault` into acts (write these bytes, wait, end like this) that the server only
+has to perform.  The format is https://html.spec.whatwg.org/multipage/server-sent-events.html.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from worker.emulators.openai.dialects import UsageOn
+from worker.emulators.openai.error_shapes import Kind, SimError, stream_error
+from worker.emulators.openai.events import Event
+
+Ending = Literal["done", "rst", "fin", "mid_chunk", "bad_chunk", "unframed"]
+"""
+How a body ends: as HTTP wants it; TCP reset; connection closed between two chunks; closed inside a chunk; an illegal
+chunk header; or closed at the end of a body with neither length nor chunks, which no client can tell from a whole one.
+"""
+LINE_ENDINGS = {"lf": b"\n", "crlf": b"\r\n", "cr": b"\r"}
+BOM = b"\xef\xbb\xbf"
+
+
+class Break(StrEnum):
+    """What happens in the middle of a stream."""
+
+    NONE = "none"
+    RST = "rst"
+    EOF = "eof"
+    """The body ends cleanly, too early."""
+    CLOSE_EOF = "close_eof"
+    """The same on a `Connection: close` body without chunks."""
+    CHUNK_CUT = "chunk_cut"
+    MID_CHUNK = "mid_chunk"
+    BAD_CHUNK = "bad_chunk"
+    IDLE = "idle"
+    COMMENTS = "comments"
+    ERROR_EVENT = "error_event"
+    FAILED_EVENT = "failed_event"
+    """`response.failed` of the Responses API; an error event elsewhere."""
+
+
+_ENDINGS: dict[Break, Ending] = {
+    Break.RST: "rst",
+    Break.CHUNK_CUT: "fin",
+    Break.MID_CHUNK: "mid_chunk",
+    Break.BAD_CHUNK: "bad_chunk",
+    Break.CLOSE_EOF: "unframed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFault:
+    """How a stream departs from the plain one; the default departs in nothing."""
+
+    break_: Break = Break.NONE
+    after_bytes: int | None = None
+    """Bytes of the body before the break; None looks at `after_events`."""
+    after_events: int | None = None
+    """Events before the break; None for both is the middle of the stream."""
+    idle_s: float | None = None
+    """Seconds that `idle` and `comments` last before the stream goes on; None is until the client gives up."""
+    comment_every_s: float = 0.2
+    """Seconds between two comments of `comments`."""
+    error: Kind = Kind.SERVER_ERROR
+    """What an error event says."""
+    error_status: int | None = None
+    """The status an error event shows, where the dialect shows one; None is the usual one of `error`."""
+    missing_done: bool = False
+    missing_finish_reason: bool = False
+    """No finish_reason; for the Responses API no terminal event."""
+    missing_last_blank: bool = False
+    """The stream ends right after its last data line."""
+    line_ending: Literal["lf", "crlf", "cr"] = "lf"
+    bom: bool = False
+    split_bytes: int | None = None
+    """Size of the writes, cutting UTF-8 characters wherever they fall; None writes whole events."""
+    multiline: bool = False
+    """JSON over several `data:` lines."""
+    usage_on: UsageOn | None = None
+    """Where usage stands; None is where the dialect puts it."""
+
+
+PLAIN = StreamFault()
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Send bytes as soon as `tokens` tokens have been generated since the beginning."""
+
+    data: bytes
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Send nothing of worth for `seconds` (None: until the client gives up), only comments if there is an interval."""
+
+    seconds: float | None
+    comment_every_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """End the body."""
+
+    how: Ending
+
+
+Act = Write | Wait | End
+
+
+def frame(event: Event, fault: StreamFault = PLAIN) -> bytes:
+    """Return one event as bytes, its blank line included."""
+    end = LINE_ENDINGS[fault.line_ending]
+    lines = [b"event: " + event.name.encode()] if event.name else []
+    data = b"[DONE]" if event.payload is None else msgspec.json.encode(event.payload)
+    if fault.multiline and event.payload is not None:
+        data = msgspec.json.format(data, indent=1)
+    lines += [b"data: " + line for line in data.split(b"\n")]
+    return end.join(lines) + end + end
+
+
+def _without(events: list[Event], fault: StreamFault) -> list[Event]:
+    """Return the events less what the fault leaves out."""
+    if fault.missing_done:
+        events = [event for event in events if event.payload is not None]
+    if fault.missing_finish_reason:
+        events = [event for event in events if not event.terminal]
+        for event in events:
+            for choice in (event.payload or {}).get("choices", ()):
+                if "finish_reason" in choice:
+                    choice["finish_reason"] = None
+    return events
+
+
+def _with_error(events: list[Event], fault: StreamFault, dialect: str, *, done_after: bool) -> list[Event]:
+    """Return the events up to the break, then the error as the dialect spells it."""
+    place = len(events) // 2 if fault.after_events is None else min(fault.after_events, len(events))
+    kept = events[:place]
+    error = SimError(fault.error, status=fault.error_status)
+    said = error.spelled(dialect)
+    if any(event.name for event in events):
+        payload = {"sequence_number": place, "code": said.code or said.type, "message": said.message}
+        if fault.break_ is Break.FAILED_EVENT:
+            response: dict[str, Any] = next(
+                (e.payload["response"] for e in events if e.payload and "response" in e.payload), {}
+            )
+            failed = {**response, "status": "failed", "error": {"code": payload["code"], "message": said.message}}
+            body = {"type": "response.failed", "sequence_number": place, "response": failed}
+            return [*kept, Event(body, name="response.failed")]
+        return [*kept, Event({"type": "error", **payload, "param": None}, name="error")]
+    if (shown := stream_error(dialect, error)) is None:
+        return kept
+    return [*kept, Event(shown), *([Event(None)] if done_after else [])]
+
+
+def _cut_at(frames: list[bytes], fault: StreamFault) -> int:
+    """Return after how many bytes the break comes."""
+    total = sum(map(len, frames))
+    if fault.after_bytes is not None:
+        return min(fault.after_bytes, total)
+    if fault.after_events is not None:
+        return sum(map(len, frames[: fault.after_events]))
+    return total // 2
+
+
+def _split(acts: list[Act], size: int) -> list[Act]:
+    """Return the acts with writes of at most `size` bytes."""
+    smaller: list[Act] = []
+    for act in acts:
+        if isinstance(act, Write):
+            smaller += [Write(act.data[at : at + size], act.tokens) for at in range(0, len(act.data), size)]
+        else:
+            smaller.append(act)
+    return smaller
+
+
+def script(
+    events: list[Event], fault: StreamFault = PLAIN, dialect: str = "openai", *, done_after_error: bool = False
+) -> list[Act]:
+    """
+    Return what the server has to do to send a stream, ending with exactly one `End`.
+
+    Args:
+        events: The plain stream; its payloads may be changed.
+        fault: How it is to be broken.
+        dialect: How an error event is spelled.
+        done_after_error: Whether `[DONE]` follows an error event.
+    """
+    events = _without(events, fault)
+    if fault.break_ in {Break.ERROR_EVENT, Break.FAILED_EVENT}:
+        events = _with_error(events, fault, dialect, done_after=done_after_error)
+    frames = [frame(event, fault) for event in events]
+    if frames and fault.bom:
+        frames[0] = BOM + frames[0]
+    if frames and fault.missing_last_blank:
+        frames[-1] = frames[-1][: -2 * len(LINE_ENDINGS[fault.line_ending])]
+    acts: list[Act] = []
+    tokens = 0
+    for event, data in zip(events, frames, strict=True):
+        tokens += event.tokens
+        acts.append(Write(data, tokens))
+    acts = _broken(acts, frames, fault)
+    return _split(acts, fault.split_bytes) if fault.split_bytes else acts
+
+
+def _broken(acts: list[Act], frames: list[bytes], fault: StreamFault) -> list[Act]:
+    """Return the writes with the break put in and an end."""
+    if fault.break_ in {Break.NONE, Break.ERROR_EVENT, Break.FAILED_EVENT}:
+        return [*acts, End("done")]
+    left = _cut_at(frames, fault)
+    before: list[Act] = []
+    after: list[Act] = []
+    for act in acts:
+        assert isinstance(act, Write)
+        head, tail = act.data[:left], act.data[left:]
+        left -= len(head)
+        before += [Write(head, act.tokens)] if head else []
+        after += [Write(tail, act.tokens)] if tail else []
+    match fault.break_:
+        case Break.IDLE:
+            return [*before, Wait(fault.idle_s), *after, End("done")]
+        case Break.COMMENTS:
+            return [*before, Wait(fault.idle_s, fault.comment_every_s), *after, End("done")]
+    return [*before, End(_ENDINGS.get(fault.break_, "done"))]

@@ -1,0 +1,206 @@
+"""
+Every transition of a delivery's state, and the books that go with it.
+
+`subscription` decides when; this file does it, and keeps in agreement: the state, the receiver's flow control, the
+timer, the ack id, the queue of the ordering key, and the counters.  Pure: the time comes as an argument.
+
+Must be kept in step with the picture in `deliveries`.
+"""
+
+from collections.abc import Callable, Sequence
+
+from worker.emulators.pubsub.deliveries import Consumer, Delivery, DeliveryPolicy, State
+from worker.emulators.pubsub.dispatch import Dispatcher
+from worker.emulators.pubsub.errors import InvalidArgumentError
+from worker.emulators.pubsub.messages import StoredMessage
+from worker.emulators.pubsub.ordering import KeyQueue
+from worker.emulators.pubsub.timers import Timers
+
+# Bound once: these are compared several times for every message.
+_READY, _LEASED, _BACKING_OFF = State.READY, State.LEASED, State.BACKING_OFF
+_ACKED, _DROPPED = State.ACKED, State.DROPPED
+
+
+class Leases:
+    """
+    The messages of one subscription and where each one stands.
+
+    Args:
+        policy: What the subscription promises; may be replaced at any time.
+        ack_id_prefix: Distinguishes its ack ids from all others.
+        forward: Publishes a message that used up its attempts (its delivery count beside it); `False` when the
+            dead-letter topic is gone, in which case the message stays and is tried on, as on the service.
+    """
+
+    def __init__(
+        self, policy: DeliveryPolicy, ack_id_prefix: str, forward: Callable[[StoredMessage, int], bool]
+    ) -> None:
+        self.policy = policy
+        self.deliveries: dict[int, Delivery] = {}
+        """By message sequence, so in publish order; acked ones only as long as a seek may want them back."""
+        self.dispatcher = Dispatcher()
+        self.timers = Timers()
+        self.issued = self.acked = self.expired = self.dead_lettered = self.dropped = 0
+        self._by_ack_id: dict[str, Delivery] = {}  # of the latest lease, also when it ended without an ack
+        self._keys: dict[str, KeyQueue] = {}
+        self._prefix = ack_id_prefix
+        self._forward = forward
+
+    def add(self, message: StoredMessage) -> None:
+        """Nothing → READY: the message was published."""
+        delivery = Delivery(message)
+        self.deliveries[message.sequence] = delivery
+        if message.ordering_key and self.policy.is_ordered:
+            self._join_key(delivery)
+        self.dispatcher.add(delivery)
+
+    def lease(self, delivery: Delivery, consumer: Consumer, deadline: float) -> str:
+        """READY → LEASED until clock time `deadline`; returns the new ack id, which ends the use of the one before."""
+        self._by_ack_id.pop(delivery.ack_id, None)
+        self.issued += 1
+        delivery.ack_id = ack_id = f"{self._prefix}{self.issued}"
+        self._by_ack_id[ack_id] = delivery
+        delivery.state = _LEASED
+        delivery.consumer = consumer
+        consumer.outstanding_messages += 1
+        consumer.outstanding_bytes += delivery.message.size_bytes
+        if delivery.key is not None:
+            delivery.key.owner = consumer
+            delivery.key.outstanding += 1
+        self.timers.arm(delivery, deadline)
+        return ack_id
+
+    def fail(self, delivery: Delivery, at: float) -> None:
+        """LEASED → READY, BACKING_OFF or DROPPED: a nack or an expiry at a clock time; it costs a delivery attempt."""
+        delivery.failures += 1
+        limit = self.policy.max_delivery_attempts
+        if 0 < limit <= delivery.failures and self._forward(delivery.message, delivery.failures):
+            self.dead_lettered += 1
+            self._settle(delivery, _DROPPED)
+            return
+        self._unlease(delivery)
+        if delivery.key is not None:
+            self._rewind(delivery.key, delivery)
+        wait = self.policy.backoff_s(delivery.failures)
+        if wait > 0:
+            delivery.state = _BACKING_OFF
+            self.timers.arm(delivery, at + wait)
+        else:
+            self.timers.disarm(delivery)
+            self.make_ready(delivery)
+
+    def make_ready(self, delivery: Delivery) -> None:
+        """LEASED or BACKING_OFF → READY, without a timer."""
+        delivery.state = _READY
+        self.dispatcher.add(delivery, is_returned=True)
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Any → ACKED."""
+        if delivery.state is not _ACKED:
+            self.acked += 1
+            self._settle(delivery, _ACKED)
+
+    def drop(self, delivery: Delivery) -> None:
+        """Any → DROPPED, without a dead-letter topic."""
+        if delivery.state is not _ACKED:
+            self.dropped += 1
+        self._settle(delivery, _DROPPED)
+
+    def revive(self, delivery: Delivery) -> None:
+        """ACKED → READY with its attempts forgotten; the caller requeues everything afterwards."""
+        self.acked -= 1
+        delivery.failures = 0
+        delivery.state = _READY
+
+    def requeue_all(self) -> None:
+        """Rebuild queues and ordering keys from the states, in publish order; ordered messages start over, READY."""
+        self.deliveries = dict(sorted(self.deliveries.items()))
+        self.dispatcher.clear()
+        self._keys.clear()
+        for delivery in self.deliveries.values():
+            delivery.key = None
+            if delivery.message.ordering_key and self.policy.is_ordered and delivery.state is not _ACKED:
+                self._void(delivery)
+                self._join_key(delivery)
+            if delivery.state is _READY:
+                self.dispatcher.add(delivery)
+
+    def resolve(self, ack_ids: Sequence[str]) -> list[Delivery | None]:
+        """
+        Look up ack ids; `None` for one that was ours once, or any other on an exactly-once subscription.
+
+        Raises:
+            InvalidArgumentError: One was never given out.  Permanent.
+        """
+        found = [self._by_ack_id.get(ack_id) for ack_id in ack_ids]
+        if not self.policy.is_exactly_once:
+            for ack_id, delivery in zip(ack_ids, found, strict=True):
+                if delivery is None and not self._is_ours(ack_id):
+                    raise InvalidArgumentError(f"You have passed an invalid ack ID to the service (ack_id={ack_id}).")
+        return found
+
+    def _is_ours(self, ack_id: str) -> bool:
+        number = ack_id.removeprefix(self._prefix)
+        return number != ack_id and number.isascii() and number.isdecimal() and 0 < int(number) <= self.issued
+
+    def _join_key(self, delivery: Delivery) -> None:
+        delivery.key = self._keys.setdefault(delivery.message.ordering_key, KeyQueue())
+        delivery.key.append(delivery)
+
+    def _unlease(self, delivery: Delivery) -> None:
+        """Give the receiver its room back, and a key without leases to everybody."""
+        consumer = delivery.consumer
+        if consumer is None:
+            return
+        delivery.consumer = None
+        consumer.outstanding_messages -= 1
+        consumer.outstanding_bytes -= delivery.message.size_bytes
+        if consumer.is_starved:
+            consumer.is_starved = False
+            consumer.wake()
+        key = delivery.key
+        if key is not None:
+            key.outstanding -= 1
+            if key.outstanding == 0:
+                key.owner = None
+
+    def _void(self, delivery: Delivery) -> None:
+        """LEASED or BACKING_OFF → READY without an attempt, outside all queues; its ack id is of no use any more."""
+        self._unlease(delivery)
+        self.timers.disarm(delivery)
+        self._by_ack_id.pop(delivery.ack_id, None)
+        delivery.ack_id = ""
+        delivery.state = _READY
+
+    def _rewind(self, key: KeyQueue, failed: Delivery) -> None:
+        """Take back what went out after a failed message of the same key; costs those messages no attempt."""
+        for later in key.rewind(failed):
+            if later.state is _LEASED:
+                self._void(later)
+            elif later.state is _ACKED and not self.policy.is_exactly_once:
+                self.acked -= 1
+                later.state = _READY
+
+    def _settle(self, delivery: Delivery, state: State) -> None:
+        """Any → ACKED or DROPPED; a key lets go of it once everything before it is settled too."""
+        was_leased = delivery.state is _LEASED
+        self._void(delivery)
+        delivery.state = state
+        if state is _DROPPED:
+            self.deliveries.pop(delivery.message.sequence, None)
+        key = delivery.key
+        if key is None:
+            self._forget(delivery)
+            return
+        for settled in key.trim():
+            settled.key = None
+            self._forget(settled)
+        if not key:
+            self._keys.pop(delivery.message.ordering_key, None)
+        elif key.owner is None or not was_leased:
+            self.dispatcher.add_head(key)
+
+    def _forget(self, delivery: Delivery) -> None:
+        """Let an acked message go, unless a later seek may want it back."""
+        if not self.policy.retains_acked:
+            self.deliveries.pop(delivery.message.sequence, None)

@@ -1,0 +1,249 @@
+"""
+Topics and subscriptions as resources: what may be set, what it defaults to, what may change, and what it means.
+
+Resources are the protobuf messages of the API; the engine keeps them only to show them again and works with the
+`DeliveryPolicy` read from them.  Functions here take a message, check it, and return a new one; none keeps state.
+What a resource asks for that this server cannot do is refused as unimplemented, never ignored.
+
+Source: google/pubsub/v1/pubsub.proto; texts as seen from Google's emulator or the service.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from google.pubsub_v1 import types
+
+from worker.emulators.pubsub.deliveries import DeliveryPolicy
+from worker.emulators.pubsub.errors import (
+    InvalidArgumentError,
+    OutOfRangeError,
+    UnimplementedError,
+    too_large,
+    too_small,
+)
+from worker.emulators.pubsub.filters import parse
+
+DELETED_TOPIC = "_deleted-topic_"
+"""What a subscription names as its topic once that was deleted."""
+
+_DAY_S = 86_400
+_ACK_DEADLINE_S = (10, 600)
+_RETENTION_S = (600, 31 * _DAY_S)
+_DELIVERY_ATTEMPTS = (5, 100)
+_BACKOFF_S = (0, 600)
+_DEFAULT_ACK_DEADLINE_S = 10
+_DEFAULT_RETENTION_S = 7 * _DAY_S
+_DEFAULT_EXPIRATION_S = 31 * _DAY_S
+_DEFAULT_MINIMUM_BACKOFF_S = 10
+_DEFAULT_MAXIMUM_BACKOFF_S = 600
+
+_MUTABLE_TOPIC_FIELDS = frozenset({"labels", "message_storage_policy", "message_retention_duration", "tags"})
+_MUTABLE_SUBSCRIPTION_FIELDS = frozenset(
+    {
+        "ack_deadline_seconds",
+        "dead_letter_policy",
+        "enable_exactly_once_delivery",
+        "expiration_policy",
+        "labels",
+        "message_retention_duration",
+        "push_config",
+        "retain_acked_messages",
+        "retry_policy",
+        "tags",
+    }
+)
+
+_UNIMPLEMENTED_FIELDS: Mapping[str, str] = {
+    "bigquery_config": "BigQuery subscriptions",
+    "bigtable_config": "Bigtable subscriptions",
+    "cloud_storage_config": "Cloud Storage subscriptions",
+    "ingestion_data_source_settings": "ingestion from other systems",
+    "kms_key_name": "customer-managed encryption keys",
+    "message_transforms": "message transforms",
+    "push_config": "push subscriptions",
+    "schema_settings": "schemas",
+}
+
+TopicMessage = types.Topic.pb()
+SubscriptionMessage = types.Subscription.pb()
+
+
+def complete_topic(given: Any) -> Any:
+    """
+    Check a `Topic` and fill in what the service sets.
+
+    Raises:
+        InvalidArgumentError: A value is out of bounds; permanent.
+        UnimplementedError: It asks for something this server lacks; permanent.
+    """
+    _refuse_unimplemented(given)
+    topic = TopicMessage()
+    topic.CopyFrom(given)
+    topic.state = types.Topic.State.ACTIVE
+    if topic.HasField("message_retention_duration"):
+        _check_bounds("message_retention_duration", _seconds(topic.message_retention_duration), *_RETENTION_S)
+    return topic
+
+
+def complete_subscription(given: Any, topic: Any | None) -> Any:
+    """
+    Check a `Subscription` and fill in the documented defaults.
+
+    Args:
+        given: As the client sent it, or as an update left it.
+        topic: Its topic's resource, or `None` when that was deleted.
+
+    Raises:
+        InvalidArgumentError, OutOfRangeError: A value is out of bounds; permanent.
+        UnimplementedError: It asks for something this server lacks; permanent.
+    """
+    _refuse_unimplemented(given)
+    subscription = SubscriptionMessage()
+    subscription.CopyFrom(given)
+    subscription.state = types.Subscription.State.ACTIVE
+    subscription.push_config.SetInParent()
+    subscription.ack_deadline_seconds = subscription.ack_deadline_seconds or _DEFAULT_ACK_DEADLINE_S
+    _check_bounds("ack_deadline_seconds", subscription.ack_deadline_seconds, *_ACK_DEADLINE_S)
+    _default_duration(subscription, "message_retention_duration", _DEFAULT_RETENTION_S)
+    _check_bounds("message_retention_duration", _seconds(subscription.message_retention_duration), *_RETENTION_S)
+    if not subscription.HasField("expiration_policy"):
+        _default_duration(subscription.expiration_policy, "ttl", _DEFAULT_EXPIRATION_S)
+    elif subscription.expiration_policy.HasField("ttl") and _seconds(subscription.expiration_policy.ttl) < _DAY_S:
+        raise InvalidArgumentError(too_small("ttl", f"{_seconds(subscription.expiration_policy.ttl):g}s", f"{_DAY_S}s"))
+    if subscription.HasField("retry_policy"):
+        _complete_retry_policy(subscription.retry_policy)
+    if subscription.HasField("dead_letter_policy"):
+        _complete_dead_letter_policy(subscription.dead_letter_policy)
+    if subscription.filter:
+        parse(subscription.filter)
+    subscription.ClearField("topic_message_retention_duration")
+    if topic is not None and topic.HasField("message_retention_duration"):
+        subscription.topic_message_retention_duration.CopyFrom(topic.message_retention_duration)
+    return subscription
+
+
+def policy_of(subscription: Any) -> DeliveryPolicy:
+    """Read the engine's rules from a complete `Subscription`."""
+    retry = subscription.retry_policy if subscription.HasField("retry_policy") else None
+    return DeliveryPolicy(
+        ack_deadline_s=float(subscription.ack_deadline_seconds),
+        minimum_backoff_s=None if retry is None else _seconds(retry.minimum_backoff),
+        maximum_backoff_s=_DEFAULT_MAXIMUM_BACKOFF_S if retry is None else _seconds(retry.maximum_backoff),
+        max_delivery_attempts=subscription.dead_letter_policy.max_delivery_attempts,
+        is_ordered=subscription.enable_message_ordering,
+        is_exactly_once=subscription.enable_exactly_once_delivery,
+        retains_acked=subscription.retain_acked_messages,
+        # An unacked message goes when its age exceeds the longer of the two retentions
+        # (https://cloud.google.com/pubsub/docs/replay-overview#configuring_message_retention).
+        retention_s=max(
+            _seconds(subscription.message_retention_duration),
+            _seconds(subscription.topic_message_retention_duration),
+        ),
+        matches=parse(subscription.filter) if subscription.filter else None,
+    )
+
+
+def topic_retention_s(topic: Any) -> float:
+    """Return how long the topic itself keeps messages for a seek, in seconds; 0 if it does not."""
+    return _seconds(topic.message_retention_duration)
+
+
+def merge_topic(current: Any, given: Any, paths: Iterable[str]) -> Any:
+    """Return a copy of the topic with the fields of an update mask replaced; raises as `merge_subscription`."""
+    return _merge(current, given, list(paths), "Topic", _MUTABLE_TOPIC_FIELDS)
+
+
+def merge_subscription(current: Any, given: Any, paths: Iterable[str]) -> Any:
+    """
+    Return a copy of the subscription with the fields of an update mask replaced; a field absent in `given` is cleared.
+
+    Raises:
+        InvalidArgumentError: The mask is empty, or names an unknown or immutable field; permanent.
+    """
+    return _merge(current, given, list(paths), "Subscription", _MUTABLE_SUBSCRIPTION_FIELDS)
+
+
+def _merge(current: Any, given: Any, paths: list[str], kind: str, mutable: frozenset[str]) -> Any:
+    request = f"Update{kind}Request"
+    if not paths:
+        raise InvalidArgumentError(
+            f"The update_mask in the {request} must be set, and must contain a non-empty paths list."
+        )
+    known = current.DESCRIPTOR.fields_by_name
+    for path in paths:
+        if path not in known:
+            raise InvalidArgumentError(
+                f"Invalid update_mask provided in the {request}: {path} is not a known {kind} field. Note that field "
+                "paths must be of the form 'push_config' rather than 'pushConfig'."
+            )
+        if path not in mutable and path not in _UNIMPLEMENTED_FIELDS:
+            raise InvalidArgumentError(
+                f"Invalid update_mask provided in the {request}: the {path} field in the {kind} is not mutable."
+            )
+    patch = type(current)()
+    patch.CopyFrom(given)
+    merged = type(current)()
+    merged.CopyFrom(current)
+    for path in known:
+        if path in paths:
+            merged.ClearField(path)
+        else:
+            patch.ClearField(path)
+    merged.MergeFrom(patch)
+    return merged
+
+
+def _refuse_unimplemented(resource: Any) -> None:
+    for field, value in resource.ListFields():
+        feature = _UNIMPLEMENTED_FIELDS.get(field.name)
+        # An empty push_config is how clients spell "pull".
+        if feature is not None and not (field.name == "push_config" and not value.ListFields()):
+            raise UnimplementedError.of(feature)
+
+
+def _complete_retry_policy(policy: Any) -> None:
+    _default_duration(policy, "minimum_backoff", _DEFAULT_MINIMUM_BACKOFF_S)
+    minimum_s = _seconds(policy.minimum_backoff)
+    _check_backoff("minimum_backoff", minimum_s)
+    _default_duration(policy, "maximum_backoff", _DEFAULT_MAXIMUM_BACKOFF_S)
+    maximum_s = _seconds(policy.maximum_backoff)
+    _check_backoff("maximum_backoff", maximum_s)
+    if maximum_s < minimum_s:
+        raise InvalidArgumentError(too_small("maximum_backoff", f"{maximum_s:g}s", f"{minimum_s:g}s"))
+
+
+def _check_backoff(name: str, seconds: float) -> None:
+    low, high = _BACKOFF_S
+    if not low <= seconds <= high:
+        raise InvalidArgumentError(
+            f"The value for {name} is out of bounds. You passed {seconds:g}s in the request, but the value must be "
+            f"between {low}s and {high}s."
+        )
+
+
+def _complete_dead_letter_policy(policy: Any) -> None:
+    low, high = _DELIVERY_ATTEMPTS
+    policy.max_delivery_attempts = policy.max_delivery_attempts or low
+    _check_bounds("max_delivery_attempts", policy.max_delivery_attempts, low, high, OutOfRangeError)
+
+
+def _check_bounds(
+    name: str,
+    given: float,
+    low: float,
+    high: float,
+    error: Callable[[str], Exception] = InvalidArgumentError,
+) -> None:
+    if given < low:
+        raise error(too_small(name, given, low))
+    if given > high:
+        raise error(too_large(name, given, high))
+
+
+def _default_duration(message: Any, field: str, seconds: int) -> None:
+    if not message.HasField(field):
+        getattr(message, field).seconds = seconds
+
+
+def _seconds(duration: Any) -> float:
+    return float(duration.seconds + duration.nanos / 1e9)

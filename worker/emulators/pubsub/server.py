@@ -1,0 +1,286 @@
+"""
+The server: gRPC on the outside, the broker on the inside, one timer between them.
+
+Any Google client reaches it unmodified through `PUBSUB_EMULATOR_HOST`: any project name, no credentials, no TLS.  For
+development and tests only; whoever reaches the port owns everything in it, so it binds loopback unless told otherwise.
+
+Everything runs on the event loop that called `start`, in one thread.  A test that blocks its own loop uses
+`thread.LocalPubSubThread`.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import AsyncIterable, Callable
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import grpc
+import grpc.aio
+
+from worker.emulators.pubsub.address import is_loopback, try_address
+from worker.emulators.pubsub.broker import Broker
+from worker.emulators.pubsub.clock import Clock
+from worker.emulators.pubsub.errors import PubSubError, UnavailableError
+from worker.emulators.pubsub.faults import Faults
+from worker.emulators.pubsub.receivers import PullStream, pull
+from worker.emulators.pubsub.rpc import SUBSCRIBER, Answer, abort, unary_methods
+
+_LOGGER = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 20 * 1024 * 1024
+"""What gRPC lets in: above the API's 10 MB, so that the server can say what is wrong in the API's words."""
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # gRPC would share a port that is taken: two servers, each with half the messages.
+    ("grpc.so_reuseport", 0),
+    # Clients ping every 30 s to keep proxies awake; the default policy hangs up on them.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+_TICK_GRAIN_S = 0.005
+"""Ticks are at least so far apart; leases that end within it share one."""
+
+_MIN_GRACE_S = 0.2
+"""Seconds that open streams get to carry their last status to the client when stopping at once."""
+
+
+class LocalPubSub:
+    """
+    An embedded Pub/Sub server.  Use it as `async with LocalPubSub() as server`, or call `start` and `stop`.
+
+    Args:
+        host: Address to bind.
+        port: Port to bind; 0 picks a free one.
+        clock: Seconds from any origin; leases and backoffs.
+        wall_clock: Seconds since the epoch; publish times, retention, seek.
+
+    Attributes:
+        faults: The test interface; its methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._clock = Clock(clock, wall_clock)
+        self._broker = Broker(self._clock, self._schedule)
+        self._streams: set[PullStream] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread_id = 0
+        self._server: grpc.aio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._methods = unary_methods(self._broker)
+        names = [name for methods in self._methods.values() for name in methods]
+        self.faults = Faults(
+            [*names, "Pull", "StreamingPull"],
+            lambda path: self._broker.subscription(path, attached=False).snapshot(),
+            self._streams,
+            self._run_on_loop,
+        )
+
+    @property
+    def port(self) -> int:
+        """The port bound; before `start` the one asked for."""
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """`host:port`, the value for `PUBSUB_EMULATOR_HOST`."""
+        return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+
+    async def start(self) -> None:
+        """
+        Bind the port and serve on the running loop; after a `stop`, with everything the server held.
+
+        Raises:
+            OSError: The address cannot be bound; permanent while somebody else has it.
+            RuntimeError: It runs already.
+
+        Cancellation: may leave the port bound; call `stop`.
+        """
+        if self._server is not None:
+            raise RuntimeError("the server runs already")
+        if not is_loopback(self._host):
+            _LOGGER.warning(
+                "The embedded Pub/Sub server listens on %s. It has no access control and is for development only.",
+                self._host,
+            )
+        try:
+            try_address(self._host, self._port)
+        except OSError as error:
+            raise OSError(f"cannot listen on {self.address}: {error.strerror}") from error
+        self._loop = asyncio.get_running_loop()
+        self._thread_id = threading.get_ident()
+        server = grpc.aio.server(options=_OPTIONS)
+        server.add_generic_rpc_handlers(self._handlers())
+        try:
+            self._port = server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self.address}: {error}") from error
+        self._server = server
+        await server.start()
+        self._tick()
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """
+        End all streams as unavailable, let running calls finish, and release the port; may be called again.
+
+        Args:
+            grace_s: Seconds until calls that still run are cut off.
+
+        Cancellation: calls are cut off at once.
+        """
+        server, self._server = self._server, None
+        try:
+            if server is not None:
+                self._broker.close(UnavailableError("The server is stopping."))
+                await server.stop(max(grace_s, _MIN_GRACE_S))
+        finally:
+            self._loop = None
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = math.inf
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def advance(self, seconds: float) -> None:
+        """
+        Let time pass for leases, backoffs, retention and publish times, without waiting.
+
+        Threads: may be called from any thread.
+
+        Args:
+            seconds: At least 0.
+        """
+
+        def leap() -> None:
+            self._clock.advance(seconds)
+            self._tick()
+
+        self._run_on_loop(leap)
+
+    def _handlers(self) -> "list[grpc.GenericRpcHandler[Any, Any]]":
+        unary = grpc.unary_unary_rpc_method_handler
+        services = {
+            service: {name: unary(self._unary(name, answer)) for name, answer in methods.items()}
+            for service, methods in self._methods.items()
+        }
+        services[SUBSCRIBER]["Pull"] = unary(self._pull)
+        services[SUBSCRIBER]["StreamingPull"] = grpc.stream_stream_rpc_method_handler(self._streaming_pull)
+        return [grpc.method_handlers_generic_handler(service, methods) for service, methods in services.items()]
+
+    def _unary(self, name: str, answer: Answer) -> Callable[[bytes, Any], Any]:
+        """Wrap one method of the table: faults around it, errors as statuses."""
+        arrive = self.faults.arrive
+
+        async def handle(data: bytes, context: Any) -> bytes:
+            faults = arrive(name)
+            try:
+                if faults is None:
+                    return answer(data)
+                await faults.before()
+                response = answer(data)
+                await faults.after()
+            except PubSubError as error:
+                await abort(context, error)
+            return response
+
+        return handle
+
+    async def _pull(self, data: bytes, context: Any) -> bytes:
+        faults = self.faults.arrive("Pull")
+        try:
+            if faults is not None:
+                await faults.before()
+            response = await pull(self._broker, data, context.time_remaining())
+            if faults is not None:
+                await faults.after()
+        except PubSubError as error:
+            await abort(context, error)
+        return response
+
+    async def _streaming_pull(self, requests: AsyncIterable[bytes], context: Any) -> None:
+        faults = self.faults.arrive("StreamingPull")
+        stream = PullStream(self._broker, requests)
+        self._streams.add(stream)
+        try:
+            if faults is not None:
+                await faults.before()
+            await stream.run(context)
+            if faults is not None:
+                await faults.after()
+        except PubSubError as error:
+            await abort(context, error)
+        finally:
+            self._streams.discard(stream)
+
+    def _schedule(self, at: float) -> None:
+        """Plan a tick for clock time `at`, unless an earlier one is planned."""
+        if self._loop is None or at >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_later(max(_TICK_GRAIN_S, at - self._clock.now()), self._tick)
+
+    def _tick(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = math.inf
+        due = self._broker.tick()
+        if due != math.inf:
+            self._schedule(due)
+
+    def _run_on_loop(self, function: Callable[[], object]) -> object:
+        """Run a function where the state may be touched: here, or on the server's loop if another thread runs that."""
+        loop = self._loop
+        if loop is None or threading.get_ident() == self._thread_id:
+            return function()
+
+        async def call() -> object:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(call(), loop).result()
+
+
+async def serve(
+    host: str = "127.0.0.1", port: int = 8085, *, on_ready: Callable[[str], None] | None = None
+) -> NoReturn:
+    """
+    Serve until cancelled.
+
+    Args:
+        host: Address to bind.
+        port: Port to bind; 8085 is what Google's emulator uses, 0 picks a free one.
+        on_ready: Told the address once the port is open.
+
+    Raises:
+        OSError: The address cannot be bound.
+
+    Cancellation: the way to stop it; the port is free afterwards.
+    """
+    async with LocalPubSub(host, port) as server:
+        if on_ready is not None:
+            on_ready(server.address)
+        await asyncio.get_running_loop().create_future()
+    raise AssertionError("a future nobody resolves was resolved")

@@ -1,0 +1,242 @@
+"""
+Publishing answers: an answer that exists is never thrown away while the lease can be kept.
+
+A failed publish is tried again as a publish, with backoff, until the broker takes it or the lease budget is over; the
+inference is never repeated for it.  While answers cannot be published, the intake is paused, so that no further GPU
+second is spent on answers that would have to wait.  An answer the broker will not take (too large) is replaced by a
+small error that says so, with the metadata if the broker takes that, and else without.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from worker.delivery import Delivery, Reply
+from worker.errors import PublishError, PublishRefusedError, ReplyRejectedError
+from worker.pipeline.routes import Intake
+from worker.policy.model import Backoff, ErrorClass
+from worker.policy.reply import reply_too_large_body
+from worker.ports import Publisher
+from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.tracing import NO_TRACER, Tracer
+from worker.wire.message import (
+    MAX_PUBSUB_MESSAGE_BYTES,
+    ReceivedMessage,
+    clip_attributes,
+    encode_response,
+    message_bytes,
+)
+
+PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)
+"""Waits between tries of one publish: quick at first, a broker's hiccup is short; 10 s so that recovery is noticed."""
+PAUSE_AFTER_TRIES = 3
+"""Retryable failures of one answer from which the intake is paused: about a second of trouble."""
+UNPUBLISHABLE = "publish"
+"""The intake's reason."""
+_OWN_ATTRIBUTES = frozenset(
+    {
+        "request_message_id",
+        "status_code",
+        "error_class",
+        "truncated",
+        "delivery_attempt",
+        "backend",
+        "backend_request_id",
+    }
+)
+"""Never copied from a request: a consumer must be able to trust them."""
+
+_log = get_logger("replies")
+
+
+class Replier:
+    """
+    Puts answers on the response topic.
+
+    Args:
+        publisher: The topic.
+        metrics: Durations and failures.
+        intake: Paused while answers cannot be published.
+        copy_attributes: Patterns of request attributes that an answer carries too.
+        lease_s: How long a delivery may be kept from its receipt on.
+        tracer: Is told about each publish; its context goes out with the answer.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        metrics: Metrics,
+        intake: Intake,
+        *,
+        copy_attributes: tuple[str, ...] = (),
+        lease_s: float,
+        tracer: Tracer = NO_TRACER,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._publisher = publisher
+        self._metrics = metrics
+        self._intake = intake
+        self._copy = copy_attributes
+        self._lease_s = lease_s
+        self._tracer = tracer
+        self._clock = clock
+        self._stuck: set[Delivery] = set()
+        self._random = random.Random()  # noqa: S311 - jitter
+
+    async def publish(self, delivery: Delivery, reply: Reply) -> Reply | None:
+        """
+        Publish the answer; return what the broker has: the answer, or the small error in its place.
+
+        `None` means that the lease budget is over, or that the broker refuses even the smallest error: hand it back.
+
+        Cancellation: the answer may or may not be published; the processor shields this call.
+        """
+        self._tracer.publish_starts(delivery)
+        data, attributes = self._encode(delivery, reply)
+        started, tries, is_published = self._clock(), 0, False
+        try:
+            while True:
+                tries += 1
+                try:
+                    await self._publisher.publish(data, attributes)
+                except ReplyRejectedError as error:
+                    self._metrics.publish_failures_total.labels("too_large").inc()
+                    smaller = self._smaller(delivery, reply, message_bytes(data, attributes))
+                    if smaller is None:
+                        _log.error("even the smallest error was refused", error=str(error))
+                        return None
+                    reply = smaller
+                    data, attributes = self._encode(delivery, reply)
+                except PublishError as error:
+                    if not await self._wait(delivery, error, tries):
+                        return None
+                else:
+                    is_published = True
+                    self._metrics.publish_duration_seconds.observe(self._clock() - started)
+                    if self._stuck:
+                        self._recovered()
+                    return reply
+        finally:
+            self._forget(delivery)
+            self._tracer.publish_ends(delivery, reply, tries=tries, is_published=is_published)
+
+    async def _wait(self, delivery: Delivery, error: PublishError, tries: int) -> bool:
+        """Note the failure and wait for the next try; return false when the lease will not last so long."""
+        is_refused = isinstance(error, PublishRefusedError)
+        self._metrics.publish_failures_total.labels("refused" if is_refused else "retryable").inc()
+        if is_refused or tries >= PAUSE_AFTER_TRIES:
+            if not self._stuck:
+                _log.error("answers cannot be published; nothing new is started until they can", error=str(error))
+            self._stuck.add(delivery)
+            self._intake.set(UNPUBLISHABLE, holds=True)
+        ceiling = min(PUBLISH_BACKOFF.max_s, PUBLISH_BACKOFF.base_s * 2.0 ** min(tries - 1, 16))
+        delay = self._random.uniform(ceiling / 2, ceiling)
+        if self._clock() - delivery.received_at + delay >= self._lease_s:
+            _log.error("the lease ends before the answer could be published", message_id=delivery.message.message_id)
+            return False
+        await asyncio.sleep(delay)
+        return True
+
+    def _recovered(self) -> None:
+        self._stuck.clear()
+        self._intake.set(UNPUBLISHABLE, holds=False)
+        _log.info("answers can be published again")
+
+    def _forget(self, delivery: Delivery) -> None:
+        """Stop counting a delivery as stuck; with the last one gone somebody must try anew, so the intake opens."""
+        if delivery in self._stuck:
+            self._stuck.discard(delivery)
+            if not self._stuck:
+                self._intake.set(UNPUBLISHABLE, holds=False)
+
+    def _encode(self, delivery: Delivery, reply: Reply) -> tuple[bytes, dict[str, str]]:
+        data = encode_response(reply.status_code, reply.metadata, reply.body, stats=reply.stats)
+        return data, self.attributes(delivery, reply)
+
+    @staticmethod
+    def _smaller(delivery: Delivery, reply: Reply, size: int) -> Reply | None:
+        """Return what takes the place of a refused answer: the small error, without stats, without metadata."""
+        if reply.error_class == ErrorClass.REPLY_TOO_LARGE:
+            if reply.stats is not None:  # they hold the model, whose name is the requester's to choose
+                return replace(reply, stats=None)
+            return None if reply.metadata == b"{}" else replace(reply, metadata=b"{}")
+        _log.error("the answer is too large to publish", message_id=delivery.message.message_id, bytes=size)
+        return Reply(
+            status_code=502,
+            body=reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.tries),
+            metadata=reply.metadata,
+            error_class=ErrorClass.REPLY_TOO_LARGE,
+            stats=_with_error_class(reply.stats, ErrorClass.REPLY_TOO_LARGE),
+        )
+
+    def attributes(self, delivery: Delivery, reply: Reply) -> dict[str, str]:
+        """Return the attributes of an answer, within the broker's limits."""
+        message = delivery.message
+        attributes = {"request_message_id": message.message_id, "status_code": str(reply.status_code)}
+        if reply.error_class is not None:
+            attributes["error_class"] = reply.error_class
+        if reply.truncated:
+            attributes["truncated"] = "true"
+        if message.delivery_attempt is not None:
+            attributes["delivery_attempt"] = str(message.delivery_attempt)
+        if delivery.backend is not None:
+            attributes["backend"] = delivery.backend
+        if delivery.draft is not None and delivery.draft.backend_request_id is not None:
+            attributes["backend_request_id"] = delivery.draft.backend_request_id
+        if self._copy or reply.extra:  # ours come first: what is too many is left out at the end
+            attributes |= {**self._copied(message.attributes), **reply.extra}
+        self._tracer.inject(delivery, attributes)
+        return clip_attributes(attributes)
+
+    def _copied(self, attributes: Mapping[str, str]) -> dict[str, str]:
+        return {
+            key: value
+            for key, value in attributes.items()
+            if key not in _OWN_ATTRIBUTES and any(fnmatchcase(key, pattern) for pattern in self._copy)
+        }
+
+
+def _with_error_class(stats: bytes | None, error_class: ErrorClass) -> bytes | None:
+    """Return an answer's `stats` for the error in its place: the times and tokens are those that it cost."""
+    return None if stats is None else msgspec.json.encode({**msgspec.json.decode(stats), "error_class": error_class})
+
+
+class DeadLetters:
+    """
+    Copies of requests that failed for good, on a topic of the operator's.
+
+    Best effort: a copy that cannot be published is counted and logged, the answer is what matters.
+
+    Args:
+        publisher: That topic.
+        metrics: Counts copies.
+    """
+
+    def __init__(self, publisher: Publisher, metrics: Metrics) -> None:
+        self._publisher = publisher
+        self._metrics = metrics
+
+    async def copy(self, message: ReceivedMessage, reply: Reply) -> None:
+        """Publish the original bytes with the reason in attributes; never raises for a broker that refuses."""
+        attributes = clip_attributes(
+            {
+                "request_message_id": message.message_id,
+                "error_class": reply.error_class or "",
+                "status_code": str(reply.status_code),
+                **{f"original.{key}": value for key, value in message.attributes.items()},
+            }
+        )
+        try:
+            await self._publisher.publish(message.data, attributes)
+        except PublishError as error:
+            self._metrics.dead_letter_copies_total.labels("failed").inc()
+            _log.error("no dead-letter copy", message_id=message.message_id, error=str(error))
+        else:
+            self._metrics.dead_letter_copies_total.labels("ok").inc()

@@ -1,0 +1,233 @@
+"""
+What is written down about deliveries: metrics, the share of errors, and one canonical log line per settlement.
+
+The processor says what happened; which metric or log field that is, is known only here.
+Levels: info = answered, warning = handed back or held, error = a person must look.  Bodies and keys never appear.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from worker.delivery import Delivery, Reply
+from worker.policy.model import Decision, Disposition
+from worker.telemetry.error_share import DamageMeter
+from worker.telemetry.logs import get_logger
+from worker.telemetry.measures import Measures, measure
+from worker.telemetry.metrics import LabelCap, Metrics
+
+_log = get_logger("worker")
+
+
+class Recorder:
+    """
+    Writes down what happened.
+
+    Args:
+        metrics: The catalogue.
+        damage: Counts answers by error class.
+        paths: Paths that may stand in a label.
+        models: Models that may stand in a label; a few others pass as well.
+        include_stats: Whether answers carry `stats`.
+        clock: Monotonic seconds.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        damage: DamageMeter,
+        *,
+        paths: tuple[str, ...] = (),
+        models: tuple[str, ...] = (),
+        include_stats: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._metrics = metrics
+        self._damage = damage
+        self._paths = LabelCap(paths, limit=0)
+        self._models = LabelCap(models)
+        self._include_stats = include_stats
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._children: dict[tuple[Any, ...], Any] = {}
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        """Return a metric's child; the library's own look-up takes a lock and builds a tuple of strings each time."""
+        key = (id(metric), *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
+
+    def _route(self, delivery: Delivery) -> tuple[str, str, str]:
+        request = delivery.request
+        if request is None:
+            return (delivery.backend or "none", "none", "none")
+        return (delivery.backend or "none", self._paths.label(request.path), self._models.label(request.model))
+
+    def attempt_starts(self, delivery: Delivery) -> None:
+        """Note the start of an attempt, and with the first one the time in the queue."""
+        self._metrics.in_flight.inc()
+        if delivery.first_attempt_at is None:
+            delivery.first_attempt_at = self._clock()
+            delivery.queue_s = max(0.0, self._wall_clock() - delivery.message.publish_time)
+            self._child(self._metrics.queue_wait_seconds, *self._route(delivery)).observe(delivery.queue_s)
+
+    def attempt_ends(self) -> None:
+        """Note the end of an attempt, however it ended."""
+        self._metrics.in_flight.dec()
+
+    def attempted(self, delivery: Delivery, decision: Decision) -> None:
+        """Note what was decided about an attempt, budgets included."""
+        error_class = decision.error_class or "none"
+        self._child(
+            self._metrics.attempts_total, delivery.backend or "none", error_class, decision.disposition.value
+        ).inc()
+        draft = delivery.draft
+        if draft is not None and draft.ended is not None:
+            outcome = "ok" if decision.error_class is None else "error"
+            histogram = self._child(self._metrics.request_duration_seconds, *self._route(delivery), outcome)
+            histogram.observe(draft.ended - draft.started)
+        if decision.disposition is Disposition.HOLD:
+            _log.warning("held", **self._line(delivery))
+
+    def breaker_opened(self, backend: str, error_class: str) -> None:
+        """Count a trip."""
+        self._metrics.breaker_trips_total.labels(backend, error_class).inc()
+
+    def duplicate(self, kind: str) -> None:
+        """Count a delivery that needs no backend: `in_flight` or `answered`."""
+        self._metrics.duplicates_total.labels(kind).inc()
+
+    def internal_error(self, delivery: Delivery) -> None:
+        """Write the traceback of an exception nobody foresaw; called while it is handled."""
+        self._metrics.internal_errors_total.inc()
+        _log.exception("internal_error", message_id=delivery.message.message_id)
+
+    def answered(self, delivery: Delivery, reply: Reply) -> None:
+        """Note an answer that the broker has."""
+        route = self._route(delivery)
+        outcome = "ok" if reply.error_class is None else "error_reply"
+        self._child(self._metrics.deliveries_total, "ack", reply.error_class or "ok").inc()
+        self._child(self._metrics.requests_total, *route, outcome, str(reply.status_code)).inc()
+        self._damage.add(reply.error_class)
+        if reply.truncated:
+            self._child(self._metrics.partial_responses_total, reply.error_class or "none").inc()
+        measures = self._measures(delivery)
+        self._measured(delivery, route, measures)
+        tokens = {"output_tokens": measures.usage.output} if measures.usage.output is not None else {}
+        _log.info("answered", **self._line(delivery), status_code=reply.status_code, bytes=len(reply.body), **tokens)
+
+    def _measured(self, delivery: Delivery, route: tuple[str, str, str], measures: Measures) -> None:
+        """Count what an answer's last attempt measured; exactly what its `stats` say."""
+        for kind, count in measures.usage.kinds():
+            self._child(self._metrics.tokens_total, *route, kind).inc(count)
+        if measures.ttft_s is not None:
+            self._child(self._metrics.time_to_first_token_seconds, *route).observe(measures.ttft_s)
+        if measures.tpot_s is not None:
+            self._child(self._metrics.time_per_output_token_seconds, *route).observe(measures.tpot_s)
+        if delivery.held_s:
+            self._child(self._metrics.held_seconds, *route).observe(delivery.held_s)
+        if measures.salvaged_tokens is not None:
+            self._child(self._metrics.salvaged_tokens_total, *route).inc(measures.salvaged_tokens)
+        if delivery.draft is not None and delivery.draft.missing_done:
+            self._child(self._metrics.missing_done_total, delivery.backend or "none").inc()
+
+    @staticmethod
+    def _measures(delivery: Delivery) -> Measures:
+        """Measure the latest attempt; tokens of a good answer are paid for whatever becomes of it afterwards."""
+        draft, decision = delivery.draft, delivery.decision
+        if draft is None:
+            return Measures()
+        is_good = decision is not None and decision.error_class is None
+        return measure(draft, draft.body if is_good else b"{}")
+
+    def settled_again(self, delivery: Delivery) -> None:
+        """Note a redelivery of what was answered already."""
+        self.duplicate("answered")
+        self._child(self._metrics.deliveries_total, "ack", "duplicate").inc()
+        _log.info("answered before", **self._line(delivery))
+
+    def handed_back(self, delivery: Delivery, *, draining: bool) -> None:
+        """Note a nack."""
+        decision = delivery.decision
+        error_class = decision.error_class if decision is not None else None
+        reason = "drain" if draining else error_class or "internal_error"
+        self._child(self._metrics.deliveries_total, "nack", reason).inc()
+        self._child(self._metrics.requests_total, *self._route(delivery), "nack", "none").inc()
+        _log.warning("handed back", **self._line(delivery), reason=reason)
+
+    def unpublished(self, delivery: Delivery, reply: Reply) -> None:
+        """Note a nack because the answer could not be published in time."""
+        self._child(self._metrics.deliveries_total, "nack", "publish_failed").inc()
+        self._child(self._metrics.requests_total, *self._route(delivery), "nack", "none").inc()
+        _log.error("the answer could not be published", **self._line(delivery), status_code=reply.status_code)
+
+    def stats(self, delivery: Delivery) -> bytes | None:
+        """Return the `stats` object of an answer, `None` where answers carry none; absent values are null."""
+        if not self._include_stats or delivery.draft is None:
+            return None
+        measures, request, decision = self._measures(delivery), delivery.request, delivery.decision
+        return msgspec.json.encode(
+            {
+                "ttft_s": _rounded(measures.ttft_s),
+                "ttlt_s": _rounded(measures.ttlt_s),
+                "tpot_s": _rounded(measures.tpot_s),
+                "queue_s": _rounded(delivery.queue_s),
+                "tokens": measures.usage,
+                "salvaged_tokens": measures.salvaged_tokens,
+                "attempts": delivery.tries,
+                "held_s": _rounded(delivery.held_s),
+                "delivery_attempt": delivery.message.delivery_attempt,
+                "streamed": measures.streamed,
+                "request_time": self._request_time(delivery.draft.started),
+                "backend": delivery.backend,
+                "model": request.model if request is not None else None,
+                "error_class": decision.error_class if decision is not None else None,
+            }
+        )
+
+    def _request_time(self, started: float) -> str:
+        moment = datetime.fromtimestamp(self._wall_clock() - (self._clock() - started), UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def _line(self, delivery: Delivery) -> dict[str, Any]:
+        """Return the fields of the canonical line that every settlement has."""
+        message, request, draft, decision = delivery.message, delivery.request, delivery.draft, delivery.decision
+        line: dict[str, Any] = {
+            "message_id": message.message_id,
+            "delivery_attempt": message.delivery_attempt,
+            "backend": delivery.backend,
+            "path": request.path if request is not None else None,
+            "model": request.model if request is not None else None,
+            "attempts": delivery.tries,
+            "total_s": round(self._clock() - delivery.received_at, 4),
+        }
+        if delivery.trace is not None:
+            line["trace_id"] = delivery.trace.trace_id
+        if delivery.queue_s is not None:
+            line["queue_s"] = round(delivery.queue_s, 3)
+        if delivery.held_s:
+            line["held_s"] = round(delivery.held_s, 3)
+        if draft is not None and draft.ended is not None:
+            line["attempt_s"] = round(draft.ended - draft.started, 4)
+            line["backend_request_id"] = draft.backend_request_id
+            if draft.first_token_at is not None:
+                line["ttft_s"] = round(draft.first_token_at - draft.started, 4)
+            if draft.salvaged_tokens is not None:
+                line["salvaged_tokens"] = draft.salvaged_tokens
+        if decision is not None:
+            line["disposition"] = decision.disposition.value
+            if decision.error_class is not None:
+                line |= {"error_class": decision.error_class.value, "rule": decision.rule}
+                line |= {"error": decision.message[:300], "backend_status": draft.status if draft else None}
+        return line
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

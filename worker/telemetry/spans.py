@@ -1,0 +1,257 @@
+"""
+Spans of a delivery: what `worker.telemetry.tracing.Tracer` is told, as OpenTelemetry.
+
+    process SUBSCRIPTION (CONSUMER)      child of the publisher's span, from the receipt to the settlement
+    ├── chat MODEL (CLIENT)              one per attempt; its context goes to the backend
+    └── send TOPIC (PRODUCER)            the answer's publishing; its context goes out with the answer
+
+The publisher's context is looked for in the attributes `traceparent` and `googclient_traceparent` (what Google's client
+writes when its own tracing is on), then in the metadata's `traceparent`.  Spans are passed on by hand and never made
+current, since one loop works on many deliveries.  Times come from the monotonic clock, so that a clock that is set
+makes no span negative.  No body and no key ever stands in a span.
+
+Source: https://www.w3.org/TR/trace-context/; names of attributes,
+https://opentelemetry.io/docs/specs/semconv/messaging/gcp-pubsub/ and
+https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/client-inference.md.  That page wants
+one span over all tries of a client; here each try is one, because there may be hours between them.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
+from opentelemetry.trace import Tracer as SpanFactory
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from worker.delivery import Delivery, Reply
+from worker.policy.model import Decision
+from worker.ports import Settlement
+from worker.telemetry.span_attributes import MAX_CHARS, OPERATIONS, known, measured, messaging, server
+
+_PREFIXES = ("", "googclient_")
+_propagator = TraceContextTextMapPropagator()
+
+
+class _Metadata(msgspec.Struct):
+    traceparent: Any = None
+    tracestate: Any = None
+
+
+_decode_metadata = msgspec.json.Decoder(_Metadata).decode
+
+
+@dataclass(slots=True, eq=False)
+class Trace:
+    """What is remembered about a delivery, in `Delivery.trace`."""
+
+    trace_id: str
+    """32 hex digits, for the log."""
+    process: Span
+    context: Context
+    """Parent of the other spans."""
+    offset_s: float
+    """From monotonic to Unix seconds, as it was at the beginning."""
+    inner: Span | None = None
+    """The attempt or publish under way."""
+    reply: Reply | None = None
+
+
+class SpanTracer:
+    """
+    Makes spans; see `worker.telemetry.tracing.Tracer`.
+
+    Args:
+        spans: Starts them.
+        subscription: Name of the subscription, short.
+        topic: Name of the response topic, short.
+        base_urls: Of the backends, by name of the route.
+        close: Called by `aclose`.
+        clock: Monotonic seconds; the clock of deliveries and drafts.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        spans: SpanFactory,
+        *,
+        subscription: str,
+        topic: str,
+        base_urls: Mapping[str, str],
+        close: Callable[[], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._spans = spans
+        self._process = f"process {subscription}", messaging("process", subscription)
+        self._process[1]["messaging.destination.subscription.name"] = subscription
+        self._send = f"send {topic}", messaging("send", topic)
+        self._servers = {name: server(url) for name, url in base_urls.items()}
+        self._close = close
+        self._clock = clock
+        self._wall_clock = wall_clock
+
+    def begin(self, delivery: Delivery, metadata: bytes) -> None:
+        """Start the span `process` at the delivery's receipt, below the publisher's."""
+        message = delivery.message
+        offset_s = self._wall_clock() - self._clock()
+        name, attributes = self._process
+        span = self._spans.start_span(
+            name,
+            find_parent(message.attributes, metadata),
+            SpanKind.CONSUMER,
+            attributes={
+                **attributes,
+                "messaging.message.id": message.message_id,
+                "messaging.message.body.size": len(message.data),
+                **known(
+                    {
+                        "messaging.gcp_pubsub.message.delivery_attempt": message.delivery_attempt,
+                        "messaging.gcp_pubsub.message.ordering_key": message.ordering_key or None,
+                    }
+                ),
+            },
+            start_time=_nanoseconds(delivery.received_at + offset_s),
+        )
+        trace_id = f"{span.get_span_context().trace_id:032x}"
+        delivery.trace = Trace(trace_id, span, set_span_in_context(span, Context()), offset_s)
+
+    def end(self, delivery: Delivery, settlement: Settlement) -> None:
+        """End the span `process`."""
+        trace: Trace | None = delivery.trace
+        if trace is None:
+            return
+        if trace.inner is not None:  # only an exception nobody foresaw leaves one open
+            trace.inner.end(self._now(trace))
+        if trace.process.is_recording():
+            reply, decision = trace.reply, delivery.decision
+            values = {
+                "inference_worker.settlement": settlement.value,
+                "inference_worker.attempts": delivery.tries,
+                "inference_worker.queue_s": delivery.queue_s,
+                "inference_worker.held_s": delivery.held_s or None,
+                "inference_worker.status_code": reply.status_code if reply is not None else None,
+                "inference_worker.backend": delivery.backend,
+                "inference_worker.duplicate": (settlement is Settlement.ACK and reply is None) or None,
+            }
+            trace.process.set_attributes(known(values))
+            if reply is not None:
+                error = reply.error_class if delivery.is_answered else "publish_failed"
+            else:
+                error = decision.error_class if decision is not None and settlement is Settlement.NACK else None
+            _fail(trace.process, error)
+        trace.process.end(self._now(trace))
+
+    def attempt_starts(self, delivery: Delivery) -> None:
+        """Start a CLIENT span."""
+        trace, request = delivery.trace, delivery.request
+        if trace is None or request is None:
+            return
+        operation = OPERATIONS.get(request.path.partition("?")[0], "inference")
+        model = request.model[:MAX_CHARS] if request.model else None
+        values = {
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": "openai",  # whose API it is; `server.address` says who answers
+            "gen_ai.request.model": model,
+            "inference_worker.backend": delivery.backend,
+            "inference_worker.attempt": delivery.tries,
+            **self._servers.get(delivery.backend or "", {}),
+        }
+        trace.inner = self._spans.start_span(
+            f"{operation} {model}" if model else operation,
+            trace.context,
+            SpanKind.CLIENT,
+            attributes=known(values),
+            start_time=self._now(trace),
+        )
+
+    def attempt_ends(self, delivery: Delivery, decision: Decision | None) -> None:
+        """End it, at the end of the attempt itself where there was one."""
+        trace, draft = delivery.trace, delivery.draft
+        if trace is None or trace.inner is None:
+            return
+        span, trace.inner = trace.inner, None
+        if span.is_recording():
+            is_good = decision is not None and decision.error_class is None
+            if draft is not None:
+                span.set_attributes(known(measured(draft, is_good=is_good)))
+            if decision is None:
+                _fail(span, "cancelled")
+            elif not is_good:
+                span.set_attribute("inference_worker.rule", decision.rule)
+                _fail(span, decision.error_class, decision.message)
+        ended = draft.ended if draft is not None else None
+        span.end(self._now(trace) if ended is None else _nanoseconds(ended + trace.offset_s))
+
+    def publish_starts(self, delivery: Delivery) -> None:
+        """Start a PRODUCER span."""
+        trace = delivery.trace
+        if trace is None:
+            return
+        name, attributes = self._send
+        trace.inner = self._spans.start_span(
+            name, trace.context, SpanKind.PRODUCER, attributes=attributes, start_time=self._now(trace)
+        )
+
+    def publish_ends(self, delivery: Delivery, reply: Reply, *, tries: int, is_published: bool) -> None:
+        """End it."""
+        trace = delivery.trace
+        if trace is None or trace.inner is None:
+            return
+        span, trace.inner, trace.reply = trace.inner, None, reply
+        values = {
+            "inference_worker.status_code": reply.status_code,
+            "inference_worker.error_class": reply.error_class,
+            "inference_worker.publish_tries": tries,
+        }
+        span.set_attributes(known(values))
+        _fail(span, None if is_published else "publish_failed")
+        span.end(self._now(trace))
+
+    def inject(self, delivery: Delivery, carrier: dict[str, str]) -> None:
+        """Add `traceparent`, and `tracestate` where there is one."""
+        trace = delivery.trace
+        if trace is not None:
+            _propagator.inject(carrier, set_span_in_context(trace.inner or trace.process, Context()))
+
+    async def aclose(self) -> None:
+        """Send what is left; see `worker.telemetry.otel`."""
+        await self._close()
+
+    def _now(self, trace: Trace) -> int:
+        return _nanoseconds(self._clock() + trace.offset_s)
+
+
+def find_parent(attributes: Mapping[str, str], metadata: bytes) -> Context:
+    """Return the publisher's context, an empty one where none is found that is valid."""
+    for prefix in _PREFIXES:
+        if context := _extract(attributes.get(f"{prefix}traceparent"), attributes.get(f"{prefix}tracestate")):
+            return context
+    if b'"traceparent"' in metadata:
+        try:
+            found = _decode_metadata(metadata)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return Context()
+        return _extract(found.traceparent, found.tracestate) or Context()
+    return Context()
+
+
+def _extract(traceparent: Any, tracestate: Any) -> Context | None:
+    if not isinstance(traceparent, str):
+        return None
+    carrier = {"traceparent": traceparent, "tracestate": tracestate if isinstance(tracestate, str) else ""}
+    context = _propagator.extract(carrier, Context())
+    return context if get_current_span(context).get_span_context().is_valid else None
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+def _fail(span: Span, error: str | None, message: str = "") -> None:
+    if error is not None:
+        span.set_attribute("error.type", str(error))
+        span.set_status(Status(StatusCode.ERROR, message[:MAX_CHARS] or None))

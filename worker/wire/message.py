@@ -1,0 +1,302 @@
+"""
+The wire: request and response messages, and nothing else.
+
+The only implementation of the contract in `docs/contract.md`.  `decode_request` turns the data of one Pub/Sub message
+into a `RequestMessage` or raises `MessageError` with a sentence for the requester; `encode_response` does the
+opposite.  The body is never parsed into objects: it travels as the exact bytes that stood in the message, and so does
+the metadata, so big integers, key order and number spelling survive.  This module knows nothing of brokers, HTTP or
+retries.
+
+Paths are judged for their shape only (`worker.wire.http_shape`); which of them are allowed is a setting.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import msgspec
+
+from worker.errors import MessageError
+from worker.wire.http_shape import is_header, normalise_path
+from worker.wire.salvage import walk_top_level
+
+MAX_PUBSUB_MESSAGE_BYTES = 10_000_000
+"""Pub/Sub's limit for one message, data and attributes together: 10 MB
+(https://cloud.google.com/pubsub/quotas#resource_limits).  The broker counts decimal megabytes."""
+
+MAX_ATTRIBUTES = 100
+MAX_ATTRIBUTE_KEY_BYTES = 256
+MAX_ATTRIBUTE_VALUE_BYTES = 1024
+"""Limits of attributes (https://cloud.google.com/pubsub/quotas#resource_limits)."""
+
+_KNOWN_KEYS = ("path", "metadata", "body", "body_uri", "deadline", "priority", "headers")
+_NAMED_KEYS = 5
+"""Unknown keys named in a refusal, and `_KEY_CHARS` of each: the reason must stay small whatever was sent."""
+_KEY_CHARS = 64
+
+_KEY = re.compile(rb'[ \t\r\n{,]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*')
+_HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}.{0,5}\Z")  # so near the end the parser misses the other half
+_END = re.compile(rb"[ \t\r\n]*\}")
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedMessage:
+    """One delivery, as the broker gave it; has no `ack()`: the processor returns a verdict instead."""
+
+    message_id: str
+    """The broker's id, the same for every redelivery."""
+    data: bytes
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    publish_time: float = 0.0
+    """Unix seconds at which the broker accepted it."""
+    delivery_attempt: int | None = None
+    """From 1; `None` when the subscription has no dead-letter policy and so does not count."""
+    ordering_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestMessage:
+    """A decoded request."""
+
+    path: str
+    """Begins with `/`; may carry a query."""
+    body: bytes | None
+    """The exact JSON object bytes of the message, `None` when `body_uri` names them instead."""
+    metadata: bytes = b"{}"
+    """Raw JSON object; echoed as it is."""
+    body_uri: str | None = None
+    deadline: float | None = None
+    """Unix seconds after which no answer is wanted but the error that says so."""
+    priority: int = 0
+    """Larger is sooner, within what one worker has leased."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    model: str | None = None
+    """`body.model` when it is a string."""
+    stream: bool = False
+    """`body.stream` is `true`."""
+
+
+class _BodyPeek(msgspec.Struct):
+    model: msgspec.Raw = msgspec.Raw(b"")
+    stream: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_peek = msgspec.json.Decoder(_BodyPeek).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_decode_number = msgspec.json.Decoder(float | str).decode
+_decode_int = msgspec.json.Decoder(int).decode
+_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
+
+
+def decode_request(data: bytes) -> RequestMessage:
+    """
+    Decode the data of one request message.
+
+    Args:
+        data: UTF-8 JSON, shape `{"path": str, "metadata": {…}?, "body": {…}}`; `body_uri` may stand for `body`;
+            optional `deadline` (RFC 3339 text or Unix seconds), `priority` (integer), `headers` (text to text).
+
+    Returns:
+        The request; `body` and `metadata` are the exact bytes of the message.
+
+    Raises:
+        MessageError: Not a request; permanent.  Carries the metadata where it could be read.
+    """
+    try:
+        return _decode(data)
+    except MessageError as error:
+        error.metadata = salvage_metadata(data)
+        raise
+    except RecursionError:
+        raise MessageError("the message is nested too deeply", metadata=salvage_metadata(data)) from None
+
+
+def _decode(data: bytes) -> RequestMessage:
+    fields = _fields(data)
+    body, body_uri = fields.get("body"), fields.get("body_uri")
+    if body is None and body_uri is None:
+        raise MessageError("body is missing", param="body")
+    if body is not None and body_uri is not None:
+        raise MessageError("body and body_uri exclude each other", param="body_uri")
+    if body is not None and not body.startswith(b"{"):
+        raise MessageError("body must be a JSON object", param="body")
+    metadata = fields.get("metadata", b"{}")
+    if not metadata.startswith(b"{"):
+        raise MessageError("metadata must be a JSON object", param="metadata")
+    peek = _decode_peek(body) if body is not None else _BodyPeek()
+    model = bytes(peek.model)
+    return RequestMessage(
+        path=_path(fields.get("path")),
+        body=body,
+        metadata=metadata,
+        body_uri=_text(body_uri, "body_uri") if body_uri is not None else None,
+        deadline=_deadline(fields.get("deadline", b"null")),
+        priority=_priority(fields.get("priority", b"0")),
+        headers=_headers(fields.get("headers", b"{}")),
+        model=_text(model, "body") if model.startswith(b'"') else None,
+        stream=bytes(peek.stream) == b"true",
+    )
+
+
+def _fields(data: bytes) -> dict[str, bytes]:
+    """Return the raw values of the top level: all of them valid JSON, none unknown, none given twice."""
+    if not data:
+        raise MessageError("the message has no data; expected a JSON object with path and body")
+    try:
+        data.decode("utf-8")  # msgspec does not look into raw values
+        fields = {name: bytes(raw) for name, raw in _decode_keys(data).items()}
+    except UnicodeDecodeError as error:
+        raise MessageError(f"the message is not UTF-8 (byte {error.start})") from None
+    except msgspec.ValidationError:
+        raise MessageError("the message must be a JSON object with path and body") from None
+    except msgspec.DecodeError as error:
+        raise MessageError(f"the message is not JSON: {_fault(error, data)}") from None
+    if unknown := [name[:_KEY_CHARS] for name in fields if name not in _KNOWN_KEYS]:
+        names = ", ".join(repr(name) for name in unknown[:_NAMED_KEYS]) + (", …" if len(unknown) > _NAMED_KEYS else "")
+        raise MessageError(
+            f"unknown key{'s' if len(unknown) > 1 else ''} {names}; known keys are {', '.join(_KNOWN_KEYS)}",
+            param=unknown[0],
+        )
+    if (repeated := _find_repeated(data, fields)) is not None:
+        raise MessageError(f"{repeated} is given twice", param=repeated)
+    return fields
+
+
+def _find_repeated(data: bytes, fields: Mapping[str, bytes]) -> str | None:
+    """
+    Return a key that stands twice in a valid object, `None` when there is none.
+
+    Of such a key the parser kept the last value; which one the requester meant nobody knows
+    (https://datatracker.ietf.org/doc/html/rfc8259#section-4).  The values need no second parse: walking over the ones
+    that were kept must lead exactly to the end.
+    """
+    position, name, seen = 0, "", set[str]()
+    while (match := _KEY.match(data, position)) is not None:
+        name = _decode_text(match[1])
+        if name in seen or not data.startswith(fields[name], match.end()):
+            return name
+        seen.add(name)
+        position = match.end() + len(fields[name])
+    return name if seen and _END.match(data, position) is None else None
+
+
+def salvage_metadata(data: bytes) -> bytes:
+    """Return the metadata of a message that is no request, as raw JSON; `{}` where none can be read."""
+    try:
+        raw = bytes(_decode_keys(data).get("metadata", b"{}"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raw = next((value for key, value in walk_top_level(data) if key == "metadata"), b"{}")
+    return raw if is_json_object(raw) else b"{}"
+
+
+def _fault(error: Exception, data: bytes) -> str:
+    text = str(error).removeprefix("JSON is malformed: ")
+    return "invalid utf-16 surrogate pair" if "truncated" in text and _HALF.search(data[-12:]) else text
+
+
+def _text(raw: bytes, name: str) -> str:
+    try:
+        return _decode_text(raw)
+    except msgspec.DecodeError:
+        raise MessageError(f"{name} must be a string", param=name) from None
+
+
+def _path(raw: bytes | None) -> str:
+    if raw is None:
+        raise MessageError("path is missing", param="path")
+    return normalise_path(_text(raw, "path"))
+
+
+def _deadline(raw: bytes) -> float | None:
+    if raw == b"null":
+        return None
+    try:
+        value = _decode_number(raw)
+        return value if isinstance(value, float) else _moment(value)
+    except (msgspec.DecodeError, ValueError, OverflowError):
+        raise MessageError("deadline must be RFC 3339 text or Unix seconds", param="deadline") from None
+
+
+def _moment(text: str) -> float:
+    if _MOMENT.match(text) is None:  # the library reads all of ISO 8601: "20261231" and week dates
+        raise ValueError(text)
+    moment = datetime.fromisoformat(text.upper())
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _priority(raw: bytes) -> int:
+    try:
+        return _decode_int(raw)
+    except (msgspec.DecodeError, ValueError):
+        raise MessageError("priority must be an integer", param="priority") from None
+
+
+def _headers(raw: bytes) -> dict[str, str]:
+    try:
+        headers = _decode_headers(raw)
+    except msgspec.DecodeError:
+        raise MessageError("headers must map text to text", param="headers") from None
+    for name, value in headers.items():
+        if not is_header(name, value):
+            raise MessageError(f"{name[:_KEY_CHARS]!r} is not a usable header", param="headers")
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def encode_request(
+    *, path: str, body: bytes, metadata: bytes = b"{}", deadline: float | None = None, priority: int | None = None
+) -> bytes:
+    """Return the data of a request message; `body` and `metadata` are raw JSON objects and are not checked."""
+    extra = b"" if deadline is None else b',"deadline":%s' % msgspec.json.encode(deadline)
+    extra += b"" if priority is None else b',"priority":%d' % priority
+    return b'{"path":%s,"metadata":%s,"body":%s%s}' % (msgspec.json.encode(path), metadata, body, extra)
+
+
+def encode_response(status_code: int, metadata: bytes, body: bytes, *, stats: bytes | None = None) -> bytes:
+    """
+    Return the data of a response message, `{"status_code": int, "metadata": {…}, "body": {…}}`.
+
+    Args:
+        status_code: HTTP status of the answer.
+        metadata: Raw JSON object, as it came with the request.
+        body: Raw JSON; embedded byte for byte, so it must be valid (the policy has seen to that).
+        stats: Raw JSON object for the opt-in `stats` key, or `None` for none.
+    """
+    tail = b"}" if stats is None else b',"stats":%s}' % stats
+    return b'{"status_code":%d,"metadata":%s,"body":%s%s' % (status_code, metadata, body, tail)
+
+
+def is_json_object(data: bytes) -> bool:
+    """Whether the bytes are one valid JSON object in UTF-8."""
+    try:
+        data.decode("utf-8")
+        _decode_keys(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def message_bytes(data: bytes, attributes: Mapping[str, str]) -> int:
+    """Return the size that Pub/Sub's limit of a message counts, in bytes: data, attribute names and values."""
+    return len(data) + sum(len(key.encode()) + len(value.encode()) for key, value in attributes.items())
+
+
+def clip_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
+    """
+    Return attributes the broker will take: values cut to 1,024 bytes, over-long or empty names left out.
+
+    A reply must not be lost because a header of the backend is long; what is cut is never part of the answer.
+    """
+    kept: dict[str, str] = {}
+    for key, value in attributes.items():
+        if not key or len(key.encode()) > MAX_ATTRIBUTE_KEY_BYTES or key.startswith("goog"):
+            continue
+        if len(kept) == MAX_ATTRIBUTES:
+            break
+        if len(value) > MAX_ATTRIBUTE_VALUE_BYTES or not value.isascii():
+            encoded = value.encode("utf-8", "replace")
+            value = encoded[:MAX_ATTRIBUTE_VALUE_BYTES].decode("utf-8", "ignore")  # noqa: PLW2901
+        kept[key] = value
+    return kept
