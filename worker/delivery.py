@@ -9,7 +9,7 @@ from typing import Any
 
 from worker.policy.budgets import Budget
 from worker.policy.model import Decision, ErrorEvent
-from worker.ports import Draft, Salvage
+from worker.ports import AttemptResult, ResumePoint
 from worker.wire.message import ReceivedMessage, RequestMessage
 
 
@@ -39,9 +39,9 @@ class Delivery:
     """Monotonic seconds."""
     queue_s: float | None = None
     """From the publishing of the message to its first attempt here."""
-    draft: Draft | None = None
+    result: AttemptResult | None = None
     """Of the latest attempt."""
-    salvage: Salvage | None = None
+    resume_point: ResumePoint | None = None
     """What the latest attempt left for the next one to go on from."""
     continuations: int = 0
     """Times the delivery was kept because its next attempt can go on from that."""

@@ -23,8 +23,8 @@ class Settlement(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Salvage:
-    """What a broken stream had generated, for another try to go on from."""
+class ResumePoint:
+    """What a broken stream had generated, and from where another attempt can go on."""
 
     text: str
     """Without white space at its end: chat templates strip it, so it is generated again."""
@@ -44,7 +44,7 @@ class BackendRequest:
     """The requester's body says `"stream": true`; the answer is one JSON body all the same."""
     timeout_s: float | None = None
     """What is left until the request's deadline; `None` for the route's own limit alone."""
-    salvage: Salvage | None = None
+    resume_point: ResumePoint | None = None
     """What an earlier try had generated; the backend goes on from it if it can, and starts anew otherwise."""
     on_connected: Callable[[], None] | None = None
     """Called when a connection stands and the request is on its way, for each request that is sent; must not raise."""
@@ -53,7 +53,7 @@ class BackendRequest:
 
 
 @dataclass(slots=True, kw_only=True)
-class Draft:
+class AttemptResult:
     """
     What is known about an attempt so far; filled in place, so that it survives an exception.
 
@@ -86,7 +86,7 @@ class Draft:
     """A whole stream ended without the `[DONE]` that its API promises."""
     partial: bytes | None = None
     """What came of an answer that is not whole, as a JSON object of the answer's shape; `None` when nothing did."""
-    salvage: Salvage | None = None
+    resume_point: ResumePoint | None = None
     """What another try can go on from; `None` when it would have to start anew."""
     salvaged_tokens: int | None = None
     """Tokens of an earlier try that this answer begins with; `None` when it was generated in one go."""
@@ -97,14 +97,14 @@ class Backend(Protocol):
 
     name: str
 
-    async def invoke(self, request: BackendRequest, draft: Draft) -> None:
+    async def invoke(self, request: BackendRequest, result: AttemptResult) -> None:
         """
-        Make one attempt and fill the draft; the answer is `draft.status`, `draft.headers` and `draft.body`.
+        Make one attempt and fill the result; the answer is `result.status`, `result.headers` and `result.body`.
 
         An error status is an answer, not an exception: `policy` judges it.  No retries, no redirects.
 
         Raises:
-            BackendError: No complete response; `draft.phase` says how far it came.
+            BackendError: No complete response; `result.phase` says how far it came.
 
         Cancellation: closes the connection; a server may go on generating.
         """

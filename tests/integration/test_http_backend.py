@@ -65,9 +65,9 @@ async def test_no_byte_of_a_body_is_special(body: bytes) -> None:
 
     async with raw_server(echo) as server:
         backend = HttpBackend(RouteSettings(name="r", base_url=server.url))
-        draft = await invoke(backend, body=body)
+        result = await invoke(backend, body=body)
         await backend.aclose()
-    assert (draft.body, server.requests[0][1]) == (body, body)
+    assert (result.body, server.requests[0][1]) == (body, body)
 
 
 @pytest.mark.parametrize(
@@ -142,24 +142,24 @@ async def test_a_rotated_key_is_used_and_noticed(open_backend: Open, tmp_path: P
 # What an answer becomes
 
 
-async def test_an_answer_fills_the_draft(open_backend: Open) -> None:
+async def test_an_answer_fills_the_result(open_backend: Open) -> None:
     """Status, headers in lower case, the body's bytes, the backend's id of the request, and times."""
     head = ("X-Request-ID: r-7", "RETRY-AFTER: 3", "X-Latin: é")
     async with raw_server(always(answer(BODY, *head, status="429 Slow Down"))) as server:
-        draft = await invoke(open_backend(server.url))
-    assert (draft.status, draft.body, draft.phase) == (429, BODY, Phase.PARSE)
-    assert (draft.headers["retry-after"], draft.headers["content-type"]) == ("3", "application/json")
-    assert draft.backend_request_id == "r-7"
-    assert draft.ended is not None
-    assert draft.ended >= draft.started > 0
+        result = await invoke(open_backend(server.url))
+    assert (result.status, result.body, result.phase) == (429, BODY, Phase.PARSE)
+    assert (result.headers["retry-after"], result.headers["content-type"]) == ("3", "application/json")
+    assert result.backend_request_id == "r-7"
+    assert result.ended is not None
+    assert result.ended >= result.started > 0
 
 
 @pytest.mark.parametrize("status", [200, 204, 307, 308, 400, 401, 429, 500, 503, 599])
 async def test_every_status_is_an_answer(status: int, open_backend: Open) -> None:
     """An error status raises nothing, a redirect is not followed."""
     async with raw_server(always(answer(b"", "Location: /elsewhere", status=f"{status} X"))) as server:
-        draft = await invoke(open_backend(server.url))
-    assert (draft.status, draft.body, len(server.requests)) == (status, b"", 1)
+        result = await invoke(open_backend(server.url))
+    assert (result.status, result.body, len(server.requests)) == (status, b"", 1)
 
 
 PIECES = {
@@ -176,8 +176,8 @@ PIECES = {
 async def test_the_same_answer_in_any_shape(pieces: list[bytes], open_backend: Open) -> None:
     """How the bytes were cut and framed makes no difference."""
     async with raw_server(always(*pieces)) as server:
-        draft = await invoke(open_backend(server.url))
-    assert (draft.status, draft.body) == (200, b"{}")
+        result = await invoke(open_backend(server.url))
+    assert (result.status, result.body) == (200, b"{}")
 
 
 async def test_a_body_may_end_with_the_connection(open_backend: Open) -> None:
@@ -216,5 +216,5 @@ async def test_an_answer_that_comes_before_the_request_is_read_counts(size: int,
         await connection.wait_closed_by_peer()
 
     async with raw_server(refuse) as server:
-        draft = await invoke(open_backend(server.url), body=b"x" * size)
-    assert (draft.status, draft.body) == (413, b'{"error":"too large"}')
+        result = await invoke(open_backend(server.url), body=b"x" * size)
+    assert (result.status, result.body) == (413, b'{"error":"too large"}')

@@ -11,18 +11,18 @@ from tests.support.raw_http import Connection, Script, answer, raw_server, until
 from worker.backends.openai import HttpBackend
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
-from worker.ports import BackendRequest, Draft
+from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings
 
 
-def after_headers(head: bytes, *, then: bytes = b"", end: str = "close") -> Callable[[Draft], Script]:
+def after_headers(head: bytes, *, then: bytes = b"", end: str = "close") -> Callable[[AttemptResult], Script]:
     """Send the head, wait until the client has it, send the rest, and end."""
 
-    def build(draft: Draft) -> Script:
+    def build(result: AttemptResult) -> Script:
         async def script(connection: Connection) -> None:
             await connection.read_request()
             await connection.send(head)
-            await until(lambda: draft.status)
+            await until(lambda: result.status)
             if then:
                 await connection.send(then)
             if end == "reset":
@@ -65,14 +65,14 @@ BROKEN_BODY = {
 
 
 @pytest.mark.parametrize(("build", "fault"), BROKEN_BODY.values(), ids=BROKEN_BODY)
-async def test_a_broken_body_keeps_what_is_known(build: Callable[[Draft], Script], fault: Fault) -> None:
+async def test_a_broken_body_keeps_what_is_known(build: Callable[[AttemptResult], Script], fault: Fault) -> None:
     """Status and headers came, the body did not: each cause by its name, in the body's phase."""
-    draft = Draft()
-    async with raw_server(build(draft)) as server:
+    result = AttemptResult()
+    async with raw_server(build(result)) as server:
         attempt = Attempt(server.url, max_response_bytes=1000)
-        attempt.draft = draft
+        attempt.result = result
         assert attempt.outcome(await attempt.fail()) == (fault, Phase.BODY, 200)
-    assert draft.headers
+    assert result.headers
     assert attempt.seconds < 2
 
 
@@ -94,9 +94,9 @@ async def test_every_byte_resets_the_idle_limit_but_not_the_total() -> None:
 
 async def test_a_deadline_ends_a_body() -> None:
     """What is left until the deadline bounds reading as well."""
-    async with raw_server(after_headers(answer(b"{", length=9), end="hang")(draft := Draft())) as server:
+    async with raw_server(after_headers(answer(b"{", length=9), end="hang")(result := AttemptResult())) as server:
         attempt = Attempt(server.url, {"idle_s": 4})
-        attempt.draft = draft
+        attempt.result = result
         assert attempt.outcome(await attempt.fail(timeout_s=0.1)) == (Fault.TOTAL_TIMEOUT, Phase.BODY, 200)
 
 
@@ -112,27 +112,27 @@ async def test_a_connection_with_an_unread_rest_is_not_used_again() -> None:
         backend = HttpBackend(RouteSettings(name="r", base_url=server.url, max_response_bytes=1000))
         for _ in range(2):
             with pytest.raises(BackendError, match="response_too_large"):
-                await backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), Draft())
+                await backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), AttemptResult())
         assert server.connections == 2
         await backend.aclose()
 
 
 async def test_broken_framing_is_noticed_on_a_kept_connection_as_well() -> None:
     """One connection, two answers in pieces, the second one broken: it fails at once, not after the idle limit."""
-    drafts = Draft(), Draft()
+    results = AttemptResult(), AttemptResult()
 
     async def script(connection: Connection) -> None:
-        for draft, rest in zip(drafts, (b"2\r\n{}\r\n0\r\n\r\n", b"zz\r\n"), strict=True):
+        for result, rest in zip(results, (b"2\r\n{}\r\n0\r\n\r\n", b"zz\r\n"), strict=True):
             await connection.read_request()
             await connection.send(CHUNKED)
-            await until(lambda draft=draft: draft.status)
+            await until(lambda result=result: result.status)
             await connection.send(rest)
         await connection.wait_closed_by_peer()
 
     async with raw_server(script) as server:
         attempt = Attempt(server.url, {"idle_s": 4})
-        await attempt.backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), drafts[0])
-        attempt.draft = drafts[1]
+        await attempt.backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), results[0])
+        attempt.result = results[1]
         assert attempt.outcome(await attempt.fail()) == (Fault.CONNECTION_LOST, Phase.BODY, 200)
         assert server.connections == 1
-    assert (drafts[0].body, attempt.seconds < 2) == (b"{}", True)
+    assert (results[0].body, attempt.seconds < 2) == (b"{}", True)

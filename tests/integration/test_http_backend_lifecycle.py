@@ -12,7 +12,7 @@ from tests.support.raw_http import Connection, always, answer, raw_server, until
 from worker.backends.openai import SLICE_BYTES, HttpBackend
 from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
-from worker.ports import BackendRequest, Draft
+from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings
 
 
@@ -33,8 +33,8 @@ async def test_cancellation_closes_the_connection(open_backend: Open) -> None:
 
 
 async def test_cancellation_inside_the_body_closes_the_connection(open_backend: Open) -> None:
-    """Also when the answer has begun; what is known stays in the draft."""
-    draft = Draft()
+    """Also when the answer has begun; what is known stays in the result."""
+    result = AttemptResult()
 
     async def hang(connection: Connection) -> None:
         await connection.read_request()
@@ -43,14 +43,14 @@ async def test_cancellation_inside_the_body_closes_the_connection(open_backend: 
 
     async with raw_server(hang) as server:
         backend = open_backend(server.url)
-        task = asyncio.ensure_future(backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), draft))
-        await until(lambda: draft.status)
+        task = asyncio.ensure_future(backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), result))
+        await until(lambda: result.status)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         await until(lambda: server.closed_by_peer)
-    assert (draft.status, draft.phase) == (200, Phase.BODY)
-    assert draft.ended is not None
+    assert (result.status, result.phase) == (200, Phase.BODY)
+    assert result.ended is not None
 
 
 async def test_a_connection_is_told_before_anything_is_answered(open_backend: Open) -> None:
@@ -160,10 +160,10 @@ class OtherTransport(httpx.AsyncBaseTransport):
 async def test_another_transport_may_be_handed_in(error: Exception, fault: Fault, phase: Phase) -> None:
     """httpx's names alone say which phase an error ended."""
     backend = HttpBackend(RouteSettings(name="r", base_url="http://h"), OtherTransport(error))
-    draft = Draft()
+    result = AttemptResult()
     with pytest.raises(BackendError) as caught:
-        await backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), draft)
-    assert (caught.value.fault, draft.phase) == (fault, phase)
+        await backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), result)
+    assert (caught.value.fault, result.phase) == (fault, phase)
 
 
 @pytest.mark.parametrize("size", [2, SLICE_BYTES + 1])
@@ -172,8 +172,8 @@ async def test_another_transport_gets_a_request_that_lacks_nothing(size: int) ->
     transport = OtherTransport(httpx.Response(200, content=b"{}"))
     settings = {"name": "r", "base_url": "http://h:8000/v1", "api_key": "sk-1", "timeouts": {"connect_s": 3}}
     backend = HttpBackend(RouteSettings.model_validate(settings), transport)
-    draft = await invoke(backend, body=b"x" * size, headers={"x-tenant": "t"})
-    assert (draft.status, draft.body) == (200, b"{}")
+    result = await invoke(backend, body=b"x" * size, headers={"x-tenant": "t"})
+    assert (result.status, result.body) == (200, b"{}")
     (request,) = transport.requests
     assert (request.method, str(request.url)) == ("POST", "http://h:8000/v1/x")
     assert dict(request.headers) == {

@@ -14,7 +14,7 @@ from worker.emulators.openai import SimBackend, SimOptions
 from worker.emulators.openai.dialects import DIALECTS
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
-from worker.ports import BackendRequest, Draft
+from worker.ports import AttemptResult, BackendRequest
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 USER = {"role": "user", "content": "Tell me something."}
@@ -47,14 +47,14 @@ async def sim() -> AsyncIterator[SimBackend]:
         yield backend
 
 
-async def ask(backend: HttpBackend, path: str, body: dict[str, Any], **more: Any) -> Draft:
+async def ask(backend: HttpBackend, path: str, body: dict[str, Any], **more: Any) -> AttemptResult:
     headers = {"x-request-id": "1"}
     return await invoke(backend, path, json.dumps({"model": "m", **body}).encode(), headers=headers, **more)
 
 
-def canonical(draft: Draft) -> Any:
+def canonical(result: AttemptResult) -> Any:
     """What is compared of an answer: everything but its nulls and its time."""
-    body = json.loads(draft.body)
+    body = json.loads(result.body)
     body.pop("created_at", None)
     return canon(body)
 
@@ -111,13 +111,13 @@ async def test_a_request_always_gets_one_json_answer(
     sim: SimBackend, open_backend: Open, stream: str, body: dict[str, Any]
 ) -> None:
     """Whatever the setting and whatever the request says; usage is left out only if it streams without asking for it."""
-    draft = await ask(open_backend(sim.base_url, stream=stream), CHAT, {"messages": [USER], **body})
-    answer = json.loads(draft.body)
+    result = await ask(open_backend(sim.base_url, stream=stream), CHAT, {"messages": [USER], **body})
+    answer = json.loads(result.body)
     assert answer["object"] == "chat.completion"
     wants = body.get("stream") is True
-    assert draft.streamed is (stream in {"auto", "always"} or (stream == "as_requested" and wants))
-    assert ("usage" in answer) is not (wants and draft.streamed)
-    assert not draft.streamed or draft.usage is not None
+    assert result.streamed is (stream in {"auto", "always"} or (stream == "as_requested" and wants))
+    assert ("usage" in answer) is not (wants and result.streamed)
+    assert not result.streamed or result.usage is not None
 
 
 # Broken
@@ -133,13 +133,13 @@ async def test_a_broken_connection_breaks_the_stream(
     path, body = QUESTIONS[question]
     await sim.control({"mode": "stream", "break": kind, "after_events": after})
     backend = open_backend(sim.base_url)
-    draft = Draft()
+    result = AttemptResult()
     with pytest.raises(BackendError) as caught:
-        await backend.invoke(BackendRequest(path=path, body=json.dumps({"model": "m", **body}).encode()), draft)
+        await backend.invoke(BackendRequest(path=path, body=json.dumps({"model": "m", **body}).encode()), result)
     assert caught.value.fault in {Fault.STREAM_BROKEN, Fault.CONNECTION_LOST}
-    assert (draft.phase, draft.status, draft.streamed) == (Phase.STREAM, 200, True)
-    assert (draft.partial is not None) is (draft.content_events > 0) is (draft.first_token_at is not None)
-    assert draft.body == b""
+    assert (result.phase, result.status, result.streamed) == (Phase.STREAM, 200, True)
+    assert (result.partial is not None) is (result.content_events > 0) is (result.first_token_at is not None)
+    assert result.body == b""
 
 
 @pytest.mark.parametrize("question", ["chat", "completion", "response"])
@@ -154,15 +154,15 @@ async def test_cut_at_any_byte_nothing_is_taken_for_a_whole_answer(
     faults: set[str] = set()
     for after in range(0, 4000, 37):
         await sim.control({"mode": "stream", "break": "eof", "after_bytes": after})
-        draft = Draft()
+        result = AttemptResult()
         request = BackendRequest(path=path, body=json.dumps({"model": "m", **body}).encode())
         try:
-            await backend.invoke(request, draft)
+            await backend.invoke(request, result)
         except BackendError as error:
             faults.add(error.fault)
-            assert text.startswith(_text(json.loads(draft.partial)) if draft.partial else "")
+            assert text.startswith(_text(json.loads(result.partial)) if result.partial else "")
         else:
-            assert _text(json.loads(draft.body)) == text
+            assert _text(json.loads(result.body)) == text
     assert faults == {Fault.STREAM_BROKEN}
 
 
@@ -179,21 +179,21 @@ async def test_a_silent_stream_is_idle(sim: SimBackend, open_backend: Open, kind
     """No data, or nothing but comments, which would keep a timer of reads alive."""
     await sim.control({"mode": "stream", "break": kind, "after_events": 4, "comment_every_s": 0.02})
     backend = open_backend(sim.base_url, timeouts={"idle_s": 0.15, "total_s": 10})
-    draft = Draft()
+    result = AttemptResult()
     with pytest.raises(BackendError) as caught:
-        await backend.invoke(BackendRequest(path=CHAT, body=json.dumps(CHATTY).encode()), draft)
-    assert (caught.value.fault, draft.phase) == (Fault.IDLE_TIMEOUT, Phase.STREAM)
-    assert draft.partial is not None
+        await backend.invoke(BackendRequest(path=CHAT, body=json.dumps(CHATTY).encode()), result)
+    assert (caught.value.fault, result.phase) == (Fault.IDLE_TIMEOUT, Phase.STREAM)
+    assert result.partial is not None
 
 
 async def test_a_slow_but_steady_stream_is_not_idle(sim: SimBackend, open_backend: Open) -> None:
     """Three times as long as the silence that is allowed."""
     await sim.control({"settings": {"tokens_per_s": 20, "answer_tokens": 20}})
     backend = open_backend(sim.base_url, timeouts={"idle_s": 0.2, "total_s": 10})
-    draft = await ask(backend, CHAT, {"messages": [USER]})
-    assert draft.content_events >= 10
-    assert draft.ended is not None
-    assert draft.ended - draft.started > 0.4
+    result = await ask(backend, CHAT, {"messages": [USER]})
+    assert result.content_events >= 10
+    assert result.ended is not None
+    assert result.ended - result.started > 0.4
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -203,17 +203,17 @@ async def test_an_error_event_is_the_answer(sim: SimBackend, open_backend: Open,
     await sim.control({"settings": {"dialect": dialect}})
     fault = {"mode": "stream", "break": "error_event", "after_events": after, "error": "overloaded"}
     await sim.control(fault)
-    backend, draft = open_backend(sim.base_url), Draft()
+    backend, result = open_backend(sim.base_url), AttemptResult()
     request = BackendRequest(path=CHAT, body=json.dumps(CHATTY).encode())
     if dialect == "ollama":
         with pytest.raises(BackendError) as caught:
-            await backend.invoke(request, draft)
+            await backend.invoke(request, result)
         assert caught.value.fault is Fault.STREAM_BROKEN
     else:
-        await backend.invoke(request, draft)
-        assert draft.in_stream
-        assert json.loads(draft.body)["error"]["message"]
-    assert (draft.partial is not None) is (draft.content_events > 0) is (after > 0)
+        await backend.invoke(request, result)
+        assert result.in_stream
+        assert json.loads(result.body)["error"]["message"]
+    assert (result.partial is not None) is (result.content_events > 0) is (after > 0)
 
 
 @pytest.mark.parametrize("kind", ["error_event", "failed_event"])
@@ -221,25 +221,25 @@ async def test_an_error_event_is_the_answer(sim: SimBackend, open_backend: Open,
 async def test_a_failed_response_is_an_error(sim: SimBackend, open_backend: Open, kind: str, after: int) -> None:
     """Both ways of the Responses API to say so."""
     await sim.control({"mode": "stream", "break": kind, "after_events": after, "error": "rate_limit"})
-    draft = await ask(open_backend(sim.base_url), RESPONSES, {"input": "hi"})
-    assert draft.in_stream
-    assert b"rate_limit_exceeded" in draft.body
-    assert (draft.partial is not None) is (draft.content_events > 0)
+    result = await ask(open_backend(sim.base_url), RESPONSES, {"input": "hi"})
+    assert result.in_stream
+    assert b"rate_limit_exceeded" in result.body
+    assert (result.partial is not None) is (result.content_events > 0)
 
 
 async def test_cancelled_in_the_middle_it_leaves_what_came(sim: SimBackend, open_backend: Open) -> None:
-    """The connection is closed, so that the server can stop; the draft has the text so far."""
+    """The connection is closed, so that the server can stop; the result has the text so far."""
     await sim.control({"settings": {"tokens_per_s": 50, "answer_tokens": 100}})
     backend = open_backend(sim.base_url)
-    draft, begun = Draft(), asyncio.Event()
+    result, begun = AttemptResult(), asyncio.Event()
     request = BackendRequest(path=CHAT, body=json.dumps(CHATTY).encode(), on_first_token=begun.set)
-    task = asyncio.ensure_future(backend.invoke(request, draft))
+    task = asyncio.ensure_future(backend.invoke(request, result))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert draft.partial is not None
-    assert draft.ended is not None
+    assert result.partial is not None
+    assert result.ended is not None
     await sim.stats.wait_for(lambda stats: stats.client_disconnects == 1)
 
 

@@ -15,7 +15,7 @@ from tests.support.streaming_chunks import delta
 from tests.support.streaming_reading import DONE, HEL, LO, STOP, WHOLE, sse
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
-from worker.ports import BackendRequest, Draft, Salvage
+from worker.ports import AttemptResult, BackendRequest, ResumePoint
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 BODY = b'{"model":"m", "messages":[{"role":"user","content":"\\u00e9"}], "seed":12345678901234567890}'
@@ -53,8 +53,8 @@ def refusal(param: str, message: str = "not supported") -> list[bytes]:
     return [answer(json.dumps(body).encode(), status="400 Bad Request")]
 
 
-def text(draft: Draft) -> str:
-    return str(json.loads(draft.body)["choices"][0]["message"]["content"])
+def text(result: AttemptResult) -> str:
+    return str(json.loads(result.body)["choices"][0]["message"]["content"])
 
 
 # What is asked for
@@ -97,43 +97,43 @@ async def test_recorded_shapes(name: str, size: int, open_backend: Open) -> None
     path = "/v1/responses" if b"event: response" in data else TEXT if b'"text_completion"' in data else CHAT
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     async with raw_server(replies([b"".join(stream(*pieces))])) as server:
-        draft = await invoke(open_backend(server.url), path, b'{"model":"m"}')
+        result = await invoke(open_backend(server.url), path, b'{"model":"m"}')
     if "partial" not in expected:
-        assert canon(json.loads(draft.body)) == canon(expected)
-        assert (draft.in_stream, draft.partial) == (False, None)
+        assert canon(json.loads(result.body)) == canon(expected)
+        assert (result.in_stream, result.partial) == (False, None)
         return
-    assert draft.in_stream
-    assert json.loads(draft.body) == expected["error"]
-    assert canon(json.loads(draft.partial) if draft.partial else None) == canon(expected["partial"])
+    assert result.in_stream
+    assert json.loads(result.body) == expected["error"]
+    assert canon(json.loads(result.partial) if result.partial else None) == canon(expected["partial"])
 
 
 async def test_a_server_that_does_not_stream_is_read_as_ever(open_backend: Open) -> None:
     """JSON in answer to a request for a stream is the answer, byte for byte."""
     async with raw_server(replies([answer(WHOLE_BODY)])) as server:
-        draft = await invoke(open_backend(server.url), CHAT, BODY)
-    assert (draft.body, draft.streamed, draft.first_token_at, draft.usage) == (WHOLE_BODY, False, None, None)
+        result = await invoke(open_backend(server.url), CHAT, BODY)
+    assert (result.body, result.streamed, result.first_token_at, result.usage) == (WHOLE_BODY, False, None, None)
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/json", "application/octet-stream"])
 async def test_a_stream_under_another_name_is_a_stream(content_type: str, open_backend: Open) -> None:
     """Proxies label things; the first bytes say what it is."""
     async with raw_server(replies(stream(*WHOLE, content_type=content_type))) as server:
-        draft = await invoke(open_backend(server.url), CHAT, BODY)
-    assert (text(draft), draft.usage) == ("Hello", {"prompt_tokens": 3, "completion_tokens": 2})
+        result = await invoke(open_backend(server.url), CHAT, BODY)
+    assert (text(result), result.usage) == ("Hello", {"prompt_tokens": 3, "completion_tokens": 2})
 
 
 async def test_a_stream_nobody_asked_for_is_assembled(open_backend: Open) -> None:
     """Some servers know nothing else."""
     async with raw_server(replies(stream(*WHOLE))) as server:
-        draft = await invoke(open_backend(server.url, stream="never"), CHAT, BODY)
-    assert text(draft) == "Hello"
+        result = await invoke(open_backend(server.url, stream="never"), CHAT, BODY)
+    assert text(result) == "Hello"
 
 
 async def test_what_cannot_be_assembled_stays_what_it_is(open_backend: Open) -> None:
     """On another path the policy will find that it is no JSON."""
     async with raw_server(replies(stream(HEL, DONE))) as server:
-        draft = await invoke(open_backend(server.url), "/v1/embeddings", BODY)
-    assert (draft.body, draft.streamed) == (HEL + DONE, False)
+        result = await invoke(open_backend(server.url), "/v1/embeddings", BODY)
+    assert (result.body, result.streamed) == (HEL + DONE, False)
 
 
 async def test_a_compressed_stream_is_unpacked(open_backend: Open) -> None:
@@ -141,8 +141,8 @@ async def test_a_compressed_stream_is_unpacked(open_backend: Open) -> None:
     packed = gzip.compress(b"".join(WHOLE))
     pieces = [packed[at : at + 20] for at in range(0, len(packed), 20)]
     async with raw_server(replies(stream(*pieces, extra="Content-Encoding: gzip\r\n"))) as server:
-        draft = await invoke(open_backend(server.url), CHAT, BODY)
-    assert text(draft) == "Hello"
+        result = await invoke(open_backend(server.url), CHAT, BODY)
+    assert text(result) == "Hello"
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "429 Too Many Requests", "500 Internal Server Error"])
@@ -151,16 +151,16 @@ async def test_an_error_status_with_a_stream_is_an_error(status: str, open_backe
     frame = b'data: {"error": {"message": "no", "code": "429"}}\n\ndata: [DONE]\n\n'
     response = [answer(frame, status=status).replace(b"application/json", b"text/event-stream")]
     async with raw_server(replies(response)) as server:
-        draft = await invoke(open_backend(server.url), CHAT, BODY)
-    assert (draft.body, draft.status, draft.streamed, draft.in_stream) == (frame, int(status[:3]), False, False)
+        result = await invoke(open_backend(server.url), CHAT, BODY)
+    assert (result.body, result.status, result.streamed, result.in_stream) == (frame, int(status[:3]), False, False)
 
 
 async def test_too_many_bytes_end_the_stream(open_backend: Open) -> None:
     """All events together."""
     async with raw_server(replies(stream(*[HEL] * 100))) as server:
-        backend, draft = open_backend(server.url, max_response_bytes=3000), Draft()
+        backend, result = open_backend(server.url, max_response_bytes=3000), AttemptResult()
         with pytest.raises(BackendError) as caught:
-            await backend.invoke(BackendRequest(path=CHAT, body=BODY), draft)
+            await backend.invoke(BackendRequest(path=CHAT, body=BODY), result)
     assert caught.value.fault is Fault.RESPONSE_TOO_LARGE
 
 
@@ -174,8 +174,8 @@ async def test_the_end_of_the_connection_does_not_spoil_a_whole_answer(open_back
         connection.reset()
 
     async with raw_server(script) as server:
-        draft = await invoke(open_backend(server.url), CHAT, BODY)
-    assert (text(draft), draft.missing_done, draft.phase) == ("Hello", True, Phase.PARSE)
+        result = await invoke(open_backend(server.url), CHAT, BODY)
+    assert (text(result), result.missing_done, result.phase) == ("Hello", True, Phase.PARSE)
 
 
 # Servers that refuse
@@ -197,8 +197,8 @@ async def test_a_refused_form_is_lowered_within_the_attempt(
     good = stream(*WHOLE) if forms[-1] else [answer(WHOLE_BODY)]
     async with raw_server(replies(*refusals, good)) as server:
         backend = open_backend(server.url)
-        drafts = [await invoke(backend, CHAT, BODY) for _ in range(2)]
-    assert [draft.status for draft in drafts] == [200, 200]
+        results = [await invoke(backend, CHAT, BODY) for _ in range(2)]
+    assert [result.status for result in results] == [200, 200]
     asked = [json.loads(body) for _, body in server.requests]
     assert [("stream" in body) + ("stream_options" in body) for body in asked] == [*forms, forms[-1]]
     assert len([line for line in logs if "refuses" in line["event"]]) == 1
@@ -215,10 +215,10 @@ async def test_a_lowered_form_has_its_own_first_byte(open_backend: Open) -> None
 
     async with raw_server(script) as server:
         backend = open_backend(server.url, timeouts={"idle_s": 0.05, "first_byte_s": 0.2, "total_s": 5})
-        draft = Draft()
+        result = AttemptResult()
         with pytest.raises(BackendError) as caught:
-            await backend.invoke(BackendRequest(path=CHAT, body=BODY), draft)
-    assert (caught.value.fault, draft.phase) == (Fault.FIRST_BYTE_TIMEOUT, Phase.HEADERS)
+            await backend.invoke(BackendRequest(path=CHAT, body=BODY), result)
+    assert (caught.value.fault, result.phase) == (Fault.FIRST_BYTE_TIMEOUT, Phase.HEADERS)
 
 
 async def test_a_connection_lost_while_lowering_the_form_is_no_refusal(open_backend: Open) -> None:
@@ -230,11 +230,11 @@ async def test_a_connection_lost_while_lowering_the_form_is_no_refusal(open_back
         await connection.read_request()
 
     async with raw_server(script) as server:
-        backend, draft = open_backend(server.url), Draft()
+        backend, result = open_backend(server.url), AttemptResult()
         with pytest.raises(BackendError) as caught:
-            await backend.invoke(BackendRequest(path=CHAT, body=BODY), draft)
-    assert (caught.value.fault, draft.phase) == (Fault.CONNECTION_LOST, Phase.HEADERS)
-    assert (draft.status, draft.body, draft.headers) == (None, b"", {})
+            await backend.invoke(BackendRequest(path=CHAT, body=BODY), result)
+    assert (caught.value.fault, result.phase) == (Fault.CONNECTION_LOST, Phase.HEADERS)
+    assert (result.status, result.body, result.headers) == (None, b"", {})
 
 
 # Going on
@@ -248,11 +248,11 @@ async def test_a_completion_is_continued_on_any_server(open_backend: Open) -> No
 
     request = BackendRequest(path=TEXT, body=b'{"prompt":"Once","max_tokens":9}')
     async with raw_server(replies(stream(part(" upon"), part(" a")), stream(part(" time", "stop"), DONE))) as server:
-        backend, draft = open_backend(server.url, continuation="prompt"), Draft()
+        backend, result = open_backend(server.url, continuation="prompt"), AttemptResult()
         with pytest.raises(BackendError):
-            await backend.invoke(request, draft)
-        assert draft.salvage == Salvage(text=" upon a", tokens=2)
-        again = await invoke(backend, TEXT, request.body, salvage=draft.salvage)
+            await backend.invoke(request, result)
+        assert result.resume_point == ResumePoint(text=" upon a", tokens=2)
+        again = await invoke(backend, TEXT, request.body, resume_point=result.resume_point)
     sent = json.loads(server.requests[1][1])
     assert (sent["prompt"], sent["max_tokens"]) == ("Once upon a", 7)
     assert json.loads(again.body)["choices"][0]["text"] == " upon a time"
@@ -261,22 +261,22 @@ async def test_a_completion_is_continued_on_any_server(open_backend: Open) -> No
 
 async def test_what_was_salvaged_survives_a_server_that_is_away(open_backend: Open) -> None:
     """A refused connection leaves it for the next try, and for the answer if there is none."""
-    backend, draft = open_backend("http://127.0.0.1:1", continuation="vllm"), Draft()
-    request = BackendRequest(path=CHAT, body=BODY, salvage=Salvage(text="Hel", tokens=1))
+    backend, result = open_backend("http://127.0.0.1:1", continuation="vllm"), AttemptResult()
+    request = BackendRequest(path=CHAT, body=BODY, resume_point=ResumePoint(text="Hel", tokens=1))
     with pytest.raises(BackendError) as caught:
-        await backend.invoke(request, draft)
+        await backend.invoke(request, result)
     assert caught.value.fault is Fault.CONNECT
-    assert (draft.salvage, draft.content_events) == (request.salvage, 0)
-    assert draft.partial is not None
-    assert "Hel" in draft.partial.decode()
+    assert (result.resume_point, result.content_events) == (request.resume_point, 0)
+    assert result.partial is not None
+    assert "Hel" in result.partial.decode()
 
 
 async def test_a_continuation_that_breaks_again_leaves_all_that_came(open_backend: Open) -> None:
     """What it began with and what it added."""
     async with raw_server(replies(stream(sse(delta(content="lo "))))) as server:
-        backend, draft = open_backend(server.url, continuation="vllm"), Draft()
-        request = BackendRequest(path=CHAT, body=BODY, salvage=Salvage(text="Hel", tokens=1))
+        backend, result = open_backend(server.url, continuation="vllm"), AttemptResult()
+        request = BackendRequest(path=CHAT, body=BODY, resume_point=ResumePoint(text="Hel", tokens=1))
         with pytest.raises(BackendError):
-            await backend.invoke(request, draft)
-    assert draft.salvage == Salvage(text="Hello", tokens=2)
-    assert json.loads(draft.partial or b"")["choices"][0]["message"]["content"] == "Hello "
+            await backend.invoke(request, result)
+    assert result.resume_point == ResumePoint(text="Hello", tokens=2)
+    assert json.loads(result.partial or b"")["choices"][0]["message"]["content"] == "Hello "

@@ -5,9 +5,9 @@ from typing import Any
 
 from tests.support.fakes import Answer
 from worker.policy.model import Fault, Phase
-from worker.ports import Salvage
+from worker.ports import ResumePoint
 
-SALVAGE = Salvage(text="Hel", tokens=3)
+RESUME_POINT = ResumePoint(text="Hel", tokens=3)
 SSE = {"content-type": "text/event-stream"}
 
 
@@ -17,18 +17,22 @@ def partial(text: str = "Hel") -> bytes:
 
 
 def broken(
-    fault: Fault | None = Fault.STREAM_BROKEN, *, text: str = "Hel", salvage: Salvage | None = None, **more: Any
+    fault: Fault | None = Fault.STREAM_BROKEN,
+    *,
+    text: str = "Hel",
+    resume_point: ResumePoint | None = None,
+    **more: Any,
 ) -> Answer:
     """A stream that broke after some text."""
-    draft = {"partial": partial(text), "content_events": 1, "salvage": salvage, **more.pop("draft", {})}
-    return Answer(**{"body": b"", "phase": Phase.STREAM, "headers": SSE, "fault": fault, "draft": draft, **more})
+    result = {"partial": partial(text), "content_events": 1, "resume_point": resume_point, **more.pop("result", {})}
+    return Answer(**{"body": b"", "phase": Phase.STREAM, "headers": SSE, "fault": fault, "result": result, **more})
 
 
 def error_event(body: dict[str, Any], *, text: str = "Hel") -> Answer:
     """A stream that ended with an error event, after some text or as its first event."""
-    draft = {"in_stream": True}
-    draft |= {} if text else {"partial": None, "content_events": 0}
-    return broken(None, text=text, body=json.dumps(body).encode(), draft=draft)
+    result = {"in_stream": True}
+    result |= {} if text else {"partial": None, "content_events": 0}
+    return broken(None, text=text, body=json.dumps(body).encode(), result=result)
 
 
 def content(body: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from tests.support.fakeclock import FakeClock as FlowClock
 from tests.support.virtual_time import EPOCH, loop_time
 from worker.errors import BackendError, ReplyRejectedError
 from worker.policy.model import Fault, Phase
-from worker.ports import BackendRequest, Draft
+from worker.ports import AttemptResult, BackendRequest
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, message_bytes
 
 __all__ = [
@@ -67,8 +67,8 @@ class Answer:
     """How long it takes, in the loop's time."""
     error: Exception | None = None
     """Raised as it is: a fault of the adapter itself."""
-    draft: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the draft, as a stream fills them."""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the result, as a stream fills them."""
     first_token_s: float | None = None
     """When the first token of a stream comes, in the loop's time; before `seconds`."""
 
@@ -119,12 +119,12 @@ class FakeBackend:
     def let_go(self) -> None:
         self._gate.set()
 
-    async def invoke(self, request: BackendRequest, draft: Draft) -> None:
+    async def invoke(self, request: BackendRequest, result: AttemptResult) -> None:
         self.requests.append(request)
         wanted = self.script.popleft() if self.script else self.then
         answer = wanted if isinstance(wanted, Answer) else wanted(request)
-        draft.started = loop_time()
-        draft.phase = Phase.CONNECT
+        result.started = loop_time()
+        result.phase = Phase.CONNECT
         self.running += 1
         self.peak = max(self.peak, self.running)
         try:
@@ -132,23 +132,23 @@ class FakeBackend:
                 await self._gate.wait()
                 if request.on_connected is not None and answer.phase is not Phase.CONNECT:
                     request.on_connected()
-                await self._generate(answer, request, draft)
+                await self._generate(answer, request, result)
         except TimeoutError:
-            draft.phase = Phase.HEADERS
+            result.phase = Phase.HEADERS
             raise BackendError(Fault.TOTAL_TIMEOUT, "no answer within the limit") from None
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
         finally:
             self.running -= 1
-            draft.ended = loop_time()
-        draft.phase, draft.status, draft.headers, draft.body = (
+            result.ended = loop_time()
+        result.phase, result.status, result.headers, result.body = (
             answer.phase,
             answer.status,
             dict(answer.headers),
             answer.body,
         )
-        draft.backend_request_id = draft.headers.get("x-request-id")
+        result.backend_request_id = result.headers.get("x-request-id")
         if answer.error is not None:
             raise answer.error
         if answer.fault is not None:
@@ -158,15 +158,15 @@ class FakeBackend:
         return self.is_streaming
 
     @staticmethod
-    async def _generate(answer: Answer, request: BackendRequest, draft: Draft) -> None:
+    async def _generate(answer: Answer, request: BackendRequest, result: AttemptResult) -> None:
         began = loop_time()
         if answer.first_token_s is not None:
             await asyncio.sleep(answer.first_token_s)
-            draft.streamed, draft.first_token_at = True, loop_time()
+            result.streamed, result.first_token_at = True, loop_time()
             if request.on_first_token is not None:
                 request.on_first_token()
-        for name, value in answer.draft.items():
-            setattr(draft, name, value)
+        for name, value in answer.result.items():
+            setattr(result, name, value)
         await asyncio.sleep(answer.seconds - (loop_time() - began))
 
     async def probe(self) -> bool | None:

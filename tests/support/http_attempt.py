@@ -9,7 +9,7 @@ import pytest
 from worker.backends.openai import HttpBackend
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
-from worker.ports import BackendRequest, Draft
+from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings
 
 BODY = b'{"model" : "m","n":12345678901234567890, "x":"\\u00e9\xc3\xa9"}\n'
@@ -20,31 +20,31 @@ Open = Callable[..., HttpBackend]
 """A base URL and settings of a route to a backend; the fixture `open_backend`."""
 
 
-async def invoke(backend: HttpBackend, path: str = "/v1/x", body: bytes = BODY, **more: Any) -> Draft:
-    draft = Draft()
-    await backend.invoke(BackendRequest(path=path, body=body, **more), draft)
-    return draft
+async def invoke(backend: HttpBackend, path: str = "/v1/x", body: bytes = BODY, **more: Any) -> AttemptResult:
+    result = AttemptResult()
+    await backend.invoke(BackendRequest(path=path, body=body, **more), result)
+    return result
 
 
 class Attempt:
-    """One attempt, its draft, and how it ended."""
+    """One attempt, its result, and how it ended."""
 
     def __init__(self, base_url: str, timeouts: dict[str, Any] | None = None, **route: Any) -> None:
         settings = {"name": "r", "base_url": base_url, "timeouts": {**SHORT, **(timeouts or {})}, **route}
         self.backend = HttpBackend(RouteSettings.model_validate(settings))
-        self.draft = Draft()
+        self.result = AttemptResult()
         self.seconds = 0.0
 
     async def fail(self, body: bytes = b"{}", timeout_s: float | None = None) -> BackendError:
         """Return the error with which it must end."""
         began = time.monotonic()
         with pytest.raises(BackendError) as caught:
-            await self.backend.invoke(BackendRequest(path="/v1/x", body=body, timeout_s=timeout_s), self.draft)
+            await self.backend.invoke(BackendRequest(path="/v1/x", body=body, timeout_s=timeout_s), self.result)
         self.seconds = time.monotonic() - began
         await self.backend.aclose()
-        assert self.draft.ended is not None
+        assert self.result.ended is not None
         assert isinstance(caught.value.fault, Fault)
         return caught.value
 
     def outcome(self, error: BackendError) -> tuple[str, Phase, int | None]:
-        return error.fault, self.draft.phase, self.draft.status
+        return error.fault, self.result.phase, self.result.status

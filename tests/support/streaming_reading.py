@@ -1,4 +1,4 @@
-"""One streamed answer on virtual time: a network of steps, and what became of the draft."""
+"""One streamed answer on virtual time: a network of steps, and what became of the result."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from worker.backends.streams.accumulate import accumulator_for
 from worker.backends.streams.reading import StreamedAnswer
 from worker.errors import BackendError
 from worker.policy.model import Fault
-from worker.ports import Draft, Salvage
+from worker.ports import AttemptResult, ResumePoint
 from worker.settings.schema import TimeoutSettings
 
 DONE = b"data: [DONE]\n\n"
@@ -50,18 +50,22 @@ class Reading:
     def __init__(self, *steps: Step, path: str = CHAT, max_bytes: int = 10_000, **limits: float) -> None:
         accumulator = accumulator_for(path)
         assert accumulator is not None
-        self.draft = Draft(started=loop_time())
+        self.result = AttemptResult(started=loop_time())
         self.steps = list(steps)
         self.tokens: list[float] = []
         self.timer = AttemptTimer(TimeoutSettings.model_validate({**LIMITS, **limits}), limits.get("total_s", 100))
         self.answer = StreamedAnswer(
-            accumulator, self.draft, max_bytes=max_bytes, salvage=lambda _: Salvage(text="x", tokens=1), clock=loop_time
+            accumulator,
+            self.result,
+            max_bytes=max_bytes,
+            resume_point=lambda _: ResumePoint(text="x", tokens=1),
+            clock=loop_time,
         )
 
-    async def read(self) -> Draft:
+    async def read(self) -> AttemptResult:
         async with self.timer:
             await self.answer.read(network(self.steps), self.timer, lambda: self.tokens.append(loop_time()))
-        return self.draft
+        return self.result
 
     async def fail(self) -> Fault:
         """The fault with which it must end."""
@@ -76,5 +80,5 @@ class Reading:
     @property
     def text(self) -> str:
         """Of the answer, or of what came of it."""
-        body = json.loads(self.draft.partial or self.draft.body)
+        body = json.loads(self.result.partial or self.result.body)
         return str(body["choices"][0]["message"]["content"])

@@ -9,7 +9,7 @@ from tests.support.fakes import GOOD, REFUSED, FakeBackend, FakeClock, FakePubli
 from tests.support.virtual_time import DeadlockError, VirtualLoop, loop_time, settle, virtual_time
 from worker.errors import BackendError, PublishRetryableError, ReplyRejectedError
 from worker.policy.model import Fault, Phase
-from worker.ports import BackendRequest, Draft, Settlement
+from worker.ports import AttemptResult, BackendRequest, Settlement
 from worker.wire.message import ReceivedMessage
 
 REQUEST = BackendRequest(path="/v1/completions", body=b"{}")
@@ -71,22 +71,22 @@ def test_clock_jumps_only_its_wall_side() -> None:
 @virtual_time
 async def test_backend_follows_its_script_and_then_repeats() -> None:
     """Answers come in the order of the script; what comes after it is `then`."""
-    backend, drafts = FakeBackend(status(500), then=GOOD), [Draft(), Draft(), Draft()]
-    for draft in drafts:
-        await backend.invoke(REQUEST, draft)
-    assert [draft.status for draft in drafts] == [500, 200, 200]
+    backend, results = FakeBackend(status(500), then=GOOD), [AttemptResult(), AttemptResult(), AttemptResult()]
+    for result in results:
+        await backend.invoke(REQUEST, result)
+    assert [result.status for result in results] == [500, 200, 200]
     assert backend.requests == [REQUEST] * 3
-    assert all(draft.phase is Phase.PARSE and draft.ended is not None for draft in drafts)
+    assert all(result.phase is Phase.PARSE and result.ended is not None for result in results)
 
 
 @virtual_time
 async def test_backend_without_response_raises() -> None:
-    """A connection that fails is an exception with its fault, and the draft says how far it came."""
-    draft = Draft()
+    """A connection that fails is an exception with its fault, and the result says how far it came."""
+    result = AttemptResult()
     with pytest.raises(BackendError) as raised:
-        await FakeBackend(REFUSED).invoke(REQUEST, draft)
+        await FakeBackend(REFUSED).invoke(REQUEST, result)
     assert raised.value.fault == Fault.CONNECT
-    assert (draft.phase, draft.status) == (Phase.CONNECT, None)
+    assert (result.phase, result.status) == (Phase.CONNECT, None)
 
 
 @virtual_time
@@ -94,7 +94,7 @@ async def test_backend_is_held_open_counted_and_cancelled() -> None:
     """An attempt that is held stays under way until it is let go or cancelled."""
     backend = FakeBackend()
     backend.hold()
-    first, second = (asyncio.ensure_future(backend.invoke(REQUEST, Draft())) for _ in range(2))
+    first, second = (asyncio.ensure_future(backend.invoke(REQUEST, AttemptResult())) for _ in range(2))
     await settle()
     assert (backend.running, backend.peak) == (2, 2)
     second.cancel()
@@ -111,7 +111,7 @@ async def test_backend_keeps_the_time_it_is_given() -> None:
     backend = FakeBackend()
     backend.hold()
     with pytest.raises(BackendError, match=Fault.TOTAL_TIMEOUT):
-        await backend.invoke(BackendRequest(path="/", body=b"{}", timeout_s=5.0), Draft())
+        await backend.invoke(BackendRequest(path="/", body=b"{}", timeout_s=5.0), AttemptResult())
     assert loop_time() == pytest.approx(5.0)
 
 

@@ -28,7 +28,7 @@ from worker.backends.request.negotiation import Negotiator, Plan
 from worker.backends.streams.reading import StreamedAnswer, holds_events, is_event_stream
 from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
-from worker.ports import BackendRequest, Draft
+from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings, TimeoutSettings
 
 PROBE_TIMEOUT_S = 5.0
@@ -95,55 +95,55 @@ class HttpBackend:
         return self._key.current() != self._key_used
 
     def _request(
-        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes, draft: Draft
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes, result: AttemptResult
     ) -> httpx.Request:
-        """Return one request; the draft's phase will follow the sending of a long body."""
+        """Return one request; the result's phase will follow the sending of a long body."""
         key = self._key.current()
         if key != self._key_sent:  # not in place: requests on their way share the headers
             self._headers = {**self._headers, "authorization": f"Bearer {key}"}
             self._key_sent = key
         own = {**headers, "content-length": str(len(body))} if method == "POST" else headers
-        stream = httpx.ByteStream(body) if len(body) <= SLICE_BYTES else _Slices(body, draft)
+        stream = httpx.ByteStream(body) if len(body) <= SLICE_BYTES else _Slices(body, result)
         return PreparedRequest(method, url, fixed=self._headers, own=own, stream=stream, extensions=self._extensions)
 
     def streams(self, path: str, body: bytes, *, stream_requested: bool) -> bool:
         """See `worker.ports.Backend.streams`."""
         return self._negotiator.streams(path, body, stream_requested=stream_requested)
 
-    async def invoke(self, request: BackendRequest, draft: Draft) -> None:
-        """Make one attempt and fill the draft; see `worker.ports.Backend.invoke`."""
-        draft.started = time.monotonic()
+    async def invoke(self, request: BackendRequest, result: AttemptResult) -> None:
+        """Make one attempt and fill the result; see `worker.ports.Backend.invoke`."""
+        result.started = time.monotonic()
         limit = self._timeouts.total_s if request.timeout_s is None else min(self._timeouts.total_s, request.timeout_s)
         timer = AttemptTimer(self._timeouts, limit)
         try:
             plan = self._negotiator.plan(request)
             async with timer:
                 while True:
-                    plan.begin(draft)
-                    await self._exchange(request, plan, draft, timer)
-                    if not plan.retreat(draft):
+                    plan.begin(result)
+                    await self._exchange(request, plan, result, timer)
+                    if not plan.retreat(result):
                         break
-            draft.phase = Phase.PARSE
+            result.phase = Phase.PARSE
         except BackendError:
             raise
         except TimeoutError:
-            raise _timed_out(draft, timer.fault) from None
+            raise _timed_out(result, timer.fault) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise _translate(error, draft) from error
+            raise _translate(error, result) from error
         finally:
-            draft.ended = time.monotonic()
+            result.ended = time.monotonic()
 
-    async def _exchange(self, request: BackendRequest, plan: Plan, draft: Draft, timer: AttemptTimer) -> None:
+    async def _exchange(self, request: BackendRequest, plan: Plan, result: AttemptResult, timer: AttemptTimer) -> None:
         """Send the plan's call and read the answer to it."""
-        draft.phase = Phase.PREPARE
-        outgoing = self._request("POST", self.url(request.path), request.headers, plan.call.body, draft)
+        result.phase = Phase.PREPARE
+        outgoing = self._request("POST", self.url(request.path), request.headers, plan.call.body, result)
         self._key_used = self._key.current()
-        draft.phase = Phase.CONNECT
+        result.phase = Phase.CONNECT
         timer.await_first_byte()
 
         def connected() -> None:
-            if draft.phase is Phase.CONNECT and len(plan.call.body) <= SLICE_BYTES:
-                draft.phase = Phase.HEADERS  # all of the request is on its way
+            if result.phase is Phase.CONNECT and len(plan.call.body) <= SLICE_BYTES:
+                result.phase = Phase.HEADERS  # all of the request is on its way
             if request.on_connected is not None:
                 request.on_connected()
 
@@ -155,26 +155,26 @@ class HttpBackend:
         body = response.stream
         assert isinstance(body, httpx.AsyncByteStream)  # what an asynchronous transport returns
         try:
-            _note_headers(draft, response)
-            chunks = aiter(response.aiter_bytes() if "content-encoding" in draft.headers else body)
-            answer = self._streamed_answer(plan, draft) if is_event_stream(draft) else None
+            _note_headers(result, response)
+            chunks = aiter(response.aiter_bytes() if "content-encoding" in result.headers else body)
+            answer = self._streamed_answer(plan, result) if is_event_stream(result) else None
             if answer is not None:
-                draft.phase = Phase.STREAM
-                draft.streamed, draft.salvaged_tokens = True, plan.call.salvaged_tokens
+                result.phase = Phase.STREAM
+                result.streamed, result.salvaged_tokens = True, plan.call.salvaged_tokens
                 await answer.read(chunks, timer, request.on_first_token)
                 return
-            draft.body = await self._read(chunks, timer)
+            result.body = await self._read(chunks, timer)
         finally:
             await body.aclose()
-        if holds_events(draft) and (answer := self._streamed_answer(plan, draft)) is not None:
-            answer.assemble(draft.body)
+        if holds_events(result) and (answer := self._streamed_answer(plan, result)) is not None:
+            answer.assemble(result.body)
 
-    def _streamed_answer(self, plan: Plan, draft: Draft) -> StreamedAnswer | None:
+    def _streamed_answer(self, plan: Plan, result: AttemptResult) -> StreamedAnswer | None:
         """Return what takes a stream, `None` on paths whose answers cannot be assembled."""
         accumulator = plan.call.new_accumulator()
         if accumulator is None:
             return None
-        return StreamedAnswer(accumulator, draft, max_bytes=self._max_bytes, salvage=plan.salvage)
+        return StreamedAnswer(accumulator, result, max_bytes=self._max_bytes, resume_point=plan.resume_point)
 
     async def _read(self, chunks: AsyncIterator[bytes], timer: AttemptTimer) -> bytes:
         """Read the body; every chunk resets the idle timer."""
@@ -195,7 +195,7 @@ class HttpBackend:
             return None
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                request = self._request("GET", self._health_url, {}, b"", Draft())
+                request = self._request("GET", self._health_url, {}, b"", AttemptResult())
                 response = await self._transport.handle_async_request(request)
                 await response.aclose()
         except (httpx.HTTPError, OSError):  # a TimeoutError is an OSError
@@ -217,27 +217,27 @@ def _host(base_url: str) -> str:
 class _Slices(httpx.AsyncByteStream):
     """A long body; the phase is that of sending until the last slice was taken."""
 
-    def __init__(self, body: bytes, draft: Draft) -> None:
+    def __init__(self, body: bytes, result: AttemptResult) -> None:
         self._body = body
-        self._draft = draft
+        self._result = result
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        draft = self._draft
-        draft.phase = Phase.SEND
+        result = self._result
+        result.phase = Phase.SEND
         view = memoryview(self._body)
         for start in range(0, len(view), SLICE_BYTES):
             yield bytes(view[start : start + SLICE_BYTES])
-        if draft.phase is Phase.SEND:  # a server may answer before it has read everything
-            draft.phase = Phase.HEADERS
+        if result.phase is Phase.SEND:  # a server may answer before it has read everything
+            result.phase = Phase.HEADERS
 
 
-def _note_headers(draft: Draft, response: httpx.Response) -> None:
-    draft.phase = Phase.BODY
-    draft.status = response.status_code
-    draft.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
+def _note_headers(result: AttemptResult, response: httpx.Response) -> None:
+    result.phase = Phase.BODY
+    result.status = response.status_code
+    result.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
     for name in REQUEST_ID_HEADERS:
-        if name in draft.headers:
-            draft.backend_request_id = draft.headers[name]
+        if name in result.headers:
+            result.backend_request_id = result.headers[name]
             break
 
 
@@ -248,22 +248,22 @@ _SILENCES: Mapping[Fault, str] = {
 }
 
 
-def _timed_out(draft: Draft, fault: Fault) -> BackendError:
-    if draft.phase is Phase.CONNECT:
-        draft.phase = Phase.HEADERS  # connecting has its own, shorter limit
+def _timed_out(result: AttemptResult, fault: Fault) -> BackendError:
+    if result.phase is Phase.CONNECT:
+        result.phase = Phase.HEADERS  # connecting has its own, shorter limit
     return BackendError(fault, _SILENCES[fault])
 
 
-def _translate(error: Exception, draft: Draft) -> BackendError:
+def _translate(error: Exception, result: AttemptResult) -> BackendError:
     """Return what the failure means; its words are those of its cause, which know more."""
     cause = error.__cause__ or error
     text = f"{type(cause).__name__}: {cause}"
     if isinstance(error, _NOT_CONNECTED):
         return BackendError(Fault.CONNECT_TIMEOUT, text)
-    if isinstance(error, _NOT_SENT) and draft.phase is Phase.CONNECT:
+    if isinstance(error, _NOT_SENT) and result.phase is Phase.CONNECT:
         return BackendError(Fault.CONNECT, text)
     if isinstance(error, httpx.DecodingError):
         return BackendError(Fault.DECODING, text)
-    if draft.phase is Phase.CONNECT:
-        draft.phase = Phase.HEADERS
+    if result.phase is Phase.CONNECT:
+        result.phase = Phase.HEADERS
     return BackendError(Fault.CONNECTION_LOST, text)

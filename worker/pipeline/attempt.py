@@ -21,7 +21,7 @@ from worker.policy.answers import asks_about_nothing
 from worker.policy.budgets import next_delay_s
 from worker.policy.engine import ErrorPolicy
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Scope
-from worker.ports import BackendRequest, Draft
+from worker.ports import AttemptResult, BackendRequest
 from worker.telemetry.logs import get_logger
 from worker.telemetry.measures import output_tokens
 from worker.telemetry.record import Recorder
@@ -114,24 +114,24 @@ class Attempts:
                 return TOO_LATE  # that says nothing about the backend: short deadlines must not open the breaker
             decision = await self._policy.decide(event, consecutive_forbidden=route.forbidden_in_a_row)
             if decision.breaker is BreakerAction.SUCCESS:
-                permit.finish(AttemptSignal(breaker=BreakerEffect.SUCCESS, work=output_tokens(delivery.draft)))
+                permit.finish(AttemptSignal(breaker=BreakerEffect.SUCCESS, work=output_tokens(delivery.result)))
             else:
                 self._report_failure(permit, decision, route, request.model)
         return decision
 
     async def _invoke(self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit) -> ErrorEvent:
-        draft = delivery.draft = Draft()
+        result = delivery.result = AttemptResult()
         delivery.tries += 1
         delivery.charged_tries += 1
         fault, detail = None, ""
         self._recorder.attempt_starts(delivery)
         self._tracer.attempt_starts(delivery)
         try:
-            await route.backend.invoke(self._backend_request(delivery, request, permit), draft)
+            await route.backend.invoke(self._backend_request(delivery, request, permit), result)
         except BackendError as error:
             fault, detail = Fault(error.fault), error.detail
         except asyncio.CancelledError:
-            if draft.is_whole:  # an answer that exists is not thrown away
+            if result.is_whole:  # an answer that exists is not thrown away
                 delivery.event = self._event(delivery, request, route, None, "")
                 delivery.decision = self._policy.judge(delivery.event).decision
             raise
@@ -140,10 +140,10 @@ class Attempts:
             fault, detail = Fault.INTERNAL, repr(error)
         finally:
             self._recorder.attempt_ends()
-            delivery.salvage = draft.salvage
-        if draft.status == _FORBIDDEN:
+            delivery.resume_point = result.resume_point
+        if result.status == _FORBIDDEN:
             route.forbidden_in_a_row += 1
-        elif fault is None and draft.status is not None and draft.status < 300:  # noqa: PLR2004
+        elif fault is None and result.status is not None and result.status < 300:  # noqa: PLR2004
             route.forbidden_in_a_row = 0
         event = delivery.event = self._event(delivery, request, route, fault, detail)
         return event
@@ -152,19 +152,19 @@ class Attempts:
     def _event(
         delivery: Delivery, request: RequestMessage, route: Route, fault: Fault | None, detail: str
     ) -> ErrorEvent:
-        draft = delivery.draft or Draft()
+        result = delivery.result or AttemptResult()
         return ErrorEvent(
             backend=route.name,
             path=request.path,
             model=request.model,
-            phase=draft.phase,
-            status=draft.status,
-            headers=draft.headers,
-            body=draft.body,
+            phase=result.phase,
+            status=result.status,
+            headers=result.headers,
+            body=result.body,
             fault=fault,
             detail=detail,
-            in_stream=draft.in_stream,
-            has_partial=draft.content_events > 0,
+            in_stream=result.in_stream,
+            has_partial=result.content_events > 0,
             input_is_empty=asks_about_nothing(request.path, request.body or b""),
             delivery_attempt=delivery.message.delivery_attempt,
             attempts=delivery.tries,
@@ -189,7 +189,7 @@ class Attempts:
             headers=headers,
             stream_requested=request.stream,
             timeout_s=None if request.deadline is None else max(0.0, request.deadline - self._wall_clock()),
-            salvage=delivery.salvage,
+            resume_point=delivery.resume_point,
             on_connected=permit.connected if permit.is_probe else None,
             on_first_token=permit.first_byte,
         )
@@ -223,7 +223,7 @@ class Attempts:
         class's limit like any other, and the budgets have the last word.  Behind an open breaker nothing is changed:
         there `discount_outage` decides, and what it holds is continued all the same.
         """
-        is_possible = delivery.salvage is not None and delivery.continuations < MAX_CONTINUATIONS
+        is_possible = delivery.resume_point is not None and delivery.continuations < MAX_CONTINUATIONS
         if decision.disposition is not Disposition.NACK or not is_possible or _blocking(delivery, route) is not None:
             return decision
         delivery.continuations += 1

@@ -188,8 +188,8 @@ class Replier:
             attributes["delivery_attempt"] = str(message.delivery_attempt)
         if delivery.backend is not None:
             attributes["backend"] = delivery.backend
-        if delivery.draft is not None and delivery.draft.backend_request_id is not None:
-            attributes["backend_request_id"] = delivery.draft.backend_request_id
+        if delivery.result is not None and delivery.result.backend_request_id is not None:
+            attributes["backend_request_id"] = delivery.result.backend_request_id
         if self._copy or reply.extra:  # ours come first: what is too many is left out at the end
             attributes |= {**self._copied(message.attributes), **reply.extra}
         self._tracer.inject(delivery, attributes)

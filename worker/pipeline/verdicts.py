@@ -55,7 +55,7 @@ def build_reply(delivery: Delivery, decision: Decision, *, stats: bytes | None =
         return Reply(status_code=decision.reply_status, body=event.body, metadata=metadata, stats=stats)
     if event is None:  # never tried, or cut before the attempt was judged
         event = ErrorEvent(backend=delivery.backend or "", path="", phase=Phase.PREPARE)
-    partial = partial_of(decision, event, delivery.draft.partial if delivery.draft is not None else None)
+    partial = partial_of(decision, event, delivery.result.partial if delivery.result is not None else None)
     status, body = error_reply(decision, event, attempts=delivery.tries, partial=partial)
     return Reply(
         status_code=status,

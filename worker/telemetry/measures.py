@@ -15,7 +15,7 @@ Tokens are those of the last attempt.  Of an answer that goes on from an earlier
 
 from dataclasses import dataclass
 
-from worker.ports import Draft
+from worker.ports import AttemptResult
 from worker.telemetry.usage import Usage, read_usage, usage_of
 
 _NO_USAGE = Usage()
@@ -33,17 +33,17 @@ class Measures:
     salvaged_tokens: int | None = None
 
 
-def measure(draft: Draft, body: bytes) -> Measures:
+def measure(result: AttemptResult, body: bytes) -> Measures:
     """
     Return the measures of an attempt.
 
     Args:
-        draft: Of the attempt.
+        result: Of the attempt.
         body: Where an answer that was not streamed tells its usage; `{}` for an error.
     """
-    usage = _usage(draft, body)
-    ttft_s = None if draft.first_token_at is None else draft.first_token_at - draft.started
-    ttlt_s = None if draft.ended is None else draft.ended - draft.started
+    usage = _usage(result, body)
+    ttft_s = None if result.first_token_at is None else result.first_token_at - result.started
+    ttlt_s = None if result.ended is None else result.ended - result.started
     tpot_s = None
     if ttft_s is not None and ttlt_s is not None and usage.output is not None and usage.output > 1:
         tpot_s = (ttlt_s - ttft_s) / (usage.output - 1)
@@ -52,17 +52,17 @@ def measure(draft: Draft, body: bytes) -> Measures:
         ttlt_s=ttlt_s,
         tpot_s=tpot_s,
         usage=usage,
-        streamed=draft.streamed,
-        salvaged_tokens=draft.salvaged_tokens,
+        streamed=result.streamed,
+        salvaged_tokens=result.salvaged_tokens,
     )
 
 
-def output_tokens(draft: Draft | None) -> int | None:
+def output_tokens(result: AttemptResult | None) -> int | None:
     """Return the size of a good answer, by which the window tells a long generation from a slow backend."""
-    return None if draft is None else _usage(draft, draft.body).output
+    return None if result is None else _usage(result, result.body).output
 
 
-def _usage(draft: Draft, body: bytes) -> Usage:
+def _usage(result: AttemptResult, body: bytes) -> Usage:
     """Return the usage: of a stream as it was counted there, since the answer itself may have to do without."""
-    found = usage_of(draft.usage) if draft.usage is not None else read_usage(body)
+    found = usage_of(result.usage) if result.usage is not None else read_usage(body)
     return found or _NO_USAGE

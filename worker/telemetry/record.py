@@ -88,11 +88,11 @@ class Recorder:
         self._child(
             self._metrics.attempts_total, delivery.backend or "none", error_class, decision.disposition.value
         ).inc()
-        draft = delivery.draft
-        if draft is not None and draft.ended is not None:
+        result = delivery.result
+        if result is not None and result.ended is not None:
             outcome = "ok" if decision.error_class is None else "error"
             histogram = self._child(self._metrics.request_duration_seconds, *self._route(delivery), outcome)
-            histogram.observe(draft.ended - draft.started)
+            histogram.observe(result.ended - result.started)
         if decision.disposition is Disposition.HOLD:
             _log.warning("held", **self._line(delivery))
 
@@ -135,17 +135,17 @@ class Recorder:
             self._child(self._metrics.held_seconds, *route).observe(delivery.held_s)
         if measures.salvaged_tokens is not None:
             self._child(self._metrics.salvaged_tokens_total, *route).inc(measures.salvaged_tokens)
-        if delivery.draft is not None and delivery.draft.missing_done:
+        if delivery.result is not None and delivery.result.missing_done:
             self._child(self._metrics.missing_done_total, delivery.backend or "none").inc()
 
     @staticmethod
     def _measures(delivery: Delivery) -> Measures:
         """Measure the latest attempt; tokens of a good answer are paid for whatever becomes of it afterwards."""
-        draft, decision = delivery.draft, delivery.decision
-        if draft is None:
+        result, decision = delivery.result, delivery.decision
+        if result is None:
             return Measures()
         is_good = decision is not None and decision.error_class is None
-        return measure(draft, draft.body if is_good else b"{}")
+        return measure(result, result.body if is_good else b"{}")
 
     def settled_again(self, delivery: Delivery) -> None:
         """Note a redelivery of what was answered already."""
@@ -170,7 +170,7 @@ class Recorder:
 
     def stats(self, delivery: Delivery) -> bytes | None:
         """Return the `stats` object of an answer, `None` where answers carry none; absent values are null."""
-        if not self._include_stats or delivery.draft is None:
+        if not self._include_stats or delivery.result is None:
             return None
         measures, request, decision = self._measures(delivery), delivery.request, delivery.decision
         return msgspec.json.encode(
@@ -185,7 +185,7 @@ class Recorder:
                 "held_s": _rounded(delivery.held_s),
                 "delivery_attempt": delivery.message.delivery_attempt,
                 "streamed": measures.streamed,
-                "request_time": self._request_time(delivery.draft.started),
+                "request_time": self._request_time(delivery.result.started),
                 "backend": delivery.backend,
                 "model": request.model if request is not None else None,
                 "error_class": decision.error_class if decision is not None else None,
@@ -198,7 +198,7 @@ class Recorder:
 
     def _line(self, delivery: Delivery) -> dict[str, Any]:
         """Return the fields of the canonical line that every settlement has."""
-        message, request, draft, decision = delivery.message, delivery.request, delivery.draft, delivery.decision
+        message, request, result, decision = delivery.message, delivery.request, delivery.result, delivery.decision
         line: dict[str, Any] = {
             "message_id": message.message_id,
             "delivery_attempt": message.delivery_attempt,
@@ -214,18 +214,18 @@ class Recorder:
             line["queue_s"] = round(delivery.queue_s, 3)
         if delivery.held_s:
             line["held_s"] = round(delivery.held_s, 3)
-        if draft is not None and draft.ended is not None:
-            line["attempt_s"] = round(draft.ended - draft.started, 4)
-            line["backend_request_id"] = draft.backend_request_id
-            if draft.first_token_at is not None:
-                line["ttft_s"] = round(draft.first_token_at - draft.started, 4)
-            if draft.salvaged_tokens is not None:
-                line["salvaged_tokens"] = draft.salvaged_tokens
+        if result is not None and result.ended is not None:
+            line["attempt_s"] = round(result.ended - result.started, 4)
+            line["backend_request_id"] = result.backend_request_id
+            if result.first_token_at is not None:
+                line["ttft_s"] = round(result.first_token_at - result.started, 4)
+            if result.salvaged_tokens is not None:
+                line["salvaged_tokens"] = result.salvaged_tokens
         if decision is not None:
             line["disposition"] = decision.disposition.value
             if decision.error_class is not None:
                 line |= {"error_class": decision.error_class.value, "rule": decision.rule}
-                line |= {"error": decision.message[:300], "backend_status": draft.status if draft else None}
+                line |= {"error": decision.message[:300], "backend_status": result.status if result else None}
         return line
 
 

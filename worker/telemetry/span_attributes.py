@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 from opentelemetry.util.types import AttributeValue
 
-from worker.ports import Draft
+from worker.ports import AttemptResult
 from worker.telemetry.measures import measure
 
 OPERATIONS = {
@@ -51,20 +51,20 @@ class _Answer(msgspec.Struct):
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
-def measured(draft: Draft, *, is_good: bool) -> dict[str, AttributeValue | None]:
+def measured(result: AttemptResult, *, is_good: bool) -> dict[str, AttributeValue | None]:
     """Return what is known about an attempt at its end."""
-    measures = measure(draft, draft.body if is_good else b"{}")
-    answer = _read_answer(draft.body) if is_good else _Answer()
+    measures = measure(result, result.body if is_good else b"{}")
+    answer = _read_answer(result.body) if is_good else _Answer()
     reasons = [choice.finish_reason for choice in answer.choices if isinstance(choice.finish_reason, str)]
     return {
-        "http.response.status_code": draft.status,
-        "gen_ai.request.stream": draft.streamed or None,
+        "http.response.status_code": result.status,
+        "gen_ai.request.stream": result.streamed or None,
         "gen_ai.response.time_to_first_chunk": measures.ttft_s,
         "gen_ai.response.id": text(answer.id),
         "gen_ai.response.model": text(answer.model),
         "gen_ai.response.finish_reasons": reasons or None,
-        "inference_worker.phase": None if is_good else draft.phase.value,
-        "inference_worker.backend_request_id": text(draft.backend_request_id),
+        "inference_worker.phase": None if is_good else result.phase.value,
+        "inference_worker.backend_request_id": text(result.backend_request_id),
         "inference_worker.salvaged_tokens": measures.salvaged_tokens,
         **{_USAGE[kind]: count for kind, count in measures.usage.kinds()},
     }

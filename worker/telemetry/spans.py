@@ -70,7 +70,7 @@ class SpanTracer:
         topic: Name of the response topic, short.
         base_urls: Of the backends, by name of the route.
         close: Called by `aclose`.
-        clock: Monotonic seconds; the clock of deliveries and drafts.
+        clock: Monotonic seconds; the clock of deliveries and results.
         wall_clock: Unix seconds.
     """
 
@@ -170,20 +170,20 @@ class SpanTracer:
 
     def attempt_ends(self, delivery: Delivery, decision: Decision | None) -> None:
         """End it, at the end of the attempt itself where there was one."""
-        trace, draft = delivery.trace, delivery.draft
+        trace, result = delivery.trace, delivery.result
         if trace is None or trace.inner is None:
             return
         span, trace.inner = trace.inner, None
         if span.is_recording():
             is_good = decision is not None and decision.error_class is None
-            if draft is not None:
-                span.set_attributes(known(measured(draft, is_good=is_good)))
+            if result is not None:
+                span.set_attributes(known(measured(result, is_good=is_good)))
             if decision is None:
                 _fail(span, "cancelled")
             elif not is_good:
                 span.set_attribute("inference_worker.rule", decision.rule)
                 _fail(span, decision.error_class, decision.message)
-        ended = draft.ended if draft is not None else None
+        ended = result.ended if result is not None else None
         span.end(self._now(trace) if ended is None else _nanoseconds(ended + trace.offset_s))
 
     def publish_starts(self, delivery: Delivery) -> None:

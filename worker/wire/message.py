@@ -108,10 +108,10 @@ def decode_request(data: bytes) -> RequestMessage:
     try:
         return _decode(data)
     except MessageError as error:
-        error.metadata = salvage_metadata(data)
+        error.metadata = read_metadata_leniently(data)
         raise
     except RecursionError:
-        raise MessageError("the message is nested too deeply", metadata=salvage_metadata(data)) from None
+        raise MessageError("the message is nested too deeply", metadata=read_metadata_leniently(data)) from None
 
 
 def _decode(data: bytes) -> RequestMessage:
@@ -183,7 +183,7 @@ def _find_repeated(data: bytes, fields: Mapping[str, bytes]) -> str | None:
     return name if seen and _END.match(data, position) is None else None
 
 
-def salvage_metadata(data: bytes) -> bytes:
+def read_metadata_leniently(data: bytes) -> bytes:
     """Return the metadata of a message that is no request, as raw JSON; `{}` where none can be read."""
     try:
         raw = bytes(_decode_keys(data).get("metadata", b"{}"))

@@ -4,14 +4,14 @@ import asyncio
 import json
 from typing import Any
 
-from tests.support.broken_streams import SALVAGE, broken, content, partial
+from tests.support.broken_streams import RESUME_POINT, broken, content, partial
 from tests.support.fakes import REFUSED, Answer, FakeBackend
 from tests.support.pipeline import Pipeline, message
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.flow.gate import Permit, RouteGate
 from worker.flow.queue import AdmissionOrder
 from worker.pipeline.attempt import MAX_CONTINUATIONS
-from worker.ports import BackendRequest, Salvage, Settlement
+from worker.ports import BackendRequest, ResumePoint, Settlement
 from worker.settings.schema import BreakerSettings
 
 ACK, NACK = Settlement.ACK, Settlement.NACK
@@ -20,18 +20,18 @@ ACK, NACK = Settlement.ACK, Settlement.NACK
 class Continuing(FakeBackend):
     """Goes on from what it is given."""
 
-    def salvages(self) -> list[Salvage | None]:
-        return [request.salvage for request in self.requests]
+    def resume_points(self) -> list[ResumePoint | None]:
+        return [request.resume_point for request in self.requests]
 
 
 @virtual_time
 async def test_a_broken_stream_is_continued_in_this_process() -> None:
     """The message is kept, though its class would hand it back, and the next try is given what came."""
-    good = Answer(draft={"salvaged_tokens": 3})
-    backend = Continuing(broken(salvage=SALVAGE), good)
+    good = Answer(result={"salvaged_tokens": 3})
+    backend = Continuing(broken(resume_point=RESUME_POINT), good)
     pipeline = Pipeline(backend, include_stats=True)
     assert await pipeline.handle(message(attempt=1)) is ACK
-    assert backend.salvages() == [None, SALVAGE]
+    assert backend.resume_points() == [None, RESUME_POINT]
     stats = pipeline.answer.json["stats"]
     assert (stats["salvaged_tokens"], stats["attempts"]) == (3, 2)
     assert loop_time() < 1.5
@@ -41,18 +41,20 @@ async def test_a_broken_stream_is_continued_in_this_process() -> None:
 @virtual_time
 async def test_it_counts_against_the_limit_of_its_class() -> None:
     """Three tries of a stream that breaks, and the last one's partial is the answer."""
-    rest = Salvage(text="Hello", tokens=5)
-    backend = Continuing(broken(salvage=SALVAGE), broken(salvage=rest), broken(text="Hello wor", salvage=rest))
+    rest = ResumePoint(text="Hello", tokens=5)
+    backend = Continuing(
+        broken(resume_point=RESUME_POINT), broken(resume_point=rest), broken(text="Hello wor", resume_point=rest)
+    )
     pipeline = Pipeline(backend)
     assert await pipeline.handle(message(attempt=1)) is ACK
-    assert backend.salvages() == [None, SALVAGE, rest]
+    assert backend.resume_points() == [None, RESUME_POINT, rest]
     assert content(pipeline.answer.json["body"]) == "Hello wor"
 
 
 @virtual_time
 async def test_the_brokers_count_is_heeded() -> None:
     """A third delivery of a class that has three tries is its last one: nothing is continued."""
-    backend = Continuing(then=broken(salvage=SALVAGE))
+    backend = Continuing(then=broken(resume_point=RESUME_POINT))
     pipeline = Pipeline(backend)
     assert await pipeline.handle(message(attempt=3)) is ACK
     assert len(backend.requests) == 1
@@ -61,7 +63,7 @@ async def test_the_brokers_count_is_heeded() -> None:
 @virtual_time
 async def test_a_class_without_a_limit_is_continued_a_few_times() -> None:
     """Then it goes elsewhere."""
-    aborted = Answer(body=partial().replace(b"null", b'"abort"'), draft={"salvage": SALVAGE})
+    aborted = Answer(body=partial().replace(b"null", b'"abort"'), result={"resume_point": RESUME_POINT})
     backend = Continuing(then=aborted)
     pipeline = Pipeline(backend, breaker=BreakerSettings(failures=1000))
     assert await pipeline.handle(message(attempt=1)) is NACK
@@ -71,7 +73,7 @@ async def test_a_class_without_a_limit_is_continued_a_few_times() -> None:
 @virtual_time
 async def test_nothing_is_continued_in_a_drain() -> None:
     """It is handed back: another pod begins anew."""
-    backend = Continuing(then=broken(salvage=SALVAGE, seconds=10.0))
+    backend = Continuing(then=broken(resume_point=RESUME_POINT, seconds=10.0))
     pipeline = Pipeline(backend)
     handling = pipeline.start(message(attempt=1))
     await asyncio.sleep(5)
@@ -93,9 +95,9 @@ async def test_without_anything_to_go_on_from_it_is_handed_back() -> None:
 async def test_an_error_event_before_new_text_is_a_plain_error(logs: list[Any]) -> None:
     """What the try went on from is in its partial, but this stream had not begun: it is held as what it names."""
     busy = {"error": {"message": "busy", "type": "t", "code": 503}}
-    first = {"partial": partial(), "salvage": SALVAGE, "in_stream": True, "content_events": 0}
-    refused = Answer(body=json.dumps(busy).encode(), draft=first)
-    pipeline = Pipeline(Continuing(broken(salvage=SALVAGE), refused))
+    first = {"partial": partial(), "resume_point": RESUME_POINT, "in_stream": True, "content_events": 0}
+    refused = Answer(body=json.dumps(busy).encode(), result=first)
+    pipeline = Pipeline(Continuing(broken(resume_point=RESUME_POINT), refused))
     assert await pipeline.handle(message(attempt=1)) is ACK
     assert [line["error_class"] for line in logs if line["event"] == "held"] == ["stream_broken", "overloaded"]
 
@@ -125,15 +127,15 @@ async def test_the_gate_knows_which_attempts_will_tell_of_their_first_token() ->
 @virtual_time
 async def test_behind_an_open_breaker_it_waits_and_is_continued_then(logs: list[Any]) -> None:
     """The outage is not the message's fault: held by the rule for outages, and what came is not lost meanwhile."""
-    backend = Continuing(broken(salvage=SALVAGE), then=REFUSED)
+    backend = Continuing(broken(resume_point=RESUME_POINT), then=REFUSED)
     pipeline = Pipeline(backend, breaker=BreakerSettings(failures=1))
 
     def recovers(request: BackendRequest) -> Answer:
-        return Answer(draft={"salvaged_tokens": request.salvage.tokens if request.salvage else None})
+        return Answer(result={"salvaged_tokens": request.resume_point.tokens if request.resume_point else None})
 
     backend.then = recovers
     assert await pipeline.handle(message(attempt=1)) is ACK
-    assert backend.salvages() == [None, SALVAGE]
+    assert backend.resume_points() == [None, RESUME_POINT]
     assert [line["rule"] for line in logs if line["event"] == "held"] == ["builtin:stream_broken+outage"]
 
 

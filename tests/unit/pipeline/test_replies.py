@@ -10,7 +10,7 @@ from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.delivery import Delivery, Reply
 from worker.errors import PublishRefusedError, PublishRetryableError, ReplyRejectedError
 from worker.pipeline.replies import PAUSE_AFTER_TRIES, PUBLISH_BACKOFF
-from worker.ports import Draft
+from worker.ports import AttemptResult
 from worker.wire.message import ReceivedMessage
 
 REPLY = Reply(status_code=200, body=b'{"ok":true}', metadata=b'{"k":1}')
@@ -193,7 +193,7 @@ async def test_attributes_name_everything_that_is_known() -> None:
     pipeline, delivery = Pipeline(), _delivery()
     assert pipeline.replier.attributes(delivery, REPLY) == {"request_message_id": "m", "status_code": "200"}
     delivery.message = ReceivedMessage(message_id="m", data=b"", delivery_attempt=3)
-    delivery.backend, delivery.draft = "vllm", Draft(backend_request_id="r")
+    delivery.backend, delivery.result = "vllm", AttemptResult(backend_request_id="r")
     reply = Reply(status_code=503, body=b"{}", error_class="aborted", truncated=True, extra={"x": "y"})
     assert pipeline.replier.attributes(delivery, reply) == {
         "request_message_id": "m",

@@ -10,7 +10,7 @@ from tests.support.fakes import Answer, FakeBackend, status
 from tests.support.pipeline import Pipeline, message
 from tests.support.virtual_time import virtual_time
 from worker.policy.model import Fault, Phase
-from worker.ports import Draft
+from worker.ports import AttemptResult
 from worker.telemetry.measures import Measures, measure
 from worker.telemetry.usage import Usage
 
@@ -23,13 +23,13 @@ COUNTS = {
 }
 
 
-def a_draft(first: float | None = None, ended: float | None = None, **more: Any) -> Draft:
-    return Draft(started=10.0, first_token_at=first, ended=ended, **more)
+def a_result(first: float | None = None, ended: float | None = None, **more: Any) -> AttemptResult:
+    return AttemptResult(started=10.0, first_token_at=first, ended=ended, **more)
 
 
 def test_a_streamed_answer_has_everything() -> None:
     """First token, last token, time per token after the first, and what the stream counted."""
-    measures = measure(a_draft(12.0, 17.0, streamed=True, usage=COUNTS), b'{"choices":[]}')
+    measures = measure(a_result(12.0, 17.0, streamed=True, usage=COUNTS), b'{"choices":[]}')
     assert (measures.ttft_s, measures.ttlt_s, measures.tpot_s) == (2.0, 7.0, 0.5)
     assert measures.usage == Usage(input=30, output=11, input_cached=20, output_reasoning=4)
     assert measures.streamed
@@ -37,14 +37,14 @@ def test_a_streamed_answer_has_everything() -> None:
 
 def test_a_whole_answer_has_no_first_token() -> None:
     """Null and not 0; its tokens are in its body."""
-    measures = measure(a_draft(None, 17.0), UNARY)
+    measures = measure(a_result(None, 17.0), UNARY)
     assert (measures.ttft_s, measures.ttlt_s, measures.tpot_s) == (None, 7.0, None)
     assert measures.usage == Usage(input=3, output=5)
 
 
 def test_the_tokens_of_a_stream_are_known_although_its_answer_does_without() -> None:
     """A request that streams without asking for usage gets none, and is counted all the same."""
-    assert measure(a_draft(usage={"prompt_tokens": 7}), UNARY).usage == Usage(input=7)
+    assert measure(a_result(usage={"prompt_tokens": 7}), UNARY).usage == Usage(input=7)
 
 
 @pytest.mark.parametrize(
@@ -52,22 +52,22 @@ def test_the_tokens_of_a_stream_are_known_although_its_answer_does_without() -> 
 )
 def test_a_time_per_token_needs_more_than_one(usage: dict[str, Any] | None) -> None:
     """One token has no pace, and neither has an unknown number of them."""
-    assert measure(a_draft(12.0, 17.0, usage=usage), b"{}").tpot_s is None
+    assert measure(a_result(12.0, 17.0, usage=usage), b"{}").tpot_s is None
 
 
 def test_a_failure_has_the_time_it_took() -> None:
     """How long until it failed is told; an attempt that never ended has none."""
-    assert measure(a_draft(None, 11.0), b"{}").ttlt_s == 1.0
-    assert measure(a_draft(12.0), b"{}") == Measures(ttft_s=2.0)
+    assert measure(a_result(None, 11.0), b"{}").ttlt_s == 1.0
+    assert measure(a_result(12.0), b"{}") == Measures(ttft_s=2.0)
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6), st.none() | st.integers(-3, 10**6), st.none() | st.floats(0, 1e5))
 def test_the_definitions_hold(until_first: float, rest: float, output: int | None, started: float | None) -> None:
     """TTFT <= TTLT, and TPOT times the tokens after the first is the time after it."""
     start = started or 0.0
-    draft = Draft(started=start, first_token_at=start + until_first, ended=start + until_first + rest)
-    draft.usage = None if output is None else {"output_tokens": output}
-    measures = measure(draft, b"{}")
+    result = AttemptResult(started=start, first_token_at=start + until_first, ended=start + until_first + rest)
+    result.usage = None if output is None else {"output_tokens": output}
+    measures = measure(result, b"{}")
     assert measures.ttft_s is not None
     assert measures.ttlt_s is not None
     assert measures.ttft_s <= measures.ttlt_s
@@ -80,7 +80,7 @@ def test_the_definitions_hold(until_first: float, rest: float, output: int | Non
 
 # In the answer and in the metrics
 
-STREAMED = Answer(first_token_s=2.0, seconds=7.0, draft={"usage": COUNTS, "content_events": 11})
+STREAMED = Answer(first_token_s=2.0, seconds=7.0, result={"usage": COUNTS, "content_events": 11})
 PARTIAL = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"Hel"},"finish_reason":null}]}'
 BROKEN = Answer(
     status=200,
@@ -89,7 +89,7 @@ BROKEN = Answer(
     phase=Phase.STREAM,
     first_token_s=1.0,
     seconds=4.0,
-    draft={"partial": PARTIAL, "content_events": 1},
+    result={"partial": PARTIAL, "content_events": 1},
 )
 
 
@@ -125,8 +125,8 @@ def observed(pipeline: Pipeline, metric: str) -> tuple[float, float]:
 async def test_metrics_say_what_the_answers_say() -> None:
     """Over any mixture of ends, counts and sums are those of the answers' stats."""
     whole = Answer(seconds=1.0)
-    salvaged = Answer(first_token_s=1.0, seconds=3.0, draft={"usage": COUNTS, "salvaged_tokens": 40})
-    undone = Answer(first_token_s=0.5, seconds=1.0, draft={"missing_done": True})
+    salvaged = Answer(first_token_s=1.0, seconds=3.0, result={"usage": COUNTS, "salvaged_tokens": 40})
+    undone = Answer(first_token_s=0.5, seconds=1.0, result={"missing_done": True})
     busy = status(429)
     pipeline = Pipeline(FakeBackend(STREAMED, whole, BROKEN, salvaged, undone, busy, busy, whole), include_stats=True)
     for _ in range(6):

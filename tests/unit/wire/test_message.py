@@ -20,7 +20,7 @@ from worker.wire.message import (
     encode_response,
     is_json_object,
     message_bytes,
-    salvage_metadata,
+    read_metadata_leniently,
 )
 
 PATH = "/v1/chat/completions"
@@ -375,9 +375,9 @@ def test_json_objects_are_recognised(data: bytes, verdict: bool) -> None:
     assert is_json_object(data) is verdict
 
 
-def test_salvage_never_raises() -> None:
+def test_the_lenient_reading_of_metadata_never_raises() -> None:
     """Data without metadata gives an empty object."""
-    assert [salvage_metadata(data) for data in (b"", b"{}", b"[[", b"\xff", b'{"metadata":3}')] == [b"{}"] * 5
+    assert [read_metadata_leniently(data) for data in (b"", b"{}", b"[[", b"\xff", b'{"metadata":3}')] == [b"{}"] * 5
 
 
 def test_sizes_count_bytes_of_data_and_attributes() -> None:

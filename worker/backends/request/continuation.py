@@ -18,7 +18,7 @@ import msgspec
 from worker.backends.request.body import Fields, is_set, raw, value_of, with_changes
 from worker.backends.request.stream import Call, Form, Kind, choices_of, form_changes, kind_of, maker
 from worker.backends.streams.accumulate import Accumulator
-from worker.ports import Salvage
+from worker.ports import ResumePoint
 from worker.settings.schema import ContinuationMode
 
 _NOT_CONTINUED = (
@@ -56,7 +56,7 @@ _decode_message = msgspec.json.Decoder(_Message).decode
 
 
 def continue_call(
-    mode: ContinuationMode, path: str, body: bytes, fields: Fields, *, form: Form, salvage: Salvage
+    mode: ContinuationMode, path: str, body: bytes, fields: Fields, *, form: Form, resume_point: ResumePoint
 ) -> Call | None:
     """
     Return the call that goes on from what was salvaged, `None` where the request has to start anew.
@@ -69,22 +69,22 @@ def continue_call(
         body: As the requester wrote it.
         fields: The body's top level.
         form: In which it would be sent.
-        salvage: What there is.
+        resume_point: What there is.
     """
     kind = kind_of(path)
-    changes = _opening(mode, kind, fields, salvage.text) if can_continue(mode, kind, fields) else None
+    changes = _opening(mode, kind, fields, resume_point.text) if can_continue(mode, kind, fields) else None
     if kind is None or changes is None or form is Form.UNARY:
         return None
     for limit in _LIMITS:
         tokens = value_of(fields, limit)
         if type(tokens) is int:
-            changes[limit] = b"%d" % max(1, tokens - salvage.tokens)
+            changes[limit] = b"%d" % max(1, tokens - resume_point.tokens)
     changes |= form_changes(form, kind, fields)
     return Call(
         body=with_changes(body, fields, changes),
         form=form,
-        new_accumulator=maker(path, fields, prefix={0: salvage.text}),
-        salvaged_tokens=salvage.tokens,
+        new_accumulator=maker(path, fields, prefix={0: resume_point.text}),
+        salvaged_tokens=resume_point.tokens,
     )
 
 
@@ -106,7 +106,7 @@ def can_continue(mode: ContinuationMode, kind: Kind | None, fields: Fields) -> b
     )
 
 
-def salvage_of(accumulator: Accumulator, before: int | None) -> Salvage | None:
+def resume_point_of(accumulator: Accumulator, before: int | None) -> ResumePoint | None:
     """
     Return what a broken stream leaves to go on from, `None` when that is nothing or not text alone.
 
@@ -119,7 +119,7 @@ def salvage_of(accumulator: Accumulator, before: int | None) -> Salvage | None:
         return None
     counted = (accumulator.usage or {}).get("completion_tokens")
     tokens = counted if type(counted) is int and counted > 0 else accumulator.content_events
-    return Salvage(text=text, tokens=(before or 0) + tokens)
+    return ResumePoint(text=text, tokens=(before or 0) + tokens)
 
 
 def _opening(mode: ContinuationMode, kind: Kind | None, fields: Fields, text: str) -> dict[str, bytes | None] | None:

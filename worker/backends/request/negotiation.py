@@ -13,13 +13,13 @@ import re
 from collections.abc import Mapping
 
 from worker.backends.request.body import Fields, raw, read_fields
-from worker.backends.request.continuation import can_continue, continue_call, salvage_of
+from worker.backends.request.continuation import can_continue, continue_call, resume_point_of
 from worker.backends.request.stream import Call, Form, Kind, build_call, kind_of, wanted_form
 from worker.backends.streams.accumulate import Accumulator
 from worker.backends.streams.reading import encode_partial
 from worker.policy.answers import Flaw, find_flaw
 from worker.policy.normalise import normalise
-from worker.ports import BackendRequest, Draft, Salvage
+from worker.ports import AttemptResult, BackendRequest, ResumePoint
 from worker.settings.schema import ContinuationMode, StreamMode
 from worker.telemetry.logs import get_logger
 
@@ -107,32 +107,32 @@ class Plan:
         self._refusal: str | None = None
         self.call = self._first(negotiator.form(self._kind, self._fields))
 
-    def begin(self, draft: Draft) -> None:
-        """Make the draft ready for the call: nothing of an answer to an earlier one stays in it."""
-        draft.status, draft.headers, draft.body, draft.is_whole = None, {}, b"", False
-        draft.partial, draft.salvage, draft.salvaged_tokens = None, None, None
+    def begin(self, result: AttemptResult) -> None:
+        """Make the result ready for the call: nothing of an answer to an earlier one stays in it."""
+        result.status, result.headers, result.body, result.is_whole = None, {}, b"", False
+        result.partial, result.resume_point, result.salvaged_tokens = None, None, None
         if self.call.salvaged_tokens is not None:
             # Whatever happens to this call, what it goes on from is not lost by it.
             prefix = self.call.new_accumulator()
-            draft.partial = encode_partial(prefix) if prefix is not None else None
-            draft.salvage = self._request.salvage
+            result.partial = encode_partial(prefix) if prefix is not None else None
+            result.resume_point = self._request.resume_point
 
-    def retreat(self, draft: Draft) -> bool:
+    def retreat(self, result: AttemptResult) -> bool:
         """Take the next lower form if the answer refuses this one; returns whether there is something to send."""
         fields, call = self._fields, self.call
         if fields is None or call.form is Form.UNARY:
-            self._learn(draft)
+            self._learn(result)
             return False
         if call.salvaged_tokens is not None:
-            return self._start_anew(draft, fields)
-        form = self._lower_form(draft)
+            return self._start_anew(result, fields)
+        form = self._lower_form(result)
         if form is None:
-            self._learn(draft)
+            self._learn(result)
             return False
         self.call = build_call(self._request.path, self._request.body, fields, form)
         return True
 
-    def salvage(self, accumulator: Accumulator) -> Salvage | None:
+    def resume_point(self, accumulator: Accumulator) -> ResumePoint | None:
         """Return what a stream that ended so leaves to go on from; `None` for a good answer."""
         if self._negotiator.continuation == "off" or self._fields is None:
             return None
@@ -140,34 +140,39 @@ class Plan:
             return None
         if not can_continue(self._negotiator.continuation, self._kind, self._fields):
             return None
-        return salvage_of(accumulator, self.call.salvaged_tokens)
+        return resume_point_of(accumulator, self.call.salvaged_tokens)
 
     def _first(self, form: Form) -> Call:
         request, fields = self._request, self._fields
         if fields is None:
             return Call(body=request.body)
         continued = None
-        if request.salvage is not None:
+        if request.resume_point is not None:
             continued = continue_call(
-                self._negotiator.continuation, request.path, request.body, fields, form=form, salvage=request.salvage
+                self._negotiator.continuation,
+                request.path,
+                request.body,
+                fields,
+                form=form,
+                resume_point=request.resume_point,
             )
         return continued or build_call(request.path, request.body, fields, form)
 
-    def _start_anew(self, draft: Draft, fields: Fields) -> bool:
+    def _start_anew(self, result: AttemptResult, fields: Fields) -> bool:
         """Give up a continuation that was refused, or answered as if it were a request of its own."""
-        is_good = _is_good(draft)
-        if draft.streamed or not (is_good or draft.status in _REFUSALS):
+        is_good = _is_good(result)
+        if result.streamed or not (is_good or result.status in _REFUSALS):
             return False
-        reason = "no stream" if is_good else _message_of(draft)
+        reason = "no stream" if is_good else _message_of(result)
         self._negotiator.tell_refused_continuation(_key(self._kind, fields), reason)
         self.call = build_call(self._request.path, self._request.body, fields, self.call.form)
         return True
 
-    def _lower_form(self, draft: Draft) -> Form | None:
+    def _lower_form(self, result: AttemptResult) -> Form | None:
         """Return the form to try instead when the answer blames this one."""
-        if draft.status not in _REFUSALS:
+        if result.status not in _REFUSALS:
             return None
-        facts = normalise(draft.status, draft.headers, draft.body)
+        facts = normalise(result.status, result.headers, result.body)
         text = f"{facts.param or ''} {facts.message}"
         if self.call.form is Form.STREAM_WITH_USAGE and _NAMES_OPTIONS.search(text):
             form = Form.STREAM
@@ -178,9 +183,9 @@ class Plan:
         self._refusal = facts.message
         return form
 
-    def _learn(self, draft: Draft) -> None:
+    def _learn(self, result: AttemptResult) -> None:
         """Remember a lower form that was taken."""
-        if self._refusal is not None and self._fields is not None and _is_good(draft):
+        if self._refusal is not None and self._fields is not None and _is_good(result):
             self._negotiator.remember(_key(self._kind, self._fields), self.call.form, self._refusal[:300])
 
 
@@ -188,9 +193,9 @@ def _key(kind: Kind | None, fields: Fields) -> Key:
     return kind, raw(fields, "model")[:300]
 
 
-def _is_good(draft: Draft) -> bool:
-    return draft.status is not None and 200 <= draft.status <= 299  # noqa: PLR2004 - HTTP's successes
+def _is_good(result: AttemptResult) -> bool:
+    return result.status is not None and 200 <= result.status <= 299  # noqa: PLR2004 - HTTP's successes
 
 
-def _message_of(draft: Draft) -> str:
-    return normalise(draft.status, draft.headers, draft.body).message[:300]
+def _message_of(result: AttemptResult) -> str:
+    return normalise(result.status, result.headers, result.body).message[:300]

@@ -1,9 +1,9 @@
 """
-Reading one streamed answer: events in, the draft filled, one body out.
+Reading one streamed answer: events in, the result filled, one body out.
 
 The accumulator decides what the events mean and when the answer is whole; this file owns the order of things around
 it: what restarts a timer, when the first token came, when to stop reading, and what survives of an answer that is not
-whole.  Whatever ends the reading, an error, a cancellation or the end of the stream, the draft knows what had come.
+whole.  Whatever ends the reading, an error, a cancellation or the end of the stream, the result knows what had come.
 
 An answer is whole when its protocol says so, never because the connection ended well; so once it is whole, nothing that
 happens to the connection can spoil it.
@@ -23,7 +23,7 @@ from worker.backends.streams.sse import Event, SSEParser
 from worker.errors import BackendError
 from worker.policy.frames import looks_like_events
 from worker.policy.model import Fault
-from worker.ports import Draft, Salvage
+from worker.ports import AttemptResult, ResumePoint
 
 LINGER_S = 5.0
 """How long an answer that is whole waits for what usually follows at once: the usage, the last verdicts of a filter,
@@ -34,29 +34,29 @@ LINGER_AFTER_DONE_S = 1.0
 
 class StreamedAnswer:
     """
-    One streamed answer on its way into the draft; single use.
+    One streamed answer on its way into the result; single use.
 
     Args:
         accumulator: Assembles it.
-        draft: Filled in place.
+        result: Filled in place.
         max_bytes: Limit of all events together.
-        salvage: What an answer that ended as it did leaves for another try.
-        clock: Monotonic seconds, as of `draft.started`.
+        resume_point: What an answer that ended as it did leaves for another try.
+        clock: Monotonic seconds, as of `result.started`.
     """
 
     def __init__(
         self,
         accumulator: Accumulator,
-        draft: Draft,
+        result: AttemptResult,
         *,
         max_bytes: int,
-        salvage: Callable[[Accumulator], Salvage | None] = lambda _: None,
+        resume_point: Callable[[Accumulator], ResumePoint | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._accumulator = accumulator
-        self._draft = draft
+        self._result = result
         self._max_bytes = max_bytes
-        self._salvage = salvage
+        self._resume_point = resume_point
         self._clock = clock
         self._parser = SSEParser()
         self._size = 0
@@ -65,7 +65,7 @@ class StreamedAnswer:
         self, chunks: AsyncIterator[bytes], timer: AttemptTimer, on_first_token: Callable[[], None] | None = None
     ) -> None:
         """
-        Read the stream until the answer is whole or an error event comes; then the draft has it.
+        Read the stream until the answer is whole or an error event comes; then the result has it.
 
         Until the first generated text the limit of the first byte goes on; from then on data restarts the idle timer,
         and comments do not.
@@ -74,17 +74,17 @@ class StreamedAnswer:
             BackendError: It ended without its end, was malformed or too long; retryable.
             Exception: What the iterator raises.
 
-        Cancellation: what had come is in the draft, which `is_whole` when the cancellation only cut off what follows.
+        Cancellation: what had come is in the result, which `is_whole` when the cancellation only cut off what follows.
         """
-        draft = self._draft
+        result = self._result
         try:
             async for chunk in chunks:
                 progress = self._take(chunk)
-                if draft.first_token_at is not None:
+                if result.first_token_at is not None:
                     if progress.data:
                         timer.restart_idle()
                 elif progress.content:
-                    draft.first_token_at = self._clock()
+                    result.first_token_at = self._clock()
                     timer.restart_idle()
                     if on_first_token is not None:
                         on_first_token()
@@ -125,7 +125,7 @@ class StreamedAnswer:
         try:
             return self._accumulator.feed_all(events)
         except MalformedEventError as error:
-            self._draft.body = error.data
+            self._result.body = error.data
             raise
 
     async def _linger(self, chunks: AsyncIterator[bytes]) -> None:
@@ -142,20 +142,20 @@ class StreamedAnswer:
                 self._feed(self._parser.close())
 
     def _note(self) -> None:
-        """Put what is known into the draft."""
-        accumulator, draft = self._accumulator, self._draft
-        draft.usage = accumulator.usage
-        draft.content_events = accumulator.content_events
-        draft.partial, draft.salvage = None, self._salvage(accumulator)
-        draft.is_whole = accumulator.is_complete()
-        if draft.is_whole:
-            draft.body = accumulator.result()
-            draft.missing_done = accumulator.missing_done
+        """Put what is known into the result."""
+        accumulator, result = self._accumulator, self._result
+        result.usage = accumulator.usage
+        result.content_events = accumulator.content_events
+        result.partial, result.resume_point = None, self._resume_point(accumulator)
+        result.is_whole = accumulator.is_complete()
+        if result.is_whole:
+            result.body = accumulator.result()
+            result.missing_done = accumulator.missing_done
             return
         if accumulator.error is not None:
-            draft.in_stream = True
-            draft.body = accumulator.error.data
-        draft.partial = encode_partial(accumulator)
+            result.in_stream = True
+            result.body = accumulator.error.data
+        result.partial = encode_partial(accumulator)
 
 
 def encode_partial(accumulator: Accumulator) -> bytes | None:
@@ -164,16 +164,16 @@ def encode_partial(accumulator: Accumulator) -> bytes | None:
     return None if partial is None else msgspec.json.encode(partial)
 
 
-def is_event_stream(draft: Draft) -> bool:
+def is_event_stream(result: AttemptResult) -> bool:
     """Whether the response's headers announce a good answer as a stream."""
-    is_good = draft.status is not None and 200 <= draft.status <= 299  # noqa: PLR2004 - HTTP's successes
-    return is_good and draft.headers.get("content-type", "").lower().startswith("text/event-stream")
+    is_good = result.status is not None and 200 <= result.status <= 299  # noqa: PLR2004 - HTTP's successes
+    return is_good and result.headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
-def holds_events(draft: Draft) -> bool:
+def holds_events(result: AttemptResult) -> bool:
     """Whether a good answer that was read as a whole is the text of a stream after all."""
-    is_good = draft.status is not None and 200 <= draft.status <= 299  # noqa: PLR2004
-    return is_good and looks_like_events({}, draft.body[:256])
+    is_good = result.status is not None and 200 <= result.status <= 299  # noqa: PLR2004
+    return is_good and looks_like_events({}, result.body[:256])
 
 
 def _is_over(accumulator: Accumulator) -> bool:

@@ -21,7 +21,7 @@ from hashlib import sha256
 
 import msgspec
 
-from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, encode_request, message_bytes, salvage_metadata
+from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, encode_request, message_bytes, read_metadata_leniently
 
 LINE_ID = "line_id"
 """Attribute that carries the id of a line there and back."""
@@ -153,7 +153,7 @@ def too_large(data: bytes) -> Refusal:
         code="request_too_large",
         message=f"The request has {len(data)} bytes; a Pub/Sub message may have {MAX_PUBSUB_MESSAGE_BYTES} bytes with "
         "its attributes. Put the body into object storage and name it with body_uri.",
-        metadata=salvage_metadata(data),
+        metadata=read_metadata_leniently(data),
     )
 
 
@@ -165,7 +165,7 @@ def rejected(data: bytes, reason: str) -> Refusal:
         status_code=400,
         code="request_rejected",
         message=f"The broker does not take the request: {reason}",
-        metadata=salvage_metadata(data),
+        metadata=read_metadata_leniently(data),
     )
 
 

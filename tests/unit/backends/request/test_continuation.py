@@ -7,14 +7,14 @@ import pytest
 
 from tests.support.streaming_chunks import TEXT, delta, event, feed, tool, usage_chunk
 from worker.backends.request.body import read_fields
-from worker.backends.request.continuation import can_continue, continue_call, salvage_of
+from worker.backends.request.continuation import can_continue, continue_call, resume_point_of
 from worker.backends.request.stream import Form, Kind
-from worker.ports import Salvage
+from worker.ports import ResumePoint
 
 CHAT = "/v1/chat/completions"
 USER = {"role": "user", "content": "hello"}
 CONVERSATION = {"model": "m", "messages": [USER]}
-SALVAGE = Salvage(text='He said "hi",', tokens=40)
+RESUME_POINT = ResumePoint(text='He said "hi",', tokens=40)
 OPENED = {"role": "assistant", "content": 'He said "hi",'}
 
 
@@ -23,7 +23,7 @@ def continued(mode: Any, path: str, body: dict[str, Any] | bytes, form: Form = F
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     fields = read_fields(data)
     assert fields is not None
-    call = continue_call(mode, path, data, fields, form=form, salvage=SALVAGE)
+    call = continue_call(mode, path, data, fields, form=form, resume_point=RESUME_POINT)
     if call is None:
         return None
     assert call.salvaged_tokens == 40
@@ -62,7 +62,7 @@ def test_the_earlier_messages_keep_their_bytes() -> None:
     data = b'{"messages":[ {"role":"user","content":"\\u00e9","x":1.0e3} ]}'
     fields = read_fields(data)
     assert fields is not None
-    call = continue_call("sglang", CHAT, data, fields, form=Form.STREAM, salvage=Salvage(text="a", tokens=1))
+    call = continue_call("sglang", CHAT, data, fields, form=Form.STREAM, resume_point=ResumePoint(text="a", tokens=1))
     assert call is not None
     assert b'[ {"role":"user","content":"\\u00e9","x":1.0e3} ,{"role":"assistant","content":"a"}]' in call.body
 
@@ -136,7 +136,7 @@ def test_the_continuation_begins_with_the_text() -> None:
     data = json.dumps(CONVERSATION).encode()
     fields = read_fields(data)
     assert fields is not None
-    call = continue_call("vllm", CHAT, data, fields, form=Form.STREAM, salvage=SALVAGE)
+    call = continue_call("vllm", CHAT, data, fields, form=Form.STREAM, resume_point=RESUME_POINT)
     assert call is not None
     accumulator = call.new_accumulator()
     assert accumulator is not None
@@ -147,14 +147,16 @@ def test_the_continuation_begins_with_the_text() -> None:
 
 def test_what_is_salvaged() -> None:
     """The text without white space at its end, and about a token for each event with text."""
-    assert salvage_of(feed(delta(content="Hel"), delta(content="lo ")), None) == Salvage(text="Hello", tokens=2)
-    assert salvage_of(feed(delta(content="lo"), prefix={0: "Hel"}), 7) == Salvage(text="Hello", tokens=8)
+    assert resume_point_of(feed(delta(content="Hel"), delta(content="lo ")), None) == ResumePoint(
+        text="Hello", tokens=2
+    )
+    assert resume_point_of(feed(delta(content="lo"), prefix={0: "Hel"}), 7) == ResumePoint(text="Hello", tokens=8)
 
 
 def test_the_servers_own_count_is_better() -> None:
     """Some send usage with every chunk, and several tokens in one event."""
     accumulator = feed(delta(content="Hello there"), usage_chunk(prompt_tokens=5, completion_tokens=4))
-    assert salvage_of(accumulator, 10) == Salvage(text="Hello there", tokens=14)
+    assert resume_point_of(accumulator, 10) == ResumePoint(text="Hello there", tokens=14)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_the_servers_own_count_is_better() -> None:
 )
 def test_nothing_but_text_is_salvaged(deltas: list[dict[str, Any]]) -> None:
     """Thoughts, tool calls and refusals cannot be put into a message that goes on."""
-    assert salvage_of(feed(*[delta(**each) for each in deltas]), None) is None
+    assert resume_point_of(feed(*[delta(**each) for each in deltas]), None) is None
 
 
 def test_responses_are_not_continued() -> None:

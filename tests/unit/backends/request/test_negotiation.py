@@ -7,27 +7,27 @@ import pytest
 
 from tests.support.streaming_chunks import delta, event, feed
 from worker.backends.request.negotiation import MAX_REMEMBERED, Negotiator, Plan
-from worker.ports import BackendRequest, Draft, Salvage
+from worker.ports import AttemptResult, BackendRequest, ResumePoint
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
-SALVAGE = Salvage(text="Hel", tokens=1)
+RESUME_POINT = ResumePoint(text="Hel", tokens=1)
 
 
-def a_request(path: str = CHAT, *, salvage: Salvage | None = None, **body: Any) -> BackendRequest:
+def a_request(path: str = CHAT, *, resume_point: ResumePoint | None = None, **body: Any) -> BackendRequest:
     data = json.dumps({**BODY, **body}).encode()
-    return BackendRequest(path=path, body=data, stream_requested=body.get("stream") is True, salvage=salvage)
+    return BackendRequest(path=path, body=data, stream_requested=body.get("stream") is True, resume_point=resume_point)
 
 
 def negotiator(stream: Any = "auto", continuation: Any = "off") -> Negotiator:
     return Negotiator("r", stream, continuation)
 
 
-def answered(status: int, message: str = "", *, param: str | None = None, **draft: Any) -> Draft:
+def answered(status: int, message: str = "", *, param: str | None = None, **result: Any) -> AttemptResult:
     """How a server answered a call."""
     body = {"error": {"message": message, "type": "t", "param": param, "code": None}}
-    return Draft(status=status, body=json.dumps(body).encode(), **draft)
+    return AttemptResult(status=status, body=json.dumps(body).encode(), **result)
 
 
 def sent(plan: Plan) -> dict[str, Any]:
@@ -41,17 +41,19 @@ REFUSES_STREAMS = [
     answered(400, "Streaming is not supported for this model"),
     answered(422, "stream: Input should be false"),
     answered(501, "streaming is not implemented"),
-    Draft(status=422, body=b'{"detail":[{"loc":["body","stream"],"msg":"extra fields not permitted"}]}'),
+    AttemptResult(status=422, body=b'{"detail":[{"loc":["body","stream"],"msg":"extra fields not permitted"}]}'),
 ]
 REFUSES_OPTIONS = [
     answered(400, "Unrecognized request argument supplied: stream_options"),
     answered(400, "Unknown parameter", param="stream_options.include_usage"),
-    Draft(status=422, body=b'{"detail":[{"loc":["body","stream_options"],"msg":"extra fields not permitted"}]}'),
+    AttemptResult(
+        status=422, body=b'{"detail":[{"loc":["body","stream_options"],"msg":"extra fields not permitted"}]}'
+    ),
 ]
 
 
 @pytest.mark.parametrize("refusal", REFUSES_STREAMS)
-def test_a_server_that_refuses_streams_is_asked_for_a_whole_answer(refusal: Draft, logs: list[Any]) -> None:
+def test_a_server_that_refuses_streams_is_asked_for_a_whole_answer(refusal: AttemptResult, logs: list[Any]) -> None:
     """In the same attempt; when it takes that, it is remembered and told once."""
     known = negotiator()
     plan = known.plan(a_request())
@@ -69,7 +71,9 @@ def test_a_server_that_refuses_streams_is_asked_for_a_whole_answer(refusal: Draf
 
 @pytest.mark.parametrize("refusal", REFUSES_OPTIONS)
 @pytest.mark.parametrize("mode", ["auto", "always"])
-def test_a_server_that_refuses_stream_options_streams_without(refusal: Draft, mode: str, logs: list[Any]) -> None:
+def test_a_server_that_refuses_stream_options_streams_without(
+    refusal: AttemptResult, mode: str, logs: list[Any]
+) -> None:
     """The tokens are then unknown, the rest is as good."""
     known = negotiator(mode)
     plan = known.plan(a_request())
@@ -99,14 +103,14 @@ def test_always_takes_the_refusal_for_the_answer() -> None:
 
 def test_a_refusal_for_another_reason_is_the_answer() -> None:
     """Other statuses and other words are not about streams."""
-    for draft in [
+    for result in [
         answered(400, "temperature must be below 2", param="temperature"),
         answered(400, "the upstream is bad; downstreaming"),
         answered(500, "cannot stream"),
         answered(401, "stream"),
         answered(200, "stream"),
     ]:
-        assert not negotiator().plan(a_request()).retreat(draft)
+        assert not negotiator().plan(a_request()).retreat(result)
 
 
 def test_a_wrong_guess_is_not_remembered(logs: list[Any]) -> None:
@@ -173,25 +177,25 @@ def test_a_body_that_is_no_object_is_sent_as_it_is() -> None:
 
 def test_a_continuation_is_sent_and_its_text_is_safe_before_anything_comes() -> None:
     """A connection that is refused must not cost what was salvaged."""
-    plan = negotiator("auto", "vllm").plan(a_request(salvage=SALVAGE))
+    plan = negotiator("auto", "vllm").plan(a_request(resume_point=RESUME_POINT))
     assert sent(plan)["continue_final_message"] is True
-    draft = Draft(status=503, headers={"a": "b"}, body=b"old")
-    plan.begin(draft)
-    assert (draft.status, draft.headers, draft.body, draft.salvage) == (None, {}, b"", SALVAGE)
-    assert json.loads(draft.partial or b"")["choices"][0]["message"]["content"] == "Hel"
+    result = AttemptResult(status=503, headers={"a": "b"}, body=b"old")
+    plan.begin(result)
+    assert (result.status, result.headers, result.body, result.resume_point) == (None, {}, b"", RESUME_POINT)
+    assert json.loads(result.partial or b"")["choices"][0]["message"]["content"] == "Hel"
 
 
 @pytest.mark.parametrize("refusal", [answered(400, "unknown key"), answered(422), answered(413), answered(501)])
-def test_a_server_that_refuses_to_go_on_is_asked_anew(refusal: Draft, logs: list[Any]) -> None:
+def test_a_server_that_refuses_to_go_on_is_asked_anew(refusal: AttemptResult, logs: list[Any]) -> None:
     """Nothing of the text stays; it is told once and asked again the next time."""
     known = negotiator("auto", "vllm")
     for _ in range(2):
-        plan = known.plan(a_request(salvage=SALVAGE))
+        plan = known.plan(a_request(resume_point=RESUME_POINT))
         assert plan.retreat(refusal)
         assert (sent(plan), plan.call.salvaged_tokens) == (STREAMED, None)
-        draft = Draft()
-        plan.begin(draft)
-        assert (draft.partial, draft.salvage) == (None, None)
+        result = AttemptResult()
+        plan.begin(result)
+        assert (result.partial, result.resume_point) == (None, None)
         accumulator = plan.call.new_accumulator()
         assert accumulator is not None
         accumulator.feed_all([event(delta(content="New")), event(delta("stop"))])
@@ -202,32 +206,32 @@ def test_a_server_that_refuses_to_go_on_is_asked_anew(refusal: Draft, logs: list
 
 def test_a_whole_answer_to_a_continuation_is_none() -> None:
     """It would be the rest without its beginning: the request starts anew."""
-    plan = negotiator("auto", "vllm").plan(a_request(salvage=SALVAGE))
+    plan = negotiator("auto", "vllm").plan(a_request(resume_point=RESUME_POINT))
     assert plan.retreat(answered(200, streamed=False))
     assert sent(plan) == STREAMED
 
 
-@pytest.mark.parametrize("draft", [answered(503), answered(429), answered(401), answered(200, streamed=True)])
-def test_other_ends_of_a_continuation_are_its_end(draft: Draft) -> None:
+@pytest.mark.parametrize("result", [answered(503), answered(429), answered(401), answered(200, streamed=True)])
+def test_other_ends_of_a_continuation_are_its_end(result: AttemptResult) -> None:
     """What fails for another reason is continued the next time."""
-    plan = negotiator("auto", "vllm").plan(a_request(salvage=SALVAGE))
-    assert not plan.retreat(draft)
+    plan = negotiator("auto", "vllm").plan(a_request(resume_point=RESUME_POINT))
+    assert not plan.retreat(result)
     assert plan.call.salvaged_tokens == 1
 
 
 def test_what_cannot_be_continued_starts_anew() -> None:
-    """A salvage that the request does not allow to use is left."""
-    plan = negotiator("auto", "vllm").plan(a_request(salvage=SALVAGE, tools=[{"type": "function"}]))
+    """A resume point that the request does not allow to use is left."""
+    plan = negotiator("auto", "vllm").plan(a_request(resume_point=RESUME_POINT, tools=[{"type": "function"}]))
     assert plan.call.salvaged_tokens is None
 
 
 def test_only_what_broke_is_salvaged() -> None:
     """A good answer leaves nothing to go on from; one that its server aborted in the middle does."""
     plan = negotiator("auto", "vllm").plan(a_request())
-    assert plan.salvage(feed(delta(content="Hel"))) == SALVAGE
-    assert plan.salvage(feed(delta(content="Hel"), delta("stop"))) is None
-    assert plan.salvage(feed(delta(content="Hel"), delta("abort"))) == SALVAGE
-    assert plan.salvage(feed(delta(role="assistant"))) is None
-    assert negotiator("auto", "off").plan(a_request()).salvage(feed(delta(content="Hel"))) is None
+    assert plan.resume_point(feed(delta(content="Hel"))) == RESUME_POINT
+    assert plan.resume_point(feed(delta(content="Hel"), delta("stop"))) is None
+    assert plan.resume_point(feed(delta(content="Hel"), delta("abort"))) == RESUME_POINT
+    assert plan.resume_point(feed(delta(role="assistant"))) is None
+    assert negotiator("auto", "off").plan(a_request()).resume_point(feed(delta(content="Hel"))) is None
     tools = negotiator("auto", "vllm").plan(a_request(tools=[{"type": "function"}]))
-    assert tools.salvage(feed(delta(content="Hel"))) is None
+    assert tools.resume_point(feed(delta(content="Hel"))) is None

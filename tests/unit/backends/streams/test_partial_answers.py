@@ -48,7 +48,7 @@ def test_out_of_tries_the_answer_is_an_error_with_the_partial(fault: Fault, code
 @virtual_time
 async def test_without_a_partial_nothing_is_truncated() -> None:
     """A stream that broke before its first text has nothing to show."""
-    nothing = broken(draft={"partial": None, "content_events": 0})
+    nothing = broken(result={"partial": None, "content_events": 0})
     pipeline = Pipeline(FakeBackend(then=nothing))
     await pipeline.handle(message(attempt=5))
     body = pipeline.answer.json["body"]
@@ -125,9 +125,9 @@ async def test_an_aborted_answer_is_a_partial_too() -> None:
 @virtual_time
 async def test_a_retry_has_nothing_of_the_broken_try() -> None:
     """Neither its text nor its tokens: the answer is the second one's alone."""
-    good = Answer(first_token_s=1.0, seconds=2.0, draft={"usage": {"completion_tokens": 5}})
+    good = Answer(first_token_s=1.0, seconds=2.0, result={"usage": {"completion_tokens": 5}})
     usage = {"completion_tokens": 900}
-    pipeline = Pipeline(FakeBackend(broken(Fault.CONNECTION_LOST, draft={"usage": usage}), good), include_stats=True)
+    pipeline = Pipeline(FakeBackend(broken(Fault.CONNECTION_LOST, result={"usage": usage}), good), include_stats=True)
     first = message(attempt=1, message_id="m")
     assert await pipeline.handle(first) is NACK
     assert await pipeline.handle(message(attempt=2, message_id="m")) is ACK
@@ -155,7 +155,7 @@ def test_on_shutdown_the_last_attempt_is_salvaged(attempt: int, settlement: Sett
 
     @virtual_time
     async def run() -> None:
-        streaming = Answer(first_token_s=1.0, seconds=100.0, draft={"partial": partial()})
+        streaming = Answer(first_token_s=1.0, seconds=100.0, result={"partial": partial()})
         pipeline = Pipeline(FakeBackend(streaming))
         handling = pipeline.start(message(attempt=attempt))
         await asyncio.sleep(10)

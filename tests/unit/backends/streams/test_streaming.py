@@ -12,7 +12,7 @@ from tests.support.virtual_time import loop_time, virtual_time
 from worker.backends.streams.reading import LINGER_AFTER_DONE_S, LINGER_S
 from worker.errors import BackendError
 from worker.policy.model import Fault
-from worker.ports import Salvage
+from worker.ports import ResumePoint
 
 # A whole answer
 
@@ -21,18 +21,18 @@ from worker.ports import Salvage
 async def test_a_whole_stream_is_one_body() -> None:
     """The body, the usage and the number of events with text; nothing is partial, nothing to go on from is lost."""
     reading = Reading(*WHOLE)
-    draft = await reading.read()
+    result = await reading.read()
     assert reading.text == "Hello"
-    assert (draft.usage, draft.content_events, draft.partial) == (USAGE, 2, None)
-    assert (draft.in_stream, draft.missing_done) == (False, False)
+    assert (result.usage, result.content_events, result.partial) == (USAGE, 2, None)
+    assert (result.in_stream, result.missing_done) == (False, False)
 
 
 @virtual_time
 async def test_the_first_token_is_the_first_text() -> None:
     """Neither the role nor usage is text; whoever wants to know is told once."""
     reading = Reading(1.0, ROLE, 2.0, sse(usage_chunk(prompt_tokens=3)), 3.0, HEL, 4.0, LO, STOP, DONE)
-    draft = await reading.read()
-    assert (draft.first_token_at, reading.tokens) == (6.0, [6.0])
+    result = await reading.read()
+    assert (result.first_token_at, reading.tokens) == (6.0, [6.0])
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_thoughts_refusals_and_tool_calls_are_text_too(fields: dict[str, Any]) -
 async def test_an_answer_without_text_has_no_first_token() -> None:
     """Absent is none, not 0."""
     reading = Reading(ROLE, STOP, DONE)
-    draft = await reading.read()
-    assert (draft.first_token_at, reading.tokens) == (None, [])
+    result = await reading.read()
+    assert (result.first_token_at, reading.tokens) == (None, [])
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2])
@@ -65,24 +65,24 @@ def test_the_last_event_needs_no_blank_line(cut: int) -> None:
     async def run() -> None:
         reading = Reading(HEL, STOP[: len(STOP) - cut])
         await reading.read()
-        assert (reading.text, reading.draft.partial) == ("Hel", None)
+        assert (reading.text, reading.result.partial) == ("Hel", None)
 
     run()
 
 
 @virtual_time
 async def test_a_whole_answer_leaves_no_partial_of_what_it_went_on_from() -> None:
-    """What the draft was given before the stream began is in the answer now."""
+    """What the result was given before the stream began is in the answer now."""
     reading = Reading(HEL, STOP, DONE)
-    reading.draft.partial = b"{}"
+    reading.result.partial = b"{}"
     assert (await reading.read()).partial is None
 
 
 @virtual_time
 async def test_a_finish_reason_without_done_is_whole() -> None:
     """The missing `[DONE]` is told."""
-    draft = await Reading(HEL, LO, STOP).read()
-    assert (draft.partial, draft.missing_done) == (None, True)
+    result = await Reading(HEL, LO, STOP).read()
+    assert (result.partial, result.missing_done) == (None, True)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_nothing_spoils_an_answer_that_is_whole(end: Step) -> None:
     @virtual_time
     async def run() -> None:
         reading = Reading(HEL, LO, STOP, end)
-        draft = await reading.read()
-        assert (reading.text, draft.partial, draft.missing_done) == ("Hello", None, True)
+        result = await reading.read()
+        assert (reading.text, result.partial, result.missing_done) == ("Hello", None, True)
         assert loop_time() <= LINGER_S
 
     run()
@@ -105,17 +105,17 @@ def test_nothing_spoils_an_answer_that_is_whole(end: Step) -> None:
 async def test_what_follows_a_whole_answer_is_waited_for_a_little() -> None:
     """Usage, and `[DONE]`, a few seconds late still count; the total limit does not cut them off any more."""
     reading = Reading(HEL, STOP, 3.0, sse(usage_chunk(**USAGE)), 1.0, DONE, 100.0, total_s=1)
-    draft = await reading.read()
-    assert (draft.usage, draft.missing_done) == (USAGE, False)
+    result = await reading.read()
+    assert (result.usage, result.missing_done) == (USAGE, False)
     assert loop_time() == 4.0 + LINGER_AFTER_DONE_S
 
 
 @virtual_time
 async def test_an_error_behind_the_finish_reason_fails_the_answer() -> None:
     """Any error event does, whatever came before; `[DONE]` behind it proves nothing."""
-    draft = await Reading(HEL, STOP, ERROR, DONE).read()
-    assert (draft.in_stream, json.loads(draft.body)["error"]["message"]) == (True, "boom")
-    assert draft.partial is not None
+    result = await Reading(HEL, STOP, ERROR, DONE).read()
+    assert (result.in_stream, json.loads(result.body)["error"]["message"]) == (True, "boom")
+    assert result.partial is not None
 
 
 # Broken
@@ -141,19 +141,19 @@ def test_what_came_before_an_exception_survives_it(error: Exception, at: int) ->
 def assert_partial(reading: Reading, chunks: int) -> None:
     """What so many chunks of `WHOLE` leave behind."""
     text = ["", "", "Hel", "Hello"][chunks]
-    assert reading.draft.body == b""
-    assert reading.draft.content_events == [0, 0, 1, 2][chunks]
-    assert reading.draft.salvage == Salvage(text="x", tokens=1)
+    assert reading.result.body == b""
+    assert reading.result.content_events == [0, 0, 1, 2][chunks]
+    assert reading.result.resume_point == ResumePoint(text="x", tokens=1)
     if not text:
-        assert reading.draft.partial is None
+        assert reading.result.partial is None
         return
     assert reading.text == text
-    assert json.loads(reading.draft.partial or b"")["choices"][0]["finish_reason"] is None
+    assert json.loads(reading.result.partial or b"")["choices"][0]["finish_reason"] is None
 
 
 @pytest.mark.parametrize("at", range(4))
 def test_what_came_before_a_cancellation_survives_it(at: int) -> None:
-    """Stopped behind any chunk the cancellation goes on, and the draft has what came."""
+    """Stopped behind any chunk the cancellation goes on, and the result has what came."""
 
     @virtual_time
     async def run() -> None:
@@ -180,7 +180,7 @@ def test_an_end_without_the_protocols_end_is_broken(steps: list[Step]) -> None:
     async def run() -> None:
         reading = Reading(*steps)
         assert await reading.fail() is Fault.STREAM_BROKEN
-        assert (reading.draft.partial is not None) is (HEL in steps)
+        assert (reading.result.partial is not None) is (HEL in steps)
 
     run()
 
@@ -190,22 +190,22 @@ async def test_a_malformed_event_breaks_the_stream_and_is_shown() -> None:
     """Its data is the body, for people; what came before is kept."""
     reading = Reading(HEL, b"data: <html>\n\n")
     assert await reading.fail() is Fault.STREAM_BROKEN
-    assert (reading.draft.body, reading.text) == (b"<html>", "Hel")
+    assert (reading.result.body, reading.text) == (b"<html>", "Hel")
 
 
 @virtual_time
 async def test_an_error_event_first_leaves_no_partial() -> None:
     """It is a plain error that happens to come as an event."""
-    draft = await Reading(ERROR, DONE).read()
-    assert (draft.in_stream, draft.partial, draft.content_events) == (True, None, 0)
+    result = await Reading(ERROR, DONE).read()
+    assert (result.in_stream, result.partial, result.content_events) == (True, None, 0)
 
 
 @virtual_time
 async def test_an_error_event_ends_the_reading() -> None:
     """What follows it is not waited for long, and changes nothing."""
     reading = Reading(HEL, ERROR, LO, STOP, 1e6)
-    draft = await reading.read()
-    assert draft.in_stream
+    result = await reading.read()
+    assert result.in_stream
     assert reading.text.startswith("Hel")
     assert loop_time() <= LINGER_S
 
@@ -215,7 +215,7 @@ async def test_too_many_bytes_are_too_large() -> None:
     """The limit is that of all events together."""
     reading = Reading(*[HEL] * 100, max_bytes=2000)
     assert await reading.fail() is Fault.RESPONSE_TOO_LARGE
-    assert reading.draft.partial is not None
+    assert reading.result.partial is not None
 
 
 @virtual_time

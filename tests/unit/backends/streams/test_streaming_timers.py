@@ -38,8 +38,8 @@ def test_heartbeats_are_no_sign_of_life_either(nothing: bytes) -> None:
 async def test_slow_but_steady_data_is_no_silence() -> None:
     """A token every nine seconds, for as long as the whole attempt may take."""
     reading = Reading(ROLE, *[9.0, HEL] * 9, STOP, DONE)
-    draft = await reading.read()
-    assert (loop_time(), draft.content_events) == (81.0, 9)
+    result = await reading.read()
+    assert (loop_time(), result.content_events) == (81.0, 9)
 
 
 @virtual_time
