@@ -10,9 +10,9 @@ Not done, and answered UNIMPLEMENTED: push and export subscriptions, snapshots, 
 encryption keys, access control.  Expiration of unused subscriptions is accepted and never happens.
 """
 
-from worker.emulators.pubsub.deliveries import LeaseSnapshot, SubscriptionSnapshot
 from worker.emulators.pubsub.faults import Faults
 from worker.emulators.pubsub.server import LocalPubSub, serve
+from worker.emulators.pubsub.subscription import LeaseSnapshot, SubscriptionSnapshot
 from worker.emulators.pubsub.thread import LocalPubSubThread
 
 __all__ = ["Faults", "LeaseSnapshot", "LocalPubSub", "LocalPubSubThread", "SubscriptionSnapshot", "serve"]

@@ -14,9 +14,8 @@ of several to wake does not empty the queue; the next take of whoever asks gets 
 from collections import deque
 from collections.abc import Iterator
 
-from worker.emulators.pubsub.deliveries import Consumer, Delivery, State
+from worker.emulators.pubsub.deliveries import Consumer, Delivery, KeyQueue, State
 from worker.emulators.pubsub.errors import PubSubError
-from worker.emulators.pubsub.ordering import KeyQueue
 
 _READY = State.READY
 

@@ -16,8 +16,8 @@ from typing import Protocol, TypeVar
 
 import grpc
 
-from worker.emulators.pubsub.deliveries import SubscriptionSnapshot
 from worker.emulators.pubsub.errors import InjectedError, PubSubError
+from worker.emulators.pubsub.subscription import SubscriptionSnapshot
 
 T = TypeVar("T")
 

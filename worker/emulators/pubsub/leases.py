@@ -9,11 +9,10 @@ Must be kept in step with the picture in `deliveries`.
 
 from collections.abc import Callable, Sequence
 
-from worker.emulators.pubsub.deliveries import Consumer, Delivery, DeliveryPolicy, State
+from worker.emulators.pubsub.deliveries import Consumer, Delivery, DeliveryPolicy, KeyQueue, State
 from worker.emulators.pubsub.dispatch import Dispatcher
 from worker.emulators.pubsub.errors import InvalidArgumentError
 from worker.emulators.pubsub.messages import StoredMessage
-from worker.emulators.pubsub.ordering import KeyQueue
 from worker.emulators.pubsub.timers import Timers
 
 # Bound once: these are compared several times for every message.

@@ -11,16 +11,55 @@ nothing leaves unacked except through the dead-letter policy, the retention, a s
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from worker.emulators.pubsub.clock import NS_PER_S, Clock
-from worker.emulators.pubsub.deliveries import Consumer, DeliveryPolicy, LeaseSnapshot, State, SubscriptionSnapshot
+from worker.emulators.pubsub.deliveries import Consumer, DeliveryPolicy, State
 from worker.emulators.pubsub.errors import PubSubError
 from worker.emulators.pubsub.leases import Leases
 from worker.emulators.pubsub.messages import StoredMessage
 
 _RETENTION_GRAIN_S = 1.0
 """Retention is looked at no more often: the service promises no exact moment, and a scan is not free."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseSnapshot:
+    """One lease at one moment."""
+
+    message_id: str
+    ack_id: str
+    delivery_attempt: int
+    """From 1."""
+    expires_in_s: float
+    """Seconds left."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionSnapshot:
+    """The state of a subscription at one moment, for tests; message ids are in publish order."""
+
+    ready: tuple[str, ...]
+    """Messages that wait for a receiver, those behind a backing-off message of their ordering key included."""
+    leased: tuple[LeaseSnapshot, ...]
+    """Running leases."""
+    backing_off: Mapping[str, float]
+    """Message id to the seconds left until it is ready again."""
+    delivery_attempts: Mapping[str, int]
+    """Message id to the attempt of its current or next delivery, from 1, for every message not yet acked."""
+    acked_count: int
+    """Messages acked since the subscription was created, without those that a seek back restored."""
+    delivered_count: int
+    """Leases granted since the subscription was created."""
+    expired_count: int
+    """Leases that ran out."""
+    dead_lettered_count: int
+    """Messages forwarded to the dead-letter topic."""
+    dropped_count: int
+    """Messages removed without an ack: older than the retention, or the subscription was detached."""
+    consumers: int
+    """StreamingPulls, and Pulls that wait."""
 
 
 class Subscription:

@@ -3,9 +3,9 @@ from typing import Any
 import grpc
 import pytest
 
-from worker.emulators.pubsub.deliveries import SubscriptionSnapshot
 from worker.emulators.pubsub.errors import InjectedError, PubSubError
 from worker.emulators.pubsub.faults import CallFaults, Faults
+from worker.emulators.pubsub.subscription import SubscriptionSnapshot
 
 
 class Stream:
