@@ -78,6 +78,11 @@ class Service:
         """Parts with `aclose`, in the order of opening."""
         self._hurrying: list[asyncio.Task[None]] = []
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the start-up is complete: a fault that comes later did not prevent the start."""
+        return self._probes.startup_failure is None
+
     def stop(self) -> None:
         """
         Begin the drain; the second call cuts its grace to nothing.
@@ -88,7 +93,7 @@ class Service:
         self._stopping.set()
         self._metrics.draining.set(1)
         if self._stops > 1 and self._subscriber is not None and self._processor is not None:
-            _log.warning("stopping at once")
+            _log.warning("drain_hurried")
             self._processor.hurry(HURRY_SETTLE_S)
             self._subscriber.hurry(HURRY_SETTLE_S)
             self._hurrying.append(asyncio.get_running_loop().create_task(self._subscriber.drain(0)))
@@ -116,10 +121,13 @@ class Service:
             if limits is None or self._stopping.is_set():  # nothing is leased yet, and nothing needs to be
                 return 0
             self._build(broker, publisher, limits, backends, deduper)
-            _log.info("started", http_port=port, subscription=broker.names.subscription, topic=broker.names.topic)
+            _log.info(
+                "worker_started", http_port=port, subscription=broker.names.subscription, topic=broker.names.topic
+            )
             return await self._serve()
         except (BrokerResourceError, SettingsError) as error:
-            self._probes.startup_failure = error.one_line
+            if not self.has_started:
+                self._probes.startup_failure = error.one_line
             raise
         finally:
             await self._aclose()
@@ -155,7 +163,7 @@ class Service:
                 return await self._limits()
             except ConnectionError as error:
                 self._probes.startup_failure = f"Pub/Sub cannot be reached: {error}"
-                _log.warning("Pub/Sub cannot be reached; trying again", error=str(error))
+                _log.warning("broker_unreachable", error=str(error))
                 await _wait(self._stopping, START_RETRY_S)
         return None
 
@@ -239,7 +247,7 @@ class Service:
             await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
             self._metrics.draining.set(1)
             started = loop.time()
-            _log.info("draining", grace_s=self._settings.drain.grace_s)
+            _log.info("drain_started", grace_s=self._settings.drain.grace_s)
             await self._subscriber.drain(self._settings.drain.grace_s)
             await pulling
         finally:
@@ -247,7 +255,7 @@ class Service:
             for task in (pulse, stopping, pulling):
                 task.cancel()
             await asyncio.gather(pulse, stopping, pulling, return_exceptions=True)
-        _log.info("drained", seconds=round(loop.time() - started, 3))
+        _log.info("drain_finished", seconds=round(loop.time() - started, 3))
         return 0
 
     async def _aclose(self) -> None:
@@ -260,17 +268,17 @@ class Service:
                 await close()
             except Exception:  # noqa: BLE001 - the others are to be closed too, and what led here is to be told
                 self._metrics.internal_errors_total.inc()
-                _log.exception("a part could not be closed")
+                _log.exception("close_failed")
         await asyncio.gather(*self._hurrying, return_exceptions=True)
 
     def _hook_asked(self, report: HookReport) -> None:
         self._metrics.policy_hook_total.labels(report.outcome.value).inc()
         if report.outcome in {HookOutcome.RAISED, HookOutcome.TIMED_OUT}:
-            _log.error("an error-policy hook failed", hook=report.hook, outcome=report.outcome, error=report.detail)
+            _log.error("policy_hook_failed", hook=report.hook, outcome=report.outcome, error=report.detail)
 
     def _intake_changed(self, reason: str, holds: bool) -> None:
         self._metrics.intake_paused.labels(reason).set(int(holds))
-        _log.warning("intake paused" if holds else "intake open again", reason=reason)
+        _log.warning("intake_paused" if holds else "intake_resumed", reason=reason)
 
     def _details(self) -> dict[str, Any]:
         """Return the readiness verdict and what stands beside it."""

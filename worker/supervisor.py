@@ -103,7 +103,7 @@ class Supervisor:
             if route.backend.credentials_changed():
                 if route.name not in self._poked:  # one probe will tell, however long it takes until a message comes
                     self._poked.add(route.name)
-                    _log.info("the key was changed; trying it", backend=route.name)
+                    _log.info("credentials_changed", backend=route.name)
                     route.gate.poke()
                 return
             self._poked.discard(route.name)
@@ -112,14 +112,14 @@ class Supervisor:
             self._failed(f"looking after {route.name}")
             return
         if is_healthy and not self._healthy.get(route.name, False):
-            _log.info("the health path answers again; letting one message through", backend=route.name)
+            _log.info("health_check_passed", backend=route.name)
             route.gate.poke()
         self._healthy[route.name] = bool(is_healthy)
 
     def _failed(self, what: str) -> None:
         """Write down an exception nobody foresaw; called while it is handled."""
         self._metrics.internal_errors_total.inc()
-        _log.exception("the supervisor failed", while_=what)
+        _log.exception("supervisor_failed", while_=what)
 
     def _look_at_damage(self) -> None:
         settings, damage = self._settings, self._damage.dominant()
@@ -129,9 +129,7 @@ class Supervisor:
             self._metrics.error_answer_share.labels(damage.error_class).set(round(damage.share, 4))
         is_over = damage is not None and is_much and damage.share >= settings.warn_share
         if is_over and not self._is_warned and damage is not None:
-            _log.error(
-                "most answers are errors of one class", error_class=damage.error_class, share=round(damage.share, 3)
-            )
+            _log.error("error_share_high", error_class=damage.error_class, share=round(damage.share, 3))
         self._is_warned = is_over
         if settings.pause_share is not None:
             pause = damage is not None and is_much and damage.share >= settings.pause_share

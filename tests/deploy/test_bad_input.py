@@ -102,7 +102,7 @@ def _is_told(found: tuple[int, list[dict[str, Any]], set[int]], code: int, patte
     exit_code, log, answers = found
     assert exit_code == code
     last = log[-1]
-    assert (last["event"], last["level"]) == ("cannot go on", "error")
+    assert (last["event"], last["level"]) == ("startup_failed", "error")
     assert re.search(pattern, last["error"]), last["error"]
     assert "\n" not in last["error"]
     assert len(json.dumps(last)) < TERMINATION_MESSAGE_BYTES

@@ -120,7 +120,7 @@ def test_a_missing_subscription_is_named(started: Callable[..., Cluster]):
     """The log says in one line what is missing; the pod starts again until it is there, and then works."""
     pod = started()
     pod.play()
-    line = wait_until(lambda: pod.event("cannot go on"), 30, "the worker gives up")
+    line = wait_until(lambda: pod.event("startup_failed"), 30, "the worker gives up")
     assert "inference-requests-worker does not exist" in line["error"]
     pod.create_resources()
     pod.wait_ready()

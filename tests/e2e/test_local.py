@@ -180,8 +180,8 @@ def test_a_backend_that_is_away_is_waited_for_and_told(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert "held: The backend could not be reached. (connect, http://127.0.0.1:9)" in err
-        assert "left alone until it recovers (connect, http://127.0.0.1:9)" in err
+        assert "attempt held: The backend could not be reached. (connect, http://127.0.0.1:9)" in err
+        assert "breaker opened (connect, http://127.0.0.1:9)" in err
         assert not output.read_bytes()
 
 

@@ -201,7 +201,7 @@ async def test_a_refused_form_is_lowered_within_the_attempt(
     assert [result.status for result in results] == [200, 200]
     asked = [json.loads(body) for _, body in server.requests]
     assert [("stream" in body) + ("stream_options" in body) for body in asked] == [*forms, forms[-1]]
-    assert len([line for line in logs if "refuses" in line["event"]]) == 1
+    assert len([line for line in logs if line["event"] == "streaming_refused"]) == 1
 
 
 async def test_a_lowered_form_has_its_own_first_byte(open_backend: Open) -> None:

@@ -126,7 +126,7 @@ class WorkerProcess:
         """Wait until it pulls; return its HTTP port."""
         until = time.monotonic() + limit_s
         while time.monotonic() < until:
-            if (started := self.event("started")) is not None:
+            if (started := self.event("worker_started")) is not None:
                 return int(started["http_port"])
             if self.process.poll() is not None:
                 break

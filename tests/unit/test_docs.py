@@ -1,5 +1,6 @@
-"""The generated pages are current, and name exactly the settings and metrics there are."""
+"""The pages are current, and name exactly the settings, metrics and log events there are."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ GOOD = {
     "WORKER_PUBSUB__RESPONSE_TOPIC": "t",
     "WORKER_BACKEND__BASE_URL": "http://h",
 }
+
+LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
+"""Methods of a logger and the level of their lines."""
 
 
 def real_keys(model: type[BaseModel], path: str = "") -> Iterator[str]:
@@ -98,3 +102,33 @@ def test_a_stale_page_is_noticed_and_written(tmp_path: Path, capsys: pytest.Capt
     assert main(["--check"], tmp_path) == 1
     assert capsys.readouterr().err == "docs/metrics.md is stale; run `make docs`\n"
     assert (tmp_path / "metrics.md").read_text() == "old"
+
+
+def logged(node: ast.Call) -> Iterator[tuple[str, str]]:
+    """`(event, level)` of a call of a logger: `_log.info("...")` or `get_logger("...").info("...")`."""
+    method = node.func
+    if not isinstance(method, ast.Attribute) or method.attr not in LEVELS:
+        return
+    owner = ast.unparse(method.value)
+    if owner != "_log" and not owner.startswith("get_logger("):
+        return
+    first = node.args[0]
+    for event in (first.body, first.orelse) if isinstance(first, ast.IfExp) else (first,):
+        assert isinstance(event, ast.Constant), f"an event is a literal: {ast.unparse(node)}"
+        yield event.value, LEVELS[method.attr]
+
+
+def test_documented_log_events_are_exactly_the_written_ones() -> None:
+    """Each event once, in snake_case, with its levels."""
+    written = {
+        found
+        for path in (DOCS.parent / "worker").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        for found in logged(node)
+    }
+    table = (DOCS / "operations.md").read_text("utf-8").split("## Log events\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z]+(?:_[a-z]+)+)` \| ([a-z, ]+) \| (.+\.) \|$", table, re.MULTILINE)
+    documented = {(event, level) for event, levels, _ in rows for level in levels.split(", ")}
+    assert documented == written
+    assert len(rows) == len({event for event, _, _ in rows}) == table.count("\n| `")

@@ -266,7 +266,7 @@ async def test_a_part_that_fails_to_close_hides_nothing(bench: Bench, logs: list
     service._closing.append(Stuck())
     with pytest.raises(BrokerResourceError, match="topics/gone"):
         await service.run()
-    assert [line for line in logs if line["event"] == "a part could not be closed"]
+    assert [line for line in logs if line["event"] == "close_failed"]
     assert service._probes._runner is None
 
 

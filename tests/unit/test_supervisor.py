@@ -76,7 +76,7 @@ async def test_a_rotated_key_is_told_once_though_no_message_comes(logs: list[Any
     await _stop(handling)
 
     def told() -> int:
-        return len([line for line in logs if line["event"] == "the key was changed; trying it"])
+        return len([line for line in logs if line["event"] == "credentials_changed"])
 
     pipeline.backend.has_new_key = True
     for _ in range(5):
@@ -175,7 +175,7 @@ async def test_the_pulse_survives_a_bug(logs: list[Any]) -> None:
     running = asyncio.ensure_future(supervisor.run())
     await asyncio.sleep(3.5)
     assert pipeline.count("internal_errors_total") == 4
-    assert [line for line in logs if line["event"] == "the supervisor failed"]
+    assert [line for line in logs if line["event"] == "supervisor_failed"]
     await _stop(running)
 
 
@@ -195,7 +195,7 @@ async def test_many_errors_of_one_class_are_told_once_and_shown(logs: list[Any])
     for _ in range(3):
         pipeline.damage.add(None)
         await supervisor.look()
-    told = [line for line in logs if line["event"] == "most answers are errors of one class"]
+    told = [line for line in logs if line["event"] == "error_share_high"]
     assert [(line["error_class"], line["log_level"]) for line in told] == [("auth", "error")]
     assert pipeline.count("error_answer_share", "auth") == 0.75
     assert supervisor.details()["errors"] == {"error_class": "auth", "share": 0.75, "answers": 9}

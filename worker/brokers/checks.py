@@ -95,6 +95,6 @@ def _judge(error: grpc.aio.AioRpcError, name: str, permission: str, role: str) -
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         raise BrokerResourceError(f"{name}: is not a name Pub/Sub takes: {text}") from error
     if code is grpc.StatusCode.PERMISSION_DENIED:
-        _log.info("cannot check the permissions beforehand", resource=name, wanted=permission, role=role)
+        _log.info("permission_unchecked", resource=name, wanted=permission, role=role)
         return
     raise ConnectionError(f"{name}: {code.name}: {text}") from error

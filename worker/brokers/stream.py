@@ -72,7 +72,7 @@ class Stream:
         if isinstance(error, PERMANENT) and not was_kept_back:
             raise BrokerResourceError(f"{self._subscription}: {error}") from error
         if error is not None and not isinstance(error, exceptions.GoogleAPICallError | exceptions.RetryError):
-            _log.error("the streaming pull failed", exc_info=error)
+            _log.error("pull_failed", exc_info=error)
 
     def on_hold(self) -> tuple[int, int]:
         """Return messages and bytes that wait in the library for another of their ordering key; from any thread."""

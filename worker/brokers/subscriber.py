@@ -99,9 +99,10 @@ class PubSubSubscriber:
             )
         except exceptions.PermissionDenied:
             _log.warning(
-                "cannot read the subscription's dead-letter policy; grant pubsub.subscriptions.get "
-                "(roles/pubsub.viewer on it) or set pubsub.max_delivery_attempts",
+                "dead_letter_policy_unreadable",
                 subscription=self.subscription,
+                wanted="pubsub.subscriptions.get",
+                role="roles/pubsub.viewer",
             )
             return None
         except exceptions.NotFound as error:
@@ -129,7 +130,7 @@ class PubSubSubscriber:
                 await asyncio.wait({stream.closed}, timeout=backoff)  # at once when nothing of it is running
                 stream.raise_if_permanent(was_kept_back=self._held.keeps_back)
                 self._metrics.subscription_reopens_total.inc()
-                _log.warning("the streaming pull ended by itself; opening it again", error=str(stream.error or ""))
+                _log.warning("pull_reopened", error=str(stream.error or ""))
                 await self._first(asyncio.sleep(backoff), self._stopping.wait())
                 backoff = min(backoff * 2, REOPEN_BACKOFF_S[1])
                 self._streams = {known for known in self._streams if not known.closed.done()}
@@ -190,7 +191,7 @@ class PubSubSubscriber:
             return await self._handler(received(message))
         except Exception:  # noqa: BLE001 - whatever it is, the delivery is handed back and the puller lives
             self._metrics.internal_errors_total.inc()
-            _log.exception("a delivery's handler raised; handed back", message_id=message.message_id)
+            _log.exception("handler_failed", message_id=message.message_id)
             return Settlement.NACK
 
     def _delivered(self, stream: Stream, message: Message, task: "asyncio.Task[Settlement]") -> None:
@@ -222,7 +223,7 @@ class PubSubSubscriber:
         if not result.cancelled() and result.exception() is not None:
             self._metrics.lost_leases_total.inc()
             self._metrics.deliveries_total.labels("lost", "ack_refused").inc()
-            _log.warning("the lease had ended before the ack; expect a redelivery", error=str(result.exception()))
+            _log.warning("lease_lost", error=str(result.exception()))
 
     async def drain(self, grace_s: float) -> None:
         """Stop; see `worker.ports.Subscriber.drain`."""
@@ -270,7 +271,7 @@ class PubSubSubscriber:
             async with asyncio.timeout_at(max(since + self._settle_s, now + LAST_ACKS_S)) as self._closing:
                 await asyncio.wait(closing)
         except TimeoutError:
-            _log.error("the last acks could not be sent in time; expect redeliveries", seconds=self._settle_s)
+            _log.error("acks_unsent", seconds=self._settle_s)
         finally:
             self._closing = None
 

@@ -80,7 +80,7 @@ class Child:
 
 
 class WorkerChild(Child):
-    """The worker: started again when it dies, its warnings shown once each, its log kept on request."""
+    """The worker: started again when it dies; its log is kept on request and its warnings are shown, each once."""
 
     def __init__(self, log: BinaryIO | None, backend_url: str, *arguments: str) -> None:
         super().__init__("the worker", *arguments)
@@ -130,7 +130,8 @@ class WorkerChild(Child):
             error = entry.get("error") or entry.get("reason") or ""
             where = self._backend_url if entry.get("backend") == "default" else entry.get("backend")
             details = ", ".join(filter(None, (entry.get("error_class"), where)))
-            text = f"{entry['level']}: {entry['event']}{f': {error}' if error else ''}"
+            event = entry["event"].replace("_", " ")  # docs/operations.md has a sentence for each
+            text = f"{entry['level']}: {event}{f': {error}' if error else ''}"
             _say(" ".join(f"{text}{f' ({details})' if details else ''}".split()))
 
 

@@ -101,26 +101,30 @@ def _run(namespace: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             raise
         configure_logs("json", "info")  # a pod's log, where a line is a record
-        get_logger("service").error("cannot go on", error=error.one_line)
+        get_logger("service").error("startup_failed", error=error.one_line)
         return EXIT_USAGE
     configure_logs(settings.log.format, settings.log.level)
     from worker.cli.memory import tune_collector  # noqa: PLC0415
     from worker.service import Service  # noqa: PLC0415 - half a second of imports
 
+    service: Service | None = None
+
     async def serve() -> int:
+        nonlocal service
         service = Service(settings, _source(namespace))
         tune_collector()
         _on_signals(service.stop)
         return await service.run()
 
-    get_logger("service").info("settings", **settings.model_dump(mode="json"))
+    get_logger("service").info("settings_loaded", **settings.model_dump(mode="json"))
     try:
         code = run_loop(serve)
     except WorkerError as error:
-        get_logger("service").error("cannot go on", error=error.one_line)
+        has_started = service is not None and service.has_started
+        get_logger("service").error("worker_failed" if has_started else "startup_failed", error=error.one_line)
         code = EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED
     except Exception:  # noqa: BLE001 - whatever it is, the process must end: see below
-        get_logger("service").exception("the worker failed")
+        get_logger("service").exception("worker_failed")
         code = EXIT_FAILED
     # Threads of the client library may still wait for a broker that is gone; everything of ours is closed by now.
     for stream in (sys.stdout, sys.stderr):

@@ -55,7 +55,7 @@ class _Replay:
             await self.publisher.publish(message.data, original_attributes(message.attributes))
         except PublishError as error:
             self.failed += 1
-            _log.error("could not be sent back", message_id=message.message_id, error=str(error))
+            _log.error("replay_failed", message_id=message.message_id, error=str(error))
             if isinstance(error, ReplyRejectedError):
                 await asyncio.Event().wait()  # no later try will do better
             return Settlement.NACK

@@ -210,9 +210,7 @@ class Attempts:
             error_class = circuit.error_class or ""
             self._recorder.breaker_opened(route.name, error_class)
             whose = {} if is_open else {"model": model}
-            _log.warning(
-                "the backend is left alone until it recovers", backend=route.name, error_class=error_class, **whose
-            )
+            _log.warning("breaker_opened", backend=route.name, error_class=error_class, **whose)
 
     @staticmethod
     def keep_for_continuation(delivery: Delivery, route: Route, decision: Decision) -> Decision:

@@ -141,12 +141,12 @@ class RedisStore:
         except self._errors as error:
             self._metrics.dedupe_skipped_total.labels(operation).inc()
             if self._rests_until is None:
-                _log.error("the dedupe store cannot be reached; duplicates are not recognised", error=str(error))
+                _log.error("dedupe_store_unreachable", error=str(error))
             self._rests_until = self._now() + REDIS_REST_S
             return None
         if rests_until is not None:
             self._rests_until = None
-            _log.info("the dedupe store answers again")
+            _log.info("dedupe_store_recovered")
         return answer
 
 

@@ -110,7 +110,7 @@ class Replier:
                     self._metrics.publish_failures_total.labels("too_large").inc()
                     smaller = self._smaller(delivery, reply, message_bytes(data, attributes))
                     if smaller is None:
-                        _log.error("even the smallest error was refused", error=str(error))
+                        _log.error("error_reply_refused", error=str(error))
                         return None
                     reply = smaller
                     data, attributes = self._encode(delivery, reply)
@@ -133,13 +133,13 @@ class Replier:
         self._metrics.publish_failures_total.labels("refused" if is_refused else "retryable").inc()
         if is_refused or tries >= PAUSE_AFTER_TRIES:
             if not self._stuck:
-                _log.error("answers cannot be published; nothing new is started until they can", error=str(error))
+                _log.error("publish_failed", error=str(error))
             self._stuck.add(delivery)
             self._intake.set(UNPUBLISHABLE, holds=True)
         ceiling = min(PUBLISH_BACKOFF.max_s, PUBLISH_BACKOFF.base_s * 2.0 ** min(tries - 1, 16))
         delay = self._random.uniform(ceiling / 2, ceiling)
         if self._clock() - delivery.received_at + delay >= self._lease_s:
-            _log.error("the lease ends before the answer could be published", message_id=delivery.message.message_id)
+            _log.error("publish_abandoned", message_id=delivery.message.message_id)
             return False
         await asyncio.sleep(delay)
         return True
@@ -147,7 +147,7 @@ class Replier:
     def _recovered(self) -> None:
         self._stuck.clear()
         self._intake.set(UNPUBLISHABLE, holds=False)
-        _log.info("answers can be published again")
+        _log.info("publish_recovered")
 
     def _forget(self, delivery: Delivery) -> None:
         """Stop counting a delivery as stuck; with the last one gone somebody must try anew, so the intake opens."""
@@ -167,7 +167,7 @@ class Replier:
             if reply.stats is not None:  # they hold the model, whose name is the requester's to choose
                 return replace(reply, stats=None)
             return None if reply.metadata == b"{}" else replace(reply, metadata=b"{}")
-        _log.error("the answer is too large to publish", message_id=delivery.message.message_id, bytes=size)
+        _log.error("reply_too_large", message_id=delivery.message.message_id, bytes=size)
         return Reply(
             status_code=502,
             body=reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.tries),
@@ -237,6 +237,6 @@ class DeadLetters:
             await self._publisher.publish(message.data, attributes)
         except PublishError as error:
             self._metrics.dead_letter_copies_total.labels("failed").inc()
-            _log.error("no dead-letter copy", message_id=message.message_id, error=str(error))
+            _log.error("dead_letter_copy_failed", message_id=message.message_id, error=str(error))
         else:
             self._metrics.dead_letter_copies_total.labels("ok").inc()

@@ -2,7 +2,7 @@
 What is written down about deliveries: metrics, the share of errors, and one canonical log line per settlement.
 
 The processor says what happened; which metric or log field that is, is known only here.
-Levels: info = answered, warning = handed back or held, error = a person must look.  Bodies and keys never appear.
+Levels: info = answered, warning = nacked or held, error = a person must look.  Bodies and keys never appear.
 """
 
 import time
@@ -94,7 +94,7 @@ class Recorder:
             histogram = self._child(self._metrics.request_duration_seconds, *self._route(delivery), outcome)
             histogram.observe(result.ended - result.started)
         if decision.disposition is Disposition.HOLD:
-            _log.warning("held", **self._line(delivery))
+            _log.warning("attempt_held", **self._line(delivery))
 
     def breaker_opened(self, backend: str, error_class: str) -> None:
         """Count a trip."""
@@ -121,7 +121,9 @@ class Recorder:
         measures = self._measures(delivery)
         self._measured(delivery, route, measures)
         tokens = {"output_tokens": measures.usage.output} if measures.usage.output is not None else {}
-        _log.info("answered", **self._line(delivery), status_code=reply.status_code, bytes=len(reply.body), **tokens)
+        _log.info(
+            "delivery_answered", **self._line(delivery), status_code=reply.status_code, bytes=len(reply.body), **tokens
+        )
 
     def _measured(self, delivery: Delivery, route: tuple[str, str, str], measures: Measures) -> None:
         """Count what an answer's last attempt measured; exactly what its `stats` say."""
@@ -151,7 +153,7 @@ class Recorder:
         """Note a redelivery of what was answered already."""
         self.duplicate("answered")
         self._child(self._metrics.deliveries_total, "ack", "duplicate").inc()
-        _log.info("answered before", **self._line(delivery))
+        _log.info("duplicate_acked", **self._line(delivery))
 
     def handed_back(self, delivery: Delivery, *, draining: bool) -> None:
         """Note a nack."""
@@ -160,13 +162,13 @@ class Recorder:
         reason = "drain" if draining else error_class or "internal_error"
         self._child(self._metrics.deliveries_total, "nack", reason).inc()
         self._child(self._metrics.requests_total, *self._route(delivery), "nack", "none").inc()
-        _log.warning("handed back", **self._line(delivery), reason=reason)
+        _log.warning("delivery_nacked", **self._line(delivery), reason=reason)
 
     def unpublished(self, delivery: Delivery, reply: Reply) -> None:
         """Note a nack because the answer could not be published in time."""
         self._child(self._metrics.deliveries_total, "nack", "publish_failed").inc()
         self._child(self._metrics.requests_total, *self._route(delivery), "nack", "none").inc()
-        _log.error("the answer could not be published", **self._line(delivery), status_code=reply.status_code)
+        _log.error("delivery_nacked", **self._line(delivery), reason="publish_failed", status_code=reply.status_code)
 
     def stats(self, delivery: Delivery) -> bytes | None:
         """Return the `stats` object of an answer, `None` where answers carry none; absent values are null."""

@@ -264,5 +264,5 @@ run_command(["run", "--config", {str(config)!r}])
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     last = json.loads(ended.stderr.splitlines()[-1])
-    assert last["event"] == "the worker failed"
+    assert last["event"] == "worker_failed"
     assert "ZeroDivisionError: bug" in last["exception"]

@@ -107,7 +107,7 @@ async def test_a_trip_is_counted_and_logged_once(logs) -> None:
         *(pipeline.attempts.make(a_delivery(REQUEST), REQUEST, pipeline.route, permit) for permit in permits)
     )
     assert pipeline.count("breaker_trips_total", "fake", "connect") == 1
-    assert len([line for line in logs if line["event"] == "the backend is left alone until it recovers"]) == 1
+    assert len([line for line in logs if line["event"] == "breaker_opened"]) == 1
 
 
 @virtual_time

@@ -241,8 +241,8 @@ async def test_a_redis_that_fails_is_left_alone_for_a_while(server: _Server, log
     assert server.calls == 13
     told = [line["event"] for line in logs]
     assert told == [
-        "the dedupe store cannot be reached; duplicates are not recognised",
-        "the dedupe store answers again",
+        "dedupe_store_unreachable",
+        "dedupe_store_recovered",
     ]
 
 

@@ -99,7 +99,7 @@ async def test_an_error_event_before_new_text_is_a_plain_error(logs: list[Any]) 
     refused = Answer(body=json.dumps(busy).encode(), result=first)
     pipeline = Pipeline(Continuing(broken(resume_point=RESUME_POINT), refused))
     assert await pipeline.handle(message(attempt=1)) is ACK
-    assert [line["error_class"] for line in logs if line["event"] == "held"] == ["stream_broken", "overloaded"]
+    assert [line["error_class"] for line in logs if line["event"] == "attempt_held"] == ["stream_broken", "overloaded"]
 
 
 class ListeningGate(RouteGate):
@@ -136,7 +136,7 @@ async def test_behind_an_open_breaker_it_waits_and_is_continued_then(logs: list[
     backend.then = recovers
     assert await pipeline.handle(message(attempt=1)) is ACK
     assert backend.resume_points() == [None, RESUME_POINT]
-    assert [line["rule"] for line in logs if line["event"] == "held"] == ["builtin:stream_broken+outage"]
+    assert [line["rule"] for line in logs if line["event"] == "attempt_held"] == ["builtin:stream_broken+outage"]
 
 
 @virtual_time

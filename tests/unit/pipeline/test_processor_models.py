@@ -37,7 +37,7 @@ async def test_one_models_breaker_is_told_and_stops_that_model_only(logs: list[A
     assert not any(task.done() for task in lora)
     assert pipeline.route.breaker().state is CircuitState.CLOSED
     assert pipeline.count("breaker_trips_total", "fake", "model_not_found") == 1
-    told = [line for line in logs if line["event"] == "the backend is left alone until it recovers"]
+    told = [line for line in logs if line["event"] == "breaker_opened"]
     assert [(line["model"], line["error_class"]) for line in told] == [("lora", "model_not_found")]
     await asyncio.sleep(60)
     assert pipeline.count("breaker_trips_total", "fake", "model_not_found") == 1
@@ -82,7 +82,7 @@ async def test_the_backends_own_trip_is_told_while_a_models_breaker_is_open(logs
     assert pipeline.route.is_open()
     assert pipeline.count("breaker_trips_total", "fake", "model_not_found") == 1
     assert pipeline.count("breaker_trips_total", "fake", "connect") == 1
-    told = [line for line in logs if line["event"] == "the backend is left alone until it recovers"]
+    told = [line for line in logs if line["event"] == "breaker_opened"]
     assert [line.get("model") for line in told] == ["lora", None]
     pipeline.processor.begin_drain()
     await lora

@@ -151,6 +151,6 @@ async def test_the_log_line_tells_the_first_token(logs: list[Any]) -> None:
     pipeline = Pipeline(FakeBackend(STREAMED, Answer()))
     await pipeline.handle()
     await pipeline.handle()
-    lines = [line for line in logs if line["event"] == "answered"]
+    lines = [line for line in logs if line["event"] == "delivery_answered"]
     assert [line.get("ttft_s") for line in lines] == [2.0, None]
     assert lines[0]["output_tokens"] == 11

@@ -14,7 +14,7 @@ SECRET = "the prompt of somebody"
 
 
 def _settlements(logs) -> list[dict]:
-    events = ("answered", "answered before", "handed back", "the answer could not be published")
+    events = ("delivery_answered", "duplicate_acked", "delivery_nacked")
     return [line for line in logs if line["event"] in events]
 
 
@@ -26,7 +26,7 @@ async def test_a_good_answer_is_one_info_line_with_everything(logs) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": SECRET}]}
     await pipeline.handle(message(data(body, metadata={"k": SECRET}), message_id="id", attempt=2))
     (line,) = _settlements(logs)
-    assert (line["event"], line["log_level"]) == ("answered", "info")
+    assert (line["event"], line["log_level"]) == ("delivery_answered", "info")
     expected = {
         "message_id": "id",
         "delivery_attempt": 2,
@@ -85,7 +85,7 @@ async def test_what_is_held_is_a_warning_and_no_settlement(logs) -> None:
     """A hold is told each time it begins, and the time of it stands in the line of the settlement."""
     pipeline = Pipeline(FakeBackend(status(503), REFUSED))
     await pipeline.handle(message(attempt=1))
-    assert [line["error_class"] for line in logs if line["event"] == "held"] == ["overloaded", "connect"]
+    assert [line["error_class"] for line in logs if line["event"] == "attempt_held"] == ["overloaded", "connect"]
     (line,) = _settlements(logs)
     assert line["attempts"] == 3
     assert line["held_s"] > 0
@@ -109,7 +109,7 @@ async def test_a_redelivery_is_told_apart_from_an_answer(logs) -> None:
     pipeline, received = Pipeline(), message()
     await pipeline.handle(received)
     await pipeline.handle(received)
-    assert [line["event"] for line in _settlements(logs)] == ["answered", "answered before"]
+    assert [line["event"] for line in _settlements(logs)] == ["delivery_answered", "duplicate_acked"]
     assert pipeline.count("deliveries_total", "ack", "ok") == 1
     assert pipeline.count("deliveries_total", "ack", "duplicate") == 1
     assert pipeline.damage.answers == 1

@@ -295,7 +295,7 @@ def test_documented_attributes_are_exactly_the_real_ones():
 async def test_log_lines_name_the_trace(logs):
     """From a line to its trace, and back."""
     await Pipeline(tracer=KeptSpans().tracer).handle(message(attributes={"traceparent": TRACEPARENT}))
-    (line,) = [line for line in logs if line["event"] == "answered"]
+    (line,) = [line for line in logs if line["event"] == "delivery_answered"]
     assert line["trace_id"] == TRACE
 
 

@@ -77,13 +77,13 @@ class Negotiator:
             self._best.clear()
         self._best[key] = form
         refused = "stream_options" if form is Form.STREAM else "stream"
-        _log.warning("the backend refuses a form of streaming", **self._line(key), refused=refused, error=reason)
+        _log.warning("streaming_refused", **self._line(key), refused=refused, error=reason)
 
     def tell_refused_continuation(self, key: Key, reason: str) -> None:
         """Write down, once for each API and model, that a text was not continued."""
         if key not in self._told and len(self._told) < MAX_REMEMBERED:
             self._told.add(key)
-            _log.warning("the backend continues no text; it starts anew", **self._line(key), error=reason)
+            _log.warning("continuation_refused", **self._line(key), error=reason)
 
     def _line(self, key: Key) -> Mapping[str, str]:
         kind, model = key

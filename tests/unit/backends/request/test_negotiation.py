@@ -201,7 +201,7 @@ def test_a_server_that_refuses_to_go_on_is_asked_anew(refusal: AttemptResult, lo
         accumulator.feed_all([event(delta(content="New")), event(delta("stop"))])
         assert json.loads(accumulator.result())["choices"][0]["message"]["content"] == "New"
         assert not plan.retreat(answered(200, streamed=True))
-    assert [line["event"] for line in logs] == ["the backend continues no text; it starts anew"]
+    assert [line["event"] for line in logs] == ["continuation_refused"]
 
 
 def test_a_whole_answer_to_a_continuation_is_none() -> None:
