@@ -32,7 +32,7 @@ class End:
     attempt: Attempt
     outcome: Outcome
     work: float | None
-    retry_after_s: float | None
+    pause_s: float | None
 
 
 class Fixed:
@@ -68,9 +68,13 @@ class Fixed:
     def first_byte(self, ticket: Attempt) -> None:
         ticket.first_byte_at = self.now()
 
-    def finish(self, ticket: Attempt, outcome: Outcome, *, work: float | None, retry_after_s: float | None) -> None:
+    def is_refusal_fresh(self, ticket: Attempt) -> bool:  # noqa: ARG002 - the window's signature
+        """Return false: the described rules tell a breaker nothing of refusals."""
+        return False
+
+    def finish(self, ticket: Attempt, outcome: Outcome, *, work: float | None, pause_s: float | None) -> None:
         self.in_flight -= 1
-        self.learn(End(ticket, outcome, work, retry_after_s))
+        self.learn(End(ticket, outcome, work, pause_s))
 
     def learn(self, end: End) -> None:
         """Change nothing."""
@@ -96,7 +100,7 @@ class BatchGateway(Fixed):
 
 
 class FeedbackGate(BatchGateway):
-    """Slow start, additive increase, one halving for each flight, Retry-After closes (60 s at most)."""
+    """Slow start, additive increase, one halving for each flight, Retry-After closes."""
 
     def __init__(self, now: Now, initial: int = 8, maximum: int = 128) -> None:
         super().__init__(now, initial, maximum)
@@ -113,8 +117,8 @@ class FeedbackGate(BatchGateway):
             grow = 1.0 if self.window < self.threshold else 1.0 / self.window
             self.window = min(self.maximum, self.window + grow)
         elif end.outcome is Outcome.OVERLOAD:
-            if end.retry_after_s is not None:
-                self.closed_until = max(self.closed_until, self.now() + min(end.retry_after_s, 60.0))
+            if end.pause_s is not None:
+                self.closed_until = max(self.closed_until, self.now() + end.pause_s)
             if fresh:
                 self.window = self.threshold = max(1.0, self.window / 2.0)
                 self.decreased_at = self.numbers

@@ -95,7 +95,8 @@ class Worker:
         """One attempt is over."""
         scenario, now = self.simulation.scenario, self.simulation.now
         tokens = request.tokens if outcome is Outcome.OK and scenario.tokens else None
-        fresh = self.rule.finish(request.ticket, outcome, work=tokens, retry_after_s=retry_after_s)
+        is_fresh = self.rule.is_refusal_fresh(request.ticket)
+        self.rule.finish(request.ticket, outcome, work=tokens, pause_s=retry_after_s)
         token = request.circuit_pass
         assert token is not None
         if outcome is Outcome.OK:
@@ -107,7 +108,7 @@ class Worker:
             return
         if outcome is Outcome.NEUTRAL:
             self.circuit.failed(token, "connect")
-        elif fresh or token.is_probe:
+        elif is_fresh or token.is_probe:
             self.circuit.failed(token, "overloaded")
         request.tries += 1
         delay = self.simulation.rng.uniform(0, min(60.0, 2.0 ** (request.tries - 1))) + 0.01

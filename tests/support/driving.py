@@ -34,5 +34,8 @@ class Driver:
             limits.append(self.window.limit)
         return limits
 
-    def refuse(self, ticket: Ticket, retry_after_s: float | None = None) -> bool:
-        return self.window.finish(ticket, Outcome.OVERLOAD, retry_after_s=retry_after_s)
+    def refuse(self, ticket: Ticket, pause_s: float | None = None) -> bool:
+        """Refuse it; return whether that was news."""
+        is_fresh = self.window.is_refusal_fresh(ticket)
+        self.window.finish(ticket, Outcome.OVERLOAD, pause_s=pause_s)
+        return is_fresh

@@ -47,6 +47,14 @@ class Permit:
         """Whether this attempt decides about an open breaker."""
         return self._breaker_pass.is_probe
 
+    def is_refusal_fresh(self) -> bool:
+        """
+        Return whether a refusal of this attempt would be news for the window: it started after the last decrease.
+
+        To be asked before `finish`; a refusal that is not fresh belongs to an overload that was answered already.
+        """
+        return self._gate._is_refusal_fresh(self._ticket)  # noqa: SLF001 - one object in two halves
+
     def connected(self) -> None:
         """
         Report that a connection stands and the request is sent.
@@ -213,19 +221,21 @@ class RouteGate:
         if self._breaker.connected(token):
             self._after(mended=True)
 
+    def _is_refusal_fresh(self, ticket: Ticket) -> bool:
+        return self._window.is_refusal_fresh(ticket)
+
     def _finish(self, ticket: Ticket, token: BreakerPass, signal: AttemptSignal) -> None:
-        effect = signal.breaker
         if signal.overload:
-            fresh = self._window.finish(ticket, Outcome.OVERLOAD, retry_after_s=signal.retry_after_s)
-            if effect is BreakerEffect.TRIP:
-                effect = BreakerEffect.COUNT
-            if not fresh and not token.is_probe:
-                effect = BreakerEffect.NONE
+            outcome = Outcome.OVERLOAD
         else:
-            served = effect is BreakerEffect.SUCCESS
-            self._window.finish(ticket, Outcome.OK if served else Outcome.NEUTRAL, work=signal.work)
+            outcome = Outcome.OK if signal.breaker is BreakerEffect.SUCCESS else Outcome.NEUTRAL
+        self._window.finish(ticket, outcome, work=signal.work, pause_s=signal.pause_s)
         mended = self._breaker.report(
-            token, effect, error_class=signal.error_class, scope=signal.scope, retry_after_s=signal.retry_after_s
+            token,
+            signal.breaker,
+            error_class=signal.error_class,
+            scope=signal.scope,
+            retry_after_s=signal.retry_after_s,
         )
         self._after(mended=mended)
 

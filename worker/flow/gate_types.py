@@ -11,15 +11,16 @@ class AttemptSignal:
     """What the end of one attempt says about the backend."""
 
     breaker: BreakerEffect = BreakerEffect.NONE
-    """`SUCCESS` also counts as served for the window."""
+    """Applied as it is.  `SUCCESS` also counts as served for the window."""
     overload: bool = False
-    """The backend refused for lack of capacity.  A `TRIP` with it becomes a `COUNT`: capacity is the window's affair,
-    and the breaker hears only of fresh signs, so that one crowded flight is one failure."""
+    """The backend refused for lack of capacity: the window decreases."""
+    pause_s: float | None = None
+    """Of an overload: how long the window admits nothing, seconds; `None` for no pause."""
     error_class: str = ""
     """Shown while the breaker is open."""
     scope: BreakerScope = BreakerScope.ROUTE
     retry_after_s: float | None = None
-    """The backend's own wish, seconds."""
+    """The server's Retry-After for the breaker's next probe, seconds."""
     work: float | None = None
     """Size of the answer, for example output tokens; `None` when unknown."""
 

@@ -42,6 +42,9 @@ of GPU time, where an error that was answered costs nothing."""
 MAX_CONTINUATIONS = 5
 """Times one delivery is kept to be continued, whatever its class allows: a connection that breaks again and again may
 hold elsewhere."""
+MAX_RETRY_AFTER_PAUSE_S = 60.0
+"""Longest Retry-After of an overload for which a route admits nothing: a pause yields no answers that could correct a
+wrong hint."""
 DEADLINE_MARGIN_S = 0.05
 """An attempt that ended so shortly before its deadline was cut by it: timers and clocks differ by less."""
 
@@ -196,15 +199,7 @@ class Attempts:
 
     def _report_failure(self, permit: Permit, decision: Decision, route: Route, model: str | None) -> None:
         was_blocked, was_open = route.blocked_by(model) is not None, route.is_open()
-        permit.finish(
-            AttemptSignal(
-                breaker=BreakerEffect(decision.breaker.value),
-                overload=decision.is_overload,
-                error_class=decision.error_class or "",
-                scope=BreakerScope.MODEL if decision.scope is Scope.MODEL else BreakerScope.ROUTE,
-                retry_after_s=decision.retry_after_s,
-            )
-        )
+        permit.finish(failure_signal(decision, is_fresh=permit.is_refusal_fresh(), is_probe=permit.is_probe))
         is_open, circuit = route.is_open(), route.blocked_by(model)
         if circuit is not None and (not was_blocked or (is_open and not was_open)):
             error_class = circuit.error_class or ""
@@ -264,6 +259,35 @@ class Attempts:
         if probe_at is None or route.gate.statistics().waiting == 0:
             return 0.0
         return self._random.uniform(1.0, 2.0) * max(0.1, probe_at - route.clock.now())
+
+
+def failure_signal(decision: Decision, *, is_fresh: bool, is_probe: bool) -> AttemptSignal:
+    """
+    Return what the gate is told of an attempt that failed.
+
+    Args:
+        decision: What the policy says of it.
+        is_fresh: See `Permit.is_refusal_fresh`.
+        is_probe: See `Permit.is_probe`.
+    """
+    effect, pause_s = BreakerEffect(decision.breaker.value), None
+    if decision.is_overload:
+        # The window answers for capacity.  The breaker counts one failure for all attempts refused together, so that
+        # it opens when refusals go on although the window has decreased.
+        if effect is BreakerEffect.TRIP:
+            effect = BreakerEffect.COUNT
+        if not (is_fresh or is_probe):
+            effect = BreakerEffect.NONE
+        if decision.retry_after_s is not None:
+            pause_s = min(decision.retry_after_s, MAX_RETRY_AFTER_PAUSE_S)
+    return AttemptSignal(
+        breaker=effect,
+        overload=decision.is_overload,
+        pause_s=pause_s,
+        error_class=decision.error_class or "",
+        scope=BreakerScope.MODEL if decision.scope is Scope.MODEL else BreakerScope.ROUTE,
+        retry_after_s=decision.retry_after_s,
+    )
 
 
 def _blocking(delivery: Delivery, route: Route) -> CircuitStatistics | None:

@@ -265,10 +265,10 @@ async def admit_after_delay(gate: RouteGate, clock: FakeClock) -> Permit:
     return await task
 
 
-async def test_retry_after_closes_the_window_and_reopens_by_itself(clock):
-    """Nobody starts before Retry-After is over; then the timer lets them."""
+async def test_a_pause_closes_the_window_and_reopens_by_itself(clock):
+    """No attempt starts before the pause is over; then the timer admits the waiter."""
     gate = a_gate(clock)
-    crowded = AttemptSignal(breaker=BreakerEffect.TRIP, overload=True, error_class="rate_limited", retry_after_s=3.0)
+    crowded = AttemptSignal(breaker=BreakerEffect.COUNT, overload=True, error_class="rate_limited", pause_s=3.0)
     (await admit(gate)).finish(crowded)
     assert gate.statistics().breaker.route.state is CircuitState.CLOSED
     task = waiting(gate)

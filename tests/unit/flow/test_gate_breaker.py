@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from tests.support.fakeclock import settle
 from tests.support.gates import AUTH, OK, REFUSED, a_gate, admit, admit_after, idle, waiting
 from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope
@@ -178,17 +180,33 @@ async def test_a_models_circuit_stops_that_model_only(clock):
     assert idle(gate, clock)
 
 
-async def test_one_crowded_flight_is_one_failure_for_the_breaker(clock):
-    """Many rejections of one flight do not trip the breaker; a row of fresh ones does."""
+async def test_the_first_refusal_of_a_flight_is_fresh_and_the_others_are_not(clock):
+    """An attempt that starts after the decrease is fresh again."""
     gate = a_gate(clock, room=8)
-    crowded = AttemptSignal(breaker=BreakerEffect.COUNT, overload=True, error_class="overloaded")
+    crowded = AttemptSignal(overload=True, error_class="overloaded")
     flight = [await admit(gate) for _ in range(8)]
+    assert all(permit.is_refusal_fresh() for permit in flight)
+    flight[3].finish(crowded)
+    assert not any(permit.is_refusal_fresh() for permit in flight)
+    assert (await admit(gate)).is_refusal_fresh()
+
+
+@pytest.mark.parametrize(
+    ("effect", "failures", "state"),
+    [
+        (BreakerEffect.NONE, 0, CircuitState.CLOSED),
+        (BreakerEffect.COUNT, 4, CircuitState.CLOSED),
+        (BreakerEffect.TRIP, 0, CircuitState.OPEN),
+    ],
+)
+async def test_what_an_overload_means_for_the_breaker_is_applied_as_told(clock, effect, failures, state):
+    """The gate changes no effect, whether the refusal is fresh or not."""
+    gate = a_gate(clock, room=8)
+    flight = [await admit(gate) for _ in range(4)]
     for permit in flight:
-        permit.finish(crowded)
-    assert gate.statistics().breaker.route.failures == 1
-    for _ in range(4):
-        (await admit(gate)).finish(crowded)
-    assert gate.statistics().breaker.route.state is CircuitState.OPEN
+        permit.finish(AttemptSignal(breaker=effect, overload=True, error_class="overloaded"))
+    route = gate.statistics().breaker.route
+    assert (route.failures, route.state) == (failures, state)
 
 
 async def test_idle_gates_keep_no_timer(clock):

@@ -21,7 +21,7 @@ SIGNALS = {
     "loading": AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL),
     "crowded": AttemptSignal(breaker=BreakerEffect.COUNT, overload=True, error_class="overloaded"),
     "throttled": AttemptSignal(
-        breaker=BreakerEffect.TRIP, overload=True, error_class="rate_limited", retry_after_s=2.0
+        breaker=BreakerEffect.TRIP, overload=True, error_class="rate_limited", retry_after_s=2.0, pause_s=2.0
     ),
 }
 

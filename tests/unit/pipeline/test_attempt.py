@@ -9,9 +9,16 @@ from tests.support.fakes import GOOD, REFUSED, Answer, FakeBackend, status
 from tests.support.pipeline import Pipeline, a_delivery, message
 from tests.support.virtual_time import loop_time, settle, unix_time, virtual_time
 from worker.delivery import Delivery
+from worker.flow.breaker import BreakerEffect
 from worker.flow.circuit import CircuitState
 from worker.flow.queue import AdmissionOrder
-from worker.pipeline.attempt import MAX_EXCUSED, MAX_EXCUSED_CRASHES, SUSPICION_S
+from worker.pipeline.attempt import (
+    MAX_EXCUSED,
+    MAX_EXCUSED_CRASHES,
+    MAX_RETRY_AFTER_PAUSE_S,
+    SUSPICION_S,
+    failure_signal,
+)
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, Fault, Phase
 from worker.wire.message import RequestMessage
 
@@ -249,6 +256,60 @@ async def test_while_draining_nothing_is_excused() -> None:
     await _open(pipeline)
     draining.set()
     assert await pipeline.attempts.discount_outage(a_delivery(REQUEST), pipeline.route, FAILED, draining) is FAILED
+
+
+# What the gate is told.
+
+OVERLOADED = replace(FAILED, error_class=ErrorClass.RATE_LIMITED, is_overload=True)
+
+
+@pytest.mark.parametrize("action", [BreakerAction.NONE, BreakerAction.COUNT, BreakerAction.TRIP])
+@pytest.mark.parametrize("is_fresh", [True, False])
+def test_a_failure_that_is_no_overload_has_the_decisions_effect(action: BreakerAction, is_fresh: bool) -> None:
+    """Whether a refusal would have been fresh is of no concern; the window is not paused."""
+    decision = replace(FAILED, breaker=action, retry_after_s=3.0)
+    signal = failure_signal(decision, is_fresh=is_fresh, is_probe=False)
+    assert (signal.breaker.value, signal.overload, signal.pause_s) == (action.value, False, None)
+    assert (signal.error_class, signal.retry_after_s) == ("server_error", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("action", "is_fresh", "is_probe", "effect"),
+    [
+        (BreakerAction.TRIP, True, False, BreakerEffect.COUNT),
+        (BreakerAction.COUNT, True, False, BreakerEffect.COUNT),
+        (BreakerAction.NONE, True, False, BreakerEffect.NONE),
+        (BreakerAction.TRIP, False, False, BreakerEffect.NONE),
+        (BreakerAction.COUNT, False, False, BreakerEffect.NONE),
+        (BreakerAction.TRIP, False, True, BreakerEffect.COUNT),
+    ],
+)
+def test_an_overload_counts_once_for_a_flight(
+    action: BreakerAction, is_fresh: bool, is_probe: bool, effect: BreakerEffect
+) -> None:
+    """It never trips the breaker at once; a stale refusal has no effect unless a probe was refused."""
+    signal = failure_signal(replace(OVERLOADED, breaker=action), is_fresh=is_fresh, is_probe=is_probe)
+    assert (signal.breaker, signal.overload) == (effect, True)
+
+
+@pytest.mark.parametrize(("retry_after_s", "pause_s"), [(None, None), (3.0, 3.0), (86400.0, MAX_RETRY_AFTER_PAUSE_S)])
+def test_the_retry_after_of_an_overload_pauses_the_route(retry_after_s: float | None, pause_s: float | None) -> None:
+    """To the second, and a minute at most; the breaker gets the hint as it is."""
+    signal = failure_signal(replace(OVERLOADED, retry_after_s=retry_after_s), is_fresh=True, is_probe=False)
+    assert (signal.pause_s, signal.retry_after_s) == (pause_s, retry_after_s)
+
+
+@virtual_time
+async def test_refusals_of_one_flight_are_one_failure_and_a_row_of_fresh_ones_opens_the_breaker() -> None:
+    """However many attempts were under way together."""
+    pipeline = Pipeline(FakeBackend(then=status(429)), window=8)
+    permits = [await pipeline.route.gate.admit(AdmissionOrder()) for _ in range(8)]
+    for permit in permits:
+        await pipeline.attempts.make(a_delivery(REQUEST), REQUEST, pipeline.route, permit)
+    assert pipeline.gate.breaker.route.failures == 1
+    for _ in range(4):
+        await _make(pipeline)
+    assert pipeline.route.is_open()
 
 
 # The wait before the next try.

@@ -113,9 +113,13 @@ class AdaptiveWindow:
                 self._meter.first_byte(ticket.first_byte_s)
             self._learn()
 
+    def is_refusal_fresh(self, ticket: Ticket) -> bool:
+        """Return whether a refusal of this attempt would be news: it started after the last decrease."""
+        return self._refusals.is_fresh(ticket.number)
+
     def finish(
-        self, ticket: Ticket, outcome: Outcome, *, work: float | None = None, retry_after_s: float | None = None
-    ) -> bool:
+        self, ticket: Ticket, outcome: Outcome, *, work: float | None = None, pause_s: float | None = None
+    ) -> None:
         """
         Count one attempt out and learn from its end.
 
@@ -123,10 +127,8 @@ class AdaptiveWindow:
             ticket: What `start` gave.
             outcome: Served, refused for lack of capacity, or neither.
             work: Size of the answer in any constant unit, for example output tokens; `None` when unknown.
-            retry_after_s: The backend's own wish with an `OVERLOAD`, seconds.
-
-        Returns:
-            Whether this was a fresh sign of overload: one that does not belong to an event already answered.
+            pause_s: With an `OVERLOAD`, how long nothing starts, seconds.  Ignored when the refused attempt was only a
+                step above a number that was just served: those go on.
 
         Raises:
             RuntimeError: The ticket was finished before; an error of the caller.
@@ -137,10 +139,9 @@ class AdaptiveWindow:
         self._silence.end(ticket.number)
         self._in_flight -= 1
         if outcome is Outcome.OVERLOAD:
-            return self._refused(ticket, retry_after_s)
-        if outcome is Outcome.OK:
+            self._refused(ticket, pause_s)
+        elif outcome is Outcome.OK:
             self._answered(ticket, work)
-        return False
 
     def reopen(self) -> None:
         """Pour the window out anew instead of all at once: what kept everyone back (a breaker) is over."""
@@ -167,7 +168,7 @@ class AdaptiveWindow:
             decreases=self._decreases,
         )
 
-    def _refused(self, ticket: Ticket, retry_after_s: float | None) -> bool:
+    def _refused(self, ticket: Ticket, pause_s: float | None) -> None:
         self._rejected += 1
         closes = not self._refusals.is_above_proven(ticket.in_flight)
         limit = self._refusals.refused(
@@ -181,10 +182,9 @@ class AdaptiveWindow:
             self._reward.forget()
             self._decrease(limit)
             self._new_round(clean=False)
-        if retry_after_s is not None and closes:
-            self._room.close(self._now() + min(max(retry_after_s, 0.0), self._tuning.max_retry_after_s))
+        if pause_s is not None and closes:
+            self._room.close(self._now() + pause_s)
             self._room.pour(0.0, self._pour_s())
-        return limit is not None
 
     def _answered(self, ticket: Ticket, work: float | None) -> None:
         self._served += 1

@@ -34,6 +34,10 @@ class Refusals:
         self._before_row = 0.0
         self._meant_nothing = False
 
+    def is_fresh(self, number: int) -> bool:
+        """Whether a refusal of the attempt with this number would be news: it started after the last decrease."""
+        return number >= self._decided_at_number
+
     def is_above_proven(self, in_flight: int) -> bool:
         """Whether so many at once is more than was served since the last decrease, and something was."""
         return 0 < self._proven < in_flight
@@ -54,7 +58,7 @@ class Refusals:
         """
         self._credit = max(self._credit - 1.0, 0.0)
         self._last_at = self._now()
-        if number < self._decided_at_number:
+        if not self.is_fresh(number):
             return None
         # Far below the limit it is the load of others that was too much, and this level is no ceiling either.
         far_below = in_flight < limit / 2.0

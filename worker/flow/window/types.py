@@ -47,8 +47,6 @@ class WindowTuning:
     """What a good answer earns towards one refusal: with those of a falling capacity it stays below 1 % refused."""
     probe_every_s: float = 30.0
     """So often a refusal is risked without credit, seconds: few answers must not mean blindness."""
-    max_retry_after_s: float = 60.0
-    """Longest Retry-After that is believed, seconds: a closed window yields no answers that could correct it."""
 
 
 class Outcome(StrEnum):

@@ -8,6 +8,8 @@ from tests.support.fakeclock import FakeClock
 from worker.flow.window.adaptive import AdaptiveWindow
 from worker.flow.window.types import Outcome, Ticket
 
+LONGEST_PAUSE_S = 60.0
+
 
 class WindowMachine(RuleBasedStateMachine):
     """Whatever ends how and when, the window stays within its bounds, open to trial, and counts right."""
@@ -25,15 +27,17 @@ class WindowMachine(RuleBasedStateMachine):
                 self.tickets.append(self.window.start(streamed=streamed))
 
     @precondition(lambda self: self.tickets)
-    @rule(data=st.data(), outcome=st.sampled_from(Outcome), wish=st.none() | st.floats(-1, 1e6))
-    def end(self, data: st.DataObject, outcome: Outcome, wish: float | None) -> None:
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome), pause_s=st.none() | st.floats(0, LONGEST_PAUSE_S))
+    def end(self, data: st.DataObject, outcome: Outcome, pause_s: float | None) -> None:
         index = data.draw(st.integers(0, len(self.tickets) - 1))
         work = data.draw(st.none() | st.floats(0, 1e6))
         limit = self.window._room.limit
-        fresh = self.window.finish(self.tickets.pop(index), outcome, work=work, retry_after_s=wish)
-        assert not fresh or outcome is Outcome.OVERLOAD
+        ticket = self.tickets.pop(index)
+        is_fresh = self.window.is_refusal_fresh(ticket)
+        self.window.finish(ticket, outcome, work=work, pause_s=pause_s)
         if outcome is Outcome.OVERLOAD:
             assert self.window._room.limit <= limit
+            assert is_fresh or self.window._room.limit == limit
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data())
@@ -61,11 +65,11 @@ class WindowMachine(RuleBasedStateMachine):
 
     @invariant()
     def never_stuck(self) -> None:
-        """Without anything under way there is room now, or at an instant that is announced and at most a minute off."""
+        """Without anything under way there is room now, or at an instant that is announced and no pause away."""
         if self.window.in_flight == 0 and not self.window.has_room():
             at = self.window.opens_at()
             assert at is not None
-            assert 0 < at - self.clock.now() <= 60.001
+            assert 0 < at - self.clock.now() <= LONGEST_PAUSE_S + 0.001
 
 
 WindowMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
