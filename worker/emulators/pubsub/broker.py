@@ -1,22 +1,60 @@
 """
-All topics and subscriptions of one server: the registry, the fan-out of published messages, dead-letter forwarding.
+All topics and subscriptions of one server: their registry, delivery to every subscription, and dead letters.
 
-Pure like the subscriptions it holds: the shell passes requests in, and calls `tick` when `on_due` says so.  Any project
-name is accepted.  Everything lives in memory and ends with the process.
+Pure like the subscriptions it holds: the server passes requests in, and calls `tick` at the times that `on_due` names.
+Any project name is accepted.  Everything is in memory and is lost when the process ends.
 
-Resources go in and out as protobuf messages; the caller must not change one it was given.
+Resources go in and out as protobuf messages; the caller must not change a message it received.
 """
 
+import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from worker.emulators.pubsub import limits, resources
-from worker.emulators.pubsub.clock import Clock
-from worker.emulators.pubsub.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, PubSubError
-from worker.emulators.pubsub.messages import StoredMessage, store, with_attributes
+from worker.emulators.pubsub import resources
+from worker.emulators.pubsub.clock import NS_PER_S, Clock
+from worker.emulators.pubsub.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PubSubError,
+    too_small,
+)
+from worker.emulators.pubsub.messages import StoredMessage, check_messages, store, with_attributes
 from worker.emulators.pubsub.subscription import Subscription
-from worker.emulators.pubsub.topics import Topic, dead_letter_attributes, page
+
+_DEFAULT_PAGE = 1_000
+"""Items of a list answer when the client sets no page size."""
+
+
+class Topic:
+    """A topic's resource, its subscriptions, and what it retains itself."""
+
+    def __init__(self, resource: Any) -> None:
+        self.resource = resource
+        self.subscriptions: dict[str, Subscription] = {}
+        """By path; detached ones are not among them."""
+        self.retained: deque[StoredMessage] = deque()
+        """For a seek by any of its subscriptions, oldest first."""
+
+    def deliver(self, messages: Sequence[StoredMessage], now_ns: int) -> None:
+        """Hand messages to every subscription, and retain them if the topic is set up so."""
+        if resources.topic_retention_s(self.resource) > 0:
+            self.retained.extend(messages)
+        self.forget_old(now_ns)
+        for subscription in self.subscriptions.values():
+            subscription.enqueue(messages)
+
+    def forget_old(self, now_ns: int) -> None:
+        """Let go of retained messages that are older than the retention."""
+        if self.retained:
+            oldest_ns = now_ns - int(resources.topic_retention_s(self.resource) * NS_PER_S)
+            while self.retained and self.retained[0].publish_ns < oldest_ns:
+                self.retained.popleft()
 
 
 class Broker:
@@ -45,7 +83,7 @@ class Broker:
 
     def create_topic(self, given: Any) -> Any:
         """Create a topic; raises AlreadyExistsError, InvalidArgumentError or UnimplementedError."""
-        limits.check_name("topics", given.name)
+        resources.check_name("topics", given.name)
         if given.name in self._topics:
             raise AlreadyExistsError.of(given.name)
         topic = self._topics[given.name] = Topic(resources.complete_topic(given))
@@ -69,19 +107,19 @@ class Broker:
         topic = self._topic(path)
         del self._topics[path]
         for subscription_path in topic.subscriptions:
-            orphan = _copy(self._resources[subscription_path])
+            orphan = resources.copy_of(self._resources[subscription_path])
             orphan.topic = resources.DELETED_TOPIC
             self._replace(subscription_path, resources.complete_subscription(orphan, None))
 
     def list_topics(self, project: str, page_size: int, page_token: str) -> tuple[list[Any], str]:
         """Return a page of a project's topics in order of name, and the next page's token or an empty string."""
-        limits.check_project(project)
-        paths, token = page(self._topics, f"{project}/topics/", page_size, page_token)
+        resources.check_project(project)
+        paths, token = _page(self._topics, f"{project}/topics/", page_size, page_token)
         return [self._topics[path].resource for path in paths], token
 
     def list_topic_subscriptions(self, path: str, page_size: int, page_token: str) -> tuple[list[str], str]:
         """Return a page of paths of the topic's attached subscriptions; raises NotFoundError."""
-        return page(self._topic(path).subscriptions, "", page_size, page_token)
+        return _page(self._topic(path).subscriptions, "", page_size, page_token)
 
     def publish(self, path: str, messages: Sequence[Any]) -> list[str]:
         """
@@ -98,7 +136,7 @@ class Broker:
             NotFoundError, InvalidArgumentError, FailedPreconditionError: Nothing was accepted; permanent.
         """
         topic = self._topic(path)
-        limits.check_messages(messages)
+        check_messages(messages)
         now_ns = self._publish_time()
         stored = [store(message, self._next_sequence(), now_ns) for message in messages]
         topic.deliver(stored, now_ns)
@@ -108,7 +146,7 @@ class Broker:
 
     def create_subscription(self, given: Any) -> Any:
         """Create a subscription; raises AlreadyExistsError, NotFoundError and what `complete_subscription` does."""
-        limits.check_name("subscriptions", given.name)
+        resources.check_name("subscriptions", given.name)
         if given.name in self._resources:
             raise AlreadyExistsError.of(given.name)
         topic = self._topic(given.topic)
@@ -154,7 +192,7 @@ class Broker:
         """Drop what the subscription holds and deliver nothing to it any more; raises NotFoundError."""
         subscription = self.subscription(path, attached=False)
         self._unlink(path)
-        detached = _copy(self._resources[path])
+        detached = resources.copy_of(self._resources[path])
         detached.detached = True
         self._resources[path] = detached
         subscription.clear()
@@ -162,8 +200,8 @@ class Broker:
 
     def list_subscriptions(self, project: str, page_size: int, page_token: str) -> tuple[list[Any], str]:
         """Return a page of a project's subscriptions in order of name, and the next page's token or ""."""
-        limits.check_project(project)
-        paths, token = page(self._resources, f"{project}/subscriptions/", page_size, page_token)
+        resources.check_project(project)
+        paths, token = _page(self._resources, f"{project}/subscriptions/", page_size, page_token)
         return [self._resources[path] for path in paths], token
 
     def subscription(self, path: str, *, attached: bool = True) -> Subscription:
@@ -176,7 +214,7 @@ class Broker:
         """
         subscription = self._subscriptions.get(path)
         if subscription is None:
-            limits.check_name("subscriptions", path)
+            resources.check_name("subscriptions", path)
             raise NotFoundError.of(path)
         if attached and self._resources[path].detached:
             raise _detached_error(path)
@@ -206,7 +244,7 @@ class Broker:
     def _topic(self, path: str) -> Topic:
         topic = self._topics.get(path)
         if topic is None:
-            limits.check_name("topics", path)
+            resources.check_name("topics", path)
             raise NotFoundError.of(path)
         return topic
 
@@ -216,7 +254,7 @@ class Broker:
         if topic is None:
             return False
         now_ns = self._publish_time()
-        added = dead_letter_attributes(source_path, message, delivery_count)
+        added = _dead_letter_attributes(source_path, message, delivery_count)
         topic.deliver([with_attributes(message, added, self._next_sequence(), now_ns)], now_ns)
         return True
 
@@ -246,11 +284,43 @@ class Broker:
         return self._last_publish_ns
 
 
-def _copy(resource: Any) -> Any:
-    copy = type(resource)()
-    copy.CopyFrom(resource)
-    return copy
-
-
 def _detached_error(path: str) -> FailedPreconditionError:
     return FailedPreconditionError(f"The subscription is detached from its topic (resource={path.rsplit('/', 1)[-1]}).")
+
+
+def _page(paths: Mapping[str, object], prefix: str, size: int, token: str) -> tuple[list[str], str]:
+    """
+    Return one page of the paths that begin with a prefix, in order, and the token of the next or an empty string.
+
+    Args:
+        paths: All paths.
+        prefix: For example `projects/P/topics/`.
+        size: At most so many; 0 for the default of 1,000.
+        token: Empty for the first page, else as returned before: the first path of the page.
+
+    Raises:
+        InvalidArgumentError: Negative size; permanent.
+    """
+    if size < 0:
+        raise InvalidArgumentError(too_small("page_size", size, 0))
+    wanted = sorted(path for path in paths if path.startswith(prefix))
+    start = bisect.bisect_left(wanted, token)
+    end = start + (size or _DEFAULT_PAGE)
+    return wanted[start:end], wanted[end] if end < len(wanted) else ""
+
+
+def _dead_letter_attributes(source_path: str, message: StoredMessage, delivery_count: int) -> dict[str, str]:
+    """
+    Return what the service adds to a message it forwards to a dead-letter topic.
+
+    A fifth attribute, the delivery error message, exists for export subscriptions only, which this server has not.
+    Source: https://cloud.google.com/pubsub/docs/handling-failures#dead_letter_topic
+    """
+    _, project, _, subscription_id = source_path.split("/")
+    published = datetime.fromtimestamp(message.publish_ns / NS_PER_S, UTC)
+    return {
+        "CloudPubSubDeadLetterSourceDeliveryCount": str(delivery_count),
+        "CloudPubSubDeadLetterSourceSubscription": subscription_id,
+        "CloudPubSubDeadLetterSourceSubscriptionProject": project,
+        "CloudPubSubDeadLetterSourceTopicPublishTime": published.isoformat(timespec="milliseconds"),
+    }

@@ -18,7 +18,7 @@ The engine imports no gRPC, so a status is a name here (https://grpc.github.io/g
 Texts follow those seen from Cloud Pub/Sub where one is known, because clients and their users search for them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 
 class PubSubError(Exception):
@@ -123,3 +123,17 @@ def too_small(field: str, given: object, minimum: object) -> str:
 def too_large(field: str, given: object, maximum: object) -> str:
     """Word an upper bound as the service does (https://github.com/googleapis/google-cloud-python/issues/7108)."""
     return f"The value for {field} is too large. You passed {given} in the request, but the maximum value is {maximum}."
+
+
+def check_bounds(
+    field: str,
+    given: float,
+    minimum: float,
+    maximum: float,
+    error: Callable[[str], PubSubError] = InvalidArgumentError,
+) -> None:
+    """Raise `error`, worded as the service does, unless the value lies within the bounds; both are inclusive."""
+    if given < minimum:
+        raise error(too_small(field, given, minimum))
+    if given > maximum:
+        raise error(too_large(field, given, maximum))

@@ -9,11 +9,11 @@ Must be kept in step with the picture in `deliveries`.
 
 from collections.abc import Callable, Sequence
 
+from worker.emulators.pubsub.clock import Timers
 from worker.emulators.pubsub.deliveries import Consumer, Delivery, DeliveryPolicy, KeyQueue, State
 from worker.emulators.pubsub.dispatch import Dispatcher
 from worker.emulators.pubsub.errors import InvalidArgumentError
 from worker.emulators.pubsub.messages import StoredMessage
-from worker.emulators.pubsub.timers import Timers
 
 # Bound once: these are compared several times for every message.
 _READY, _LEASED, _BACKING_OFF = State.READY, State.LEASED, State.BACKING_OFF

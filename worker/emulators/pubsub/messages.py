@@ -1,5 +1,5 @@
 """
-A stored message, and the bytes it becomes on the wire.
+A message: what may be published, how it is stored, and its bytes on the wire.
 
 A message is parsed and serialised once, when it is published.  From then on it is two immutable pieces: `body` (data,
 attributes, ordering key as the publisher sent them) and `stamp` (message id and publish time, which the server adds).
@@ -11,9 +11,23 @@ This is the only file that knows field numbers; `tests/unit/emulators/pubsub/tes
 checks each against Google's generated classes.  Source: https://protobuf.dev/programming-guides/encoding/#last-one-wins
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from worker.emulators.pubsub.errors import FailedPreconditionError, InvalidArgumentError, check_bounds, too_large
+
+_MAX_PUBLISH_BYTES = 10_000_000
+"""One publish request, and so one message."""
+
+_MAX_PAYLOAD_BYTES = 10_485_760
+"""Above this the service's front end answers, with another text (https://github.com/standard-ai/hedwig-rust/issues/18)."""
+
+_MAX_PUBLISH_MESSAGES = 1_000
+_MAX_ATTRIBUTES = 100
+_MAX_ATTRIBUTE_KEY_BYTES = 256
+_MAX_ATTRIBUTE_VALUE_BYTES = 1_024
+_MAX_ORDERING_KEY_BYTES = 1_024
 
 _NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 
@@ -60,6 +74,71 @@ class StoredMessage(NamedTuple):
     def size_bytes(self) -> int:
         """Size as clients count it for flow control: the serialised `PubsubMessage`."""
         return len(self.body) + len(self.stamp)
+
+
+def check_publish_size(size_bytes: int) -> None:
+    """Refuse a serialised publish request over 10 MB with the text of whichever limit of the service it meets first."""
+    if size_bytes > _MAX_PAYLOAD_BYTES:
+        raise InvalidArgumentError(f"Request payload size exceeds the limit: {_MAX_PAYLOAD_BYTES} bytes.")
+    if size_bytes > _MAX_PUBLISH_BYTES:
+        raise InvalidArgumentError(too_large("request_size", size_bytes, _MAX_PUBLISH_BYTES))
+
+
+def check_messages(messages: Sequence[Any]) -> None:
+    """
+    Refuse a publish request of which any message is unacceptable; one bad message fails its whole request.
+
+    Args:
+        messages: Protobuf `PubsubMessage` objects.
+
+    Raises:
+        InvalidArgumentError: Count, emptiness, attributes or ordering key; permanent.
+        FailedPreconditionError: More than one ordering key in the request (seen from the service in
+            https://github.com/yoshidan/google-cloud-rust/issues/226); permanent.
+    """
+    check_bounds("message_count", len(messages), 1, _MAX_PUBLISH_MESSAGES)
+    ordering_key = messages[0].ordering_key
+    for message in messages:
+        if message.attributes:
+            _check_attributes(message.attributes)
+        elif not message.data:
+            raise InvalidArgumentError(
+                "Some messages in the batch are empty. Every message must contain either non-empty data, or at least "
+                "one attribute."
+            )
+        if message.ordering_key != ordering_key:
+            raise FailedPreconditionError(
+                "In a single publish request, all messages must have no ordering key or they must all have the same "
+                "ordering key."
+            )
+    key_bytes = len(ordering_key.encode())
+    if key_bytes > _MAX_ORDERING_KEY_BYTES:
+        raise InvalidArgumentError(too_large("ordering_key size", key_bytes, _MAX_ORDERING_KEY_BYTES))
+
+
+def _check_attributes(attributes: Any) -> None:
+    """Refuse too many, too long, unnamed or reserved attributes."""
+    if len(attributes) > _MAX_ATTRIBUTES:
+        raise InvalidArgumentError(too_large("attribute count", len(attributes), _MAX_ATTRIBUTES))
+    for key, value in attributes.items():
+        if not key:
+            raise InvalidArgumentError("One of the attributes in the request has an empty key.")
+        _check_attribute_size("key", key, _MAX_ATTRIBUTE_KEY_BYTES)
+        _check_attribute_size("value", value, _MAX_ATTRIBUTE_VALUE_BYTES)
+        # Google's own clients put their trace context under googclient_; the rest of the prefix is reserved.
+        if key.startswith("goog") and not key.startswith("googclient_"):
+            raise InvalidArgumentError(f"Attribute keys must not start with goog (key={key}).")
+
+
+def _check_attribute_size(part: str, text: str, maximum: int) -> None:
+    """Word it as in https://github.com/googleapis/google-cloud-python/issues/7906."""
+    size = len(text.encode())
+    if size > maximum:
+        raise InvalidArgumentError(
+            f"One of the attributes in the request has a {part} that is too long. The length is {size} characters, "
+            f"but the maximum allowed is {maximum}. Refer to https://cloud.google.com/pubsub/quotas for more "
+            "information."
+        )
 
 
 def store(message: Any, sequence: int, publish_ns: int) -> StoredMessage:

@@ -18,9 +18,9 @@ from google.pubsub_v1 import types
 
 from worker.emulators.pubsub.broker import Broker
 from worker.emulators.pubsub.deliveries import Consumer
-from worker.emulators.pubsub.errors import InvalidArgumentError, PubSubError, too_large, too_small
-from worker.emulators.pubsub.limits import MAX_ACK_DEADLINE_S, MIN_STREAM_ACK_DEADLINE_S
+from worker.emulators.pubsub.errors import InvalidArgumentError, PubSubError, check_bounds, too_small
 from worker.emulators.pubsub.messages import encode_received
+from worker.emulators.pubsub.resources import ACK_DEADLINE_S
 from worker.emulators.pubsub.rpc import check_ack_deadline, parse
 
 MAX_RESPONSE_MESSAGES = 1_000
@@ -192,11 +192,7 @@ class PullStream:
             self._note(confirmation.SerializeToString())
 
     def _set_deadline(self, seconds: int) -> None:
-        name = "stream_ack_deadline_seconds"
-        if seconds < MIN_STREAM_ACK_DEADLINE_S:
-            raise InvalidArgumentError(too_small(name, seconds, MIN_STREAM_ACK_DEADLINE_S))
-        if seconds > MAX_ACK_DEADLINE_S:
-            raise InvalidArgumentError(too_large(name, seconds, MAX_ACK_DEADLINE_S))
+        check_bounds("stream_ack_deadline_seconds", seconds, *ACK_DEADLINE_S)
         self._consumer.ack_deadline_s = float(seconds)
 
     def _note(self, part: bytes) -> None:

@@ -8,7 +8,8 @@ What a resource asks for that this server cannot do is refused as unimplemented,
 Source: google/pubsub/v1/pubsub.proto; texts as seen from Google's emulator or the service.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.pubsub_v1 import types
@@ -18,7 +19,7 @@ from worker.emulators.pubsub.errors import (
     InvalidArgumentError,
     OutOfRangeError,
     UnimplementedError,
-    too_large,
+    check_bounds,
     too_small,
 )
 from worker.emulators.pubsub.filters import parse
@@ -26,8 +27,15 @@ from worker.emulators.pubsub.filters import parse
 DELETED_TOPIC = "_deleted-topic_"
 """What a subscription names as its topic once that was deleted."""
 
+_NAME = re.compile(r"projects/[^/]+/(topics|subscriptions)/(?!goog)[A-Za-z][A-Za-z0-9\-_.~+%]{2,254}")
+"""Source: https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names"""
+
+_PROJECT = re.compile(r"projects/[^/]+")
+
 _DAY_S = 86_400
-_ACK_DEADLINE_S = (10, 600)
+ACK_DEADLINE_S = (10, 600)
+"""Bounds of the ack deadline of a subscription and of a stream, in seconds."""
+
 _RETENTION_S = (600, 31 * _DAY_S)
 _DELIVERY_ATTEMPTS = (5, 100)
 _BACKOFF_S = (0, 600)
@@ -64,8 +72,27 @@ _UNIMPLEMENTED_FIELDS: Mapping[str, str] = {
     "schema_settings": "schemas",
 }
 
-TopicMessage = types.Topic.pb()
-SubscriptionMessage = types.Subscription.pb()
+
+def check_name(kind: str, path: str) -> None:
+    """
+    Refuse a path that cannot name a resource of this kind.
+
+    Args:
+        kind: `topics` or `subscriptions`.
+        path: The full path, `projects/P/topics/T`.
+
+    Raises:
+        InvalidArgumentError: Permanent.
+    """
+    match = _NAME.fullmatch(path)
+    if match is None or match[1] != kind:
+        raise InvalidArgumentError(f"Invalid [{kind}] name: (name={path})")
+
+
+def check_project(path: str) -> None:
+    """Refuse a parent that is not `projects/P`; any project exists here."""
+    if _PROJECT.fullmatch(path) is None:
+        raise InvalidArgumentError(f"Invalid [projects] name: (name={path})")
 
 
 def complete_topic(given: Any) -> Any:
@@ -77,11 +104,10 @@ def complete_topic(given: Any) -> Any:
         UnimplementedError: It asks for something this server lacks; permanent.
     """
     _refuse_unimplemented(given)
-    topic = TopicMessage()
-    topic.CopyFrom(given)
+    topic = copy_of(given)
     topic.state = types.Topic.State.ACTIVE
     if topic.HasField("message_retention_duration"):
-        _check_bounds("message_retention_duration", _seconds(topic.message_retention_duration), *_RETENTION_S)
+        check_bounds("message_retention_duration", _seconds(topic.message_retention_duration), *_RETENTION_S)
     return topic
 
 
@@ -98,14 +124,13 @@ def complete_subscription(given: Any, topic: Any | None) -> Any:
         UnimplementedError: It asks for something this server lacks; permanent.
     """
     _refuse_unimplemented(given)
-    subscription = SubscriptionMessage()
-    subscription.CopyFrom(given)
+    subscription = copy_of(given)
     subscription.state = types.Subscription.State.ACTIVE
     subscription.push_config.SetInParent()
     subscription.ack_deadline_seconds = subscription.ack_deadline_seconds or _DEFAULT_ACK_DEADLINE_S
-    _check_bounds("ack_deadline_seconds", subscription.ack_deadline_seconds, *_ACK_DEADLINE_S)
+    check_bounds("ack_deadline_seconds", subscription.ack_deadline_seconds, *ACK_DEADLINE_S)
     _default_duration(subscription, "message_retention_duration", _DEFAULT_RETENTION_S)
-    _check_bounds("message_retention_duration", _seconds(subscription.message_retention_duration), *_RETENTION_S)
+    check_bounds("message_retention_duration", _seconds(subscription.message_retention_duration), *_RETENTION_S)
     if not subscription.HasField("expiration_policy"):
         _default_duration(subscription.expiration_policy, "ttl", _DEFAULT_EXPIRATION_S)
     elif subscription.expiration_policy.HasField("ttl") and _seconds(subscription.expiration_policy.ttl) < _DAY_S:
@@ -148,6 +173,13 @@ def topic_retention_s(topic: Any) -> float:
     return _seconds(topic.message_retention_duration)
 
 
+def copy_of(resource: Any) -> Any:
+    """Return a copy of a protobuf message."""
+    copy = type(resource)()
+    copy.CopyFrom(resource)
+    return copy
+
+
 def merge_topic(current: Any, given: Any, paths: Iterable[str]) -> Any:
     """Return a copy of the topic with the fields of an update mask replaced; raises as `merge_subscription`."""
     return _merge(current, given, list(paths), "Topic", _MUTABLE_TOPIC_FIELDS)
@@ -180,10 +212,7 @@ def _merge(current: Any, given: Any, paths: list[str], kind: str, mutable: froze
             raise InvalidArgumentError(
                 f"Invalid update_mask provided in the {request}: the {path} field in the {kind} is not mutable."
             )
-    patch = type(current)()
-    patch.CopyFrom(given)
-    merged = type(current)()
-    merged.CopyFrom(current)
+    patch, merged = copy_of(given), copy_of(current)
     for path in known:
         if path in paths:
             merged.ClearField(path)
@@ -224,20 +253,7 @@ def _check_backoff(name: str, seconds: float) -> None:
 def _complete_dead_letter_policy(policy: Any) -> None:
     low, high = _DELIVERY_ATTEMPTS
     policy.max_delivery_attempts = policy.max_delivery_attempts or low
-    _check_bounds("max_delivery_attempts", policy.max_delivery_attempts, low, high, OutOfRangeError)
-
-
-def _check_bounds(
-    name: str,
-    given: float,
-    low: float,
-    high: float,
-    error: Callable[[str], Exception] = InvalidArgumentError,
-) -> None:
-    if given < low:
-        raise error(too_small(name, given, low))
-    if given > high:
-        raise error(too_large(name, given, high))
+    check_bounds("max_delivery_attempts", policy.max_delivery_attempts, low, high, OutOfRangeError)
 
 
 def _default_duration(message: Any, field: str, seconds: int) -> None:

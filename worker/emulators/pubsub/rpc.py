@@ -15,7 +15,6 @@ from google.protobuf.message import DecodeError
 from google.pubsub_v1 import types
 from google.rpc import error_details_pb2, status_pb2
 
-from worker.emulators.pubsub import limits
 from worker.emulators.pubsub.broker import Broker
 from worker.emulators.pubsub.clock import NS_PER_S
 from worker.emulators.pubsub.errors import (
@@ -23,9 +22,10 @@ from worker.emulators.pubsub.errors import (
     InvalidArgumentError,
     PubSubError,
     UnimplementedError,
-    too_large,
-    too_small,
+    check_bounds,
 )
+from worker.emulators.pubsub.messages import check_publish_size
+from worker.emulators.pubsub.resources import ACK_DEADLINE_S
 
 Answer = Callable[[bytes], bytes]
 """Does one call: serialised request to serialised response; raises PubSubError."""
@@ -104,16 +104,13 @@ async def abort(context: Any, error: PubSubError) -> NoReturn:
 
 
 def check_ack_deadline(seconds: int) -> None:
-    """Refuse a deadline that ModifyAckDeadline does not allow."""
-    if seconds < 0:
-        raise InvalidArgumentError(too_small("ack_deadline_seconds", seconds, 0))
-    if seconds > limits.MAX_ACK_DEADLINE_S:
-        raise InvalidArgumentError(too_large("ack_deadline_seconds", seconds, limits.MAX_ACK_DEADLINE_S))
+    """Refuse a deadline that ModifyAckDeadline does not allow; 0 is a nack."""
+    check_bounds("ack_deadline_seconds", seconds, 0, ACK_DEADLINE_S[1])
 
 
 def _publisher_methods(broker: Broker) -> dict[str, Answer]:
     def publish(data: bytes) -> bytes:
-        limits.check_publish_size(len(data))
+        check_publish_size(len(data))
         request = parse(_PublishRequest, data)
         message_ids = broker.publish(request.topic, request.messages)
         return bytes(_PublishResponse(message_ids=message_ids).SerializeToString())

@@ -9,18 +9,21 @@ Everything runs on the event loop that called `start`, in one thread.  A test th
 """
 
 import asyncio
+import errno
+import ipaddress
 import logging
 import math
+import socket
 import threading
 import time
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import grpc
 import grpc.aio
 
-from worker.emulators.pubsub.address import is_loopback, try_address
 from worker.emulators.pubsub.broker import Broker
 from worker.emulators.pubsub.clock import Clock
 from worker.emulators.pubsub.errors import PubSubError, UnavailableError
@@ -42,6 +45,8 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_ping_strikes", 0),
 )
+
+_MAX_PORT = 65_535
 
 _TICK_GRAIN_S = 0.005
 """Ticks are at least so far apart; leases that end within it share one."""
@@ -113,13 +118,13 @@ class LocalPubSub:
         """
         if self._server is not None:
             raise RuntimeError("the server runs already")
-        if not is_loopback(self._host):
+        if not _is_loopback(self._host):
             _LOGGER.warning(
                 "The embedded Pub/Sub server listens on %s. It has no access control and is for development only.",
                 self._host,
             )
         try:
-            try_address(self._host, self._port)
+            _try_address(self._host, self._port)
         except OSError as error:
             raise OSError(f"cannot listen on {self.address}: {error.strerror}") from error
         self._loop = asyncio.get_running_loop()
@@ -190,49 +195,37 @@ class LocalPubSub:
         return [grpc.method_handlers_generic_handler(service, methods) for service, methods in services.items()]
 
     def _unary(self, name: str, answer: Answer) -> Callable[[bytes, Any], Any]:
-        """Wrap one method of the table: faults around it, errors as statuses."""
-        arrive = self.faults.arrive
-
         async def handle(data: bytes, context: Any) -> bytes:
-            faults = arrive(name)
-            try:
-                if faults is None:
-                    return answer(data)
-                await faults.before()
-                response = answer(data)
-                await faults.after()
-            except PubSubError as error:
-                await abort(context, error)
-            return response
+            async with self._call(name, context):
+                return answer(data)
 
         return handle
 
     async def _pull(self, data: bytes, context: Any) -> bytes:
-        faults = self.faults.arrive("Pull")
-        try:
-            if faults is not None:
-                await faults.before()
-            response = await pull(self._broker, data, context.time_remaining())
-            if faults is not None:
-                await faults.after()
-        except PubSubError as error:
-            await abort(context, error)
-        return response
+        async with self._call("Pull", context):
+            return await pull(self._broker, data, context.time_remaining())
 
     async def _streaming_pull(self, requests: AsyncIterable[bytes], context: Any) -> None:
-        faults = self.faults.arrive("StreamingPull")
         stream = PullStream(self._broker, requests)
         self._streams.add(stream)
         try:
+            async with self._call("StreamingPull", context):
+                await stream.run(context)
+        finally:
+            self._streams.discard(stream)
+
+    @asynccontextmanager
+    async def _call(self, method: str, context: Any) -> AsyncIterator[None]:
+        """Wrap the work of one call: its faults before and after it, and errors of the engine as gRPC statuses."""
+        faults = self.faults.arrive(method)
+        try:
             if faults is not None:
                 await faults.before()
-            await stream.run(context)
+            yield
             if faults is not None:
                 await faults.after()
         except PubSubError as error:
             await abort(context, error)
-        finally:
-            self._streams.discard(stream)
 
     def _schedule(self, at: float) -> None:
         """Plan a tick for clock time `at`, unless an earlier one is planned."""
@@ -284,3 +277,31 @@ async def serve(
             on_ready(server.address)
         await asyncio.get_running_loop().create_future()
     raise AssertionError("a future nobody resolves was resolved")
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _try_address(host: str, port: int) -> None:
+    """
+    Bind the address for a moment, to have the system's own words when that fails.
+
+    gRPC says only that it failed, writes the reason to standard error by itself, and takes a port modulo 65536.
+
+    Raises:
+        OSError: The address cannot be bound; permanent while somebody else has it.
+    """
+    if not 0 <= port <= _MAX_PORT:
+        raise OSError(errno.EINVAL, f"a port is a number from 0 to {_MAX_PORT}")
+    if not host:
+        raise OSError(errno.EINVAL, "the host is empty")
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended are in nobody's way
+        trial.bind(address)
+        trial.listen()

@@ -6,6 +6,7 @@ from google.pubsub_v1 import types
 
 from tests.support.localpubsub_harness import EPOCH_S, START, BrokerBench, FakeTime
 from worker.emulators.pubsub.broker import Broker
+from worker.emulators.pubsub.broker import Topic as RegisteredTopic
 from worker.emulators.pubsub.clock import NS_PER_S
 from worker.emulators.pubsub.deliveries import Consumer
 from worker.emulators.pubsub.errors import (
@@ -15,7 +16,6 @@ from worker.emulators.pubsub.errors import (
     NotFoundError,
 )
 from worker.emulators.pubsub.messages import store
-from worker.emulators.pubsub.topics import Topic as RegisteredTopic
 
 Topic = types.Topic.pb()
 Subscription = types.Subscription.pb()

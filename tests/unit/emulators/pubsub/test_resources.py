@@ -170,3 +170,41 @@ def test_a_topics_mask_is_checked_likewise() -> None:
     with pytest.raises(InvalidArgumentError, match="the name field in the Topic is not mutable"):
         resources.merge_topic(Topic(name="t"), Topic(name="u"), ["name"])
     assert dict(resources.merge_topic(Topic(name="t"), Topic(labels={"a": "b"}), ["labels"]).labels) == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["projects/p/topics/abc", "projects/my.project:x/topics/A-_.~+%9", "projects/p/topics/" + "a" * 255],
+)
+def test_a_documented_name_is_accepted(path: str) -> None:
+    """3 to 255 characters, a letter first; any project."""
+    resources.check_name("topics", path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "abc",
+        "projects/p/topics/ab",
+        "projects/p/topics/1abc",
+        "projects/p/topics/goog-topic",
+        "projects/p/topics/a b c",
+        "projects/p/topics/abc/def",
+        "projects//topics/abc",
+        "projects/p/subscriptions/abc",
+        "projects/p/topics/abc\n",
+        "projects/p/topics/" + "a" * 256,
+    ],
+)
+def test_any_other_name_is_refused(path: str) -> None:
+    """In the words of the service."""
+    with pytest.raises(InvalidArgumentError, match=r"Invalid \[topics\] name: \(name="):
+        resources.check_name("topics", path)
+
+
+def test_a_parent_is_a_project() -> None:
+    """Lists are asked of `projects/P`."""
+    resources.check_project("projects/p")
+    with pytest.raises(InvalidArgumentError, match=r"Invalid \[projects\] name"):
+        resources.check_project("p")

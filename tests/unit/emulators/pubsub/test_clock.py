@@ -4,9 +4,9 @@ from google.pubsub_v1 import types
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.emulators.pubsub.clock import Timers
 from worker.emulators.pubsub.deliveries import Delivery
 from worker.emulators.pubsub.messages import store
-from worker.emulators.pubsub.timers import Timers
 
 
 def deliveries(count: int) -> list[Delivery]:
