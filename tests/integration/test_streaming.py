@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -45,6 +46,12 @@ CHATTY = {"model": "m", "messages": [USER]}
 async def sim() -> AsyncIterator[SimBackend]:
     async with SimBackend(SimOptions.of(dialect="vllm")) as backend:
         yield backend
+
+
+@pytest.fixture
+def open_backend(open_backend: Open) -> Open:
+    """Backends that are asked for streams wherever that is possible, unless a test says otherwise."""
+    return partial(open_backend, stream="auto")
 
 
 async def ask(backend: HttpBackend, path: str, body: dict[str, Any], **more: Any) -> AttemptResult:

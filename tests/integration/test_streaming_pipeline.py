@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,6 +32,12 @@ class NoJitter(random.Random):
 async def sim() -> AsyncIterator[SimBackend]:
     async with SimBackend(SimOptions.of(dialect="vllm", answer_tokens=40)) as backend:
         yield backend
+
+
+@pytest.fixture
+def open_backend(open_backend: Open) -> Open:
+    """Backends that are asked for streams wherever that is possible, unless a test says otherwise."""
+    return partial(open_backend, stream="auto")
 
 
 def pipeline_of(open_backend: Open, sim: SimBackend, **route: Any) -> Pipeline:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ SHAPES = {
     for file in sorted((Path(__file__).parents[1] / "streams").glob("*.sse"))
 }
 WHOLE_BODY = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},"finish_reason":"stop"}]}'
+
+
+@pytest.fixture
+def open_backend(open_backend: Open) -> Open:
+    """Backends that are asked for streams wherever that is possible, unless a test says otherwise."""
+    return partial(open_backend, stream="auto")
 
 
 def stream(*pieces: bytes, content_type: str = "text/event-stream", end: bool = True, extra: str = "") -> list[bytes]:

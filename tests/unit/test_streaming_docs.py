@@ -12,7 +12,7 @@ from tests.support.fakes import Answer, FakeBackend
 from tests.support.pipeline import Pipeline, message
 from tests.support.virtual_time import virtual_time
 from worker.backends.request.continuation import _NOT_CONTINUED
-from worker.backends.request.stream import UNARY_FEATURES
+from worker.backends.request.stream import DIFFERENT_IN_STREAMS, UNARY_FEATURES
 from worker.settings.schema import ContinuationMode, StreamMode
 from worker.telemetry.metrics import catalogue
 
@@ -38,7 +38,7 @@ def test_the_settings_values_are_the_real_ones() -> None:
 def test_what_is_not_streamed_is_told() -> None:
     """Every key, and `n`."""
     told = set(first_cells(section("When"))) - set(get_args(StreamMode))
-    assert told == {*UNARY_FEATURES, "n"}
+    assert told == {*UNARY_FEATURES, *DIFFERENT_IN_STREAMS, "n"}
 
 
 @pytest.mark.parametrize("key", ["tools", "logprobs", "echo", "suffix", "min_tokens"])

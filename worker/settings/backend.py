@@ -118,11 +118,13 @@ class BackendSettings(Section):
     timeouts: TimeoutSettings = TimeoutSettings()
     window: WindowSettings = WindowSettings()
     breaker: BreakerSettings = BreakerSettings()
-    stream: StreamMode = "auto"
-    """Whether chat completions, completions and responses are asked for as streams and assembled here.  `auto`: where
-    the assembled answer certainly equals the whole one and the server does not refuse; `always`: also with several
-    choices, and a refusal is the answer; `never`; `as_requested`: where the request itself says `"stream": true`.  The
-    requester gets one JSON answer in any case.  See docs/streaming.md."""
+    stream: StreamMode = "as_requested"
+    """Which chat completions, completions and responses the backend is asked to stream; the worker assembles the
+    answer, and the requester gets one JSON body in any case.  `as_requested`: those whose body says `"stream": true`;
+    every other body reaches the backend byte for byte.  `auto`: those whose assembled answer equals the whole one, if
+    the server does not refuse; it notices a generation that hangs and measures the time to the first token.  `always`:
+    also with tools, log probabilities and several choices, and a refusal is the answer.  `never`: none.  See
+    docs/streaming.md."""
     continuation: ContinuationMode = "off"
     """Whether a try after a broken stream goes on from the text that came, instead of generating it again.  `vllm`,
     `sglang`: in that server's own way, for chats and completions; `prompt`: completions only, on any server."""

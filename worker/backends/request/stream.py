@@ -1,10 +1,10 @@
 """
 Whether a request is sent as a stream, and in which form: the decision before an attempt.
 
-Pure.  A stream shows within seconds that a generation hangs, measures the first token and leaves something behind when
-it breaks; what the requester gets is one JSON answer all the same.  So a request is streamed unless the operator says
-otherwise, or the assembled answer might differ from the one that an unstreamed request would have got
-(`UNARY_FEATURES`).  ADR 0010 has the reasons.
+Pure.  By default a request is streamed if its body asks for a stream; every other body reaches the backend byte for
+byte.  An operator who wants to notice hangs and to measure first tokens chooses `auto`, which leaves out what servers
+refuse to stream (`UNARY_FEATURES`) and what their streams answer in another way (`DIFFERENT_IN_STREAMS`).  What the
+requester gets is one JSON answer in any case.  ADR 0012 has the reasons.
 """
 
 import re
@@ -24,10 +24,22 @@ UNARY_FEATURES = (
     "use_beam_search",  # vLLM: likewise
     "kv_transfer_params",  # vLLM returns them in whole answers only
 )
-"""Keys of a request whose answer is not the same when it is assembled from a stream, or that servers refuse to stream.
+"""Keys of a request that servers refuse to stream, or for which streamed and whole answers are different things.
 
 Source: https://platform.openai.com/docs/api-reference/completions/create (best_of),
 https://platform.openai.com/docs/guides/background, https://github.com/vllm-project/vllm (entrypoints/openai)."""
+
+DIFFERENT_IN_STREAMS = (
+    "tools",  # streams have parsers of their own for tool calls: arguments cut, calls and text lost
+    "functions",
+    "tool_choice",
+    "logprobs",  # lost in the streams of LiteLLM and llama-cpp-python
+    "top_logprobs",
+    "echo",  # vLLM: the log probabilities of the prompt are lost
+)
+"""Keys of a request whose answer some servers stream with other content than they answer as a whole; for `auto`.
+
+Source: https://github.com/vllm-project/vllm/issues/18108, 21301, 19056 and 11392 for tool calls."""
 
 _TRUE = b"true"
 _ALONE = b'{"include_usage":true}'
@@ -88,11 +100,13 @@ def wanted_form(mode: StreamMode, kind: Kind | None, fields: Fields | None) -> F
     """
     if kind is None or fields is None or mode == "never":
         return Form.UNARY
-    is_wanted = raw(fields, "stream") == _TRUE
-    if not is_wanted and mode != "as_requested":
+    if mode == "as_requested":
+        is_wanted = raw(fields, "stream") == _TRUE
+    else:
         is_wanted = not any(is_set(fields, key) for key in UNARY_FEATURES)
+    if is_wanted and mode == "auto":
         # With several choices a server that ignores `n` looks like a stream that broke.
-        is_wanted = is_wanted and (mode == "always" or choices_of(kind, fields) == 1)
+        is_wanted = choices_of(kind, fields) == 1 and not any(is_set(fields, key) for key in DIFFERENT_IN_STREAMS)
     if not is_wanted:
         return Form.UNARY
     return Form.STREAM if kind is Kind.RESPONSES else Form.STREAM_WITH_USAGE

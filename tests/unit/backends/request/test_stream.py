@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 
 from worker.backends.request.body import read_fields
-from worker.backends.request.stream import UNARY_FEATURES, Form, Kind, build_call, choices_of, kind_of, wanted_form
+from worker.backends.request.stream import (
+    DIFFERENT_IN_STREAMS,
+    UNARY_FEATURES,
+    Form,
+    Kind,
+    build_call,
+    choices_of,
+    kind_of,
+    wanted_form,
+)
 from worker.settings.conflicts import find_conflicts
 from worker.settings.schema import Settings
 
@@ -59,7 +68,7 @@ def test_the_api_of_a_path(path: str, kind: Kind | None) -> None:
         ("auto", {"n": 1}, True),
         ("auto", {"n": None}, True),
         ("auto", {"n": 2}, False),
-        ("auto", {"n": 2, **ON}, True),
+        ("auto", {"n": 2, **ON}, False),
         ("always", {"n": 2}, True),
         ("always", OFF, True),
         ("never", {}, False),
@@ -71,17 +80,26 @@ def test_the_api_of_a_path(path: str, kind: Kind | None) -> None:
     ],
 )
 def test_the_setting_and_the_request_decide_together(mode: str, body: dict[str, Any], streamed: bool) -> None:
-    """`auto` and `always` stream what does not ask for it; a request that asks is streamed except with `never`."""
+    """Only `as_requested` looks at what the request says; the other values are the operator's decision."""
     assert (form(mode, body) is not Form.UNARY) is streamed
 
 
 @pytest.mark.parametrize("mode", ["auto", "always"])
 @pytest.mark.parametrize("feature", UNARY_FEATURES)
-def test_what_servers_refuse_to_stream_is_streamed_only_on_request(mode: str, feature: str) -> None:
-    """An answer that might differ, or be refused, is asked for as a whole; asked for explicitly, it is the server's."""
+def test_what_servers_refuse_to_stream_is_asked_for_as_a_whole(mode: str, feature: str) -> None:
+    """`"stream": true` in the request is no reason to stream it all the same; only `as_requested` follows it."""
     assert form(mode, {feature: 1}) is Form.UNARY
+    assert form(mode, {feature: 1, **ON}) is Form.UNARY
     assert form(mode, {feature: None}) is Form.STREAM_WITH_USAGE
-    assert form(mode, {feature: 1, **ON}) is Form.STREAM_WITH_USAGE
+    assert form("as_requested", {feature: 1, **ON}) is Form.STREAM_WITH_USAGE
+
+
+@pytest.mark.parametrize("feature", DIFFERENT_IN_STREAMS)
+def test_auto_does_not_stream_what_streams_answer_differently(feature: str) -> None:
+    """Tool calls and log probabilities come out of many servers' streams with parts missing."""
+    assert form("auto", {feature: ["x"]}) is Form.UNARY
+    assert form("auto", {feature: []}) is Form.STREAM_WITH_USAGE
+    assert form("always", {feature: ["x"]}) is Form.STREAM_WITH_USAGE
 
 
 def test_what_cannot_be_assembled_is_not_streamed() -> None:
