@@ -4,7 +4,7 @@ One delivery while it is worked on: what came, what was spent on it, and the ans
 Plain data of the processor and the publishing of answers; measures nothing by itself.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from worker.policy.budgets import Budget
@@ -97,5 +97,3 @@ class Reply:
     truncated: bool = False
     stats: bytes | None = None
     retryable: bool = False
-    extra: dict[str, str] = field(default_factory=dict)
-    """Further attributes."""

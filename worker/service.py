@@ -24,10 +24,11 @@ from worker.delivery import Limits
 from worker.errors import BrokerResourceError, SettingsError
 from worker.flow.clock import LoopClock
 from worker.pipeline.attempt import Attempts
+from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, build_store
 from worker.pipeline.policies import build_policy
 from worker.pipeline.processor import Processor, Rules
-from worker.pipeline.replies import DeadLetters, Replier
+from worker.pipeline.replies import Replier
 from worker.pipeline.routes import Intake, Router, build_route
 from worker.policy.hook import HookOutcome, HookReport
 from worker.settings.conflicts import section_of

@@ -16,9 +16,10 @@ from worker.delivery import Delivery, Limits
 from worker.flow.clock import LoopClock
 from worker.flow.gate import GateStatistics
 from worker.pipeline.attempt import Attempts
+from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, MemoryStore
 from worker.pipeline.processor import Processor, Rules
-from worker.pipeline.replies import DeadLetters, Replier
+from worker.pipeline.replies import Replier
 from worker.pipeline.routes import Intake, Route, Router, build_route
 from worker.policy.engine import ErrorPolicy
 from worker.ports import Settlement

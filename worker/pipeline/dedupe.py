@@ -2,27 +2,28 @@
 Not answering twice: what was answered is remembered, across redeliveries and, with Redis, across pods.
 
 An entry is written after the answer is published and before the request is acked.  On a hit the delivery is acked and
-nothing else: its answer is out.  A crash between publish and ack gives a second answer all the same, which consumers
-recognise by `request_message_id`.
+nothing else happens: its answer is published.  A crash between publish and ack gives a second answer all the same,
+which consumers recognise by `request_message_id`.
 
-A message is always remembered by its id, so that its redelivery is recognised.  A key of the requester's own is
-remembered for good answers and final errors only: whoever sends a request again after a 503 wants another try.
+A message is always remembered by its id, so that its redelivery is recognised.  A key that the requester chose is
+remembered for good answers and final errors only: a request that is sent again after a 503 asks for another attempt.
 
-A store that cannot be reached never keeps a message from being answered: it counts as "not known", and after its
-first failure it is left alone for a while, so that an outage of the store does not cost every message a wait.
+A store that cannot be reached never keeps a message from being answered: it counts as a miss.  After a failure the
+store is not asked for a while, so that an outage of the store does not make every message wait.
 """
 
 import asyncio
 import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from typing import Any, Protocol
 
 import msgspec
 
 from worker.delivery import Delivery, Reply
 from worker.errors import SettingsError
-from worker.pipeline.memory_dedupe import Dedupe, MemoryDedupe
 from worker.policy.model import ErrorClass
 from worker.settings.schema import DedupeSettings
 from worker.telemetry.logs import get_logger
@@ -30,58 +31,106 @@ from worker.telemetry.metrics import Metrics
 
 REDIS_TIMEOUT_S = 2.0
 """Longest wait for Redis per message: an answer is worth more than the knowledge that it might be a second one."""
-REDIS_REST_S = 15.0
-"""How long Redis is left alone after a failure, until one message tries it again: with its timeout an outage costs one
-message in so many seconds a wait, and none of the others.  House decision."""
+REDIS_RETRY_S = 15.0
+"""How long Redis is not asked after a failure; then one message asks it.  During an outage one message in so many
+seconds waits for the timeout, and no other.  House decision."""
 
 _NO_FINGERPRINT = "-"
-"""Of a message id: its data never changes."""
+"""The fingerprint of a message id: the data of a message never changes."""
 
 _log = get_logger("dedupe")
 _decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Dedupe(StrEnum):
+    """What is known of a key."""
+
+    MISS = "miss"
+    """Nothing, or no longer."""
+    HIT = "hit"
+    """The same request was answered."""
+    CONFLICT = "conflict"
+    """Another request was answered under this key: the requester used it twice."""
 
 
 class DedupeStore(Protocol):
     """Where answered requests are remembered."""
 
     async def get(self, key: str, fingerprint: str) -> Dedupe:
-        """Say what is known of a key; never raises for a store that is down: that is `MISS`."""
+        """
+        Return what is known of a key; a store that is down gives `MISS` and raises nothing.
+
+        Args:
+            key: The message id, or the requester's own key.
+            fingerprint: Digest of the request; two requests are the same when their digests are.
+
+        Cancellation: leaves nothing behind.
+        """
 
     async def put(self, key: str, fingerprint: str) -> None:
-        """Remember a key for the store's time to live; never raises for a store that is down."""
+        """
+        Remember a key for the store's time to live; a store that is down raises nothing.
+
+        Cancellation: the key may or may not be remembered.
+        """
 
     async def aclose(self) -> None:
-        """Close connections; idempotent."""
+        """
+        Close connections; idempotent.
+
+        Cancellation: connections may stay open until the process ends.
+        """
 
 
 class MemoryStore:
-    """This process only."""
+    """
+    The answered requests of this process; what was asked for or put least recently leaves first.
 
-    def __init__(self, settings: DedupeSettings) -> None:
-        self._entries = MemoryDedupe(settings.capacity, settings.ttl_s, now=time.monotonic)
+    Args:
+        settings: Entries kept (about 200 bytes each), and how long an entry is believed after its last `put`.
+        now: Monotonic seconds.
+    """
+
+    def __init__(self, settings: DedupeSettings, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._capacity = settings.capacity
+        self._ttl_s = settings.ttl_s
+        self._now = now
+        self._entries: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        """Fingerprint and the instant at which the entry expires, by key."""
 
     async def get(self, key: str, fingerprint: str) -> Dedupe:
         """See `DedupeStore.get`."""
-        return self._entries.get(key, fingerprint)
+        entry = self._entries.get(key)
+        if entry is None:
+            return Dedupe.MISS
+        known, expires_at = entry
+        if self._now() >= expires_at:
+            del self._entries[key]
+            return Dedupe.MISS
+        self._entries.move_to_end(key)
+        return Dedupe.HIT if known == fingerprint else Dedupe.CONFLICT
 
     async def put(self, key: str, fingerprint: str) -> None:
-        """See `DedupeStore.put`."""
-        self._entries.put(key, fingerprint)
+        """See `DedupeStore.put`; the latest fingerprint of a key stays."""
+        self._entries[key] = (fingerprint, self._now() + self._ttl_s)
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """See `DedupeStore.aclose`; there is nothing to close."""
 
 
 class RedisStore:
     """
     All pods that share the Redis server; needs the extra `redis`.
 
-    A call that fails leaves Redis alone for `REDIS_REST_S`; whatever comes meanwhile is not known and not remembered,
-    which is counted for each message and written down once.  Then one message tries it, whatever the others do.
+    After a call that failed Redis is not asked for `REDIS_RETRY_S`; requests that come meanwhile are neither found
+    nor remembered, which is counted for each and logged once.  Then one message asks Redis again.
 
     Args:
         settings: Address and time to live.
-        metrics: Counts what Redis was not asked or told.
+        metrics: Counts the calls that were left out or failed.
         now: Monotonic seconds.
 
     Raises:
@@ -99,7 +148,7 @@ class RedisStore:
         self._ttl_ms = int(settings.ttl_s * 1000)
         self._metrics = metrics
         self._now = now
-        self._rests_until: float | None = None
+        self._retry_at: float | None = None
         """Monotonic seconds; `None` while Redis answers."""
         self._errors: Any = (redis.RedisError, OSError, TimeoutError)
         try:
@@ -124,28 +173,28 @@ class RedisStore:
         await self._try("put", lambda: self._redis.set(_redis_key(key), fingerprint, px=self._ttl_ms))
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """See `DedupeStore.aclose`."""
         await self._redis.aclose()
 
     async def _try(self, operation: str, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Return what Redis says, `None` when it is left alone or fails."""
-        rests_until, now = self._rests_until, self._now()
-        if rests_until is not None and now < rests_until:
+        """Return what Redis says, `None` when the call is left out or fails."""
+        retry_at, now = self._retry_at, self._now()
+        if retry_at is not None and now < retry_at:
             self._metrics.dedupe_skipped_total.labels(operation).inc()
             return None
-        if rests_until is not None:
-            self._rests_until = now + REDIS_REST_S  # this call finds out; the others need not wait for it
+        if retry_at is not None:
+            self._retry_at = now + REDIS_RETRY_S  # this call finds out; the others do not wait for it
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_S):  # in all: the library's own are per step
                 answer = await call()
         except self._errors as error:
             self._metrics.dedupe_skipped_total.labels(operation).inc()
-            if self._rests_until is None:
+            if self._retry_at is None:
                 _log.error("dedupe_store_unreachable", error=str(error))
-            self._rests_until = self._now() + REDIS_REST_S
+            self._retry_at = self._now() + REDIS_RETRY_S
             return None
-        if rests_until is not None:
-            self._rests_until = None
+        if retry_at is not None:
+            self._retry_at = None
             _log.info("dedupe_store_recovered")
         return answer
 
@@ -155,7 +204,12 @@ def _redis_key(key: str) -> str:
 
 
 def build_store(settings: DedupeSettings, metrics: Metrics) -> DedupeStore | None:
-    """Return the store of the settings, `None` for none; raises as `RedisStore`."""
+    """
+    Return the store of the settings, `None` for `none`.
+
+    Raises:
+        SettingsError: As `RedisStore`.
+    """
     if settings.store == "none":
         return None
     return RedisStore(settings, metrics) if settings.store == "redis" else MemoryStore(settings)
@@ -163,7 +217,7 @@ def build_store(settings: DedupeSettings, metrics: Metrics) -> DedupeStore | Non
 
 class Deduper:
     """
-    Knows by which key a delivery is recognised, and asks the store.
+    Looks deliveries up in the store, by the key that identifies each.
 
     Args:
         store: `None` remembers nothing.
@@ -183,7 +237,11 @@ class Deduper:
         return _id_key(delivery)
 
     async def get(self, delivery: Delivery) -> Dedupe:
-        """Say whether the delivery's request was answered already."""
+        """
+        Return whether the delivery's request was answered already.
+
+        Cancellation: leaves nothing behind.
+        """
         if self._store is None:
             return Dedupe.MISS
         known = await self._store.get(_id_key(delivery), _NO_FINGERPRINT)
@@ -193,7 +251,11 @@ class Deduper:
         return known
 
     async def put(self, delivery: Delivery, reply: Reply) -> None:
-        """Remember the answer: by the requester's key if it is one to the request itself, else by the message's id."""
+        """
+        Remember the answer: by the requester's key if it answers the request itself, else by the message's id.
+
+        Cancellation: the answer may or may not be remembered.
+        """
         if self._store is None:
             return
         key = self.key(delivery)
@@ -203,7 +265,11 @@ class Deduper:
             await self._store.put(key, _fingerprint(delivery))
 
     async def aclose(self) -> None:
-        """Close the store."""
+        """
+        Close the store; idempotent.
+
+        Cancellation: see `DedupeStore.aclose`.
+        """
         if self._store is not None:
             await self._store.aclose()
 

@@ -21,10 +21,10 @@ from worker.flow.gate import AttemptSignal, Permit
 from worker.flow.queue import AdmissionOrder
 from worker.pipeline.attempt import Attempts
 from worker.pipeline.coalescing import Flights
-from worker.pipeline.dedupe import Deduper
-from worker.pipeline.memory_dedupe import Dedupe
+from worker.pipeline.dead_letters import DeadLetters
+from worker.pipeline.dedupe import Dedupe, Deduper
 from worker.pipeline.reading import RequestReader
-from worker.pipeline.replies import DeadLetters, Replier
+from worker.pipeline.replies import Replier
 from worker.pipeline.routes import Route, Router
 from worker.pipeline.shutdown import Finisher
 from worker.pipeline.verdicts import INTERNAL, INTERRUPTED, TOO_LATE, build_reply, conflict, no_route, refusal

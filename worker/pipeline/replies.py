@@ -1,10 +1,10 @@
 """
 Publishing answers: an answer that exists is never thrown away while the lease can be kept.
 
-A failed publish is tried again as a publish, with backoff, until the broker takes it or the lease budget is over; the
-inference is never repeated for it.  While answers cannot be published, the intake is paused, so that no further GPU
-second is spent on answers that would have to wait.  An answer the broker will not take (too large) is replaced by a
-small error that says so, with the metadata if the broker takes that, and else without.
+A failed publish is repeated as a publish, with backoff, until the broker accepts the answer or the lease ends; the
+inference is never repeated for it.  While answers cannot be published, the intake is paused, so that no GPU time is
+spent on answers that would have to wait.  An answer that is too large for the broker is replaced by a small error
+that says so; without `stats`, and then without metadata, where the broker does not accept these either.
 """
 
 import asyncio
@@ -27,18 +27,17 @@ from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NO_TRACER, Tracer
 from worker.wire.message import (
     MAX_PUBSUB_MESSAGE_BYTES,
-    ReceivedMessage,
     clip_attributes,
     encode_response,
     message_bytes,
 )
 
 PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)
-"""Waits between tries of one publish: quick at first, a broker's hiccup is short; 10 s so that recovery is noticed."""
+"""Between publishes of one answer: short at first, as most failures are; 10 s so that a recovery is noticed."""
 PAUSE_AFTER_TRIES = 3
-"""Retryable failures of one answer from which the intake is paused: about a second of trouble."""
+"""Retryable failures of one answer after which the intake is paused: about a second of failures."""
 UNPUBLISHABLE = "publish"
-"""The intake's reason."""
+"""Why the intake is paused."""
 _OWN_ATTRIBUTES = frozenset(
     {
         "request_message_id",
@@ -50,7 +49,7 @@ _OWN_ATTRIBUTES = frozenset(
         "backend_request_id",
     }
 )
-"""Never copied from a request: a consumer must be able to trust them."""
+"""Never copied from a request: a consumer must be able to rely on them."""
 
 _log = get_logger("replies")
 
@@ -64,8 +63,8 @@ class Replier:
         metrics: Durations and failures.
         intake: Paused while answers cannot be published.
         copy_attributes: Patterns of request attributes that an answer carries too.
-        lease_s: How long a delivery may be kept from its receipt on.
-        tracer: Is told about each publish; its context goes out with the answer.
+        lease_s: How long a delivery may be kept, counted from its receipt.
+        tracer: Is told about each publish; its context is sent with the answer.
         clock: Monotonic seconds.
     """
 
@@ -94,7 +93,7 @@ class Replier:
         """
         Publish the answer; return what the broker has: the answer, or the small error in its place.
 
-        `None` means that the lease budget is over, or that the broker refuses even the smallest error: hand it back.
+        `None` means that the lease ends first, or that the broker refuses even the smallest error: nack the message.
 
         Cancellation: the answer may or may not be published; the processor shields this call.
         """
@@ -128,7 +127,7 @@ class Replier:
             self._tracer.publish_ends(delivery, reply, tries=tries, is_published=is_published)
 
     async def _wait(self, delivery: Delivery, error: PublishError, tries: int) -> bool:
-        """Note the failure and wait for the next try; return false when the lease will not last so long."""
+        """Count the failure and wait for the next publish; return false when the lease ends before it."""
         is_refused = isinstance(error, PublishRefusedError)
         self._metrics.publish_failures_total.labels("refused" if is_refused else "retryable").inc()
         if is_refused or tries >= PAUSE_AFTER_TRIES:
@@ -150,7 +149,7 @@ class Replier:
         _log.info("publish_recovered")
 
     def _forget(self, delivery: Delivery) -> None:
-        """Stop counting a delivery as stuck; with the last one gone somebody must try anew, so the intake opens."""
+        """Stop counting a delivery as stuck; after the last one only a new message can find out more: resume."""
         if delivery in self._stuck:
             self._stuck.discard(delivery)
             if not self._stuck:
@@ -162,9 +161,9 @@ class Replier:
 
     @staticmethod
     def _smaller(delivery: Delivery, reply: Reply, size: int) -> Reply | None:
-        """Return what takes the place of a refused answer: the small error, without stats, without metadata."""
+        """Return what takes the place of a refused answer: the small error; if refused, that with fewer fields."""
         if reply.error_class == ErrorClass.REPLY_TOO_LARGE:
-            if reply.stats is not None:  # they hold the model, whose name is the requester's to choose
+            if reply.stats is not None:  # the requester chooses the model's name, which stands in them
                 return replace(reply, stats=None)
             return None if reply.metadata == b"{}" else replace(reply, metadata=b"{}")
         _log.error("reply_too_large", message_id=delivery.message.message_id, bytes=size)
@@ -190,8 +189,8 @@ class Replier:
             attributes["backend"] = delivery.backend
         if delivery.result is not None and delivery.result.backend_request_id is not None:
             attributes["backend_request_id"] = delivery.result.backend_request_id
-        if self._copy or reply.extra:  # ours come first: what is too many is left out at the end
-            attributes |= {**self._copied(message.attributes), **reply.extra}
+        if self._copy:  # after the worker's own: what is too many is left out at the end
+            attributes |= self._copied(message.attributes)
         self._tracer.inject(delivery, attributes)
         return clip_attributes(attributes)
 
@@ -204,39 +203,5 @@ class Replier:
 
 
 def _with_error_class(stats: bytes | None, error_class: ErrorClass) -> bytes | None:
-    """Return an answer's `stats` for the error in its place: the times and tokens are those that it cost."""
+    """Return an answer's `stats` for the error in its place: the times and tokens were spent all the same."""
     return None if stats is None else msgspec.json.encode({**msgspec.json.decode(stats), "error_class": error_class})
-
-
-class DeadLetters:
-    """
-    Copies of requests that failed for good, on a topic of the operator's.
-
-    Best effort: a copy that cannot be published is counted and logged, the answer is what matters.
-
-    Args:
-        publisher: That topic.
-        metrics: Counts copies.
-    """
-
-    def __init__(self, publisher: Publisher, metrics: Metrics) -> None:
-        self._publisher = publisher
-        self._metrics = metrics
-
-    async def copy(self, message: ReceivedMessage, reply: Reply) -> None:
-        """Publish the original bytes with the reason in attributes; never raises for a broker that refuses."""
-        attributes = clip_attributes(
-            {
-                "request_message_id": message.message_id,
-                "error_class": reply.error_class or "",
-                "status_code": str(reply.status_code),
-                **{f"original.{key}": value for key, value in message.attributes.items()},
-            }
-        )
-        try:
-            await self._publisher.publish(message.data, attributes)
-        except PublishError as error:
-            self._metrics.dead_letter_copies_total.labels("failed").inc()
-            _log.error("dead_letter_copy_failed", message_id=message.message_id, error=str(error))
-        else:
-            self._metrics.dead_letter_copies_total.labels("ok").inc()

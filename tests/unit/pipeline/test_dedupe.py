@@ -6,14 +6,16 @@ import types
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from tests.support.fakeclock import FakeClock
 from tests.support.pipeline import a_delivery
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.delivery import Delivery, Reply
 from worker.errors import SettingsError
-from worker.pipeline.dedupe import REDIS_REST_S, REDIS_TIMEOUT_S, Deduper, MemoryStore, RedisStore, build_store
-from worker.pipeline.memory_dedupe import Dedupe
+from worker.pipeline.dedupe import REDIS_RETRY_S, REDIS_TIMEOUT_S, Dedupe, Deduper, MemoryStore, RedisStore, build_store
 from worker.settings.schema import DedupeSettings
 from worker.telemetry.metrics import Metrics
 from worker.wire.message import ReceivedMessage, RequestMessage
@@ -122,15 +124,73 @@ async def test_without_a_store_nothing_is_known() -> None:
     await deduper.aclose()
 
 
-@virtual_time
-async def test_the_memory_store_has_an_end() -> None:
-    """The oldest entry leaves when it is full."""
-    deduper = Deduper(build_store(DedupeSettings(store="memory", capacity=2), Metrics()))
-    for message_id in "123":
-        await deduper.put(_delivery(message_id), GOOD)
-    known = [await deduper.get(_delivery(message_id)) for message_id in "123"]
-    assert known == [Dedupe.MISS, Dedupe.HIT, Dedupe.HIT]
-    await deduper.aclose()
+def _memory(clock: FakeClock) -> MemoryStore:
+    return MemoryStore(DedupeSettings(capacity=3, ttl_s=60.0), now=clock.now)
+
+
+async def test_a_question_writes_nothing(clock: FakeClock) -> None:
+    """Only a published answer is remembered."""
+    store = _memory(clock)
+    assert await store.get("k", "f") is Dedupe.MISS
+    assert await store.get("k", "f") is Dedupe.MISS
+
+
+async def test_entries_end_with_their_time(clock: FakeClock) -> None:
+    """Counted from the last `put`, not from the last question."""
+    store = _memory(clock)
+    await store.put("k", "f")
+    clock.advance(59.9)
+    assert await store.get("k", "f") is Dedupe.HIT
+    clock.advance(0.1)
+    assert await store.get("k", "f") is Dedupe.MISS
+
+
+async def test_a_second_put_renews(clock: FakeClock) -> None:
+    """Time and fingerprint are those of the latest answer."""
+    store = _memory(clock)
+    await store.put("k", "f")
+    clock.advance(50.0)
+    await store.put("k", "g")
+    clock.advance(50.0)
+    assert await store.get("k", "g") is Dedupe.HIT
+    assert await store.get("k", "f") is Dedupe.CONFLICT
+
+
+async def test_the_least_recently_used_leaves_first(clock: FakeClock) -> None:
+    """A question counts as use."""
+    store = _memory(clock)
+    for key in "abc":
+        await store.put(key, "f")
+    await store.get("a", "f")
+    await store.put("d", "f")
+    known = [await store.get(key, "f") for key in "abcd"]
+    assert known == [Dedupe.HIT, Dedupe.MISS, Dedupe.HIT, Dedupe.HIT]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("fg"), st.booleans(), st.floats(0, 40))))
+def test_the_memory_never_holds_too_much_and_never_lies(steps: list[tuple[str, str, bool, float]]) -> None:
+    """A hit or a conflict is always about the latest `put` of that key, within its time."""
+
+    @virtual_time
+    async def run() -> None:
+        clock = FakeClock()
+        store = _memory(clock)
+        model: dict[str, tuple[str, float]] = {}
+        for key, fingerprint, put, pause in steps:
+            clock.advance(pause)
+            if put:
+                await store.put(key, fingerprint)
+                model[key] = (fingerprint, clock.now())
+                continue
+            answer = await store.get(key, fingerprint)
+            if answer is not Dedupe.MISS:
+                latest, at = model[key]
+                assert clock.now() - at < 60.0
+                assert (answer is Dedupe.HIT) is (latest == fingerprint)
+        known = [key for key in "abcdef" if await store.get(key, "f") is not Dedupe.MISS]
+        assert len(known) <= 3
+
+    run()
 
 
 # Redis: the client library is an extra, so a small working stand-in takes its place.
@@ -210,40 +270,36 @@ def _skipped(metrics: Metrics) -> tuple[float, float]:
 
 
 @virtual_time
-async def test_a_redis_that_is_down_keeps_nobody_from_an_answer(server: _Server) -> None:
-    """Not known and not remembered: the answer matters more than that it might be a second one."""
+async def test_a_redis_that_is_down_prevents_no_answer(server: _Server) -> None:
+    """Not found and not remembered: the answer matters more than that it might be a second one."""
     store, metrics = _store()
     server.is_down = True
     assert await store.get("a", "-") is Dedupe.MISS
     await store.put("a", "-")
     assert _skipped(metrics) == (1, 1)
     server.is_down = False
-    await asyncio.sleep(REDIS_REST_S)
+    await asyncio.sleep(REDIS_RETRY_S)
     assert await store.get("a", "-") is Dedupe.MISS
     await store.put("a", "-")
     assert await store.get("a", "-") is Dedupe.HIT
 
 
 @virtual_time
-async def test_a_redis_that_fails_is_left_alone_for_a_while(server: _Server, logs: list[Any]) -> None:
+async def test_a_redis_that_fails_is_not_asked_for_a_while(server: _Server, logs: list[Any]) -> None:
     """One message in a quarter of a minute asks it, the others do not; told once at its end and once at its return."""
     store, metrics = _store()
     server.is_down = True
-    for _ in range(3 * int(REDIS_REST_S)):
+    for _ in range(3 * int(REDIS_RETRY_S)):
         for _ in range(10):
             assert await store.get("a", "-") is Dedupe.MISS
         await asyncio.sleep(1)
     assert server.calls == 3
-    assert _skipped(metrics) == (30 * int(REDIS_REST_S), 0)
+    assert _skipped(metrics) == (30 * int(REDIS_RETRY_S), 0)
     server.is_down = False
     for _ in range(10):
         await store.put("a", "-")
     assert server.calls == 13
-    told = [line["event"] for line in logs]
-    assert told == [
-        "dedupe_store_unreachable",
-        "dedupe_store_recovered",
-    ]
+    assert [line["event"] for line in logs] == ["dedupe_store_unreachable", "dedupe_store_recovered"]
 
 
 @virtual_time
@@ -255,7 +311,7 @@ async def test_a_redis_that_hangs_costs_one_message_a_wait(server: _Server) -> N
     assert loop_time() == REDIS_TIMEOUT_S
     await store.get("a", "-")
     assert loop_time() == REDIS_TIMEOUT_S
-    await asyncio.sleep(REDIS_REST_S)
+    await asyncio.sleep(REDIS_RETRY_S)
     trying = asyncio.ensure_future(store.get("a", "-"))
     await settle()
     began = loop_time()

@@ -1,4 +1,4 @@
-"""What goes out for a delivery: published before the ack, well-formed whatever the backend sent, copied if wanted."""
+"""What goes out for a delivery: published before the ack, well-formed whatever the backend sent."""
 
 import json
 
@@ -99,29 +99,6 @@ async def test_stats_stand_in_the_answer_when_wanted() -> None:
     stats = pipeline.answer.json["stats"]
     assert (stats["queue_s"], stats["ttlt_s"], stats["attempts"]) == (30.0, 2.0, 1)
     assert stats["tokens"] == {"input": 3, "output": 5, "input_cached": None, "output_reasoning": None}
-
-
-@virtual_time
-async def test_what_failed_for_good_is_copied_to_the_dead_letter_topic() -> None:
-    """Original bytes and the reason, for errors that another try might cure and for what is no request; never else."""
-    pipeline = Pipeline(FakeBackend(status(500), status(400)), dead_letters=True)
-    await pipeline.handle(message(data(metadata={"n": 1}), attempt=5, attributes={"k": "v"}))
-    await pipeline.handle(message(attempt=5))
-    await pipeline.handle(message(attempt=5))
-    await pipeline.handle(message(b"nonsense"))
-    copies = pipeline.dead_topic.published
-    assert [copy.data for copy in copies] == [data(metadata={"n": 1}), b"nonsense"]
-    assert copies[0].attributes["error_class"] == "server_error"
-    assert copies[0].attributes["original.k"] == "v"
-
-
-@virtual_time
-async def test_a_copy_that_fails_does_not_matter() -> None:
-    """The answer is what matters: the message is acked and the loss counted."""
-    pipeline = Pipeline(FakeBackend(status(500)), dead_letters=True)
-    pipeline.dead_topic.always = PublishRefusedError("gone")
-    assert await pipeline.handle(message(attempt=5)) is ACK
-    assert pipeline.count("dead_letter_copies_total", "failed") == 1
 
 
 @virtual_time

@@ -8,7 +8,7 @@ from tests.support.fakes import REFUSED, Answer, FakeBackend, FakePublisher, sta
 from tests.support.pipeline import METADATA, Pipeline, data, message
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.errors import PublishRefusedError, PublishRetryableError
-from worker.pipeline.memory_dedupe import Dedupe
+from worker.pipeline.dedupe import Dedupe
 from worker.policy.engine import ErrorPolicy
 from worker.policy.hook import Hook
 from worker.ports import Settlement

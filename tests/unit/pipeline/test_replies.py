@@ -76,7 +76,7 @@ async def test_the_waits_are_bounded_so_that_recovery_is_noticed() -> None:
 
 @virtual_time
 async def test_it_gives_up_when_the_lease_ends_and_opens_the_intake() -> None:
-    """Nobody tries any more, so the next message must."""
+    """No publish is repeated any more, so only the next message can find out."""
     pipeline = Pipeline(lease_s=120.0)
     pipeline.publisher.always = PublishRetryableError("away")
     assert await pipeline.replier.publish(_delivery(), REPLY) is None
@@ -170,7 +170,7 @@ async def test_metadata_just_below_the_limit_ends_in_an_answer_too() -> None:
 
 @virtual_time
 async def test_a_broker_that_refuses_everything_gets_it_back() -> None:
-    """When not even the smallest error is taken the message is handed back, at once."""
+    """When not even the smallest error is taken the message is nacked, at once."""
     pipeline = Pipeline(publisher=FakePublisher(*[ReplyRejectedError("schema")] * 9))
     assert await pipeline.replier.publish(_delivery(), REPLY) is None
     assert pipeline.publisher.tries == 3
@@ -194,7 +194,7 @@ async def test_attributes_name_everything_that_is_known() -> None:
     assert pipeline.replier.attributes(delivery, REPLY) == {"request_message_id": "m", "status_code": "200"}
     delivery.message = ReceivedMessage(message_id="m", data=b"", delivery_attempt=3)
     delivery.backend, delivery.result = "vllm", AttemptResult(backend_request_id="r")
-    reply = Reply(status_code=503, body=b"{}", error_class="aborted", truncated=True, extra={"x": "y"})
+    reply = Reply(status_code=503, body=b"{}", error_class="aborted", truncated=True)
     assert pipeline.replier.attributes(delivery, reply) == {
         "request_message_id": "m",
         "status_code": "503",
@@ -203,7 +203,6 @@ async def test_attributes_name_everything_that_is_known() -> None:
         "delivery_attempt": "3",
         "backend": "vllm",
         "backend_request_id": "r",
-        "x": "y",
     }
 
 
