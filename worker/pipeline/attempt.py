@@ -23,8 +23,7 @@ from worker.policy.engine import ErrorPolicy
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Scope
 from worker.ports import AttemptResult, BackendRequest
 from worker.telemetry.logs import get_logger
-from worker.telemetry.measures import output_tokens
-from worker.telemetry.record import Recorder
+from worker.telemetry.record import Recorder, output_tokens
 from worker.telemetry.tracing import NO_TRACER, Tracer
 from worker.wire.message import RequestMessage
 

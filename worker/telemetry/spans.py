@@ -20,20 +20,56 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
 from opentelemetry.trace import Tracer as SpanFactory
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
 
 from worker.delivery import Delivery, Reply
 from worker.policy.model import Decision
-from worker.ports import Settlement
-from worker.telemetry.span_attributes import MAX_CHARS, OPERATIONS, known, measured, messaging, server
+from worker.ports import AttemptResult, Settlement
+from worker.telemetry.record import measure
 
+_OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/responses": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/v1/moderations": "moderation",
+    "/v1/rerank": "rerank",
+    "/v1/score": "score",
+    "/v1/images/generations": "image_generation",
+}
+"""`gen_ai.operation.name` by path; any other is `inference`.  OpenTelemetry has no names for the last four."""
+_MAX_CHARS = 256
+"""Bound of texts that requesters and servers choose: models, ids, messages."""
+_USAGE = {
+    "input": "gen_ai.usage.input_tokens",
+    "output": "gen_ai.usage.output_tokens",
+    "input_cached": "gen_ai.usage.cache_read.input_tokens",
+    "output_reasoning": "gen_ai.usage.reasoning.output_tokens",
+}
 _PREFIXES = ("", "googclient_")
+"""Prefixes of the attributes that may hold the publisher's context."""
+
 _propagator = TraceContextTextMapPropagator()
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: Any = None
+
+
+class _Answer(msgspec.Struct):
+    id: Any = None
+    model: Any = None
+    choices: list[_Choice] = []
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 class _Metadata(msgspec.Struct):
@@ -86,10 +122,10 @@ class SpanTracer:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._spans = spans
-        self._process = f"process {subscription}", messaging("process", subscription)
+        self._process = f"process {subscription}", _messaging("process", subscription)
         self._process[1]["messaging.destination.subscription.name"] = subscription
-        self._send = f"send {topic}", messaging("send", topic)
-        self._servers = {name: server(url) for name, url in base_urls.items()}
+        self._send = f"send {topic}", _messaging("send", topic)
+        self._servers = {name: _server(url) for name, url in base_urls.items()}
         self._close = close
         self._clock = clock
         self._wall_clock = wall_clock
@@ -107,7 +143,7 @@ class SpanTracer:
                 **attributes,
                 "messaging.message.id": message.message_id,
                 "messaging.message.body.size": len(message.data),
-                **known(
+                **_known(
                     {
                         "messaging.gcp_pubsub.message.delivery_attempt": message.delivery_attempt,
                         "messaging.gcp_pubsub.message.ordering_key": message.ordering_key or None,
@@ -137,7 +173,7 @@ class SpanTracer:
                 "inference_worker.backend": delivery.backend,
                 "inference_worker.duplicate": (settlement is Settlement.ACK and reply is None) or None,
             }
-            trace.process.set_attributes(known(values))
+            trace.process.set_attributes(_known(values))
             if reply is not None:
                 error = reply.error_class if delivery.is_answered else "publish_failed"
             else:
@@ -150,8 +186,8 @@ class SpanTracer:
         trace, request = delivery.trace, delivery.request
         if trace is None or request is None:
             return
-        operation = OPERATIONS.get(request.path.partition("?")[0], "inference")
-        model = request.model[:MAX_CHARS] if request.model else None
+        operation = _OPERATIONS.get(request.path.partition("?")[0], "inference")
+        model = request.model[:_MAX_CHARS] if request.model else None
         values = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "openai",  # whose API it is; `server.address` says who answers
@@ -164,7 +200,7 @@ class SpanTracer:
             f"{operation} {model}" if model else operation,
             trace.context,
             SpanKind.CLIENT,
-            attributes=known(values),
+            attributes=_known(values),
             start_time=self._now(trace),
         )
 
@@ -177,7 +213,7 @@ class SpanTracer:
         if span.is_recording():
             is_good = decision is not None and decision.error_class is None
             if result is not None:
-                span.set_attributes(known(measured(result, is_good=is_good)))
+                span.set_attributes(_known(_measured(result, is_good=is_good)))
             if decision is None:
                 _fail(span, "cancelled")
             elif not is_good:
@@ -207,7 +243,7 @@ class SpanTracer:
             "inference_worker.error_class": reply.error_class,
             "inference_worker.publish_tries": tries,
         }
-        span.set_attributes(known(values))
+        span.set_attributes(_known(values))
         _fail(span, None if is_published else "publish_failed")
         span.end(self._now(trace))
 
@@ -254,4 +290,57 @@ def _nanoseconds(seconds: float) -> int:
 def _fail(span: Span, error: str | None, message: str = "") -> None:
     if error is not None:
         span.set_attribute("error.type", str(error))
-        span.set_status(Status(StatusCode.ERROR, message[:MAX_CHARS] or None))
+        span.set_status(Status(StatusCode.ERROR, message[:_MAX_CHARS] or None))
+
+
+def _measured(result: AttemptResult, *, is_good: bool) -> dict[str, AttributeValue | None]:
+    """Return the attributes of an attempt that ended."""
+    measures = measure(result, result.body if is_good else b"{}")
+    answer = _read_answer(result.body) if is_good else _Answer()
+    reasons = [choice.finish_reason for choice in answer.choices if isinstance(choice.finish_reason, str)]
+    return {
+        "http.response.status_code": result.status,
+        "gen_ai.request.stream": result.streamed or None,
+        "gen_ai.response.time_to_first_chunk": measures.ttft_s,
+        "gen_ai.response.id": _text(answer.id),
+        "gen_ai.response.model": _text(answer.model),
+        "gen_ai.response.finish_reasons": reasons or None,
+        "inference_worker.phase": None if is_good else result.phase.value,
+        "inference_worker.backend_request_id": _text(result.backend_request_id),
+        "inference_worker.salvaged_tokens": measures.salvaged_tokens,
+        **{_USAGE[kind]: count for kind, count in measures.usage.kinds()},
+    }
+
+
+def _read_answer(body: bytes) -> _Answer:
+    try:
+        return _decode_answer(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _Answer()
+
+
+def _text(value: Any) -> str | None:
+    """Return the beginning of a text that is not the worker's own; `None` for what is no text."""
+    return value[:_MAX_CHARS] if isinstance(value, str) and value else None
+
+
+def _known(values: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
+    """Return the values that are not `None`: a span has no null."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _messaging(operation: str, destination: str) -> dict[str, AttributeValue]:
+    """Return the attributes of every span of a Pub/Sub operation."""
+    return {
+        "messaging.system": "gcp_pubsub",
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
+        "messaging.destination.name": destination,
+    }
+
+
+def _server(base_url: str) -> dict[str, AttributeValue]:
+    """Return the attributes for host and port of a backend."""
+    parts = urlsplit(base_url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return {"server.address": parts.hostname or "", "server.port": port}
