@@ -171,7 +171,7 @@ def test_a_deleted_subscription_ends_the_future(program: Program) -> None:
     """NotFound, at once."""
     program.set_up()
     with program.subscribed() as future:
-        eventually(lambda: program.state.consumers == 1)
+        eventually(lambda: program.state.receivers == 1)
         program.subscriber.delete_subscription(subscription=SUBSCRIPTION)
         with pytest.raises(NotFound, match="resource=requests-worker"):
             future.result(WAIT_S)

@@ -85,7 +85,7 @@ async def test_stopping_ends_streams_as_unavailable(google: Google) -> None:
     """Which clients retry."""
     await google.set_up()
     stream = await Stream(google).open()
-    await eventually(lambda: google.state.consumers == 1)
+    await eventually(lambda: google.state.receivers == 1)
     waiting = asyncio.create_task(stream.next())
     await google.server.stop()
     with pytest.raises(exceptions.ServiceUnavailable, match="stopping"):
@@ -191,10 +191,10 @@ async def test_a_pull_waits_for_the_first_message(google: Google) -> None:
     """And returns with it at once."""
     await google.set_up()
     waiting = asyncio.create_task(google.pull())
-    await eventually(lambda: google.state.consumers == 1)
+    await eventually(lambda: google.state.receivers == 1)
     await google.publish(b"x")
     assert [item.message.data for item in await waiting] == [b"x"]
-    assert google.state.consumers == 0
+    assert google.state.receivers == 0
 
 
 async def test_a_pull_without_messages_ends_empty(google: Google) -> None:
@@ -211,7 +211,7 @@ async def test_a_waiting_pull_learns_that_its_subscription_is_gone(google: Googl
     """It does not wait for nothing."""
     await google.set_up()
     waiting = asyncio.create_task(google.pull())
-    await eventually(lambda: google.state.consumers == 1)
+    await eventually(lambda: google.state.receivers == 1)
     await google.subscriber.delete_subscription(subscription=SUBSCRIPTION)
     with pytest.raises(exceptions.NotFound, match="resource=requests-worker"):
         await waiting

@@ -95,7 +95,7 @@ async def test_streams_are_broken_and_refused_on_request(google: Google) -> None
     """Open ones end with the code; new ones are turned away until the fault is cleared."""
     await google.set_up()
     stream = await Stream(google).open()
-    await eventually(lambda: google.state.consumers == 1)
+    await eventually(lambda: google.state.receivers == 1)
     assert google.faults.break_streams(grpc.StatusCode.INTERNAL, message="proxy restarted") == 1
     with pytest.raises(exceptions.InternalServerError, match="proxy restarted"):
         await stream.next()

@@ -108,7 +108,7 @@ async def test_a_half_closed_stream_ends_well_and_its_leases_run_on(google: Goog
     stream.half_close()
     assert await stream.next() is None
     snapshot = google.state
-    assert (len(snapshot.leased), snapshot.consumers) == (1, 0)
+    assert (len(snapshot.leased), snapshot.receivers) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ async def test_a_wrong_request_ends_the_stream(
         stream.send(**request)
     with pytest.raises(error, match=text):
         await stream.next()
-    await eventually(lambda: google.state.consumers == 0)
+    await eventually(lambda: google.state.receivers == 0)
 
 
 async def test_a_stream_ends_when_its_subscription_is_deleted(google: Google) -> None:
@@ -158,9 +158,9 @@ async def test_a_cancelled_stream_leaves_nothing_behind(google: Google) -> None:
     """No receiver, and no task."""
     await google.set_up()
     stream = await Stream(google).open()
-    await eventually(lambda: google.state.consumers == 1)
+    await eventually(lambda: google.state.receivers == 1)
     stream.cancel()
-    await eventually(lambda: google.state.consumers == 0)
+    await eventually(lambda: google.state.receivers == 0)
     await eventually(lambda: not [t for t in asyncio.all_tasks() if "streaming-pull-reader" in t.get_name()])
 
 

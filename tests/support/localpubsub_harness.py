@@ -7,7 +7,7 @@ from google.pubsub_v1 import types
 
 from worker.emulators.pubsub.broker import Broker
 from worker.emulators.pubsub.clock import Clock
-from worker.emulators.pubsub.deliveries import Consumer, DeliveryPolicy
+from worker.emulators.pubsub.deliveries import DeliveryPolicy, Receiver
 from worker.emulators.pubsub.messages import StoredMessage, store
 from worker.emulators.pubsub.subscription import Subscription
 
@@ -59,27 +59,27 @@ class Bench:
         self.subscription.enqueue(messages)
         return [message.message_id for message in messages]
 
-    def consumer(self, **options: Any) -> "Receiver":
-        return Receiver(self, **options)
+    def receiver(self, **options: Any) -> "BenchReceiver":
+        return BenchReceiver(self, **options)
 
 
-class Receiver:
+class BenchReceiver(Receiver):
     """An attached receiver that remembers its wake-ups and the last ack id of each message."""
 
     def __init__(self, bench: Bench, **options: Any) -> None:
         self._bench = bench
         self.wakes = 0
-        self.consumer = Consumer(self._wake, **options)
+        super().__init__(self._count_wake, **options)
         self.ack_ids: dict[str, str] = {}
         self.attempts: dict[str, int] = {}
-        bench.subscription.attach(self.consumer)
+        bench.subscription.attach(self)
 
-    def _wake(self) -> None:
+    def _count_wake(self) -> None:
         self.wakes += 1
 
     def take(self, count: int = 1_000, max_bytes: int = NO_LIMIT) -> list[str]:
         """Lease up to `count` messages and return their ids in the order received."""
-        taken = self._bench.subscription.take(self.consumer, count, max_bytes)
+        taken = self._bench.subscription.take(self, count, max_bytes)
         for ack_id, message, attempt in taken:
             self.ack_ids[message.message_id] = ack_id
             self.attempts[message.message_id] = attempt
@@ -96,7 +96,7 @@ class Receiver:
         return self._bench.subscription.modify_ack_deadline(ack_ids, seconds)
 
     def leave(self) -> None:
-        self._bench.subscription.detach(self.consumer)
+        self._bench.subscription.detach(self)
 
 
 class BrokerBench:
@@ -126,7 +126,7 @@ class BrokerBench:
 
     def pull(self, path: str, count: int = 1_000) -> list[tuple[str, Any, int]]:
         """Lease messages; returns ack id, the message as a client parses it, and the delivery attempt."""
-        taken = self.broker.subscription(path).take(Consumer(lambda: None), count, NO_LIMIT)
+        taken = self.broker.subscription(path).take(Receiver(lambda: None), count, NO_LIMIT)
         return [
             (ack_id, types.PubsubMessage.pb().FromString(stored.body + stored.stamp), attempt)
             for ack_id, stored, attempt in taken

@@ -92,12 +92,12 @@ class Delivery:
 
     __slots__ = (
         "ack_id",
-        "consumer",
         "due_at",
         "failures",
         "key",
         "message",
         "position",
+        "receiver",
         "state",
         "timer_at",
         "timer_id",
@@ -114,7 +114,7 @@ class Delivery:
         """Nacks and expired leases so far; the delivery attempt is this plus 1."""
         self.ack_id = ""
         """Ack id of the latest lease, also after that ended; empty before the first and when it is no longer valid."""
-        self.consumer: Consumer | None = None
+        self.receiver: Receiver | None = None
         """The receiver that holds the lease."""
         self.due_at = math.inf
         """Clock time at which the lease or the backoff ends; set through `Timers` only."""
@@ -129,7 +129,7 @@ class Delivery:
         return self.failures + 1
 
 
-class Consumer:
+class Receiver:
     """
     One receiver: a StreamingPull, or a Pull while it waits.
 
@@ -203,7 +203,7 @@ class KeyQueue:
         self._cursor = 0  # position of the next item to deliver
         self.outstanding = 0
         """Number of leases on messages of this key."""
-        self.owner: Consumer | None = None
+        self.owner: Receiver | None = None
         """The receiver that holds these leases; no other receiver gets messages of the key until they end."""
 
     def __bool__(self) -> bool:

@@ -14,7 +14,7 @@ of several to wake does not empty the queue; the next take of whoever asks gets 
 from collections import deque
 from collections.abc import Iterator
 
-from worker.emulators.pubsub.deliveries import Consumer, Delivery, KeyQueue, State
+from worker.emulators.pubsub.deliveries import Delivery, KeyQueue, Receiver, State
 from worker.emulators.pubsub.errors import PubSubError
 
 _READY = State.READY
@@ -26,27 +26,27 @@ class Dispatcher:
     def __init__(self) -> None:
         self._backlog: deque[Delivery] = deque()
         self._returned: deque[Delivery] = deque()
-        self._consumers: dict[Consumer, None] = {}  # in order of their last take, longest ago first
+        self._receivers: dict[Receiver, None] = {}  # in order of their last take, longest ago first
         self._serves_returned = True
         self._has_news = False
 
-    def attach(self, consumer: Consumer) -> None:
+    def attach(self, receiver: Receiver) -> None:
         """Add a receiver."""
-        self._consumers[consumer] = None
+        self._receivers[receiver] = None
 
-    def detach(self, consumer: Consumer) -> None:
+    def detach(self, receiver: Receiver) -> None:
         """Remove a receiver; its leases run on, and its ordering keys stay with it until they end."""
-        self._consumers.pop(consumer, None)
+        self._receivers.pop(receiver, None)
 
     def close(self, error: PubSubError) -> None:
         """Tell every receiver why it gets nothing more."""
-        for consumer in self._consumers:
-            consumer.close(error)
+        for receiver in self._receivers:
+            receiver.close(error)
 
     @property
-    def consumer_count(self) -> int:
+    def receiver_count(self) -> int:
         """Number of receivers."""
-        return len(self._consumers)
+        return len(self._receivers)
 
     def add(self, delivery: Delivery, *, is_returned: bool = False) -> None:
         """Queue a READY delivery where it belongs; one behind the head of its ordering key waits for the head."""
@@ -71,37 +71,37 @@ class Dispatcher:
         """Empty all queues; receivers stay."""
         self._backlog.clear()
         self._returned.clear()
-        for consumer in self._consumers:
-            consumer.parked.clear()
+        for receiver in self._receivers:
+            receiver.parked.clear()
 
     def wake(self) -> None:
         """Wake the receivers with room, if anything was queued since the last call."""
         if self._has_news:
             self._has_news = False
-            for consumer in self._consumers:
-                if consumer.has_room():
-                    consumer.wake()
+            for receiver in self._receivers:
+                if receiver.has_room():
+                    receiver.wake()
 
-    def batch(self, consumer: Consumer, max_messages: int, max_bytes: int) -> Iterator[Delivery]:
+    def batch(self, receiver: Receiver, max_messages: int, max_bytes: int) -> Iterator[Delivery]:
         """
         Yield what this receiver gets now; the caller leases each delivery before it asks for the next.
 
         Args:
-            consumer: Who asks; its flow control holds as well.
+            receiver: Who asks; its flow control holds as well.
             max_messages: At most so many.
             max_bytes: Sum of message sizes not to be exceeded, except by a first message that is larger alone.
         """
         share = self._share()
         size = 0
         while max_messages > 0:
-            if not consumer.has_room():
-                consumer.is_starved = True
+            if not receiver.has_room():
+                receiver.is_starved = True
                 return
-            queue = consumer.parked or (self._next_queue() if share > 0 else None)
+            queue = receiver.parked or (self._next_queue() if share > 0 else None)
             if not queue:
                 return
             delivery = queue[0]
-            if not self._may_go(delivery, consumer):
+            if not self._may_go(delivery, receiver):
                 queue.popleft()
                 continue
             message_size = delivery.message.size_bytes
@@ -110,17 +110,17 @@ class Dispatcher:
             queue.popleft()
             size += message_size
             max_messages -= 1
-            if queue is not consumer.parked:
+            if queue is not receiver.parked:
                 share -= 1
             yield delivery
             if delivery.key is not None:
-                self._park_next(delivery.key, consumer)
+                self._park_next(delivery.key, receiver)
 
-    def rotate(self, consumer: Consumer) -> None:
+    def rotate(self, receiver: Receiver) -> None:
         """Put a receiver that was served to the end of the line."""
-        if consumer in self._consumers:
-            del self._consumers[consumer]
-            self._consumers[consumer] = None
+        if receiver in self._receivers:
+            del self._receivers[receiver]
+            self._receivers[receiver] = None
 
     def _next_queue(self) -> deque[Delivery]:
         """Return the queue whose turn it is, possibly empty when both are."""
@@ -133,10 +133,10 @@ class Dispatcher:
     def _share(self) -> int:
         """Return how much of what is ready one receiver gets: an equal part for each that has room, rounded up."""
         ready = len(self._backlog) + len(self._returned)
-        hungry = sum(1 for consumer in self._consumers if consumer.has_room()) if len(self._consumers) > 1 else 1
+        hungry = sum(1 for receiver in self._receivers if receiver.has_room()) if len(self._receivers) > 1 else 1
         return -(-ready // max(1, hungry))
 
-    def _may_go(self, delivery: Delivery, consumer: Consumer) -> bool:
+    def _may_go(self, delivery: Delivery, receiver: Receiver) -> bool:
         """Tell whether a queued entry is still true; pass the head of somebody else's key on to its owner."""
         if delivery.state is not _READY:
             return False
@@ -145,15 +145,15 @@ class Dispatcher:
             return True
         if key.head() is not delivery:
             return False
-        if key.owner is None or key.owner is consumer:
+        if key.owner is None or key.owner is receiver:
             return True
         key.owner.parked.append(delivery)
         key.owner.wake()
         return False
 
-    def _park_next(self, key: KeyQueue, consumer: Consumer) -> None:
+    def _park_next(self, key: KeyQueue, receiver: Receiver) -> None:
         """Let the receiver that just got a message of a key get the next one as well."""
         key.advance()
         head = key.head()
         if head is not None and head.state is _READY:
-            consumer.parked.appendleft(head)
+            receiver.parked.appendleft(head)

@@ -10,7 +10,7 @@ Must be kept in step with the picture in `deliveries`.
 from collections.abc import Callable, Sequence
 
 from worker.emulators.pubsub.clock import Timers
-from worker.emulators.pubsub.deliveries import Consumer, Delivery, DeliveryPolicy, KeyQueue, State
+from worker.emulators.pubsub.deliveries import Delivery, DeliveryPolicy, KeyQueue, Receiver, State
 from worker.emulators.pubsub.dispatch import Dispatcher
 from worker.emulators.pubsub.errors import InvalidArgumentError
 from worker.emulators.pubsub.messages import StoredMessage
@@ -53,18 +53,18 @@ class Leases:
             self._join_key(delivery)
         self.dispatcher.add(delivery)
 
-    def lease(self, delivery: Delivery, consumer: Consumer, deadline: float) -> str:
+    def lease(self, delivery: Delivery, receiver: Receiver, deadline: float) -> str:
         """READY → LEASED until clock time `deadline`; returns the new ack id, which ends the use of the one before."""
         self._by_ack_id.pop(delivery.ack_id, None)
         self.issued += 1
         delivery.ack_id = ack_id = f"{self._prefix}{self.issued}"
         self._by_ack_id[ack_id] = delivery
         delivery.state = _LEASED
-        delivery.consumer = consumer
-        consumer.outstanding_messages += 1
-        consumer.outstanding_bytes += delivery.message.size_bytes
+        delivery.receiver = receiver
+        receiver.outstanding_messages += 1
+        receiver.outstanding_bytes += delivery.message.size_bytes
         if delivery.key is not None:
-            delivery.key.owner = consumer
+            delivery.key.owner = receiver
             delivery.key.outstanding += 1
         self.timers.arm(delivery, deadline)
         return ack_id
@@ -148,15 +148,15 @@ class Leases:
 
     def _unlease(self, delivery: Delivery) -> None:
         """Give the receiver its room back, and a key without leases to everybody."""
-        consumer = delivery.consumer
-        if consumer is None:
+        receiver = delivery.receiver
+        if receiver is None:
             return
-        delivery.consumer = None
-        consumer.outstanding_messages -= 1
-        consumer.outstanding_bytes -= delivery.message.size_bytes
-        if consumer.is_starved:
-            consumer.is_starved = False
-            consumer.wake()
+        delivery.receiver = None
+        receiver.outstanding_messages -= 1
+        receiver.outstanding_bytes -= delivery.message.size_bytes
+        if receiver.is_starved:
+            receiver.is_starved = False
+            receiver.wake()
         key = delivery.key
         if key is not None:
             key.outstanding -= 1

@@ -28,7 +28,7 @@ from worker.emulators.pubsub.broker import Broker
 from worker.emulators.pubsub.clock import Clock
 from worker.emulators.pubsub.errors import PubSubError, UnavailableError
 from worker.emulators.pubsub.faults import Faults
-from worker.emulators.pubsub.receivers import PullStream, pull
+from worker.emulators.pubsub.pull import PullStream, pull
 from worker.emulators.pubsub.rpc import SUBSCRIBER, Answer, abort, unary_methods
 
 _LOGGER = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from worker.emulators.pubsub.clock import NS_PER_S, Clock
-from worker.emulators.pubsub.deliveries import Consumer, DeliveryPolicy, State
+from worker.emulators.pubsub.deliveries import DeliveryPolicy, Receiver, State
 from worker.emulators.pubsub.errors import PubSubError
 from worker.emulators.pubsub.leases import Leases
 from worker.emulators.pubsub.messages import StoredMessage
@@ -58,7 +58,7 @@ class SubscriptionSnapshot:
     """Messages forwarded to the dead-letter topic."""
     dropped_count: int
     """Messages removed without an ack: older than the retention, or the subscription was detached."""
-    consumers: int
+    receivers: int
     """StreamingPulls, and Pulls that wait."""
 
 
@@ -94,24 +94,24 @@ class Subscription:
         """What it promises now."""
         return self._leases.policy
 
-    def attach(self, consumer: Consumer) -> None:
+    def attach(self, receiver: Receiver) -> None:
         """Let a receiver take part in the sharing of messages."""
-        self._leases.dispatcher.attach(consumer)
+        self._leases.dispatcher.attach(receiver)
 
-    def detach(self, consumer: Consumer) -> None:
+    def detach(self, receiver: Receiver) -> None:
         """Forget a receiver; what it holds comes back when its leases end."""
-        self._leases.dispatcher.detach(consumer)
+        self._leases.dispatcher.detach(receiver)
 
     def close(self, error: PubSubError) -> None:
         """Tell all receivers why there is nothing more to get."""
         self._leases.dispatcher.close(error)
 
-    def take(self, consumer: Consumer, max_messages: int, max_bytes: int) -> list[tuple[str, StoredMessage, int]]:
+    def take(self, receiver: Receiver, max_messages: int, max_bytes: int) -> list[tuple[str, StoredMessage, int]]:
         """
         Lease what the receiver may have now.
 
         Args:
-            consumer: Who asks.
+            receiver: Who asks.
             max_messages: At most so many.
             max_bytes: Sum of message sizes not to be exceeded, except by a first message that is larger alone.
 
@@ -121,18 +121,18 @@ class Subscription:
         """
         now = self._do_due()
         leases, policy = self._leases, self._leases.policy
-        deadline = now + (policy.ack_deadline_s if consumer.ack_deadline_s is None else consumer.ack_deadline_s)
+        deadline = now + (policy.ack_deadline_s if receiver.ack_deadline_s is None else receiver.ack_deadline_s)
         counts_attempts = policy.max_delivery_attempts > 0
         taken = [
             (
-                leases.lease(delivery, consumer, deadline),
+                leases.lease(delivery, receiver, deadline),
                 delivery.message,
                 delivery.failures + 1 if counts_attempts else 0,
             )
-            for delivery in leases.dispatcher.batch(consumer, max_messages, max_bytes)
+            for delivery in leases.dispatcher.batch(receiver, max_messages, max_bytes)
         ]
         if taken:
-            leases.dispatcher.rotate(consumer)
+            leases.dispatcher.rotate(receiver)
         self._finish()
         return taken
 
@@ -263,7 +263,7 @@ class Subscription:
             expired_count=leases.expired,
             dead_lettered_count=leases.dead_lettered,
             dropped_count=leases.dropped,
-            consumers=leases.dispatcher.consumer_count,
+            receivers=leases.dispatcher.receiver_count,
         )
 
     def _do_due(self) -> float:

@@ -8,7 +8,7 @@ from tests.support.localpubsub_harness import EPOCH_S, START, BrokerBench, FakeT
 from worker.emulators.pubsub.broker import Broker
 from worker.emulators.pubsub.broker import Topic as RegisteredTopic
 from worker.emulators.pubsub.clock import NS_PER_S
-from worker.emulators.pubsub.deliveries import Consumer
+from worker.emulators.pubsub.deliveries import Receiver
 from worker.emulators.pubsub.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -69,7 +69,7 @@ def test_publish_times_never_go_back() -> None:
     for passed_s in (10.0, 5.0, 20.0):
         time.passed_s = passed_s
         broker.publish(BrokerBench.topic, [types.PubsubMessage.pb()(data=b"x")])
-    taken = broker.subscription("projects/p/subscriptions/s-1").take(Consumer(lambda: None), 10, 1_000)
+    taken = broker.subscription("projects/p/subscriptions/s-1").take(Receiver(lambda: None), 10, 1_000)
     assert [(m.publish_ns / NS_PER_S) - EPOCH_S for _, m, _ in taken] == [10.0, 10.0, 20.0]
 
 
@@ -194,11 +194,11 @@ def test_a_deleted_subscription_ends_its_receivers_and_gets_nothing_more() -> No
     """They learn NOT_FOUND; one created again under its name starts empty."""
     bench = BrokerBench()
     path = bench.subscribe()
-    consumer = Consumer(lambda: None)
-    bench.broker.subscription(path).attach(consumer)
+    receiver = Receiver(lambda: None)
+    bench.broker.subscription(path).attach(receiver)
     bench.publish(b"1")
     bench.broker.delete_subscription(path)
-    assert isinstance(consumer.error, NotFoundError)
+    assert isinstance(receiver.error, NotFoundError)
     bench.publish(b"2")
     assert bench.subscribe() == path
     assert bench.pull(path) == []
@@ -208,12 +208,12 @@ def test_a_detached_subscription_drops_everything_and_delivers_nothing() -> None
     """It still exists, is no longer listed with the topic, and refuses what needs messages."""
     bench = BrokerBench()
     path = bench.subscribe()
-    consumer = Consumer(lambda: None)
-    bench.broker.subscription(path).attach(consumer)
+    receiver = Receiver(lambda: None)
+    bench.broker.subscription(path).attach(receiver)
     bench.publish(b"1")
     bench.broker.detach_subscription(path)
     bench.publish(b"2")
-    assert isinstance(consumer.error, FailedPreconditionError)
+    assert isinstance(receiver.error, FailedPreconditionError)
     assert bench.broker.get_subscription(path).detached
     assert bench.broker.list_topic_subscriptions(bench.topic, 0, "") == ([], "")
     assert bench.broker.subscription(path, attached=False).snapshot().dropped_count == 1

@@ -10,7 +10,7 @@ def ordered(**policy: object) -> Bench:
 def test_a_key_is_delivered_in_publish_order() -> None:
     """Also when it is interleaved with others and taken in pieces."""
     bench = ordered()
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     for _ in range(3):
         bench.publish(key="a")
         bench.publish(key="b")
@@ -22,7 +22,7 @@ def test_a_key_is_delivered_in_publish_order() -> None:
 def test_keys_mean_nothing_on_an_unordered_subscription() -> None:
     """A nack brings back one message only."""
     bench = Bench()
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(3, key="a")
     receiver.take()
     receiver.nack("1")
@@ -33,7 +33,7 @@ def test_keys_mean_nothing_on_an_unordered_subscription() -> None:
 def test_a_failure_redelivers_it_and_all_later_ones_in_order(how: str) -> None:
     """The failed one first; earlier ones stay where they are."""
     bench = ordered(ack_deadline_s=10.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(4, key="a")
     receiver.take()
     if how == "nack":
@@ -48,7 +48,7 @@ def test_a_failure_redelivers_it_and_all_later_ones_in_order(how: str) -> None:
 def test_messages_taken_along_cost_no_attempt() -> None:
     """Only the one that failed counts it; the old ack ids of the others do nothing."""
     bench = ordered(max_delivery_attempts=5)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(3, key="a")
     receiver.take()
     stale = receiver.ack_ids["3"]
@@ -62,7 +62,7 @@ def test_messages_taken_along_cost_no_attempt() -> None:
 def test_one_request_that_nacks_all_counts_the_first_of_each_key() -> None:
     """The others were taken back by it before their turn came."""
     bench = ordered()
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(3, key="a")
     receiver.take()
     receiver.nack("1", "2", "3")
@@ -74,7 +74,7 @@ def test_acked_messages_behind_a_failure_are_delivered_again() -> None:
     """As documented; not with exactly-once delivery."""
     for is_exactly_once, expected in ((False, ["1", "2", "3"]), (True, ["1", "3"])):
         bench = ordered(is_exactly_once=is_exactly_once)
-        receiver = bench.consumer()
+        receiver = bench.receiver()
         bench.publish(3, key="a")
         receiver.take()
         receiver.ack("2")
@@ -89,7 +89,7 @@ def test_acked_messages_behind_a_failure_are_delivered_again() -> None:
 def test_a_backoff_holds_its_key_and_no_other() -> None:
     """Later messages of the key wait for it, those of other keys and without key do not."""
     bench = ordered(minimum_backoff_s=5.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(2, key="a")
     receiver.take(1)
     receiver.nack("1")
@@ -106,7 +106,7 @@ def test_a_backoff_holds_its_key_and_no_other() -> None:
 def test_two_backoffs_of_a_key_both_hold_it() -> None:
     """The first failure ahead does not let the second out early."""
     bench = ordered(minimum_backoff_s=5.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(3, key="a")
     receiver.take()
     receiver.nack("2")
@@ -121,7 +121,7 @@ def test_two_backoffs_of_a_key_both_hold_it() -> None:
 def test_a_key_stays_with_the_receiver_that_holds_it() -> None:
     """Others get it once nothing of it is out."""
     bench = ordered()
-    first, second = bench.consumer(max_messages=2), bench.consumer()
+    first, second = bench.receiver(max_messages=2), bench.receiver()
     bench.publish(4, key="a")
     assert first.take() == ["1", "2"]
     assert second.take() == []
@@ -135,7 +135,7 @@ def test_a_key_stays_with_the_receiver_that_holds_it() -> None:
 def test_new_messages_of_a_held_key_wake_its_holder_only() -> None:
     """Nobody else could take them."""
     bench = ordered()
-    first, second = bench.consumer(), bench.consumer()
+    first, second = bench.receiver(), bench.receiver()
     bench.publish(key="a")
     first.take()
     before = (first.wakes, second.wakes)
@@ -148,11 +148,11 @@ def test_new_messages_of_a_held_key_wake_its_holder_only() -> None:
 def test_a_key_is_never_stuck_after_its_receiver_left(answer: str) -> None:
     """What it held and what was published since comes to the next receiver, in order."""
     bench = ordered(ack_deadline_s=10.0)
-    first = bench.consumer()
+    first = bench.receiver()
     bench.publish(3, key="a")
     assert first.take(2) == ["1", "2"]
     first.leave()
-    second = bench.consumer()
+    second = bench.receiver()
     bench.publish(2, key="a")
     assert second.take() == []
     if answer == "ack":
@@ -173,7 +173,7 @@ def test_a_key_is_never_stuck_after_its_receiver_left(answer: str) -> None:
 def test_a_late_ack_lets_the_key_go_on() -> None:
     """The message that was to be redelivered is settled; the next one becomes the head."""
     bench = ordered(ack_deadline_s=10.0, minimum_backoff_s=600.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(2, key="a")
     receiver.take(1)
     bench.time.sleep(10.0)
@@ -185,7 +185,7 @@ def test_a_late_ack_lets_the_key_go_on() -> None:
 def test_a_late_ack_between_leases_lets_the_key_go_on_with_its_holder() -> None:
     """An earlier message is still out, so the next one is for whoever has that."""
     bench = ordered(ack_deadline_s=10.0, minimum_backoff_s=600.0)
-    first, second = bench.consumer(), bench.consumer()
+    first, second = bench.receiver(), bench.receiver()
     bench.publish(3, key="a")
     assert first.take(2) == ["1", "2"]
     first.modify(60, "1")
@@ -199,7 +199,7 @@ def test_a_late_ack_between_leases_lets_the_key_go_on_with_its_holder() -> None:
 def test_a_dead_letter_lets_the_key_go_on() -> None:
     """Later messages keep their leases when the one before them is given up."""
     bench = ordered(max_delivery_attempts=5)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(2, key="a")
     for _ in range(5):
         assert receiver.take() == ["1", "2"]
@@ -214,7 +214,7 @@ def test_a_dead_letter_lets_the_key_go_on() -> None:
 def test_retention_in_the_middle_of_a_key_leaves_the_rest_in_order() -> None:
     """Dropped messages hold nobody up."""
     bench = ordered(ack_deadline_s=600.0, retention_s=600.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(2, key="a")
     receiver.take(1)
     bench.time.sleep(500.0)
@@ -227,7 +227,7 @@ def test_retention_in_the_middle_of_a_key_leaves_the_rest_in_order() -> None:
 def test_dropping_a_retained_acked_message_leaves_its_key_whole() -> None:
     """The key has gone on long since: later messages of it still wait for each other."""
     bench = ordered(retains_acked=True, retention_s=600.0, ack_deadline_s=600.0)
-    first, second = bench.consumer(), bench.consumer()
+    first, second = bench.receiver(), bench.receiver()
     bench.publish(key="a")
     first.take()
     first.ack("1")

@@ -4,7 +4,7 @@ from tests.support.localpubsub_harness import Bench
 def test_flow_control_by_messages_is_exact() -> None:
     """Ten allowed, ten sent; every answer makes room for one."""
     bench = Bench()
-    receiver = bench.consumer(max_messages=10)
+    receiver = bench.receiver(max_messages=10)
     bench.publish(100)
     assert receiver.take() == [str(i) for i in range(1, 11)]
     assert receiver.take() == []
@@ -16,7 +16,7 @@ def test_flow_control_by_messages_is_exact() -> None:
 def test_flow_control_counts_until_the_lease_ends() -> None:
     """An expired lease makes room as an answer does."""
     bench = Bench(ack_deadline_s=10.0, minimum_backoff_s=60.0)
-    receiver = bench.consumer(max_messages=1)
+    receiver = bench.receiver(max_messages=1)
     bench.publish(2)
     assert receiver.take() == ["1"]
     bench.time.sleep(10.0)
@@ -26,7 +26,7 @@ def test_flow_control_counts_until_the_lease_ends() -> None:
 def test_flow_control_by_bytes_stops_once_reached() -> None:
     """The message that reaches the limit is still sent, the next one is not."""
     bench = Bench()
-    receiver = bench.consumer(max_bytes=2_500)
+    receiver = bench.receiver(max_bytes=2_500)
     bench.publish(10, size=1_000)
     assert len(receiver.take()) == 3
     receiver.ack("1")
@@ -36,7 +36,7 @@ def test_flow_control_by_bytes_stops_once_reached() -> None:
 def test_a_message_larger_than_the_byte_limit_is_sent_alone() -> None:
     """It would never be delivered otherwise."""
     bench = Bench()
-    receiver = bench.consumer(max_bytes=100)
+    receiver = bench.receiver(max_bytes=100)
     bench.publish(2, size=1_000)
     assert receiver.take() == ["1"]
     receiver.ack("1")
@@ -46,7 +46,7 @@ def test_a_message_larger_than_the_byte_limit_is_sent_alone() -> None:
 def test_a_response_stays_within_its_bytes() -> None:
     """Unless a single message exceeds them."""
     bench = Bench()
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(5, size=900)
     bench.publish(1, size=9_000)
     assert receiver.take(max_bytes=3_000) == ["1", "2", "3"]
@@ -57,7 +57,7 @@ def test_a_response_stays_within_its_bytes() -> None:
 def test_a_waiting_receiver_is_woken_once_for_a_burst() -> None:
     """A publish of many messages is one wake-up."""
     bench = Bench()
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(100)
     assert receiver.wakes == 1
 
@@ -65,7 +65,7 @@ def test_a_waiting_receiver_is_woken_once_for_a_burst() -> None:
 def test_a_full_receiver_is_woken_by_room_not_by_messages() -> None:
     """Nothing it could not take disturbs it."""
     bench = Bench()
-    receiver = bench.consumer(max_messages=1)
+    receiver = bench.receiver(max_messages=1)
     bench.publish()
     receiver.take()
     wakes = receiver.wakes
@@ -79,7 +79,7 @@ def test_a_full_receiver_is_woken_by_room_not_by_messages() -> None:
 def test_a_backoff_that_ends_wakes_the_receivers() -> None:
     """The tick does it."""
     bench = Bench(minimum_backoff_s=5.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     receiver.take()
     receiver.nack("1")
@@ -93,7 +93,7 @@ def test_a_backoff_that_ends_wakes_the_receivers() -> None:
 def test_several_receivers_share_a_backlog() -> None:
     """The first to ask leaves the others their part, and whoever asks again gets the rest."""
     bench = Bench()
-    receivers = [bench.consumer() for _ in range(4)]
+    receivers = [bench.receiver() for _ in range(4)]
     bench.publish(100)
     assert [len(receiver.take()) for receiver in receivers] == [25, 19, 14, 11]
     rest = 0
@@ -105,7 +105,7 @@ def test_several_receivers_share_a_backlog() -> None:
 def test_a_full_receiver_has_no_share() -> None:
     """Its part goes to those with room."""
     bench = Bench()
-    full, free = bench.consumer(max_messages=1), bench.consumer()
+    full, free = bench.receiver(max_messages=1), bench.receiver()
     bench.publish()
     full.take()
     bench.publish(50)
@@ -116,9 +116,9 @@ def test_single_messages_go_round() -> None:
     """The receiver served last is woken last."""
     bench = Bench()
     order: list[int] = []
-    receivers = [bench.consumer() for _ in range(3)]
+    receivers = [bench.receiver() for _ in range(3)]
     for number, receiver in enumerate(receivers):
-        receiver.consumer.wake = lambda number=number: order.append(number)
+        receiver.wake = lambda number=number: order.append(number)
     for _ in range(3):
         order.clear()
         bench.publish()
@@ -129,7 +129,7 @@ def test_single_messages_go_round() -> None:
 def test_a_redelivery_does_not_wait_behind_the_backlog() -> None:
     """It is served in turn with new messages, however often it comes back."""
     bench = Bench()
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(1_000)
     receiver.take(1)
     for _ in range(5):
@@ -140,7 +140,7 @@ def test_a_redelivery_does_not_wait_behind_the_backlog() -> None:
 def test_a_message_that_always_fails_does_not_starve_the_backlog() -> None:
     """Even when one message is out at a time."""
     bench = Bench()
-    receiver = bench.consumer(max_messages=1)
+    receiver = bench.receiver(max_messages=1)
     bench.publish(3)
     seen = []
     for _ in range(6):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.support.localpubsub_harness import NO_LIMIT, Bench
-from worker.emulators.pubsub.deliveries import Consumer
+from worker.emulators.pubsub.deliveries import Receiver
 
 MAX_ATTEMPTS = 5
 DEADLINE_S = 10.0
@@ -29,10 +29,10 @@ class SubscriptionMachine(RuleBasedStateMachine):
         self.key_of: dict[str, str] = {}
         self.unacked: set[str] = set()
         self.failures: dict[str, int] = {}
-        self.leases: dict[str, tuple[str, float, Consumer]] = {}  # message id → ack id, end, receiver
+        self.leases: dict[str, tuple[str, float, Receiver]] = {}  # message id → ack id, end, receiver
         self.ready_at: dict[str, float] = {}
         self.dead: list[tuple[str, int]] = []
-        self.consumers: list[Consumer] = []
+        self.receivers: list[Receiver] = []
         self.bench = Bench(
             ack_deadline_s=DEADLINE_S,
             minimum_backoff_s=backoff,
@@ -55,22 +55,22 @@ class SubscriptionMachine(RuleBasedStateMachine):
 
     @rule(max_messages=st.integers(0, 3))
     def open_stream(self, max_messages: int) -> None:
-        if len(self.consumers) < 3:
-            consumer = Consumer(lambda: None, max_messages=max_messages)
-            self.consumers.append(consumer)
-            self.subscription.attach(consumer)
+        if len(self.receivers) < 3:
+            receiver = Receiver(lambda: None, max_messages=max_messages)
+            self.receivers.append(receiver)
+            self.subscription.attach(receiver)
 
-    @precondition(lambda self: self.consumers)
+    @precondition(lambda self: self.receivers)
     @rule(data=st.data())
     def close_stream(self, data: st.DataObject) -> None:
-        consumer = data.draw(st.sampled_from(self.consumers))
-        self.consumers.remove(consumer)
-        self.subscription.detach(consumer)
+        receiver = data.draw(st.sampled_from(self.receivers))
+        self.receivers.remove(receiver)
+        self.subscription.detach(receiver)
 
-    @precondition(lambda self: self.consumers)
+    @precondition(lambda self: self.receivers)
     @rule(data=st.data(), limit=st.integers(1, 5))
     def take(self, data: st.DataObject, limit: int) -> None:
-        self.receive(data.draw(st.sampled_from(self.consumers)), limit)
+        self.receive(data.draw(st.sampled_from(self.receivers)), limit)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
@@ -106,8 +106,8 @@ class SubscriptionMachine(RuleBasedStateMachine):
 
     # What the model makes of it.
 
-    def receive(self, consumer: Consumer, limit: int) -> int:
-        taken = self.subscription.take(consumer, limit, NO_LIMIT)
+    def receive(self, receiver: Receiver, limit: int) -> int:
+        taken = self.subscription.take(receiver, limit, NO_LIMIT)
         assert len(taken) <= limit
         for ack_id, message, attempt in taken:
             message_id = message.message_id
@@ -115,13 +115,13 @@ class SubscriptionMachine(RuleBasedStateMachine):
             assert message_id not in self.leases, "nothing is leased twice"
             assert self.ready_at.get(message_id, 0.0) <= self.now, "not before its backoff is over"
             assert attempt == (self.failures[message_id] + 1 if self.dead_letters else 0)
-            self.check_order(message_id, consumer)
-            self.leases[message_id] = (ack_id, self.now + DEADLINE_S, consumer)
-        held = sum(1 for _, _, holder in self.leases.values() if holder is consumer)
-        assert held == consumer.outstanding_messages <= consumer.max_messages
+            self.check_order(message_id, receiver)
+            self.leases[message_id] = (ack_id, self.now + DEADLINE_S, receiver)
+        held = sum(1 for _, _, holder in self.leases.values() if holder is receiver)
+        assert held == receiver.outstanding_messages <= receiver.max_messages
         return len(taken)
 
-    def check_order(self, message_id: str, consumer: Consumer) -> None:
+    def check_order(self, message_id: str, receiver: Receiver) -> None:
         """Without keys there is none."""
 
     def settle(self, message_id: str) -> None:
@@ -148,9 +148,9 @@ class SubscriptionMachine(RuleBasedStateMachine):
         """Whatever happened: a receiver that acks everything gets everything that is left."""
         if not hasattr(self, "bench"):  # hypothesis gave up before the first rule
             return
-        for consumer in self.consumers:
-            self.subscription.detach(consumer)
-        last = Consumer(lambda: None)
+        for receiver in self.receivers:
+            self.subscription.detach(receiver)
+        last = Receiver(lambda: None)
         self.subscription.attach(last)
         for _ in range(2 + len(self.unacked)):
             self.wait(30.0)
@@ -175,11 +175,11 @@ class OrderedMachine(SubscriptionMachine):
         key = self.key_of[message_id]
         return [m for m in among if key and self.key_of[m] == key and int(m) > int(message_id)]
 
-    def check_order(self, message_id: str, consumer: Consumer) -> None:
+    def check_order(self, message_id: str, receiver: Receiver) -> None:
         for other in self.unacked:
             if message_id in self.later(other, {message_id}):
                 assert other in self.leases, "every earlier message of the key is out already"
-                assert self.leases[other][2] is consumer, "a key is with one receiver at a time"
+                assert self.leases[other][2] is receiver, "a key is with one receiver at a time"
 
     def settle(self, message_id: str) -> None:
         super().settle(message_id)

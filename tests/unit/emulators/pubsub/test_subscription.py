@@ -10,7 +10,7 @@ from worker.emulators.pubsub.errors import InvalidArgumentError, NotFoundError
 def test_a_message_is_leased_once_at_a_time() -> None:
     """While a lease runs nobody else gets the message."""
     bench = Bench()
-    first, second = bench.consumer(), bench.consumer()
+    first, second = bench.receiver(), bench.receiver()
     bench.publish()
     assert first.take() == ["1"]
     assert second.take() == []
@@ -21,7 +21,7 @@ def test_a_message_is_leased_once_at_a_time() -> None:
 def test_an_acked_message_never_comes_back() -> None:
     """Nothing is left of it, whatever time passes."""
     bench = Bench()
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     receiver.take()
     assert receiver.ack("1") == []
@@ -36,7 +36,7 @@ def test_an_acked_message_never_comes_back() -> None:
 def test_an_expired_lease_is_redelivered_at_its_deadline_exactly() -> None:
     """Neither before nor after the ack deadline."""
     bench = Bench(ack_deadline_s=10.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     receiver.take()
     bench.time.sleep(9.999)
@@ -49,7 +49,7 @@ def test_an_expired_lease_is_redelivered_at_its_deadline_exactly() -> None:
 def test_the_receivers_own_deadline_overrides_the_subscriptions() -> None:
     """A stream brings its ack deadline along."""
     bench = Bench(ack_deadline_s=60.0)
-    receiver = bench.consumer(ack_deadline_s=10.0)
+    receiver = bench.receiver(ack_deadline_s=10.0)
     bench.publish()
     receiver.take()
     assert bench.subscription.snapshot().leased[0].expires_in_s == 10.0
@@ -59,7 +59,7 @@ def test_the_receivers_own_deadline_overrides_the_subscriptions() -> None:
 def test_a_modified_deadline_counts_from_the_call(seconds: float) -> None:
     """Longer and shorter than the first one."""
     bench = Bench(ack_deadline_s=10.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     receiver.take()
     bench.time.sleep(5)
@@ -73,7 +73,7 @@ def test_a_modified_deadline_counts_from_the_call(seconds: float) -> None:
 def test_a_nack_without_retry_policy_comes_back_at_once() -> None:
     """And counts as an attempt."""
     bench = Bench()
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     receiver.take()
     receiver.nack("1")
@@ -84,7 +84,7 @@ def test_a_nack_without_retry_policy_comes_back_at_once() -> None:
 def test_a_second_nack_of_the_same_lease_costs_nothing() -> None:
     """Repeating a call whose answer was lost burns no attempt."""
     bench = Bench(minimum_backoff_s=5.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     receiver.take()
     receiver.nack("1")
@@ -96,7 +96,7 @@ def test_a_second_nack_of_the_same_lease_costs_nothing() -> None:
 def test_backoff_doubles_from_the_first_failure_to_the_maximum(how: str) -> None:
     """minimum x 2^(n-1), capped: after nacks and after expired leases alike, the first included."""
     bench = Bench(ack_deadline_s=10.0, minimum_backoff_s=1.5, maximum_backoff_s=10.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     for wait in (1.5, 3.0, 6.0, 10.0, 10.0):
         assert receiver.take() == ["1"]
@@ -113,7 +113,7 @@ def test_backoff_doubles_from_the_first_failure_to_the_maximum(how: str) -> None
 def test_a_late_tick_backdates_what_it_does() -> None:
     """The backoff after an expiry counts from the end of the lease, not from when somebody looked."""
     bench = Bench(ack_deadline_s=10.0, minimum_backoff_s=5.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     receiver.take()
     bench.time.sleep(12.0)
@@ -132,7 +132,7 @@ def test_backoff_stays_finite_after_thousands_of_failures() -> None:
 def test_backoff_delays_its_own_message_only() -> None:
     """Others are delivered meanwhile."""
     bench = Bench(minimum_backoff_s=60.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(2)
     receiver.take(1)
     receiver.nack("1")
@@ -143,7 +143,7 @@ def test_the_attempt_is_told_only_with_a_dead_letter_policy() -> None:
     """Without one the field stays unset, as on the service; the server knows it all the same."""
     plain, counted = Bench(), Bench(max_delivery_attempts=5)
     for bench, expected in ((plain, [0, 0, 0]), (counted, [1, 2, 3])):
-        receiver = bench.consumer()
+        receiver = bench.receiver()
         bench.publish()
         attempts = []
         for _ in range(3):
@@ -157,7 +157,7 @@ def test_the_attempt_is_told_only_with_a_dead_letter_policy() -> None:
 def test_a_message_is_dead_lettered_after_exactly_its_attempts() -> None:
     """Nacks and expiries count alike; after the fifth it is gone from here."""
     bench = Bench(ack_deadline_s=10.0, max_delivery_attempts=5)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     for attempt in range(1, 6):
         assert bench.forwarded == []
@@ -178,7 +178,7 @@ def test_without_its_dead_letter_topic_a_message_is_tried_on() -> None:
     """It stays until forwarding works, which the next failure tries."""
     bench = Bench(max_delivery_attempts=5)
     bench.has_dead_letter_topic = False
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     for _ in range(7):
         receiver.take()
@@ -193,7 +193,7 @@ def test_without_its_dead_letter_topic_a_message_is_tried_on() -> None:
 def test_a_late_ack_settles_a_message_not_yet_delivered_again() -> None:
     """Best effort in the receiver's favour, without exactly-once delivery."""
     bench = Bench(ack_deadline_s=10.0, minimum_backoff_s=5.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(2)
     receiver.take()
     bench.time.sleep(10.0)
@@ -205,7 +205,7 @@ def test_a_late_ack_settles_a_message_not_yet_delivered_again() -> None:
 def test_the_ack_id_of_an_earlier_lease_does_nothing_after_redelivery() -> None:
     """It is answered OK and ignored."""
     bench = Bench()
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     receiver.take()
     stale = receiver.ack_ids["1"]
@@ -224,7 +224,7 @@ def test_the_ack_id_of_an_earlier_lease_does_nothing_after_redelivery() -> None:
 def test_an_ack_id_never_given_out_is_refused_and_nothing_is_acked(garbage: str) -> None:
     """The whole request fails."""
     bench = Bench()
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     receiver.take()
     with pytest.raises(InvalidArgumentError, match="invalid ack ID"):
@@ -237,7 +237,7 @@ def test_an_ack_id_never_given_out_is_refused_and_nothing_is_acked(garbage: str)
 def test_exactly_once_refuses_a_second_ack() -> None:
     """The first one settled it."""
     bench = Bench(is_exactly_once=True)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     receiver.take()
     assert receiver.ack("1", "1") == [], "twice in one request is one ack"
@@ -247,7 +247,7 @@ def test_exactly_once_refuses_a_second_ack() -> None:
 def test_exactly_once_refuses_what_came_after_the_lease() -> None:
     """Late acks and deadline changes fail at the deadline, others in the request are applied."""
     bench = Bench(is_exactly_once=True, ack_deadline_s=10.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(2)
     receiver.take()
     receiver.modify(60, "2")
@@ -263,7 +263,7 @@ def test_exactly_once_refuses_what_came_after_the_lease() -> None:
 def test_switching_exactly_once_on_holds_for_leases_in_being() -> None:
     """A policy is followed from the moment it is applied."""
     bench = Bench(ack_deadline_s=10.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish()
     receiver.take()
     bench.subscription.apply(DeliveryPolicy(is_exactly_once=True))
@@ -274,7 +274,7 @@ def test_switching_exactly_once_on_holds_for_leases_in_being() -> None:
 def test_a_message_the_filter_does_not_match_is_never_delivered() -> None:
     """It is gone at once, and a seek does not find it."""
     bench = Bench(matches=lambda attributes: attributes.get("a") == "yes")
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(a="yes")
     bench.publish(a="no")
     bench.publish()
@@ -286,7 +286,7 @@ def test_a_message_the_filter_does_not_match_is_never_delivered() -> None:
 def test_what_a_departed_receiver_held_comes_back_after_the_deadline() -> None:
     """Leaving nacks nothing."""
     bench = Bench(ack_deadline_s=10.0)
-    first, second = bench.consumer(), bench.consumer()
+    first, second = bench.receiver(), bench.receiver()
     bench.publish()
     first.take()
     first.leave()
@@ -298,7 +298,7 @@ def test_what_a_departed_receiver_held_comes_back_after_the_deadline() -> None:
 def test_a_tick_is_announced_when_it_becomes_earlier() -> None:
     """The shell hears of every earlier end, and learns the next one from the tick."""
     bench = Bench(ack_deadline_s=60.0, minimum_backoff_s=5.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(2)
     receiver.take()
     assert bench.announced[-1] == START + 60.0
@@ -312,16 +312,16 @@ def test_a_tick_is_announced_when_it_becomes_earlier() -> None:
 def test_closing_tells_every_receiver_why() -> None:
     """They are woken and find the error."""
     bench = Bench()
-    receivers = [bench.consumer(), bench.consumer()]
+    receivers = [bench.receiver(), bench.receiver()]
     error = NotFoundError.of("projects/p/subscriptions/s")
     bench.subscription.close(error)
-    assert [(r.consumer.error, r.wakes) for r in receivers] == [(error, 1), (error, 1)]
+    assert [(r.error, r.wakes) for r in receivers] == [(error, 1), (error, 1)]
 
 
 def test_the_snapshot_tells_where_everything_stands() -> None:
     """Ready, leased, backing off, attempts and counts, at one moment."""
     bench = Bench(ack_deadline_s=20.0, minimum_backoff_s=30.0)
-    receiver = bench.consumer()
+    receiver = bench.receiver()
     bench.publish(4)
     receiver.take(3)
     receiver.ack("1")
@@ -335,6 +335,6 @@ def test_the_snapshot_tells_where_everything_stands() -> None:
     assert snapshot.leased[0].ack_id == receiver.ack_ids["3"]
     assert snapshot.backing_off == {"2": 29.0}
     assert snapshot.delivery_attempts == {"2": 2, "3": 1, "4": 1}
-    assert (snapshot.acked_count, snapshot.delivered_count, snapshot.consumers) == (1, 3, 1)
+    assert (snapshot.acked_count, snapshot.delivered_count, snapshot.receivers) == (1, 3, 1)
     assert bench.subscription.snapshot() == snapshot, "looking changes nothing"
     assert math.isfinite(bench.subscription.tick())

@@ -1,7 +1,7 @@
 """
 Pull and StreamingPull: the shell around `Subscription.take`.
 
-A receiver is a `Consumer` whose `wake` sets an event; nobody polls.  A stream has one reader (requests: acks, deadline
+A receiver is a `Receiver` whose `wake` sets an event; nobody polls.  A stream has one reader (requests: acks, deadline
 changes, pings) and one writer (this task); what the reader wants said goes through the writer.  The engine decides what
 may be sent; a write that does not return, because the client reads slowly, holds back nothing but its own stream.
 
@@ -17,7 +17,7 @@ from typing import Any
 from google.pubsub_v1 import types
 
 from worker.emulators.pubsub.broker import Broker
-from worker.emulators.pubsub.deliveries import Consumer
+from worker.emulators.pubsub.deliveries import Receiver
 from worker.emulators.pubsub.errors import InvalidArgumentError, PubSubError, check_bounds, too_small
 from worker.emulators.pubsub.messages import encode_received
 from worker.emulators.pubsub.resources import ACK_DEADLINE_S
@@ -64,22 +64,22 @@ async def pull(broker: Broker, data: bytes, client_wait_s: float | None) -> byte
     subscription = broker.subscription(request.subscription)
     wait_s = _PULL_WAIT_S if client_wait_s is None else min(_PULL_WAIT_S, client_wait_s * _PULL_WAIT_SHARE)
     event = asyncio.Event()
-    consumer = Consumer(event.set)
-    subscription.attach(consumer)
+    receiver = Receiver(event.set)
+    subscription.attach(receiver)
     try:
         async with asyncio.timeout(0 if request.return_immediately else wait_s):
             while True:
                 event.clear()
-                if consumer.error is not None:
-                    raise consumer.error
+                if receiver.error is not None:
+                    raise receiver.error
                 limit = min(request.max_messages, MAX_RESPONSE_MESSAGES)
-                if taken := subscription.take(consumer, limit, MAX_RESPONSE_BYTES):
+                if taken := subscription.take(receiver, limit, MAX_RESPONSE_BYTES):
                     return encode_received(taken)
                 await event.wait()
     except TimeoutError:
         return b""
     finally:
-        subscription.detach(consumer)
+        subscription.detach(receiver)
 
 
 class PullStream:
@@ -95,7 +95,7 @@ class PullStream:
         self._broker = broker
         self._requests = requests
         self._event = asyncio.Event()
-        self._consumer = Consumer(self._event.set)
+        self._receiver = Receiver(self._event.set)
         self._notes: list[bytes] = []  # serialised parts of responses: confirmations and answers to pings
         self._answers_pings = False
         self._is_half_closed = False
@@ -103,7 +103,7 @@ class PullStream:
 
     def break_off(self, error: PubSubError) -> None:
         """End the stream with this error at the next opportunity."""
-        self._consumer.close(error)
+        self._receiver.close(error)
 
     async def run(self, context: Any) -> None:
         """
@@ -122,20 +122,20 @@ class PullStream:
         if first is None:
             return
         subscription = self._open(parse(_StreamingPullRequest, first))
-        subscription.attach(self._consumer)
+        subscription.attach(self._receiver)
         reader = asyncio.create_task(self._read(requests), name=f"streaming-pull-reader {self.subscription_path}")
         try:
             while not (self._is_half_closed and not self._notes):
                 self._event.clear()
-                if self._consumer.error is not None:
-                    raise self._consumer.error
+                if self._receiver.error is not None:
+                    raise self._receiver.error
                 response = self._next_response()
                 if response:
                     await context.write(response)
                 else:
                     await self._event.wait()
         finally:
-            subscription.detach(self._consumer)
+            subscription.detach(self._receiver)
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
@@ -147,7 +147,7 @@ class PullStream:
         subscription = self._broker.subscription(request.subscription)
         self.subscription_path = request.subscription
         self._set_deadline(request.stream_ack_deadline_seconds)
-        self._consumer.limit(request.max_outstanding_messages, request.max_outstanding_bytes)
+        self._receiver.limit(request.max_outstanding_messages, request.max_outstanding_bytes)
         self._answers_pings = request.protocol_version > 0
         self._apply(request)
         return subscription
@@ -167,7 +167,7 @@ class PullStream:
                 if self._answers_pings and not data:
                     self._note(b"")
         except PubSubError as error:
-            self._consumer.close(error)
+            self._receiver.close(error)
         else:
             self._is_half_closed = True
             self._event.set()
@@ -193,7 +193,7 @@ class PullStream:
 
     def _set_deadline(self, seconds: int) -> None:
         check_bounds("stream_ack_deadline_seconds", seconds, *ACK_DEADLINE_S)
-        self._consumer.ack_deadline_s = float(seconds)
+        self._receiver.ack_deadline_s = float(seconds)
 
     def _note(self, part: bytes) -> None:
         self._notes.append(part)
@@ -204,7 +204,7 @@ class PullStream:
         subscription = self._broker.subscription(self.subscription_path)
         if self._notes:
             return self._notes.pop(0) + _PROPERTIES[subscription.policy.is_exactly_once, subscription.policy.is_ordered]
-        taken = subscription.take(self._consumer, MAX_RESPONSE_MESSAGES, MAX_RESPONSE_BYTES)
+        taken = subscription.take(self._receiver, MAX_RESPONSE_MESSAGES, MAX_RESPONSE_BYTES)
         if not taken:
             return b""
         properties = _PROPERTIES[subscription.policy.is_exactly_once, subscription.policy.is_ordered]
