@@ -1,13 +1,15 @@
 """
 An embedded Pub/Sub server for local runs, tests and demos; never for production.
 
-It speaks the API of Cloud Pub/Sub over gRPC, so every Google client library reaches it through `PUBSUB_EMULATOR_HOST`.
-`filters`, `messages`, `subscription` and `broker` are a pure engine on a given clock; `server` is the shell around it.
+It implements the gRPC API of Cloud Pub/Sub, so every Google client library reaches it through `PUBSUB_EMULATOR_HOST`.
+The engine is pure and takes its clock as an argument: `broker` holds the topics and subscriptions, `subscription`,
+`leases`, `dispatch` and `deliveries` deliver messages, `messages`, `resources` and `filters` check what clients send.
+Around it, `server`, `rpc` and `pull` connect gRPC to the engine, and `faults` is the interface for tests.
 
-Done: topics and subscriptions, publish, pull, streaming pull with flow control, ack deadlines, retry policy, dead
+Supported: topics and subscriptions, publish, pull, streaming pull with flow control, ack deadlines, retry policy, dead
 letters, exactly-once acks, ordering keys, filters, seek to a time, retention, detach, the documented limits.
-Not done, and answered UNIMPLEMENTED: push and export subscriptions, snapshots, schemas, message transforms, ingestion,
-encryption keys, access control.  Expiration of unused subscriptions is accepted and never happens.
+Not supported, and answered UNIMPLEMENTED: push and export subscriptions, snapshots, schemas, message transforms,
+ingestion, encryption keys, access control.  An expiration policy is accepted, but no subscription ever expires.
 """
 
 from worker.emulators.pubsub.faults import Faults

@@ -32,25 +32,25 @@ _DEFAULT_PAGE = 1_000
 
 
 class Topic:
-    """A topic's resource, its subscriptions, and what it retains itself."""
+    """A topic's resource, its subscriptions, and the messages it retains itself."""
 
     def __init__(self, resource: Any) -> None:
         self.resource = resource
         self.subscriptions: dict[str, Subscription] = {}
-        """By path; detached ones are not among them."""
+        """By path, without the detached ones."""
         self.retained: deque[StoredMessage] = deque()
-        """For a seek by any of its subscriptions, oldest first."""
+        """Messages for a seek of any of its subscriptions, oldest first."""
 
     def deliver(self, messages: Sequence[StoredMessage], now_ns: int) -> None:
-        """Hand messages to every subscription, and retain them if the topic is set up so."""
+        """Add messages to every subscription, and retain them if the topic has a retention."""
         if resources.topic_retention_s(self.resource) > 0:
             self.retained.extend(messages)
-        self.forget_old(now_ns)
+        self.drop_old(now_ns)
         for subscription in self.subscriptions.values():
             subscription.enqueue(messages)
 
-    def forget_old(self, now_ns: int) -> None:
-        """Let go of retained messages that are older than the retention."""
+    def drop_old(self, now_ns: int) -> None:
+        """Drop retained messages that are older than the retention."""
         if self.retained:
             oldest_ns = now_ns - int(resources.topic_retention_s(self.resource) * NS_PER_S)
             while self.retained and self.retained[0].publish_ns < oldest_ns:
@@ -62,8 +62,8 @@ class Broker:
     The whole service, without the network.
 
     Args:
-        clock: Time.
-        on_due: Told the clock time of the next `tick` whenever that becomes earlier.
+        clock: The clock.
+        on_due: Called with the clock time of the next `tick` whenever that becomes earlier.
     """
 
     def __init__(self, clock: Clock, on_due: Callable[[float], None]) -> None:
@@ -72,8 +72,8 @@ class Broker:
         self._topics: dict[str, Topic] = {}
         self._resources: dict[str, Any] = {}  # of subscriptions
         self._subscriptions: dict[str, Subscription] = {}
-        # Message ids go on from the wall clock, so that two runs of the server never give out the same one and whoever
-        # drops duplicates by id may keep its memory across a restart.  Ack ids likewise.
+        # Message ids and ack ids start from the wall clock, so that two runs of the server never issue the same id and
+        # a client that detects duplicates by id may remember ids across a restart.
         self._sequence = clock.now_ns() // 1_000
         self._ack_id_space = f"{self._sequence:x}"
         self._created = 0
@@ -97,13 +97,13 @@ class Broker:
         """Replace the fields of an update mask; raises NotFoundError or InvalidArgumentError."""
         topic = self._topic(given.name)
         topic.resource = resources.complete_topic(resources.merge_topic(topic.resource, given, paths))
-        topic.forget_old(self._clock.now_ns())
+        topic.drop_old(self._clock.now_ns())
         for path in topic.subscriptions:
             self._replace(path, resources.complete_subscription(self._resources[path], topic.resource))
         return topic.resource
 
     def delete_topic(self, path: str) -> None:
-        """Delete a topic; its subscriptions stay, with what they hold; raises NotFoundError."""
+        """Delete a topic; its subscriptions and their messages stay; raises NotFoundError."""
         topic = self._topic(path)
         del self._topics[path]
         for subscription_path in topic.subscriptions:
@@ -112,18 +112,18 @@ class Broker:
             self._replace(subscription_path, resources.complete_subscription(orphan, None))
 
     def list_topics(self, project: str, page_size: int, page_token: str) -> tuple[list[Any], str]:
-        """Return a page of a project's topics in order of name, and the next page's token or an empty string."""
+        """Return a page of a project's topics in order of name, and the token of the next page or ""."""
         resources.check_project(project)
         paths, token = _page(self._topics, f"{project}/topics/", page_size, page_token)
         return [self._topics[path].resource for path in paths], token
 
     def list_topic_subscriptions(self, path: str, page_size: int, page_token: str) -> tuple[list[str], str]:
-        """Return a page of paths of the topic's attached subscriptions; raises NotFoundError."""
+        """Return a page of the paths of a topic's attached subscriptions, and a token; raises NotFoundError."""
         return _page(self._topic(path).subscriptions, "", page_size, page_token)
 
     def publish(self, path: str, messages: Sequence[Any]) -> list[str]:
         """
-        Accept messages and hand them to every subscription of the topic.
+        Accept messages and add them to every subscription of the topic.
 
         Args:
             path: The topic.
@@ -145,7 +145,7 @@ class Broker:
     # Subscriptions.
 
     def create_subscription(self, given: Any) -> Any:
-        """Create a subscription; raises AlreadyExistsError, NotFoundError and what `complete_subscription` does."""
+        """Create a subscription; raises AlreadyExistsError, NotFoundError and the errors of `complete_subscription`."""
         resources.check_name("subscriptions", given.name)
         if given.name in self._resources:
             raise AlreadyExistsError.of(given.name)
@@ -171,7 +171,7 @@ class Broker:
         return self._resources[path]
 
     def update_subscription(self, given: Any, paths: Sequence[str]) -> Any:
-        """Replace the fields of an update mask, at once; raises as `create_subscription`."""
+        """Replace the fields of an update mask, in force at once; raises as `create_subscription`."""
         current = self.get_subscription(given.name)
         topic = self._topics.get(current.topic)
         merged = resources.complete_subscription(
@@ -182,14 +182,14 @@ class Broker:
         return self._replace(given.name, merged)
 
     def delete_subscription(self, path: str) -> None:
-        """Delete a subscription with all it holds, and end its receivers; raises NotFoundError."""
+        """Delete a subscription and its messages, and end its receivers; raises NotFoundError."""
         subscription = self.subscription(path, attached=False)
         self._unlink(path)
         del self._resources[path], self._subscriptions[path]
         subscription.close(NotFoundError.of(path))
 
     def detach_subscription(self, path: str) -> None:
-        """Drop what the subscription holds and deliver nothing to it any more; raises NotFoundError."""
+        """Drop the messages of a subscription and remove it from its topic; raises NotFoundError."""
         subscription = self.subscription(path, attached=False)
         self._unlink(path)
         detached = resources.copy_of(self._resources[path])
@@ -199,7 +199,7 @@ class Broker:
         subscription.close(_detached_error(path))
 
     def list_subscriptions(self, project: str, page_size: int, page_token: str) -> tuple[list[Any], str]:
-        """Return a page of a project's subscriptions in order of name, and the next page's token or ""."""
+        """Return a page of a project's subscriptions in order of name, and the token of the next page or ""."""
         resources.check_project(project)
         paths, token = _page(self._resources, f"{project}/subscriptions/", page_size, page_token)
         return [self._resources[path] for path in paths], token
@@ -209,8 +209,9 @@ class Broker:
         Return the engine of a subscription.
 
         Raises:
-            NotFoundError, InvalidArgumentError: There is none, or there cannot be one.
-            FailedPreconditionError: It was detached, and `attached` is asked for.
+            NotFoundError: It does not exist.
+            InvalidArgumentError: The path is not a valid name.
+            FailedPreconditionError: It was detached, and `attached` is `True`.
         """
         subscription = self._subscriptions.get(path)
         if subscription is None:
@@ -221,25 +222,23 @@ class Broker:
         return subscription
 
     def seek(self, path: str, time_ns: int) -> None:
-        """Move a subscription to a time; see `Subscription.seek`.  Raises NotFoundError, FailedPreconditionError."""
+        """Seek a subscription to a time; see `Subscription.seek`.  Raises NotFoundError, FailedPreconditionError."""
         subscription = self.subscription(path)
         topic = self._topics.get(self._resources[path].topic)
         if topic is not None:
-            topic.forget_old(self._clock.now_ns())
+            topic.drop_old(self._clock.now_ns())
         subscription.seek(time_ns, () if topic is None else topic.retained)
 
-    # Time and end.
+    # Lifecycle.
 
     def close(self, error: PubSubError) -> None:
-        """Tell every receiver why there is nothing more to get."""
+        """Tell every receiver why it gets no more messages."""
         for subscription in self._subscriptions.values():
             subscription.close(error)
 
     def tick(self) -> float:
-        """Do what is due everywhere and return the clock time of the next call, or infinity."""
+        """Do what is due in every subscription and return the clock time of the next call, or infinity."""
         return min((subscription.tick() for subscription in list(self._subscriptions.values())), default=math.inf)
-
-    # Insides.
 
     def _topic(self, path: str) -> Topic:
         topic = self._topics.get(path)
@@ -249,7 +248,7 @@ class Broker:
         return topic
 
     def _forward(self, source_path: str, message: StoredMessage, delivery_count: int) -> bool:
-        """Publish a message that used up its attempts; `False` if its dead-letter topic is gone."""
+        """Publish a message that used up its attempts; `False` if its dead-letter topic does not exist."""
         topic = self._topics.get(self._resources[source_path].dead_letter_policy.dead_letter_topic)
         if topic is None:
             return False
@@ -279,7 +278,7 @@ class Broker:
         return self._sequence
 
     def _publish_time(self) -> int:
-        """Return the publish time of a request; never before that of an earlier one, whatever the wall clock does."""
+        """Return the publish time of a request, never before an earlier one even if the wall clock goes back."""
         self._last_publish_ns = max(self._last_publish_ns, self._clock.now_ns())
         return self._last_publish_ns
 
@@ -295,25 +294,25 @@ def _page(paths: Mapping[str, object], prefix: str, size: int, token: str) -> tu
     Args:
         paths: All paths.
         prefix: For example `projects/P/topics/`.
-        size: At most so many; 0 for the default of 1,000.
-        token: Empty for the first page, else as returned before: the first path of the page.
+        size: Largest number of paths; 0 for the default of 1,000.
+        token: Empty for the first page, else the token returned with the page before: the first path of the page.
 
     Raises:
         InvalidArgumentError: Negative size; permanent.
     """
     if size < 0:
         raise InvalidArgumentError(too_small("page_size", size, 0))
-    wanted = sorted(path for path in paths if path.startswith(prefix))
-    start = bisect.bisect_left(wanted, token)
+    found = sorted(path for path in paths if path.startswith(prefix))
+    start = bisect.bisect_left(found, token)
     end = start + (size or _DEFAULT_PAGE)
-    return wanted[start:end], wanted[end] if end < len(wanted) else ""
+    return found[start:end], found[end] if end < len(found) else ""
 
 
 def _dead_letter_attributes(source_path: str, message: StoredMessage, delivery_count: int) -> dict[str, str]:
     """
-    Return what the service adds to a message it forwards to a dead-letter topic.
+    Return the attributes that the service adds to a message it forwards to a dead-letter topic.
 
-    A fifth attribute, the delivery error message, exists for export subscriptions only, which this server has not.
+    A fifth attribute, the delivery error message, exists for export subscriptions only, which this server lacks.
     Source: https://cloud.google.com/pubsub/docs/handling-failures#dead_letter_topic
     """
     _, project, _, subscription_id = source_path.split("/")

@@ -1,21 +1,21 @@
 """
-What the embedded server refuses, as the real service words it.
+The errors of the embedded server, in the words of the real service.
 
 ::
 
-    PubSubError                    carries the gRPC status name; the shell turns it into a status
+    PubSubError                    has the name of its gRPC status; `rpc.abort` answers with that status
     ├── NotFoundError              permanent: no such topic or subscription
     ├── AlreadyExistsError         permanent: the name is taken
     ├── InvalidArgumentError       permanent: the request itself is wrong
     │   └── AckIdError             permanent: an acknowledgement came too late (exactly-once delivery)
     ├── OutOfRangeError            permanent: a number of the dead-letter policy is out of its range
-    ├── FailedPreconditionError    permanent: right request, wrong state (detached, mixed ordering keys)
-    ├── UnimplementedError         permanent: the real service can, this server does not
-    ├── UnavailableError           retryable: the server is going away
-    └── InjectedError              whatever a test asked for through `faults`
+    ├── FailedPreconditionError    permanent: the state does not allow it (detached, mixed ordering keys)
+    ├── UnimplementedError         permanent: only the real service has this feature
+    ├── UnavailableError           retryable: the server is stopping
+    └── InjectedError              a fault that a test set through `faults`
 
 The engine imports no gRPC, so a status is a name here (https://grpc.github.io/grpc/core/md_doc_statuscodes.html).
-Texts follow those seen from Cloud Pub/Sub where one is known, because clients and their users search for them.
+Texts are those of Cloud Pub/Sub where they are known, because clients compare them and users search for them.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 
 class PubSubError(Exception):
     """
-    Root of every refusal; permanent unless a fault test chose another status.
+    Base class of the errors a client may get.
 
     Attributes:
         status: Name of the gRPC status, for example `NOT_FOUND`.
@@ -33,39 +33,39 @@ class PubSubError(Exception):
 
 
 class NotFoundError(PubSubError):
-    """No such resource; permanent until somebody creates it."""
+    """The resource does not exist; permanent until it is created."""
 
     status = "NOT_FOUND"
 
     @classmethod
     def of(cls, path: str) -> "NotFoundError":
-        """Word it as the service does, with the short name only."""
+        """Return the error for a resource, worded as the service does, with its short name."""
         return cls(f"Resource not found (resource={path.rsplit('/', 1)[-1]}).")
 
 
 class AlreadyExistsError(PubSubError):
-    """The name is taken; permanent until somebody deletes it."""
+    """The name is taken; permanent until the resource is deleted."""
 
     status = "ALREADY_EXISTS"
 
     @classmethod
     def of(cls, path: str) -> "AlreadyExistsError":
-        """Word it as the service does, with the short name only."""
+        """Return the error for a resource, worded as the service does, with its short name."""
         return cls(f"Resource already exists in the project (resource={path.rsplit('/', 1)[-1]}).")
 
 
 class InvalidArgumentError(PubSubError):
-    """The request is wrong whatever the server's state; permanent."""
+    """The request is wrong in every state of the server; permanent."""
 
     status = "INVALID_ARGUMENT"
 
 
 class AckIdError(InvalidArgumentError):
     """
-    Some ack ids of an exactly-once subscription no longer hold a lease; the others were applied.
+    The leases of some ack ids of an exactly-once subscription have ended; the other ids were applied.
 
     Attributes:
-        failures: Ack id to reason, the metadata of the `ErrorInfo` in the status details.
+        failures: Ack id to reason; the metadata of the `ErrorInfo` in the status details.
 
     Source: https://cloud.google.com/pubsub/docs/exactly-once-delivery
     """
@@ -91,24 +91,24 @@ class FailedPreconditionError(PubSubError):
 
 
 class UnimplementedError(PubSubError):
-    """The real service can do it, this server does not; permanent."""
+    """Only the real service has this feature; permanent."""
 
     status = "UNIMPLEMENTED"
 
     @classmethod
     def of(cls, feature: str) -> "UnimplementedError":
-        """Say which feature, and that this is not the real service."""
+        """Return the error for a feature."""
         return cls(f"The embedded Pub/Sub server does not implement {feature}.")
 
 
 class UnavailableError(PubSubError):
-    """The server is stopping; retryable, clients reconnect on their own."""
+    """The server is stopping; retryable, and clients reconnect by themselves."""
 
     status = "UNAVAILABLE"
 
 
 class InjectedError(PubSubError):
-    """A fault that a test asked for; retryable or permanent as the status says."""
+    """A fault set by a test; retryable or permanent according to its status."""
 
     def __init__(self, status: str, message: str) -> None:
         self.status = status
@@ -116,12 +116,16 @@ class InjectedError(PubSubError):
 
 
 def too_small(field: str, given: object, minimum: object) -> str:
-    """Word a lower bound as the service does."""
+    """Return the text of the service for a value below its minimum."""
     return f"The value for {field} is too small. You passed {given} in the request, but the minimum value is {minimum}."
 
 
 def too_large(field: str, given: object, maximum: object) -> str:
-    """Word an upper bound as the service does (https://github.com/googleapis/google-cloud-python/issues/7108)."""
+    """
+    Return the text of the service for a value above its maximum.
+
+    Source: https://github.com/googleapis/google-cloud-python/issues/7108
+    """
     return f"The value for {field} is too large. You passed {given} in the request, but the maximum value is {maximum}."
 
 

@@ -1,9 +1,8 @@
 """
-The test interface: make the server fail, slow down, hang up, count and tell.
+The interface for tests: let calls fail or take longer, end streams, count calls, and inspect subscriptions.
 
-A rehearsal tool as much as a test tool: what a worker does when acks are refused for a minute can be tried here and
-nowhere else.  Faults act at the edge of the server, before or after the engine did the work; the engine itself never
-lies.  A fault *after* the work is the nasty kind: the message is published, and the publisher told otherwise.
+Faults are applied at the edge of the server, before or after the engine did the work; the engine itself is unchanged.
+A fault *after* the work is the harder case for a client: the message is published, and the publisher gets an error.
 
 Threads: every method of `Faults` may be called from any thread while the server runs, and from the server's own loop.
 """
@@ -22,7 +21,7 @@ from worker.emulators.pubsub.subscription import SubscriptionSnapshot
 T = TypeVar("T")
 
 RunOnLoop = Callable[[Callable[[], object]], object]
-"""Runs a function where the server's state may be touched, and returns its result."""
+"""Runs a function in the thread that owns the server's state, and returns its result."""
 
 
 class LiveStream(Protocol):
@@ -30,17 +29,17 @@ class LiveStream(Protocol):
 
     @property
     def subscription_path(self) -> str:
-        """What it pulls from."""
+        """Path of the subscription."""
         ...
 
     def break_off(self, error: PubSubError) -> None:
-        """End it with this error, soon."""
+        """End the stream with this error."""
         ...
 
 
 @dataclass(slots=True)
 class _Rule:
-    """One wish: what happens to calls of a method, and to how many more (`None`: until cleared)."""
+    """One fault: what happens to the calls of a method, and to how many more of them (`None`: until cleared)."""
 
     delay_s: float
     error: InjectedError | None
@@ -49,29 +48,29 @@ class _Rule:
 
 
 class CallFaults:
-    """What was decided for one call when it arrived."""
+    """The faults of one call, fixed when it arrived."""
 
     def __init__(self, rules: Iterable[_Rule]) -> None:
         self._before = [(rule.delay_s, rule.error) for rule in rules if not rule.is_after]
         self._after = [(rule.delay_s, rule.error) for rule in rules if rule.is_after]
 
     async def before(self) -> None:
-        """Wait or raise instead of doing the work.  Cancellation: nothing was done."""
-        await _suffer(self._before)
+        """Wait or raise before the work is done.  Cancellation: the work was not done."""
+        await _apply(self._before)
 
     async def after(self) -> None:
-        """Wait or raise although the work was done.  Cancellation: the work stays done."""
-        await _suffer(self._after)
+        """Wait or raise after the work was done.  Cancellation: the work stays done."""
+        await _apply(self._after)
 
 
 class Faults:
     """
-    What tests may do to a running server.  Methods are named as in the API: `Publish`, `Acknowledge`, `StreamingPull`.
+    The faults and counters of a running server.  Methods are named as in the API: `Publish`, `StreamingPull`.
 
     Args:
-        methods: All there are; any other name is a mistake in the test.
-        inspect: Returns the snapshot of a subscription by its path.
-        streams: The open StreamingPulls, live.
+        methods: All names of methods; any other name raises ValueError.
+        inspect: Returns the snapshot of a subscription, given its path.
+        streams: The open StreamingPulls; read at each call of `break_streams`.
         run_on_loop: See `RunOnLoop`.
     """
 
@@ -99,14 +98,14 @@ class Faults:
         after: bool = False,
     ) -> None:
         """
-        Let calls of a method fail.  For `StreamingPull` this refuses new streams; open ones go on.
+        Let calls of a method fail.  For `StreamingPull` new streams are refused; open ones are not changed.
 
         Args:
             method: The method.
-            code: The status answered.
-            times: So many calls; `None` until `clear`.
-            message: The text answered.
-            after: Do the work first, then answer the error.
+            code: The gRPC status of the answer.
+            times: Number of calls; `None` for all calls until `clear`.
+            message: The text of the answer.
+            after: Do the work first, then answer with the error.
         """
         self._add(method, _Rule(0.0, InjectedError(code.name, message), after, times))
 
@@ -116,33 +115,33 @@ class Faults:
 
         Args:
             method: The method.
-            seconds: Added to each call; a large number makes it hang until the client gives up.
-            times: So many calls; `None` until `clear`.
-            after: Do the work at once and hold back the answer only.
+            seconds: Added to each call; a call with a large number ends at the client's deadline.
+            times: Number of calls; `None` for all calls until `clear`.
+            after: Do the work at once and delay only the answer.
         """
         self._add(method, _Rule(seconds, None, after, times))
 
     def clear(self, method: str | None = None) -> None:
-        """Forget the faults of a method, or all; calls already held back stay so."""
+        """Remove the faults of a method, or all faults; calls that wait already are not changed."""
         if method is None:
             self._on_loop(self._rules.clear)
         else:
             self._on_loop(lambda: self._rules.pop(self._checked(method), None))
 
     def calls(self, method: str) -> int:
-        """Return how many calls of a method arrived since the start or `reset_calls`, failed ones included."""
+        """Return the number of calls of a method since the start or `reset_calls`, failed ones included."""
         return self._on_loop(lambda: self._calls[self._checked(method)])
 
     def reset_calls(self) -> None:
-        """Start counting at 0 again."""
+        """Set all counts of calls to 0."""
         self._on_loop(self._calls.clear)
 
     def inspect(self, subscription_path: str) -> SubscriptionSnapshot:
         """
-        Return what a subscription holds at this moment: ready, leased, backing off, attempts, counts.
+        Return the state of a subscription at this moment.
 
         Raises:
-            NotFoundError: There is no such subscription.  Permanent.
+            NotFoundError: The subscription does not exist.  Permanent.
         """
         return self._on_loop(lambda: self._inspect(subscription_path))
 
@@ -150,15 +149,15 @@ class Faults:
         self, code: grpc.StatusCode, *, message: str = "broken by a test", subscription_path: str | None = None
     ) -> int:
         """
-        End open StreamingPulls as a server or a proxy would.
+        End open StreamingPulls, as a server or a proxy may.
 
         Args:
-            code: The status they end with.
-            message: Its text.
-            subscription_path: Only those of this subscription; `None` for all.
+            code: The gRPC status they end with.
+            message: The text of that status.
+            subscription_path: Only the streams of this subscription; `None` for all streams.
 
         Returns:
-            How many were open.
+            Number of streams ended.
         """
 
         def break_matching() -> int:
@@ -170,7 +169,7 @@ class Faults:
         return self._on_loop(break_matching)
 
     def arrive(self, method: str) -> CallFaults | None:
-        """Count a call and decide what happens to it; for the server, on its loop."""
+        """Count a call and return its faults, if any; called by the server on its loop."""
         self._calls[method] += 1
         rules = self._rules.get(method)
         if not rules:
@@ -187,14 +186,14 @@ class Faults:
 
     def _checked(self, method: str) -> str:
         if method not in self._methods:
-            raise ValueError(f"no method {method!r}; there are {', '.join(sorted(self._methods))}")
+            raise ValueError(f"unknown method {method!r}; known are {', '.join(sorted(self._methods))}")
         return method
 
     def _on_loop(self, function: Callable[[], T]) -> T:
         return self._run_on_loop(function)  # type: ignore[return-value]  # the runner returns what the function does
 
 
-async def _suffer(faults: Iterable[tuple[float, InjectedError | None]]) -> None:
+async def _apply(faults: Iterable[tuple[float, InjectedError | None]]) -> None:
     for delay_s, error in faults:
         if delay_s > 0:
             await asyncio.sleep(delay_s)

@@ -1,20 +1,20 @@
 """
 The filter language of subscriptions: text in, predicate over a message's attributes out.
 
-`parse` is called once, when a subscription is created; the predicate it returns is called for every message.  Nothing
-here knows messages or subscriptions.  The grammar, as documented::
+`parse` is called when a subscription is created or changed; the predicate it returns is called for every message.
+This module knows neither messages nor subscriptions.  The documented grammar::
 
     expression = term, { "AND", term } | term, { "OR", term }      never both without parentheses
     term       = [ "NOT" | "-" ], ( comparison | "(", expression, ")" )
-    comparison = "attributes", ":", key                            the key is there
-               | "attributes", ".", key, "=",  string              the key is there with this value
+    comparison = "attributes", ":", key                            the message has the key
+               | "attributes", ".", key, "=",  string              the message has the key with this value
                | "attributes", ".", key, "!=", string              every other message, also those without the key
                | "hasPrefix", "(", "attributes", ".", key, ",", string, ")"
     key        = letters, digits, "-", "_" | string
     string     = '"', { character | escape }, '"'
 
 Keywords are upper case; keys and values are compared case-sensitively.  A form that is not documented is refused, so
-that what works here also works in the cloud.
+that a filter accepted here is accepted by the service.
 
 Source: https://cloud.google.com/pubsub/docs/subscription-message-filter
 """
@@ -44,21 +44,21 @@ _SIMPLE_ESCAPES = {
     "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v",
     "\\": "\\", '"': '"', "'": "'", "?": "?", "`": "`",
 }  # fmt: skip
-"""The string escapes of https://github.com/google/cel-spec/blob/master/doc/langdef.md, which the filter page names
-only by kind (Unicode, hexadecimal, octal)."""
+"""The string escapes of https://github.com/google/cel-spec/blob/master/doc/langdef.md; the page on filters names only
+their kinds (Unicode, hexadecimal, octal)."""
 
 _KEYWORDS = frozenset({"AND", "OR", "NOT"})
 
 
 class _Token(NamedTuple):
-    """One word of the text: `kind` is `string`, `word` or `sign`; `at` counts characters from 0."""
+    """One token of the text: `kind` is `string`, `word`, `sign` or `end`; `at` counts characters from 0."""
 
     kind: str
     text: str
     at: int
 
-    def says(self, kind: str, *texts: str) -> bool:
-        """Tell whether this is one of these texts, unquoted words and signs never taken for strings."""
+    def matches(self, kind: str, *texts: str) -> bool:
+        """Tell whether the token is of this kind and has one of these texts."""
         return self.kind == kind and self.text in texts
 
 
@@ -70,7 +70,7 @@ def parse(text: str) -> Predicate:
         text: The expression; not empty, at most 256 bytes of UTF-8.
 
     Raises:
-        InvalidArgumentError: Too long, or not in the language; says where. Permanent.
+        InvalidArgumentError: Too long, or a syntax error, whose position the text names.  Permanent.
     """
     size = len(text.encode())
     if size > MAX_FILTER_BYTES:
@@ -82,7 +82,7 @@ def parse(text: str) -> Predicate:
 
 
 def _tokens(text: str) -> list[_Token]:
-    """Split the text; the end is a token of kind `end`."""
+    """Split the text into tokens; the last one is of kind `end`."""
     tokens = []
     at = 0
     end = len(text.rstrip())
@@ -107,7 +107,7 @@ class _Parser:
     def expression(self) -> Predicate:
         terms = [self._term()]
         joined_by = ""
-        while self._peek().says("word", "AND", "OR"):
+        while self._peek().matches("word", "AND", "OR"):
             operator = self._take()
             if joined_by and operator.text != joined_by:
                 raise _syntax_error("AND and OR need parentheses when mixed", operator.at)
@@ -123,32 +123,32 @@ class _Parser:
 
     def _term(self) -> Predicate:
         token = self._peek()
-        if token.says("sign", "-") or token.says("word", "NOT"):
+        if token.matches("sign", "-") or token.matches("word", "NOT"):
             self._take()
             return _negation(self._operand())
         return self._operand()
 
     def _operand(self) -> Predicate:
         token = self._take()
-        if token.says("sign", "("):
+        if token.matches("sign", "("):
             inner = self.expression()
             self._sign(")")
             return inner
-        if token.says("word", "attributes"):
+        if token.matches("word", "attributes"):
             return self._comparison()
-        if token.says("word", "hasPrefix"):
+        if token.matches("word", "hasPrefix"):
             return self._prefix()
         raise _syntax_error(f"expected attributes, hasPrefix or (, found {token.text!r}", token.at)
 
     def _comparison(self) -> Predicate:
         sign = self._take()
-        if sign.says("sign", ":"):
+        if sign.matches("sign", ":"):
             return _has(self._key())
-        if not sign.says("sign", "."):
+        if not sign.matches("sign", "."):
             raise _syntax_error("expected . or : after attributes", sign.at)
         key = self._key()
         operator = self._take()
-        if not operator.says("sign", "=", "!="):
+        if not operator.matches("sign", "=", "!="):
             raise _syntax_error("expected = or !=", operator.at)
         equals = _equals(key, self._string())
         return equals if operator.text == "=" else _negation(equals)
@@ -156,7 +156,7 @@ class _Parser:
     def _prefix(self) -> Predicate:
         self._sign("(")
         name = self._take()
-        if not name.says("word", "attributes"):
+        if not name.matches("word", "attributes"):
             raise _syntax_error("expected attributes", name.at)
         self._sign(".")
         key = self._key()
@@ -181,7 +181,7 @@ class _Parser:
 
     def _sign(self, text: str) -> None:
         token = self._take()
-        if not token.says("sign", text):
+        if not token.matches("sign", text):
             raise _syntax_error(f"expected {text}, found {token.text!r}", token.at)
 
     def _peek(self) -> _Token:
@@ -195,7 +195,7 @@ class _Parser:
 
 
 def _unquote(token: _Token) -> str:
-    """Resolve the escapes of a quoted string; octal and hexadecimal name a code point."""
+    """Return a quoted string without quotes and escapes; octal and hexadecimal escapes are code points."""
 
     def resolve(match: re.Match[str]) -> str:
         digits = match[1] or match[2] or match[3]

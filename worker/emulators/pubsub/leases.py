@@ -1,10 +1,11 @@
 """
-Every transition of a delivery's state, and the books that go with it.
+Every change of a delivery's state.
 
-`subscription` decides when; this file does it, and keeps in agreement: the state, the receiver's flow control, the
-timer, the ack id, the queue of the ordering key, and the counters.  Pure: the time comes as an argument.
+`subscription` decides when a state changes; this module changes it, and keeps everything that depends on it consistent:
+the receiver's flow control, the timer, the ack id, the queue of the ordering key, and the counters.  Pure: the time is
+an argument.
 
-Must be kept in step with the picture in `deliveries`.
+Keep it in step with the picture of the states in `deliveries`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +23,14 @@ _ACKED, _DROPPED = State.ACKED, State.DROPPED
 
 class Leases:
     """
-    The messages of one subscription and where each one stands.
+    The messages of one subscription and their states.
 
     Args:
-        policy: What the subscription promises; may be replaced at any time.
-        ack_id_prefix: Distinguishes its ack ids from all others.
-        forward: Publishes a message that used up its attempts (its delivery count beside it); `False` when the
-            dead-letter topic is gone, in which case the message stays and is tried on, as on the service.
+        policy: The delivery policy; may be replaced at any time.
+        ack_id_prefix: Distinguishes its ack ids from those of every other subscription.
+        forward: Publishes a message that used up its delivery attempts, given with their number, to the dead-letter
+            topic.  Returns `False` when that topic does not exist; the message is then delivered again, as by the
+            service.
     """
 
     def __init__(
@@ -36,17 +38,17 @@ class Leases:
     ) -> None:
         self.policy = policy
         self.deliveries: dict[int, Delivery] = {}
-        """By message sequence, so in publish order; acked ones only as long as a seek may want them back."""
+        """By message sequence, so in publish order; acked ones stay only if the policy retains them for a seek."""
         self.dispatcher = Dispatcher()
         self.timers = Timers()
         self.issued = self.acked = self.expired = self.dead_lettered = self.dropped = 0
-        self._by_ack_id: dict[str, Delivery] = {}  # of the latest lease, also when it ended without an ack
+        self._by_ack_id: dict[str, Delivery] = {}  # of each latest lease, also after that ended without an ack
         self._keys: dict[str, KeyQueue] = {}
         self._prefix = ack_id_prefix
         self._forward = forward
 
     def add(self, message: StoredMessage) -> None:
-        """Nothing → READY: the message was published."""
+        """Add a published message, READY."""
         delivery = Delivery(message)
         self.deliveries[message.sequence] = delivery
         if message.ordering_key and self.policy.is_ordered:
@@ -54,7 +56,7 @@ class Leases:
         self.dispatcher.add(delivery)
 
     def lease(self, delivery: Delivery, receiver: Receiver, deadline: float) -> str:
-        """READY → LEASED until clock time `deadline`; returns the new ack id, which ends the use of the one before."""
+        """READY → LEASED until clock time `deadline`; return the new ack id, which replaces the earlier one."""
         self._by_ack_id.pop(delivery.ack_id, None)
         self.issued += 1
         delivery.ack_id = ack_id = f"{self._prefix}{self.issued}"
@@ -70,7 +72,7 @@ class Leases:
         return ack_id
 
     def fail(self, delivery: Delivery, at: float) -> None:
-        """LEASED → READY, BACKING_OFF or DROPPED: a nack or an expiry at a clock time; it costs a delivery attempt."""
+        """LEASED → READY, BACKING_OFF or DROPPED, after a nack or an expiry at clock time `at`; counts an attempt."""
         delivery.failures += 1
         limit = self.policy.max_delivery_attempts
         if 0 < limit <= delivery.failures and self._forward(delivery.message, delivery.failures):
@@ -89,56 +91,56 @@ class Leases:
             self.make_ready(delivery)
 
     def make_ready(self, delivery: Delivery) -> None:
-        """LEASED or BACKING_OFF → READY, without a timer."""
+        """LEASED or BACKING_OFF → READY; the caller has disarmed the timer."""
         delivery.state = _READY
         self.dispatcher.add(delivery, is_returned=True)
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Any → ACKED."""
+        """Any state → ACKED."""
         if delivery.state is not _ACKED:
             self.acked += 1
             self._settle(delivery, _ACKED)
 
     def drop(self, delivery: Delivery) -> None:
-        """Any → DROPPED, without a dead-letter topic."""
+        """Any state → DROPPED; the message is not forwarded to the dead-letter topic."""
         if delivery.state is not _ACKED:
             self.dropped += 1
         self._settle(delivery, _DROPPED)
 
-    def revive(self, delivery: Delivery) -> None:
-        """ACKED → READY with its attempts forgotten; the caller requeues everything afterwards."""
+    def restore(self, delivery: Delivery) -> None:
+        """ACKED → READY, with delivery attempts from 1 again; the caller then calls `requeue_all`."""
         self.acked -= 1
         delivery.failures = 0
         delivery.state = _READY
 
     def requeue_all(self) -> None:
-        """Rebuild queues and ordering keys from the states, in publish order; ordered messages start over, READY."""
+        """Build all queues and ordering keys anew in publish order; the unacked messages of keys become READY."""
         self.deliveries = dict(sorted(self.deliveries.items()))
         self.dispatcher.clear()
         self._keys.clear()
         for delivery in self.deliveries.values():
             delivery.key = None
             if delivery.message.ordering_key and self.policy.is_ordered and delivery.state is not _ACKED:
-                self._void(delivery)
+                self._withdraw(delivery)
                 self._join_key(delivery)
             if delivery.state is _READY:
                 self.dispatcher.add(delivery)
 
     def resolve(self, ack_ids: Sequence[str]) -> list[Delivery | None]:
         """
-        Look up ack ids; `None` for one that was ours once, or any other on an exactly-once subscription.
+        Return the delivery of each ack id; `None` for an id that is no longer valid.
 
         Raises:
-            InvalidArgumentError: One was never given out.  Permanent.
+            InvalidArgumentError: An id was never issued, and the subscription is not exactly-once.  Permanent.
         """
         found = [self._by_ack_id.get(ack_id) for ack_id in ack_ids]
         if not self.policy.is_exactly_once:
             for ack_id, delivery in zip(ack_ids, found, strict=True):
-                if delivery is None and not self._is_ours(ack_id):
+                if delivery is None and not self._was_issued(ack_id):
                     raise InvalidArgumentError(f"You have passed an invalid ack ID to the service (ack_id={ack_id}).")
         return found
 
-    def _is_ours(self, ack_id: str) -> bool:
+    def _was_issued(self, ack_id: str) -> bool:
         number = ack_id.removeprefix(self._prefix)
         return number != ack_id and number.isascii() and number.isdecimal() and 0 < int(number) <= self.issued
 
@@ -147,7 +149,7 @@ class Leases:
         delivery.key.append(delivery)
 
     def _unlease(self, delivery: Delivery) -> None:
-        """Give the receiver its room back, and a key without leases to everybody."""
+        """Remove the lease from the receiver's flow control; a key whose last lease ended has no owner."""
         receiver = delivery.receiver
         if receiver is None:
             return
@@ -163,8 +165,8 @@ class Leases:
             if key.outstanding == 0:
                 key.owner = None
 
-    def _void(self, delivery: Delivery) -> None:
-        """LEASED or BACKING_OFF → READY without an attempt, outside all queues; its ack id is of no use any more."""
+    def _withdraw(self, delivery: Delivery) -> None:
+        """End the lease or backoff without counting an attempt; the ack id becomes invalid; no queue is changed."""
         self._unlease(delivery)
         self.timers.disarm(delivery)
         self._by_ack_id.pop(delivery.ack_id, None)
@@ -172,18 +174,18 @@ class Leases:
         delivery.state = _READY
 
     def _rewind(self, key: KeyQueue, failed: Delivery) -> None:
-        """Take back what went out after a failed message of the same key; costs those messages no attempt."""
+        """Make the messages after a failed one of the same key READY again; no attempt is counted for them."""
         for later in key.rewind(failed):
             if later.state is _LEASED:
-                self._void(later)
+                self._withdraw(later)
             elif later.state is _ACKED and not self.policy.is_exactly_once:
                 self.acked -= 1
                 later.state = _READY
 
     def _settle(self, delivery: Delivery, state: State) -> None:
-        """Any → ACKED or DROPPED; a key lets go of it once everything before it is settled too."""
+        """Any state → ACKED or DROPPED; it leaves its key's queue when all messages before it are settled too."""
         was_leased = delivery.state is _LEASED
-        self._void(delivery)
+        self._withdraw(delivery)
         delivery.state = state
         if state is _DROPPED:
             self.deliveries.pop(delivery.message.sequence, None)
@@ -200,6 +202,6 @@ class Leases:
             self.dispatcher.add_head(key)
 
     def _forget(self, delivery: Delivery) -> None:
-        """Let an acked message go, unless a later seek may want it back."""
+        """Remove a settled message, unless acked messages are retained for a seek."""
         if not self.policy.retains_acked:
             self.deliveries.pop(delivery.message.sequence, None)

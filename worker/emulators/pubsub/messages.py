@@ -3,12 +3,15 @@ A message: what may be published, how it is stored, and its bytes on the wire.
 
 A message is parsed and serialised once, when it is published.  From then on it is two immutable pieces: `body` (data,
 attributes, ordering key as the publisher sent them) and `stamp` (message id and publish time, which the server adds).
-Protobuf fields may stand in any order and the last one of a kind wins, so a delivery is the concatenation of the two,
-and forwarding to a dead-letter topic appends attributes and a new stamp.  Nothing is parsed or copied again however
-many subscriptions, redeliveries or responses carry it.
+Protobuf fields may be in any order and the last field of a kind wins, so a delivery is the concatenation of the two,
+and forwarding to a dead-letter topic appends attributes and a new stamp.  A message is not parsed or serialised again,
+whatever the number of subscriptions, redeliveries and responses.
 
-This is the only file that knows field numbers; `tests/unit/emulators/pubsub/test_messages.py`
-checks each against Google's generated classes.  Source: https://protobuf.dev/programming-guides/encoding/#last-one-wins
+No other module knows field numbers; `tests/unit/emulators/pubsub/test_messages.py` checks each against Google's
+generated classes.  Checks raise before the engine changes anything, so that a refused request has no effect.
+
+Sources: https://protobuf.dev/programming-guides/encoding/#last-one-wins,
+https://cloud.google.com/pubsub/quotas#resource_limits
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,10 +21,11 @@ from typing import Any, NamedTuple
 from worker.emulators.pubsub.errors import FailedPreconditionError, InvalidArgumentError, check_bounds, too_large
 
 _MAX_PUBLISH_BYTES = 10_000_000
-"""One publish request, and so one message."""
+"""Size of one publish request, and so of one message."""
 
 _MAX_PAYLOAD_BYTES = 10_485_760
-"""Above this the service's front end answers, with another text (https://github.com/standard-ai/hedwig-rust/issues/18)."""
+"""Above this size the front end of the service answers, with another text
+(https://github.com/standard-ai/hedwig-rust/issues/18)."""
 
 _MAX_PUBLISH_MESSAGES = 1_000
 _MAX_ATTRIBUTES = 100
@@ -47,9 +51,9 @@ _RECEIVED_MESSAGES = b"\x0a"  # PullResponse.received_messages = 1, StreamingPul
 
 class StoredMessage(NamedTuple):
     """
-    One published message; shared by every subscription that holds it.
+    One published message, shared by all subscriptions that hold it.
 
-    A named tuple because ten thousand a second are made: a frozen dataclass costs three times as much to construct.
+    A named tuple, because the server makes ten thousand a second and a frozen dataclass takes three times as long.
     """
 
     sequence: int
@@ -57,7 +61,7 @@ class StoredMessage(NamedTuple):
     body: bytes
     """Serialised `PubsubMessage` without message id and publish time."""
     stamp: bytes
-    """Serialised message id and publish time, to be appended to `body`."""
+    """Serialised message id and publish time, appended to `body`."""
     publish_ns: int
     """Publish time, nanoseconds since the Unix epoch."""
     attributes: Mapping[str, str]
@@ -67,17 +71,17 @@ class StoredMessage(NamedTuple):
 
     @property
     def message_id(self) -> str:
-        """What the publisher was told."""
+        """The id that the publisher received."""
         return str(self.sequence)
 
     @property
     def size_bytes(self) -> int:
-        """Size as clients count it for flow control: the serialised `PubsubMessage`."""
+        """Size of the serialised `PubsubMessage`, which clients use for flow control."""
         return len(self.body) + len(self.stamp)
 
 
 def check_publish_size(size_bytes: int) -> None:
-    """Refuse a serialised publish request over 10 MB with the text of whichever limit of the service it meets first."""
+    """Refuse a serialised publish request over 10 MB, with the text of the service for that size."""
     if size_bytes > _MAX_PAYLOAD_BYTES:
         raise InvalidArgumentError(f"Request payload size exceeds the limit: {_MAX_PAYLOAD_BYTES} bytes.")
     if size_bytes > _MAX_PUBLISH_BYTES:
@@ -86,13 +90,13 @@ def check_publish_size(size_bytes: int) -> None:
 
 def check_messages(messages: Sequence[Any]) -> None:
     """
-    Refuse a publish request of which any message is unacceptable; one bad message fails its whole request.
+    Refuse a publish request if any of its messages is invalid.
 
     Args:
         messages: Protobuf `PubsubMessage` objects.
 
     Raises:
-        InvalidArgumentError: Count, emptiness, attributes or ordering key; permanent.
+        InvalidArgumentError: Wrong number of messages, an empty message, wrong attributes or ordering key; permanent.
         FailedPreconditionError: More than one ordering key in the request (seen from the service in
             https://github.com/yoshidan/google-cloud-rust/issues/226); permanent.
     """
@@ -117,7 +121,7 @@ def check_messages(messages: Sequence[Any]) -> None:
 
 
 def _check_attributes(attributes: Any) -> None:
-    """Refuse too many, too long, unnamed or reserved attributes."""
+    """Refuse too many attributes, and attributes with a key or value that is too long, empty or reserved."""
     if len(attributes) > _MAX_ATTRIBUTES:
         raise InvalidArgumentError(too_large("attribute count", len(attributes), _MAX_ATTRIBUTES))
     for key, value in attributes.items():
@@ -125,13 +129,13 @@ def _check_attributes(attributes: Any) -> None:
             raise InvalidArgumentError("One of the attributes in the request has an empty key.")
         _check_attribute_size("key", key, _MAX_ATTRIBUTE_KEY_BYTES)
         _check_attribute_size("value", value, _MAX_ATTRIBUTE_VALUE_BYTES)
-        # Google's own clients put their trace context under googclient_; the rest of the prefix is reserved.
+        # Google's clients send their trace context as googclient_*; other names with goog are reserved.
         if key.startswith("goog") and not key.startswith("googclient_"):
             raise InvalidArgumentError(f"Attribute keys must not start with goog (key={key}).")
 
 
 def _check_attribute_size(part: str, text: str, maximum: int) -> None:
-    """Word it as in https://github.com/googleapis/google-cloud-python/issues/7906."""
+    """Refuse a text that is too long; worded as in https://github.com/googleapis/google-cloud-python/issues/7906."""
     size = len(text.encode())
     if size > maximum:
         raise InvalidArgumentError(
@@ -146,7 +150,7 @@ def store(message: Any, sequence: int, publish_ns: int) -> StoredMessage:
     Turn a published protobuf `PubsubMessage` into a stored one.
 
     Args:
-        message: As parsed from the request.  A message id or publish time in it is removed: the service sets both.
+        message: Parsed from the request.  A message id or publish time in it is removed, since the service sets both.
         sequence: See `StoredMessage.sequence`.
         publish_ns: See `StoredMessage.publish_ns`.
     """
@@ -164,7 +168,7 @@ def store(message: Any, sequence: int, publish_ns: int) -> StoredMessage:
 
 
 def with_attributes(message: StoredMessage, added: Mapping[str, str], sequence: int, publish_ns: int) -> StoredMessage:
-    """Return a copy under a new message id and publish time; `added` wins over attributes of the same name."""
+    """Return a copy with a new message id and publish time; `added` replaces attributes of the same name."""
     entries = b"".join(
         _field(_ATTRIBUTES, _field(_ENTRY_KEY, key.encode()) + _field(_ENTRY_VALUE, value.encode()))
         for key, value in added.items()
@@ -198,7 +202,7 @@ def encode_received(deliveries: Iterable[tuple[str, StoredMessage, int]]) -> byt
 
 
 def _stamp(sequence: int, publish_ns: int) -> bytes:
-    """Serialise message id and publish time; a half of the time that is 0 is written as well, which is allowed."""
+    """Serialise message id and publish time; zero seconds or nanoseconds are written as well, which is allowed."""
     seconds, nanos = divmod(publish_ns, 1_000_000_000)
     time = _SECONDS + _varint(seconds) + _NANOS + _varint(nanos)
     return _field(_MESSAGE_ID, b"%d" % sequence) + _field(_PUBLISH_TIME, time)
@@ -224,4 +228,4 @@ def _varint(number: int) -> bytes:
 _SMALL = tuple(bytes([number]) for number in range(128)) + tuple(
     bytes([number & 127 | 128, number >> 7]) for number in range(128, 1 << 14)
 )
-"""Varints of one and two bytes, looked up: lengths of ids and of messages up to 16 KB."""
+"""Varints of one and two bytes, precomputed: lengths of ids and of messages up to 16 KB."""

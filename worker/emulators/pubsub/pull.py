@@ -1,12 +1,12 @@
 """
-Pull and StreamingPull: the shell around `Subscription.take`.
+Pull and StreamingPull: gRPC around `Subscription.take`.
 
-A receiver is a `Receiver` whose `wake` sets an event; nobody polls.  A stream has one reader (requests: acks, deadline
-changes, pings) and one writer (this task); what the reader wants said goes through the writer.  The engine decides what
-may be sent; a write that does not return, because the client reads slowly, holds back nothing but its own stream.
+Each call has a `Receiver` whose `wake` sets an event, so that no task polls.  A stream has one task that reads requests
+(acks, deadline changes, pings) and one that writes all responses, those to requests included.  The engine decides what
+may be sent; a write that waits because its client reads slowly delays no other stream.
 
-Responses stay below gRPC's default receive limit of 4 MiB: that is what a client has that was only told
-`PUBSUB_EMULATOR_HOST`, and one larger response makes it reopen its stream for ever.
+Responses stay below 4 MiB, the default receive limit of gRPC: a client that knows only `PUBSUB_EMULATOR_HOST` has that
+limit, and after one larger response it would reopen its stream again and again.
 """
 
 import asyncio
@@ -24,17 +24,16 @@ from worker.emulators.pubsub.resources import ACK_DEADLINE_S
 from worker.emulators.pubsub.rpc import check_ack_deadline, parse
 
 MAX_RESPONSE_MESSAGES = 1_000
-"""As many as a publish request may carry."""
+"""As many as the service accepts in one publish request."""
 
 MAX_RESPONSE_BYTES = 3_500_000
-"""Of messages; the rest up to 4 MiB is room for ack ids.  A single larger message is sent alone."""
+"""Sum of message sizes; ack ids take the rest up to 4 MiB.  A single larger message is sent alone."""
 
 _PULL_WAIT_S = 30.0
-"""How long a Pull waits for a first message when the client sets no deadline: "a bounded amount of time" in
-google/pubsub/v1/pubsub.proto."""
+"""Longest wait of a Pull for its first message: "a bounded amount of time" in google/pubsub/v1/pubsub.proto."""
 
 _PULL_WAIT_SHARE = 0.9
-"""Part of the client's deadline that a Pull waits, so that the empty answer still arrives."""
+"""Share of the client's deadline that a Pull waits, so that an empty answer still arrives in time."""
 
 _PullRequest = types.PullRequest.pb()
 _StreamingPullRequest = types.StreamingPullRequest.pb()
@@ -43,18 +42,18 @@ _StreamingPullResponse = types.StreamingPullResponse.pb()
 
 async def pull(broker: Broker, data: bytes, client_wait_s: float | None) -> bytes:
     """
-    Answer a Pull: what is there, or the first that comes.
+    Answer a Pull with the messages that are ready, or wait for the first one.
 
     Args:
-        broker: Where to pull from.
+        broker: The broker.
         data: Serialised `PullRequest`.
-        client_wait_s: Seconds the client will wait; `None` for ever.
+        client_wait_s: Seconds until the client's deadline; `None` without a deadline.
 
     Returns:
-        Serialised `PullResponse`; without messages when none came in time.
+        Serialised `PullResponse`; without messages when none became ready in time.
 
     Raises:
-        PubSubError: As the subscription's state demands.
+        PubSubError: The request is wrong, or the subscription cannot be pulled from.
 
     Cancellation: nothing is leased.
     """
@@ -87,8 +86,8 @@ class PullStream:
     One StreamingPull from its first request to its end.
 
     Args:
-        broker: Where to pull from.
-        requests: Serialised `StreamingPullRequest` messages; their end is the client's half-close.
+        broker: The broker.
+        requests: Serialised `StreamingPullRequest` messages; they end when the client closes its side.
     """
 
     def __init__(self, broker: Broker, requests: AsyncIterable[bytes]) -> None:
@@ -96,13 +95,13 @@ class PullStream:
         self._requests = requests
         self._event = asyncio.Event()
         self._receiver = Receiver(self._event.set)
-        self._notes: list[bytes] = []  # serialised parts of responses: confirmations and answers to pings
+        self._replies: list[bytes] = []  # serialised parts of responses: ack confirmations and answers to pings
         self._answers_pings = False
         self._is_half_closed = False
         self.subscription_path = ""
 
     def break_off(self, error: PubSubError) -> None:
-        """End the stream with this error at the next opportunity."""
+        """End the stream with this error after the write that is in progress."""
         self._receiver.close(error)
 
     async def run(self, context: Any) -> None:
@@ -113,9 +112,9 @@ class PullStream:
             context: The `grpc.aio.ServicerContext`; only `write` is used.
 
         Raises:
-            PubSubError: Why the server ends it.
+            PubSubError: The reason why the server ends it.
 
-        Cancellation: the client went away; what it holds comes back when the leases end.
+        Cancellation: the client disconnected; its messages are redelivered when their leases end.
         """
         requests = aiter(self._requests)
         first = await anext(requests, None)
@@ -125,7 +124,7 @@ class PullStream:
         subscription.attach(self._receiver)
         reader = asyncio.create_task(self._read(requests), name=f"streaming-pull-reader {self.subscription_path}")
         try:
-            while not (self._is_half_closed and not self._notes):
+            while not (self._is_half_closed and not self._replies):
                 self._event.clear()
                 if self._receiver.error is not None:
                     raise self._receiver.error
@@ -141,7 +140,7 @@ class PullStream:
                 await reader
 
     def _open(self, request: Any) -> Any:
-        """Take the settings of the first request; returns the subscription."""
+        """Apply the first request, which has the settings of the stream, and return the subscription."""
         if not request.subscription:
             raise InvalidArgumentError("The first StreamingPullRequest must set subscription.")
         subscription = self._broker.subscription(request.subscription)
@@ -153,7 +152,7 @@ class PullStream:
         return subscription
 
     async def _read(self, requests: AsyncIterator[bytes]) -> None:
-        """Take in requests until the half-close; a wrong one ends the stream."""
+        """Apply requests until the client closes its side; a wrong request ends the stream."""
         try:
             async for data in requests:
                 request = parse(_StreamingPullRequest, data)
@@ -165,7 +164,7 @@ class PullStream:
                     self._set_deadline(request.stream_ack_deadline_seconds)
                 self._apply(request)
                 if self._answers_pings and not data:
-                    self._note(b"")
+                    self._reply(b"")
         except PubSubError as error:
             self._receiver.close(error)
         else:
@@ -173,7 +172,7 @@ class PullStream:
             self._event.set()
 
     def _apply(self, request: Any) -> None:
-        """Do the acks and deadline changes of a request; on an exactly-once subscription, note what became of them."""
+        """Apply the acks and deadline changes of a request, and confirm them on an exactly-once subscription."""
         if len(request.modify_deadline_ack_ids) != len(request.modify_deadline_seconds):
             raise InvalidArgumentError("modify_deadline_ack_ids and modify_deadline_seconds must have the same size.")
         subscription = self._broker.subscription(self.subscription_path)
@@ -189,26 +188,24 @@ class PullStream:
                 invalid.update(subscription.modify_ack_deadline([ack_id], seconds))
             _confirm(confirmation.modify_ack_deadline_confirmation, request.modify_deadline_ack_ids, invalid)
         if subscription.policy.is_exactly_once and confirmation.ListFields():
-            self._note(confirmation.SerializeToString())
+            self._reply(confirmation.SerializeToString())
 
     def _set_deadline(self, seconds: int) -> None:
         check_bounds("stream_ack_deadline_seconds", seconds, *ACK_DEADLINE_S)
         self._receiver.ack_deadline_s = float(seconds)
 
-    def _note(self, part: bytes) -> None:
-        self._notes.append(part)
+    def _reply(self, part: bytes) -> None:
+        self._replies.append(part)
         self._event.set()
 
     def _next_response(self) -> bytes:
-        """Return the next serialised response, empty when there is nothing to say."""
+        """Return the next serialised response; empty when there is none."""
         subscription = self._broker.subscription(self.subscription_path)
-        if self._notes:
-            return self._notes.pop(0) + _PROPERTIES[subscription.policy.is_exactly_once, subscription.policy.is_ordered]
-        taken = subscription.take(self._receiver, MAX_RESPONSE_MESSAGES, MAX_RESPONSE_BYTES)
-        if not taken:
-            return b""
         properties = _PROPERTIES[subscription.policy.is_exactly_once, subscription.policy.is_ordered]
-        return encode_received(taken) + properties
+        if self._replies:
+            return self._replies.pop(0) + properties
+        taken = subscription.take(self._receiver, MAX_RESPONSE_MESSAGES, MAX_RESPONSE_BYTES)
+        return encode_received(taken) + properties if taken else b""
 
 
 def _confirm(confirmation: Any, ack_ids: Any, invalid: set[str]) -> None:
@@ -229,4 +226,4 @@ _PROPERTIES = {
     for is_exactly_once in (False, True)
     for is_ordered in (False, True)
 }
-"""What every response says of the subscription; appended, since protobuf fields may stand in any order."""
+"""The part of every response that describes the subscription; appended, as protobuf fields may be in any order."""

@@ -1,11 +1,12 @@
 """
-Topics and subscriptions as resources: what may be set, what it defaults to, what may change, and what it means.
+Topics and subscriptions as resources: their names, bounds, defaults and updates, and the policy read from them.
 
-Resources are the protobuf messages of the API; the engine keeps them only to show them again and works with the
-`DeliveryPolicy` read from them.  Functions here take a message, check it, and return a new one; none keeps state.
-What a resource asks for that this server cannot do is refused as unimplemented, never ignored.
+Resources are the protobuf messages of the API.  The engine stores them only to return them to clients; it works with
+the `DeliveryPolicy` read from them.  The functions take a message, check it, and return a new one; none keeps state.
+A field for a feature that this server lacks is refused as unimplemented, never ignored.
 
-Source: google/pubsub/v1/pubsub.proto; texts as seen from Google's emulator or the service.
+Source: google/pubsub/v1/pubsub.proto, https://cloud.google.com/pubsub/quotas#resource_limits; the texts were seen from
+Google's emulator or the service.
 """
 
 import re
@@ -25,7 +26,7 @@ from worker.emulators.pubsub.errors import (
 from worker.emulators.pubsub.filters import parse
 
 DELETED_TOPIC = "_deleted-topic_"
-"""What a subscription names as its topic once that was deleted."""
+"""Topic of a subscription whose topic was deleted."""
 
 _NAME = re.compile(r"projects/[^/]+/(topics|subscriptions)/(?!goog)[A-Za-z][A-Za-z0-9\-_.~+%]{2,254}")
 """Source: https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names"""
@@ -90,18 +91,18 @@ def check_name(kind: str, path: str) -> None:
 
 
 def check_project(path: str) -> None:
-    """Refuse a parent that is not `projects/P`; any project exists here."""
+    """Refuse a parent that is not `projects/P`; every project exists here."""
     if _PROJECT.fullmatch(path) is None:
         raise InvalidArgumentError(f"Invalid [projects] name: (name={path})")
 
 
 def complete_topic(given: Any) -> Any:
     """
-    Check a `Topic` and fill in what the service sets.
+    Check a `Topic` and set the fields that the service sets.
 
     Raises:
         InvalidArgumentError: A value is out of bounds; permanent.
-        UnimplementedError: It asks for something this server lacks; permanent.
+        UnimplementedError: It needs a feature that this server lacks; permanent.
     """
     _refuse_unimplemented(given)
     topic = copy_of(given)
@@ -113,15 +114,15 @@ def complete_topic(given: Any) -> Any:
 
 def complete_subscription(given: Any, topic: Any | None) -> Any:
     """
-    Check a `Subscription` and fill in the documented defaults.
+    Check a `Subscription` and set the documented defaults.
 
     Args:
-        given: As the client sent it, or as an update left it.
-        topic: Its topic's resource, or `None` when that was deleted.
+        given: The subscription, from a client or after an update.
+        topic: The resource of its topic; `None` when that was deleted.
 
     Raises:
         InvalidArgumentError, OutOfRangeError: A value is out of bounds; permanent.
-        UnimplementedError: It asks for something this server lacks; permanent.
+        UnimplementedError: It needs a feature that this server lacks; permanent.
     """
     _refuse_unimplemented(given)
     subscription = copy_of(given)
@@ -148,7 +149,7 @@ def complete_subscription(given: Any, topic: Any | None) -> Any:
 
 
 def policy_of(subscription: Any) -> DeliveryPolicy:
-    """Read the engine's rules from a complete `Subscription`."""
+    """Read the delivery policy from a complete `Subscription`."""
     retry = subscription.retry_policy if subscription.HasField("retry_policy") else None
     return DeliveryPolicy(
         ack_deadline_s=float(subscription.ack_deadline_seconds),
@@ -158,7 +159,7 @@ def policy_of(subscription: Any) -> DeliveryPolicy:
         is_ordered=subscription.enable_message_ordering,
         is_exactly_once=subscription.enable_exactly_once_delivery,
         retains_acked=subscription.retain_acked_messages,
-        # An unacked message goes when its age exceeds the longer of the two retentions
+        # An unacked message is dropped when its age exceeds the longer of the two retentions
         # (https://cloud.google.com/pubsub/docs/replay-overview#configuring_message_retention).
         retention_s=max(
             _seconds(subscription.message_retention_duration),
@@ -169,7 +170,7 @@ def policy_of(subscription: Any) -> DeliveryPolicy:
 
 
 def topic_retention_s(topic: Any) -> float:
-    """Return how long the topic itself keeps messages for a seek, in seconds; 0 if it does not."""
+    """Return the seconds for which the topic itself keeps messages for a seek; 0 if it keeps none."""
     return _seconds(topic.message_retention_duration)
 
 
@@ -225,7 +226,7 @@ def _merge(current: Any, given: Any, paths: list[str], kind: str, mutable: froze
 def _refuse_unimplemented(resource: Any) -> None:
     for field, value in resource.ListFields():
         feature = _UNIMPLEMENTED_FIELDS.get(field.name)
-        # An empty push_config is how clients spell "pull".
+        # Clients send an empty push_config for a pull subscription.
         if feature is not None and not (field.name == "push_config" and not value.ListFields()):
             raise UnimplementedError.of(feature)
 

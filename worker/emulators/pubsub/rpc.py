@@ -1,9 +1,9 @@
 """
-The unary methods of the API: bytes in, bytes out, one table.
+The unary methods of the API in one table: serialised request in, serialised response out.
 
-Each entry parses its request, calls the broker, and serialises the answer.  What the service has and this server has
-not is in the table as well, so that a client gets a sentence and not only "method not found".  `abort` is the one place
-where the engine's errors become gRPC statuses.
+Each entry parses its request, calls the broker, and serialises the answer.  Methods that only the service has are in
+the table as well, so that a client is told which feature is missing.  `abort` is the only place that turns the engine's
+errors into gRPC statuses.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from worker.emulators.pubsub.messages import check_publish_size
 from worker.emulators.pubsub.resources import ACK_DEADLINE_S
 
 Answer = Callable[[bytes], bytes]
-"""Does one call: serialised request to serialised response; raises PubSubError."""
+"""Answers one call: serialised request to serialised response; raises PubSubError."""
 
 PUBLISHER = "google.pubsub.v1.Publisher"
 SUBSCRIBER = "google.pubsub.v1.Subscriber"
@@ -63,7 +63,7 @@ _PublishResponse = types.PublishResponse.pb()
 
 
 def unary_methods(broker: Broker) -> dict[str, dict[str, Answer]]:
-    """Return every unary method but Pull, which waits, by service and name."""
+    """Return the unary methods by service and name, without Pull, which waits."""
     table = {PUBLISHER: _publisher_methods(broker), SUBSCRIBER: _subscriber_methods(broker)}
     for service, features in _UNIMPLEMENTED.items():
         methods = table.setdefault(service, {})
@@ -73,21 +73,21 @@ def unary_methods(broker: Broker) -> dict[str, dict[str, Answer]]:
 
 
 def parse(message_type: Any, data: bytes) -> Any:
-    """Return the protobuf message; raises InvalidArgumentError if the bytes are none."""
+    """Return the protobuf message; raises InvalidArgumentError if the bytes cannot be parsed."""
     try:
         return message_type.FromString(data)
     except DecodeError as error:
-        raise InvalidArgumentError(f"The request is not a {message_type.DESCRIPTOR.full_name}.") from error
+        raise InvalidArgumentError(f"The request cannot be parsed as {message_type.DESCRIPTOR.full_name}.") from error
 
 
 async def abort(context: Any, error: PubSubError) -> NoReturn:
     """
     End a call with the error's status; the ack ids of an `AckIdError` go into the status details.
 
-    Cancellation: the client is gone and told nothing.
+    Cancellation: the client has disconnected and gets no status.
 
-    Source: https://cloud.google.com/apis/design/errors#error_model; clients require the status in the details to repeat
-    code and message exactly.
+    Source: https://cloud.google.com/apis/design/errors#error_model; clients require that the status in the details
+    repeats code and message exactly.
     """
     metadata: tuple[tuple[str, bytes], ...] = ()
     if isinstance(error, AckIdError):

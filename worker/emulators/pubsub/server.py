@@ -1,11 +1,12 @@
 """
-The server: gRPC on the outside, the broker on the inside, one timer between them.
+The server: gRPC around the broker, and one timer that calls `Broker.tick`.
 
-Any Google client reaches it unmodified through `PUBSUB_EMULATOR_HOST`: any project name, no credentials, no TLS.  For
-development and tests only; whoever reaches the port owns everything in it, so it binds loopback unless told otherwise.
+Google's clients reach it unmodified through `PUBSUB_EMULATOR_HOST`: any project name, no credentials, no TLS.  It is
+for development and tests only: every client that reaches the port may read and delete everything, so the default
+address is loopback.
 
 Everything runs on the event loop that called `start`, in one thread.  A test that blocks its own loop uses
-`thread.LocalPubSubThread`.
+`LocalPubSubThread`.
 """
 
 import asyncio
@@ -34,14 +35,14 @@ from worker.emulators.pubsub.rpc import SUBSCRIBER, Answer, abort, unary_methods
 _LOGGER = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 20 * 1024 * 1024
-"""What gRPC lets in: above the API's 10 MB, so that the server can say what is wrong in the API's words."""
+"""Largest request that gRPC accepts: above the API's 10 MB, so that the server can refuse it in the API's words."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
-    # gRPC would share a port that is taken: two servers, each with half the messages.
+    # With port reuse two servers would share the port, each with half of the clients.
     ("grpc.so_reuseport", 0),
-    # Clients ping every 30 s to keep proxies awake; the default policy hangs up on them.
+    # Clients ping every 30 s; with the default policy gRPC would close their connections.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_ping_strikes", 0),
 )
@@ -49,10 +50,10 @@ _OPTIONS = (
 _MAX_PORT = 65_535
 
 _TICK_GRAIN_S = 0.005
-"""Ticks are at least so far apart; leases that end within it share one."""
+"""Shortest time between two ticks; leases that end within it share one tick."""
 
 _MIN_GRACE_S = 0.2
-"""Seconds that open streams get to carry their last status to the client when stopping at once."""
+"""Shortest grace of `stop`, in which open streams send their last status to the client."""
 
 
 class LocalPubSub:
@@ -62,11 +63,11 @@ class LocalPubSub:
     Args:
         host: Address to bind.
         port: Port to bind; 0 picks a free one.
-        clock: Seconds from any origin; leases and backoffs.
-        wall_clock: Seconds since the epoch; publish times, retention, seek.
+        clock: Seconds from any origin, for leases and backoffs.
+        wall_clock: Seconds since the Unix epoch, for publish times, retention and seek.
 
     Attributes:
-        faults: The test interface; its methods may be called from any thread.
+        faults: The interface for tests; its methods may be called from any thread.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class LocalPubSub:
 
     @property
     def port(self) -> int:
-        """The port bound; before `start` the one asked for."""
+        """The bound port; before `start` the port given."""
         return self._port
 
     @property
@@ -108,16 +109,16 @@ class LocalPubSub:
 
     async def start(self) -> None:
         """
-        Bind the port and serve on the running loop; after a `stop`, with everything the server held.
+        Bind the port and serve on the running loop; after a `stop`, with all resources and messages of before.
 
         Raises:
-            OSError: The address cannot be bound; permanent while somebody else has it.
-            RuntimeError: It runs already.
+            OSError: The address cannot be bound; permanent while another program uses it.
+            RuntimeError: The server is running already.
 
         Cancellation: may leave the port bound; call `stop`.
         """
         if self._server is not None:
-            raise RuntimeError("the server runs already")
+            raise RuntimeError("the server is running already")
         if not _is_loopback(self._host):
             _LOGGER.warning(
                 "The embedded Pub/Sub server listens on %s. It has no access control and is for development only.",
@@ -141,12 +142,12 @@ class LocalPubSub:
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """
-        End all streams as unavailable, let running calls finish, and release the port; may be called again.
+        End all streams as UNAVAILABLE, let running calls finish, and release the port; may be called again.
 
         Args:
-            grace_s: Seconds until calls that still run are cut off.
+            grace_s: Seconds after which calls that still run are cancelled.
 
-        Cancellation: calls are cut off at once.
+        Cancellation: running calls are cancelled at once.
         """
         server, self._server = self._server, None
         try:
@@ -170,7 +171,7 @@ class LocalPubSub:
 
     def advance(self, seconds: float) -> None:
         """
-        Let time pass for leases, backoffs, retention and publish times, without waiting.
+        Move the clock forward for leases, backoffs, retention and publish times.
 
         Threads: may be called from any thread.
 
@@ -178,11 +179,11 @@ class LocalPubSub:
             seconds: At least 0.
         """
 
-        def leap() -> None:
+        def move() -> None:
             self._clock.advance(seconds)
             self._tick()
 
-        self._run_on_loop(leap)
+        self._run_on_loop(move)
 
     def _handlers(self) -> "list[grpc.GenericRpcHandler[Any, Any]]":
         unary = grpc.unary_unary_rpc_method_handler
@@ -245,7 +246,7 @@ class LocalPubSub:
             self._schedule(due)
 
     def _run_on_loop(self, function: Callable[[], object]) -> object:
-        """Run a function where the state may be touched: here, or on the server's loop if another thread runs that."""
+        """Run a function in the thread of the server's loop, or here while the server is stopped."""
         loop = self._loop
         if loop is None or threading.get_ident() == self._thread_id:
             return function()
@@ -265,22 +266,22 @@ async def serve(
     Args:
         host: Address to bind.
         port: Port to bind; 8085 is what Google's emulator uses, 0 picks a free one.
-        on_ready: Told the address once the port is open.
+        on_ready: Called with the address when the port is open.
 
     Raises:
         OSError: The address cannot be bound.
 
-    Cancellation: the way to stop it; the port is free afterwards.
+    Cancellation: stops the server; the port is free afterwards.
     """
     async with LocalPubSub(host, port) as server:
         if on_ready is not None:
             on_ready(server.address)
         await asyncio.get_running_loop().create_future()
-    raise AssertionError("a future nobody resolves was resolved")
+    raise AssertionError("the future is never resolved")
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Tell whether only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -289,12 +290,12 @@ def _is_loopback(host: str) -> bool:
 
 def _try_address(host: str, port: int) -> None:
     """
-    Bind the address for a moment, to have the system's own words when that fails.
+    Bind the address and release it, so that an error has the reason of the operating system.
 
-    gRPC says only that it failed, writes the reason to standard error by itself, and takes a port modulo 65536.
+    gRPC raises without a reason, prints it to standard error by itself, and takes a port modulo 65536.
 
     Raises:
-        OSError: The address cannot be bound; permanent while somebody else has it.
+        OSError: The address cannot be bound; permanent while another program uses it.
     """
     if not 0 <= port <= _MAX_PORT:
         raise OSError(errno.EINVAL, f"a port is a number from 0 to {_MAX_PORT}")
@@ -302,6 +303,6 @@ def _try_address(host: str, port: int) -> None:
         raise OSError(errno.EINVAL, "the host is empty")
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended are in nobody's way
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignores connections that just ended
         trial.bind(address)
         trial.listen()

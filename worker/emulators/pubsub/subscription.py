@@ -1,13 +1,12 @@
 """
-One subscription: pure, driven by calls, on a clock it is given.
+One subscription: what receivers may call, and when leases, backoffs and retention end.
 
-The shell calls `take` for a receiver, `acknowledge` and `modify_ack_deadline` for its answers, and `tick` when the time
-announced through `on_due` has come; every call first does what is due, so results are exact even when a tick is late.
-The states of a delivery are drawn in `deliveries`, the transitions are `leases`, who gets what is `dispatch`, order
-within a key is `ordering`.
+Pure: the server calls `take` for a receiver, `acknowledge` and `modify_ack_deadline` for its answers, and `tick` at the
+time announced through `on_due`.  Every call first does what is due, so results are exact even when a tick is late.  The
+states of a delivery are drawn in `deliveries`; `leases` changes them; `dispatch` chooses the receiver.
 
 Promises: a message is leased to one receiver at a time · a delivery attempt is 1 plus the nacks and expiries so far ·
-nothing leaves unacked except through the dead-letter policy, the retention, a seek, or detaching.
+an unacked message is removed only by the dead-letter policy, the retention, a seek, or detaching.
 """
 
 import math
@@ -21,7 +20,7 @@ from worker.emulators.pubsub.leases import Leases
 from worker.emulators.pubsub.messages import StoredMessage
 
 _RETENTION_GRAIN_S = 1.0
-"""Retention is looked at no more often: the service promises no exact moment, and a scan is not free."""
+"""Shortest time between two checks of the retention: the service promises no exact moment, and a check has a cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +63,13 @@ class SubscriptionSnapshot:
 
 class Subscription:
     """
-    Everything the server knows about one subscription's messages.
+    The messages and receivers of one subscription.
 
     Args:
-        policy: What it promises its receivers; see `apply`.
-        clock: Time.
-        ack_id_prefix: Distinguishes its ack ids from all others, those of an earlier server process included.
-        on_due: Told the clock time of the next `tick` whenever that becomes earlier.
+        policy: The delivery policy; see `apply`.
+        clock: The clock.
+        ack_id_prefix: Distinguishes its ack ids from all others, including those of an earlier server process.
+        on_due: Called with the clock time of the next `tick` whenever that becomes earlier.
         forward: See `Leases`.
     """
 
@@ -91,29 +90,29 @@ class Subscription:
 
     @property
     def policy(self) -> DeliveryPolicy:
-        """What it promises now."""
+        """The delivery policy in force."""
         return self._leases.policy
 
     def attach(self, receiver: Receiver) -> None:
-        """Let a receiver take part in the sharing of messages."""
+        """Add a receiver, which then has its share of the messages."""
         self._leases.dispatcher.attach(receiver)
 
     def detach(self, receiver: Receiver) -> None:
-        """Forget a receiver; what it holds comes back when its leases end."""
+        """Remove a receiver; its messages are redelivered when their leases end."""
         self._leases.dispatcher.detach(receiver)
 
     def close(self, error: PubSubError) -> None:
-        """Tell all receivers why there is nothing more to get."""
+        """Tell all receivers why they get no more messages."""
         self._leases.dispatcher.close(error)
 
     def take(self, receiver: Receiver, max_messages: int, max_bytes: int) -> list[tuple[str, StoredMessage, int]]:
         """
-        Lease what the receiver may have now.
+        Lease to a receiver the messages it may get now.
 
         Args:
-            receiver: Who asks.
-            max_messages: At most so many.
-            max_bytes: Sum of message sizes not to be exceeded, except by a first message that is larger alone.
+            receiver: The receiver.
+            max_messages: Largest number of messages.
+            max_bytes: Largest sum of message sizes; a first message that is larger than this is leased alone.
 
         Returns:
             Ack id, message and delivery attempt of each, possibly none.  The attempt is 0 without a dead-letter
@@ -138,14 +137,14 @@ class Subscription:
 
     def acknowledge(self, ack_ids: Sequence[str]) -> list[str]:
         """
-        Settle messages for good.
+        Settle messages.
 
         Returns:
-            The ids that no longer hold a lease, on an exactly-once subscription; otherwise none.  There a late ack
-            settles a message that was not yet delivered again, and is ignored after that.
+            On an exactly-once subscription the ids whose lease has ended; otherwise none.  Without exactly-once
+            delivery a late ack settles a message that was not yet delivered again, and is ignored after that.
 
         Raises:
-            InvalidArgumentError: An id this subscription never gave out; nothing was acked.  Permanent.
+            InvalidArgumentError: This subscription never issued one of the ids; nothing was acked.  Permanent.
         """
         self._do_due()
         needs_lease = self.policy.is_exactly_once
@@ -161,11 +160,11 @@ class Subscription:
 
     def modify_ack_deadline(self, ack_ids: Sequence[str], seconds: float) -> list[str]:
         """
-        Move the end of leases, or give the messages back.
+        Move the end of leases, or nack their messages.
 
         Args:
-            ack_ids: Of running leases; ended ones are ignored unless the subscription is exactly-once.
-            seconds: From now; 0 is a nack, which costs a delivery attempt.
+            ack_ids: Ids of running leases; ended ones are ignored unless the subscription is exactly-once.
+            seconds: The new end, counted from now; 0 is a nack, which counts as a delivery attempt.
 
         Returns:
             As `acknowledge`.
@@ -177,7 +176,7 @@ class Subscription:
         unique_ids = list(dict.fromkeys(ack_ids))
         invalid = []
         for ack_id, delivery in zip(unique_ids, self._leases.resolve(unique_ids), strict=True):
-            # A nack earlier in this request may have voided the lease of a later message of the same key.
+            # A nack earlier in this request may have ended the lease of a later message of the same key.
             if delivery is None or delivery.state is not State.LEASED:
                 invalid.append(ack_id)
             elif seconds > 0:
@@ -194,7 +193,7 @@ class Subscription:
         return self._announced
 
     def enqueue(self, messages: Iterable[StoredMessage]) -> None:
-        """Add published messages, in publish order; those the filter does not match count as acked at once."""
+        """Add published messages, in publish order; those the filter does not match are left out."""
         matches = self.policy.matches
         for message in messages:
             if matches is None or matches(message.attributes):
@@ -204,7 +203,7 @@ class Subscription:
         self._finish()
 
     def apply(self, policy: DeliveryPolicy) -> None:
-        """Follow another policy from now on; leases and backoffs in being keep their ends."""
+        """Replace the delivery policy; running leases and backoffs keep their ends."""
         self._leases.policy = policy
         self._retention_due = self._clock.now() if self._leases.deliveries else math.inf
         self._finish()
@@ -213,11 +212,11 @@ class Subscription:
         """
         Mark messages published before a time as acked and all others as not acked.
 
-        Messages that are leased or back off stay so, except those of ordering keys, which start over in order.
+        Leases and backoffs run on, except those of ordering keys, which are delivered again in order.
 
         Args:
-            time_ns: Nanoseconds since the epoch; in the future it purges what is retained now, nothing later.
-            replay: What the topic itself retained.
+            time_ns: Nanoseconds since the epoch; a time in the future acks what is held now, nothing published later.
+            replay: The messages that the topic itself retained.
 
         Source: `SeekRequest.time` in google/pubsub/v1/pubsub.proto,
         https://cloud.google.com/pubsub/docs/replay-overview
@@ -229,18 +228,18 @@ class Subscription:
             if delivery.message.publish_ns < time_ns:
                 self._leases.acknowledge(delivery)
             elif delivery.state is State.ACKED:
-                self._leases.revive(delivery)
+                self._leases.restore(delivery)
         self._leases.requeue_all()
         self._finish()
 
     def clear(self) -> None:
-        """Drop every message (the subscription was detached)."""
+        """Drop every message, when the subscription is detached."""
         for delivery in list(self._leases.deliveries.values()):
             self._leases.drop(delivery)
         self._leases.dispatcher.clear()
 
     def snapshot(self) -> SubscriptionSnapshot:
-        """Return how everything stands now."""
+        """Return the state at this moment."""
         now = self._do_due()
         self._finish()
         leases = self._leases
@@ -267,7 +266,7 @@ class Subscription:
         )
 
     def _do_due(self) -> float:
-        """Do what is due, as of the moment it was due, and return the clock time."""
+        """Apply every end that has passed, as of the moment it was due, and return the clock time."""
         now = self._clock.now()
         leases = self._leases
         while (due := leases.timers.pop_due(now)) is not None:
@@ -282,7 +281,7 @@ class Subscription:
         return now
 
     def _drop_old(self, now: float) -> None:
-        """Drop what was published longer ago than the retention, and plan the next look."""
+        """Drop the messages that are older than the retention, and plan the next check."""
         wall_ns = self._clock.now_ns()
         retention_ns = int(self.policy.retention_s * NS_PER_S)
         self._retention_due = math.inf
@@ -294,7 +293,7 @@ class Subscription:
             self._leases.drop(delivery)
 
     def _finish(self) -> None:
-        """End a call: wake who has something to take, and announce the next tick if it became earlier."""
+        """End a call: wake the receivers that may take messages, and announce the next tick if it became earlier."""
         self._leases.dispatcher.wake()
         due = min(self._leases.timers.next_due(), self._retention_due)
         if due < self._announced:

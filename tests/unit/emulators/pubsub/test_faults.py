@@ -118,5 +118,5 @@ def test_a_misspelt_method_is_an_error(faults: Faults) -> None:
         lambda: faults.calls("Pulls"),
         lambda: faults.clear("Pulls"),
     ):
-        with pytest.raises(ValueError, match="there are Acknowledge, Publish"):
+        with pytest.raises(ValueError, match="known are Acknowledge, Publish"):
             call()
