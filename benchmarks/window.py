@@ -81,8 +81,18 @@ def scenarios() -> Iterable[Scenario]:
     yield Scenario(name="short, refuses connections 60 s", sizes="short", phases=steps(60.0, 32, 0, 32), queue=1.0)
     yield Scenario(name="chat, streamed, refuses connections 60 s", phases=_gap(0), queue=1.0, **chat)
     yield Scenario(name="chat, streamed, 429 for all 60 s", phases=_gap(32), queue=1.0, retry_after_s=2.0, **chat)
+    for queue, backend in ((1.0, "queue of C"), (math.inf, "queue without end")):
+        yield Scenario(name=f"short, then chat, then short, {backend}", sizes="short", phases=_shift(), queue=queue)
     yield Scenario(name="short, 4 workers", sizes="short", phases=steps(60.0, 64, 32, 128), queue=1.0, workers=4)
     yield Scenario(name="chat, streamed, 4 workers", phases=steps(300.0, 64, 32, 128), queue=1.0, workers=4, **chat)
+
+
+def _shift() -> tuple[Phase, ...]:
+    return (
+        Phase(seconds=60.0, capacity=32),
+        Phase(seconds=300.0, capacity=32, sizes="llm"),
+        Phase(seconds=60.0, capacity=32),
+    )
 
 
 def _gap(capacity: int) -> tuple[Phase, ...]:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from worker.flow.window.types import Outcome
+from worker.flow.window.adaptive import Outcome
 
 
 class Rule(Protocol):
@@ -32,6 +32,8 @@ class Phase:
     """0: it refuses connections, and what was running is lost."""
     storm: bool = False
     """It refuses everything new with a 429, and finishes what it has."""
+    sizes: str | None = None
+    """Sizes of the requests that start from now on; `None`: the scenario's."""
 
 
 @dataclass(frozen=True, kw_only=True)

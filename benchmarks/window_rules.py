@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from worker.flow.clock import Now
-from worker.flow.window.types import Outcome
+from worker.flow.window.adaptive import Outcome
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.window_model import Phase, PhaseResult, Result, Rule, Scenario
 from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass
 from worker.flow.clock import Now
-from worker.flow.window.types import Outcome
+from worker.flow.window.adaptive import Outcome
 
 LEASED = 256
 REFUSAL_S = 0.005
@@ -73,7 +73,7 @@ class Worker:
                 request = self._retries.popleft()
             elif self._leased < LEASED:
                 self._leased += 1
-                work = size(simulation.scenario.sizes, simulation.rng)
+                work = size(simulation.sizes, simulation.rng)
                 noise = math.exp(simulation.rng.gauss(0, NOISE))
                 request = Request(self, work, work / SECONDS_PER_TOKEN * noise)
             else:
@@ -147,6 +147,11 @@ class Simulation:
         self._progress = 0.0
         self._progress_at = 0.0
         self._epoch = 0
+
+    @property
+    def sizes(self) -> str:
+        """Which sizes requests have that start now."""
+        return self._phase.sizes or self.scenario.sizes
 
     def run(self) -> Result:
         """Run to the scenario's end."""

@@ -1,16 +1,15 @@
 """A window under load, for its tests."""
 
 from tests.support.fakeclock import FakeClock
-from worker.flow.window.adaptive import AdaptiveWindow
-from worker.flow.window.types import Outcome, Ticket
+from worker.flow.window.adaptive import AdaptiveWindow, Outcome, Ticket
 
 
 class Driver:
     """A window under a load without end, one flight after another."""
 
-    def __init__(self, clock: FakeClock, initial: int = 8, maximum: int = 64, **options) -> None:
+    def __init__(self, clock: FakeClock, initial: int = 8, maximum: int = 64) -> None:
         self.clock = clock
-        self.window = AdaptiveWindow(initial, 1, maximum, now=clock.now, **options)
+        self.window = AdaptiveWindow(initial, 1, maximum, now=clock.now)
 
     def start(self, count: int | None = None, *, streamed: bool = False) -> list[Ticket]:
         """Start so many, or as many as there is room for."""
@@ -30,9 +29,13 @@ class Driver:
         limits = []
         for _ in range(count):
             self.serve(self.start(), seconds, work)
-            self.clock.advance(1.0)  # growth is poured out
+            self.clock.advance(1.0)  # growth takes effect
             limits.append(self.window.limit)
         return limits
+
+    def set_limit(self, limit: int) -> None:
+        """Put the window at a limit, whatever it has learned."""
+        self.window._limit.set(limit)
 
     def refuse(self, ticket: Ticket, pause_s: float | None = None) -> bool:
         """Refuse it; return whether that was news."""

@@ -12,19 +12,52 @@ affair, whether anything may start is `window`'s and `breaker`'s; this file only
 """
 
 import asyncio
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
-from worker.flow.breaker import Breaker, BreakerEffect, BreakerPass
+from worker.flow.breaker import Breaker, BreakerEffect, BreakerPass, BreakerScope, BreakerStatistics
 from worker.flow.circuit import CircuitStatistics
 from worker.flow.clock import Clock, TimerHandle
-from worker.flow.gate_types import AttemptSignal, GateStatistics
 from worker.flow.queue import AdmissionOrder, Waiter, WaitQueue
-from worker.flow.window.adaptive import AdaptiveWindow
-from worker.flow.window.types import Outcome, Ticket
+from worker.flow.window.adaptive import AdaptiveWindow, Outcome, Ticket, WindowStatistics
 
-__all__ = ["AttemptSignal", "GateStatistics", "Permit", "RouteGate"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptSignal:
+    """What the end of one attempt says about the backend."""
+
+    breaker: BreakerEffect = BreakerEffect.NONE
+    """Applied as it is.  `SUCCESS` also counts as served for the window."""
+    overload: bool = False
+    """The backend refused for lack of capacity: the window decreases."""
+    pause_s: float | None = None
+    """Of an overload: how long the window admits nothing, seconds; `None` for no pause."""
+    error_class: str = ""
+    """Shown while the breaker is open."""
+    scope: BreakerScope = BreakerScope.ROUTE
+    retry_after_s: float | None = None
+    """The server's Retry-After for the breaker's next probe, seconds."""
+    work: float | None = None
+    """Size of the answer, for example output tokens; `None` when unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateStatistics:
+    """A gate at one instant."""
+
+    window: WindowStatistics
+    breaker: BreakerStatistics
+    in_flight: int
+    """Permits not finished."""
+    waiting: int
+    """Callers of `admit` that wait, held ones included."""
+    held: int
+    """... of them messages that were tried before (`AdmissionOrder.held`)."""
+    paused: bool
+    """Stopped by `pause`."""
+    closed: bool
 
 
 class Permit:
@@ -188,11 +221,6 @@ class RouteGate:
         """Let a probe through an open breaker at once (credentials changed, the health path answers)."""
         self._breaker.poke(model)
         self._queue.release(model)
-        self._pump()
-
-    def set_bounds(self, minimum: int, maximum: int) -> None:
-        """Change the window's bounds in place."""
-        self._window.set_bounds(minimum, maximum)
         self._pump()
 
     def circuit(self) -> CircuitStatistics:

@@ -297,14 +297,3 @@ async def test_a_pause_ends_at_its_time_or_by_resume(clock):
     assert not second.done()
     gate.resume()
     await second
-
-
-async def test_bounds_change_in_place(clock):
-    """A larger maximum admits those who wait at once; permits out there are untouched."""
-    gate = a_gate(clock)
-    await admit(gate)
-    task = waiting(gate)
-    await settle()
-    gate.set_bounds(2, 4)
-    await task
-    assert gate.statistics().window.limit == 2

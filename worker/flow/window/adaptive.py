@@ -1,36 +1,115 @@
 """
-The adaptive window: how many requests may run at once against one backend, found from how the last ones ended.
+The rule of the adaptive window: when the limit grows, stays, shrinks.
 
 Theory of operation.  Every start takes a `Ticket` with a number that only grows.  Ends are judged in *rounds*: a round
-is over when enough attempts **started in it** have told something, so that a decision is never judged by attempts that
-were under way before it.  There are no wall-clock cool-downs: a second is many flights of short requests and a
-fraction of a long one.
+ends when enough attempts that **started in it** have been answered, so that no decision is judged by attempts that were
+under way before it.  There are no fixed times between decisions: in one second, many short requests end and a small
+part of a long one.
 
-* **Waiting** (`latency`, `silence`) is the share of the window that stands in the backend's queue.  Below `grow_below`
-  the window grows, above `shrink_above` it falls to what runs plus a small target.
-* **Growth** doubles until the first sign of a limit; then by 1, and faster while growth after growth meets no limit,
-  which is how capacity that came back is found.  A window that is not in use never grows.
-* **Dips**: a queue that never empties hides the time without it, so now and then the window drops below it for one
-  round, whose times are what the others are compared with.
-* Decreases after which nobody waits less are taken back (`reward`); what a refusal says is in `refusals`, how a limit
-  takes effect in time in `room`.
+* **Waiting** (`latency`) is the share of the window that stands in the backend's queue.  Below `GROW_BELOW` the limit
+  grows; above `SHRINK_ABOVE` it falls to the requests that really run plus `TARGET`.
+* **Growth** doubles the limit until the first sign of congestion, and afterwards adds 1.  While growth meets no
+  congestion the steps become larger again, so that returned capacity is found.  A limit not in use never grows.
+* **Probing down**: a queue that never empties hides the response time without a queue.  From time to time the limit is
+  lowered for one round, and the other rounds are compared with the times of that round.
+* Decreases after which requests wait as long as before are undone (`DecreaseCheck`).  What a refusal means is in
+  `refusals`, and how a limit takes effect over time in `ramped_limit`.
 
-Failures that are no sign of overload change nothing: a dead backend is the breaker's affair.
-`docs/adaptive-window.md` has the reasoning, the rejected alternatives and the measurements.
+Failures that are no sign of overload change nothing: a backend that is down is left to the breaker.
+The constants are house decisions, made with `benchmarks/window.py`; each may be off by half and the targets are still
+met.
 """
 
 import math
+from dataclasses import dataclass
+from enum import StrEnum
 
 from worker.flow.clock import Now
-from worker.flow.window.latency import Kind, LatencyMeter, Reading
+from worker.flow.window.latency import Kind, LatencyMeter, OverdueFirstBytes, Reading
+from worker.flow.window.ramped_limit import RampedLimit
 from worker.flow.window.refusals import Refusals
-from worker.flow.window.reward import Reward
-from worker.flow.window.room import Room
-from worker.flow.window.silence import Silence
-from worker.flow.window.types import Outcome, Ticket, WindowStatistics, WindowTuning
 
+GROW_BELOW = 0.10
+"""Share of the window that waits in the backend, below which the limit grows; at least one request."""
+TARGET = 0.15
+"""Share that still waits after a decrease: the backend never runs dry between an answer and the next request."""
+SHRINK_ABOVE = 0.25
+"""Share that waits, above which the limit shrinks; at least two requests.  Below is the noise of a quarter window."""
+STRONG = 0.50
+"""Share that waits, for which `STRONG_EVERY` answers are enough to shrink."""
 STRONG_EVERY = 8
-"""After every so many answers a round is looked at for `WindowTuning.strong` waiting."""
+"""After every so many answers a round is examined for `STRONG`."""
+LEAST_KEEP = 0.25
+"""Share of the limit that one decrease leaves at least, whatever was measured."""
+GROWTH = (1.0, 1.5, 2.0)
+"""Factors of growth, by how many steps in a row met no congestion; each step adds at least 1.  Slow start takes the
+last factor."""
+ROUND_SHARE = 0.25
+"""Answers that let the limit grow, as a share of it; twice as many are needed to stay or to shrink."""
+ROUND_LEAST = 4
+"""At least so many answers make a round; fewer only where the limit is lower."""
+WHOLE_ROUNDS_BELOW_S = 3.0
+"""Mean time of an answer above which growth no longer waits for whole rounds, unless first bytes are reported.  Five
+steps of growth that each wait for such an answer take longer than the ten seconds in which a change is to be found."""
+PROBE_DEPTH = 0.10
+"""How far below the measured queue the limit probes down, as a share of the limit."""
+PROBE_DOWN_EVERY_S = 20.0
+"""How often it probes down, seconds; ten times the mean time of an answer when that is longer."""
+RAMP_S = 1.0
+"""Longest time over which growth takes effect, seconds; half the mean time of an answer when that is shorter."""
+
+SAME_WAIT = (0.7, 1.3)
+"""Wait after a decrease, as a share of the wait before it, that counts as unchanged.  A decrease aims at far less than
+a third of the wait; a longer wait means a queue that is still growing, which says nothing about the decrease."""
+INEFFECTIVE_DECREASES = 2
+"""So many decreases in a row have to be ineffective: one may be the chance of a quarter window."""
+
+
+class Outcome(StrEnum):
+    """How an attempt ended, as far as capacity is concerned."""
+
+    OK = "ok"
+    """Served."""
+    OVERLOAD = "overload"
+    """Refused for lack of capacity."""
+    NEUTRAL = "neutral"
+    """Anything else; says nothing about capacity."""
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One attempt under way; made by `AdaptiveWindow.start`, ended by `finish`."""
+
+    number: int
+    started_at: float
+    in_flight: int
+    """Attempts under way at its start, itself included."""
+    first_byte_s: float | None = None
+    """Seconds from its start to its first byte; `None` until that is reported."""
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowStatistics:
+    """A window at one instant."""
+
+    limit: int
+    """Attempts that may run at once now."""
+    in_flight: int
+    minimum: int
+    maximum: int
+    closed_until: float | None
+    """Monotonic seconds until which nothing starts (Retry-After); `None` while open."""
+    slow_start: bool
+    """The limit still doubles: it met no congestion yet."""
+    waiting_share: float
+    """Share of the window that waited in the backend in the last judged round, 0 to 1."""
+    wait_s: float
+    """How long requests waited in it, seconds."""
+    served: int
+    rejected: int
+    increases: int
+    decreases: int
 
 
 class AdaptiveWindow:
@@ -38,37 +117,33 @@ class AdaptiveWindow:
     Decides whether one more request may run; finds the backend's capacity by itself.
 
     Args:
-        initial: Where it starts.
-        minimum: It never falls below; at least 1, so that something always tells when capacity is back.
-        maximum: It never rises above.
+        initial: The first limit.
+        minimum: The limit never falls below it; at least 1, so that an attempt can show when capacity is back.
+        maximum: The limit never rises above it.
         now: Monotonic seconds.
-        tuning: The constants of the rule.
     """
 
-    def __init__(
-        self, initial: int = 8, minimum: int = 1, maximum: int = 64, *, now: Now, tuning: WindowTuning | None = None
-    ) -> None:
+    def __init__(self, initial: int = 8, minimum: int = 1, maximum: int = 64, *, now: Now) -> None:
         self._now = now
-        self._tuning = tuning or WindowTuning()
-        self._room = Room(initial, minimum, maximum, now=now)
+        self._limit = RampedLimit(initial, minimum, maximum, now=now)
         self._meter = LatencyMeter(now)
-        self._refusals = Refusals(self._tuning, now)
+        self._overdue = OverdueFirstBytes()
+        self._refusals = Refusals(now)
+        self._decrease_check = DecreaseCheck()
         self._in_flight = self._next_number = 0
-        self._slow_start, self._streak = True, 0
+        self._slow_start, self._free_steps = True, 0
         self._round_start = self._round_opened = 0
         self._round_used = False
         self._clean_at = now()
         self._usual_share, self._streams = 0.0, False
-        self._reward = Reward()
-        self._silence = Silence()
-        self._listen_in = 0
+        self._check_overdue_in = 0
         self._share = self._wait_s = 0.0
         self._served = self._rejected = self._increases = self._decreases = 0
 
     @property
     def limit(self) -> int:
         """Attempts that may run at once now."""
-        return self._room.current()
+        return self._limit.current()
 
     @property
     def in_flight(self) -> int:
@@ -77,36 +152,41 @@ class AdaptiveWindow:
 
     def has_room(self) -> bool:
         """Whether one more attempt may start now."""
-        return self._room.has_room(self._in_flight)
+        return self._limit.has_room(self._in_flight)
 
     def opens_at(self) -> float | None:
-        """Return when room appears by itself (a Retry-After ends, growth is poured out); `None` when it does not."""
-        return self._room.opens_at(self._in_flight)
+        """
+        Return the instant from which one more attempt may start because time has passed.
+
+        A pause ends then, or growth takes effect.  `None` when one may start now, or when only the end of another
+        attempt makes room.
+        """
+        return self._limit.opens_at(self._in_flight)
 
     def start(self, *, streamed: bool = False) -> Ticket:
         """
-        Count one attempt in.  It is the caller who asks `has_room`: a breaker's probe may start without.
+        Count one attempt in.  The caller asks `has_room` first, except for a breaker's probe, which needs no room.
 
         Args:
-            streamed: `first_byte` will be called for it.  Only then does its silence say that it waits.
+            streamed: `first_byte` will be called for it.  Only then does a missing first byte mean that it waits.
         """
         self._in_flight += 1
         ticket = Ticket(self._next_number, self._now(), self._in_flight)
         self._next_number += 1
         if streamed:
-            self._silence.begin(ticket.number, ticket.started_at)
-        if not self._round_used and self._in_flight >= (self.limit if self._slow_start else self._room.final()):
+            self._overdue.begin(ticket.number, ticket.started_at)
+        if not self._round_used and self._in_flight >= (self.limit if self._slow_start else self._limit.after_ramp()):
             if not self._slow_start and self._round_start >= self._round_opened:
-                # What started before the window was full says nothing about a full one.
+                # Attempts that started before the window was full say nothing about a full one.
                 self._new_round(clean=False)
                 self._round_start = ticket.number
             self._round_used = True
         return ticket
 
     def first_byte(self, ticket: Ticket) -> None:
-        """Report that a good answer has begun; the best signal of waiting.  Idempotent."""
+        """Report that a successful answer has begun: the best measurement of waiting.  Idempotent."""
         if ticket.first_byte_s is None and not ticket.finished:
-            self._silence.end(ticket.number)
+            self._overdue.end(ticket.number)
             ticket.first_byte_s = self._now() - ticket.started_at
             self._accepted(ticket)
             if ticket.number >= self._round_start:
@@ -124,11 +204,11 @@ class AdaptiveWindow:
         Count one attempt out and learn from its end.
 
         Args:
-            ticket: What `start` gave.
+            ticket: The value that `start` returned.
             outcome: Served, refused for lack of capacity, or neither.
             work: Size of the answer in any constant unit, for example output tokens; `None` when unknown.
             pause_s: With an `OVERLOAD`, how long nothing starts, seconds.  Ignored when the refused attempt was only a
-                step above a number that was just served: those go on.
+                step above a number that was just served: that many may still run.
 
         Raises:
             RuntimeError: The ticket was finished before; an error of the caller.
@@ -136,7 +216,7 @@ class AdaptiveWindow:
         if ticket.finished:
             raise RuntimeError("the ticket is finished already")
         ticket.finished = True
-        self._silence.end(ticket.number)
+        self._overdue.end(ticket.number)
         self._in_flight -= 1
         if outcome is Outcome.OVERLOAD:
             self._refused(ticket, pause_s)
@@ -144,21 +224,17 @@ class AdaptiveWindow:
             self._answered(ticket, work)
 
     def reopen(self) -> None:
-        """Pour the window out anew instead of all at once: what kept everyone back (a breaker) is over."""
-        self._room.pour(self._in_flight, self._pour_s())
-
-    def set_bounds(self, minimum: int, maximum: int) -> None:
-        """Change the bounds in place; attempts under way go on."""
-        self._room.set_bounds(minimum, maximum)
+        """Ramp the limit up from the attempts under way: a breaker, which kept all others back, has closed."""
+        self._limit.ramp_up(self._in_flight, self._ramp_s())
 
     def statistics(self) -> WindowStatistics:
         """Return a snapshot."""
         return WindowStatistics(
             limit=self.limit,
             in_flight=self._in_flight,
-            minimum=self._room.minimum,
-            maximum=self._room.maximum,
-            closed_until=self._room.closed_until,
+            minimum=self._limit.minimum,
+            maximum=self._limit.maximum,
+            closed_until=self._limit.closed_until,
             slow_start=self._slow_start,
             waiting_share=self._share,
             wait_s=self._wait_s,
@@ -170,21 +246,21 @@ class AdaptiveWindow:
 
     def _refused(self, ticket: Ticket, pause_s: float | None) -> None:
         self._rejected += 1
-        closes = not self._refusals.is_above_proven(ticket.in_flight)
+        is_step = self._refusals.is_above_proven(ticket.in_flight)
         limit = self._refusals.refused(
             ticket.number,
             ticket.in_flight,
-            limit=self._room.limit,
+            limit=self._limit.target,
             next_number=self._next_number,
-            warned=self._usual_share > self._tuning.grow_below / 2.0,
+            warned=self._usual_share > GROW_BELOW / 2.0,
         )
         if limit is not None:
-            self._reward.forget()
+            self._decrease_check.reset()
             self._decrease(limit)
             self._new_round(clean=False)
-        if pause_s is not None and closes:
-            self._room.close(self._now() + pause_s)
-            self._room.pour(0.0, self._pour_s())
+        if pause_s is not None and not is_step:
+            self._limit.close(self._now() + pause_s)
+            self._limit.ramp_up(0.0, self._ramp_s())
 
     def _answered(self, ticket: Ticket, work: float | None) -> None:
         self._served += 1
@@ -195,23 +271,23 @@ class AdaptiveWindow:
         self._learn()
 
     def _accepted(self, ticket: Ticket) -> None:
-        restored = self._refusals.accepted(ticket.number, ticket.in_flight, limit=self._room.limit)
+        restored = self._refusals.accepted(ticket.number, ticket.in_flight, limit=self._limit.target)
         if restored is not None:
             self._increase(restored)
 
     def _learn(self) -> None:
         """End the round if it can be judged."""
-        self._listen()
+        self._check_overdue()
         reading = self._reading()
         if reading is None:
             return
         self._share, self._wait_s = reading.share, reading.wait_s
         self._streams = reading.kind is Kind.FIRST_BYTE
         self._usual_share += (reading.share - self._usual_share) / 4.0
-        clean = self._room.dipped and reading.share <= self._tuning.shrink_above
-        self._room.dip(0.0)
+        clean = self._limit.is_probing_down and reading.share <= SHRINK_ABOVE
+        self._limit.probe_down(0.0)
         if not clean:
-            limit = self._reward.judged(reading.wait_s)
+            limit = self._decrease_check.judge(reading.wait_s)
             if limit is None:
                 clean = self._judge(reading)
             else:
@@ -219,82 +295,120 @@ class AdaptiveWindow:
                 self._increase(limit)
         self._new_round(clean=clean)
 
-    def _listen(self) -> None:
-        """Shrink when too many of those under way have not begun to answer though they should have long ago."""
-        self._listen_in -= 1
+    def _check_overdue(self) -> None:
+        """Shrink when the first bytes of too many attempts are overdue."""
+        self._check_overdue_in -= 1
         # While more are under way than the limit, the last decrease has not taken effect.
-        if self._listen_in > 0 or not self._silence or self._in_flight > self.limit:
+        if self._check_overdue_in > 0 or not self._overdue or self._in_flight > self.limit:
             return
-        self._listen_in = int(self._room.limit / 8.0)
+        self._check_overdue_in = int(self._limit.target / 8.0)
         usual_s = self._meter.usual_first_byte_s()
-        share = 0.0 if usual_s is None else self._silence.share(self._now(), usual_s, self._in_flight)
-        if share > self._tuning.shrink_above:
+        share = 0.0 if usual_s is None else self._overdue.share(self._now(), usual_s, self._in_flight)
+        if share > SHRINK_ABOVE:
             self._share = share
             self._shrink(share)
             self._new_round(clean=False)
 
     def _reading(self) -> Reading | None:
-        """Read the round when it has enough: a quarter flight to grow, half to stay or shrink, little for a lot."""
-        tuning, collected = self._tuning, self._meter.collected()
-        needed = math.ceil(max(min(tuning.round_least, self.limit), tuning.round_share * self._room.limit))
+        """Read the round if it has enough answers for what it says: most to stay or to shrink, few if many wait."""
+        collected = self._meter.collected()
+        needed = math.ceil(max(min(ROUND_LEAST, self.limit), ROUND_SHARE * self._limit.target))
         # Reading sorts, so it is done at these few counts only.
         if collected == 0 or not (collected == needed or collected >= 2 * needed or collected % STRONG_EVERY == 0):
             return None
         reading = self._meter.read()
         enough = needed if self._slow_start or reading.share <= self._free_share() else 2 * needed
-        return reading if collected >= enough or reading.share >= tuning.strong else None
+        return reading if collected >= enough or reading.share >= STRONG else None
 
     def _judge(self, reading: Reading) -> bool:
-        """Grow, stay or shrink; return whether the round was free of waiting for certain."""
-        share, tuning = reading.share, self._tuning
-        if share > max(tuning.shrink_above, 2.0 / self._room.limit):
-            self._reward.shrunk(reading.wait_s, self._room.limit)
+        """Grow, stay or shrink; return whether the round was certainly free of waiting."""
+        share = reading.share
+        if share > max(SHRINK_ABOVE, 2.0 / self._limit.target):
+            self._decrease_check.decreased(reading.wait_s, self._limit.target)
             self._shrink(share)
             return False
         if share > self._free_share():
-            self._slow_start, self._streak = False, 0
+            self._slow_start, self._free_steps = False, 0
         elif self._round_used:
             self._grow()
         if self._slow_start:
             return True
-        if self._streak == 0 and self._now() - self._clean_at > max(tuning.dip_every_s, 10.0 * self._meter.service_s):
-            self._room.dip(self._room.limit * (tuning.dip + share))
+        is_due = self._now() - self._clean_at > max(PROBE_DOWN_EVERY_S, 10.0 * self._meter.service_s)
+        if self._free_steps == 0 and is_due:
+            self._limit.probe_down(self._limit.target * (PROBE_DEPTH + share))
         return False
 
     def _free_share(self) -> float:
-        return max(self._tuning.grow_below, 1.0 / self._room.limit)
+        return max(GROW_BELOW, 1.0 / self._limit.target)
 
     def _shrink(self, share: float) -> None:
-        keep = (1.0 - share) / (1.0 - self._tuning.target)
-        self._refusals.decided(self._next_number)
-        self._decrease(self._room.limit * max(self._tuning.least_keep, keep))
+        keep = (1.0 - share) / (1.0 - TARGET)
+        self._refusals.decreased(self._next_number)
+        self._decrease(self._limit.target * max(LEAST_KEEP, keep))
 
     def _grow(self) -> None:
-        growth, limit = self._tuning.growth, self._room.limit
-        factor = growth[-1] if self._slow_start else growth[min(self._streak, len(growth) - 1)]
-        permitted = self._refusals.permitted(limit, max(limit + 1.0, limit * factor))
-        if permitted > limit:
-            self._streak += 1
-            self._increase(permitted)
+        limit = self._limit.target
+        factor = GROWTH[-1] if self._slow_start else GROWTH[min(self._free_steps, len(GROWTH) - 1)]
+        allowed = self._refusals.allowed(limit, max(limit + 1.0, limit * factor))
+        if allowed > limit:
+            self._free_steps += 1
+            self._increase(allowed)
 
     def _increase(self, limit: float) -> None:
-        self._increases += self._room.grow(limit, self._pour_s())
+        self._increases += self._limit.grow(limit, self._ramp_s())
 
     def _decrease(self, limit: float) -> None:
-        self._slow_start, self._streak = False, 0
+        self._slow_start, self._free_steps = False, 0
         self._decreases += 1
-        self._room.set(limit)
+        self._limit.set(limit)
 
-    def _pour_s(self) -> float:
-        return min(self._tuning.pour_s, self._meter.service_s / 2.0)
+    def _ramp_s(self) -> float:
+        return min(RAMP_S, self._meter.service_s / 2.0)
 
     def _new_round(self, *, clean: bool) -> None:
-        # Rounds of long requests are so long that a growing window also hears those who started in the last round.
-        # That is one step late; a step too many costs less than the seconds.
-        patient = self._streak > 0 and not self._streams and self._meter.service_s > self._tuning.patience_s
-        self._round_start = self._round_opened if patient else self._next_number
+        # Rounds of long requests are so long that a growing window also listens to attempts of the round before.  Its
+        # steps are then judged one step late; one step too many costs less than the seconds.
+        hears_last_round = self._free_steps > 0 and not self._streams and self._meter.service_s > WHOLE_ROUNDS_BELOW_S
+        self._round_start = self._round_opened if hears_last_round else self._next_number
         self._round_opened = self._next_number
         self._round_used = self._in_flight >= self.limit
         if clean:
             self._clean_at = self._now()
         self._meter.end_round(clean=clean)
+
+
+class DecreaseCheck:
+    """
+    Finds out that decreases were ineffective: requests wait as long as before, so the window did not cause the wait.
+
+    The requests or their prompts have become longer without a known size, or other clients load the backend.  Further
+    decreases would end at one request at a time with the same wait.  So the limit goes back to what it was, and the
+    present times become the normal ones.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[float, float] | None = None
+        self._ineffective = 0
+
+    def decreased(self, wait_s: float, limit: float) -> None:
+        """Remember the wait and the limit before the first decrease of a row."""
+        if self._before is None:
+            self._before = (wait_s, limit)
+
+    def reset(self) -> None:
+        """End the row: the limit was changed for another reason."""
+        self._before, self._ineffective = None, 0
+
+    def judge(self, wait_s: float) -> float | None:
+        """Take the wait of the round after a decrease; return the limit to go back to if the row was ineffective."""
+        if self._before is None:
+            return None
+        before_s, limit = self._before
+        if not SAME_WAIT[0] * before_s <= wait_s <= SAME_WAIT[1] * before_s:
+            self.reset()
+            return None
+        self._ineffective += 1
+        if self._ineffective < INEFFECTIVE_DECREASES:
+            return None
+        self.reset()
+        return limit

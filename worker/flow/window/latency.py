@@ -1,20 +1,23 @@
 """
-How long requests wait in the backend's queue, read off the times of requests of very different sizes.
+How long requests wait in the backend's queue, measured from the times of requests of very different sizes.
 
 The mean time of long-tailed requests says little: for lognormal sizes with sigma 1 the mean of 32 is off by 23 %.
 A queue, however, delays *every* request by about the same time.  So the signal is the part of a time that the
-request's size does not explain, of one of three kinds, best first:
+request's size does not explain.  There are three kinds of it, the best one first:
 
 * `first_byte`: the time to the first byte, where the backend streams; its low quantile.
-* `sized`: the whole time less what the answer's size explains (see `SizeLine`); its weighted median.
+* `sized`: the whole time minus what the size of the answer explains (see `SizeLine`); its weighted median.
 * `whole`: the whole time; its low quantile, for the low end of a long-tailed distribution is narrow.
 
-A long request has a long time but no larger residual than a short one, and is not mistaken for congestion.
+A long request takes a long time, but this part of it is no larger than that of a short one; so long requests are not
+taken for congestion.
 
 A round is compared with the *clean* answers: those of rounds in which the window certainly caused no queue.  Both go
-through the same statistic, so that the comparison has no bias; a lowest value ever seen would have one.  What a round
-adds to the clean ones is the wait, and its share of the mean time is, by Little's law, the share of the window that
+through the same statistic, so that the comparison has no bias; the lowest value ever seen would have one.  What a round
+adds to the clean answers is the wait, and its share of the mean time is, by Little's law, the share of the window that
 only waits.
+
+`OverdueFirstBytes` finds the same share earlier, while requests are still waiting.
 """
 
 import itertools
@@ -22,17 +25,24 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 
 from worker.flow.clock import Now
 
 LOW_QUANTILE = 0.25
-"""Of times whose size is unknown.  Lower is narrower, but at the mercy of one odd answer."""
+"""Of times without a known size.  A lower quantile varies less, but one odd answer can change it."""
 
 MEMORY = 64
-"""Answers that are remembered: of the clean ones this many, of the others with a weight that falls to 1/e."""
+"""Clean answers that are remembered; for other averages, the number of answers after which a weight falls to 1/e."""
 
 LEAST_CLEAN = 8
-"""Clean first bytes from which something is concluded about the silence of others."""
+"""Clean first bytes that are needed to say which ones are overdue."""
+
+OVERDUE_FACTOR = 2.0
+"""A first byte is overdue after the usual time multiplied by this: prefills seldom differ by more."""
+
+OVERDUE_LEAST = 2
+"""Up to so many overdue first bytes say nothing, whatever their share: one long prompt is no queue."""
 
 
 class Kind(StrEnum):
@@ -45,13 +55,13 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one round says about waiting."""
+    """What the answers of one round say about waiting."""
 
     kind: Kind
     wait_s: float
-    """What the round's times add to the clean ones; negative when they are shorter."""
+    """Seconds that the round's times add to the clean ones; negative when they are shorter."""
     share: float
-    """Of the window, how much only waits: wait / (wait + time of service); at least 0."""
+    """Share of the window that only waits: wait / (wait + time of service); at least 0."""
 
 
 class SizeLine:
@@ -83,7 +93,7 @@ class SizeLine:
         return max(0.0, (self._n * self._xy - self._x * self._y) / spread)
 
 
-class _Lane:
+class _Answers:
     """The answers of one kind, as (time, work)."""
 
     __slots__ = ("clean", "current")
@@ -95,7 +105,7 @@ class _Lane:
 
 class LatencyMeter:
     """
-    Collects the times of one round after another and reads the waiting off them.
+    Collects the times of one round after another and computes the waiting from them.
 
     Args:
         now: Monotonic seconds.
@@ -106,80 +116,108 @@ class LatencyMeter:
         self._began_at = now()
         self._line = SizeLine()
         self._service_s = 0.0
-        self._answers = 0
+        self._answered = 0
         self._wait_s = 0.0
-        self._lanes = {kind: _Lane() for kind in Kind}
+        self._by_kind = {kind: _Answers() for kind in Kind}
 
     @property
     def service_s(self) -> float:
         """Mean time of an answer without its waiting, seconds; before the first answer the time since the start."""
-        return self._service_s if self._answers else self._now() - self._began_at
+        return self._service_s if self._answered else self._now() - self._began_at
 
     def usual_first_byte_s(self) -> float | None:
-        """Return the time after which nine of ten clean answers had begun, seconds; `None` before enough are known."""
-        clean = self._lanes[Kind.FIRST_BYTE].clean
+        """Return the time within which nine of ten clean answers began, seconds; `None` before enough are known."""
+        clean = self._by_kind[Kind.FIRST_BYTE].clean
         if len(clean) < LEAST_CLEAN:
             return None
         return sorted(time_s for time_s, _ in clean)[int(0.9 * (len(clean) - 1))]
 
     def first_byte(self, time_s: float) -> None:
-        """Take the time to a first byte into the round."""
-        self._lanes[Kind.FIRST_BYTE].current.append((time_s, 0.0))
+        """Add the time to a first byte, seconds, to the round."""
+        self._by_kind[Kind.FIRST_BYTE].current.append((time_s, 0.0))
 
     def answered(self, time_s: float, work: float | None, *, in_round: bool) -> None:
         """
         Take the end of a good answer into account.
 
         Args:
-            time_s: From its start to its end.
-            work: Its size; `None` when unknown.
-            in_round: It belongs to the round and its first byte was not reported.
+            time_s: From its start to its end, seconds.
+            work: Its size in any constant unit; `None` when unknown.
+            in_round: Whether it belongs to the round and its first byte was not reported.
         """
         if work is not None:
             self._line.add(work, time_s)
         if in_round:
             kind = Kind.WHOLE if work is None else Kind.SIZED
-            self._lanes[kind].current.append((time_s, work or 0.0))
+            self._by_kind[kind].current.append((time_s, work or 0.0))
         service = max(time_s - self._wait_s, 0.0)
-        self._answers += 1
-        self._service_s += (service - self._service_s) / min(self._answers, MEMORY)
+        self._answered += 1
+        self._service_s += (service - self._service_s) / min(self._answered, MEMORY)
 
     def collected(self) -> int:
-        """Return how many answers of the most frequent kind the round has."""
-        return max(len(lane.current) for lane in self._lanes.values())
+        """Return how many answers the round has of its most frequent kind."""
+        return max(len(answers.current) for answers in self._by_kind.values())
 
     def read(self) -> Reading:
-        """Judge the round, which must have collected something; without clean answers to compare with, no wait."""
+        """Compute the waiting in the round, which must have an answer; 0 while there are no clean answers."""
         kind = self._present_kind()
-        lane = self._lanes[kind]
-        wait = self._level(kind, lane.current) - self._level(kind, lane.clean) if lane.clean else 0.0
+        answers = self._by_kind[kind]
+        wait = self._level(kind, answers.current) - self._level(kind, answers.clean) if answers.clean else 0.0
         self._wait_s = max(wait, 0.0)
         return Reading(kind, wait, self._wait_s / max(self._wait_s + self.service_s, 1e-9))
 
     def end_round(self, *, clean: bool) -> None:
-        """Start the next round; what the last one collected was free of waiting, or is forgotten."""
-        for lane in self._lanes.values():
+        """Start the next round; the answers of the last one become clean answers, or are forgotten."""
+        for answers in self._by_kind.values():
             if clean:
-                lane.clean.extend(lane.current)
-            lane.current.clear()
+                answers.clean.extend(answers.current)
+            answers.current.clear()
 
     def rebase(self) -> None:
-        """Accept the round's times as free of waiting, and nothing older."""
-        lane = self._lanes[self._present_kind()]
-        lane.clean.clear()
-        lane.clean.extend(lane.current)
+        """Replace all clean answers by those of the present round."""
+        answers = self._by_kind[self._present_kind()]
+        answers.clean.clear()
+        answers.clean.extend(answers.current)
 
     def _present_kind(self) -> Kind:
-        return max(self._lanes, key=lambda kind: len(self._lanes[kind].current))
+        return max(self._by_kind, key=lambda kind: len(self._by_kind[kind].current))
 
     def _level(self, kind: Kind, answers: Collection[tuple[float, float]]) -> float:
         if kind is not Kind.SIZED:
             times = sorted(time_s for time_s, _ in answers)
             return times[int(LOW_QUANTILE * (len(times) - 1))]
-        # What a size explains is off in proportion to the size, so small answers tell most: the weight is 1 / size.
-        # A hundredth of the mean time keeps the smallest from being everything.
+        # The error of what a size explains grows with the size, so the weight of an answer is 1 / size.  A hundredth of
+        # the mean time keeps the smallest answers from having all of the weight.
         slope, least = self._line.slope, 0.01 * self.service_s + 1e-9
         ordered = sorted((time_s - slope * work, 1.0 / (slope * work + least)) for time_s, work in answers)
         below = itertools.accumulate(weight for _, weight in ordered)
         half = sum(weight for _, weight in ordered) / 2.0
         return next(residual for (residual, _), weight in zip(ordered, below, strict=True) if weight >= half)
+
+
+class OverdueFirstBytes:
+    """
+    The attempts whose first byte will be reported and is not there yet, in the order of their starts.
+
+    An overdue first byte means that the request waits in the backend's queue, however long its answer will be.
+    """
+
+    def __init__(self) -> None:
+        self._started_at: dict[int, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._started_at)
+
+    def begin(self, number: int, now: float) -> None:
+        """Expect the first byte of an attempt that starts now."""
+        self._started_at[number] = now
+
+    def end(self, number: int) -> None:
+        """Expect it no longer: it has come, or the attempt has ended.  Harmless for an unknown attempt."""
+        self._started_at.pop(number, None)
+
+    def share(self, now: float, usual_s: float, in_flight: int) -> float:
+        """Return the share of the attempts under way whose first byte is overdue; 0 when they are few."""
+        latest = now - OVERDUE_FACTOR * usual_s
+        overdue = sum(1 for _ in takewhile(lambda started_at: started_at < latest, self._started_at.values()))
+        return overdue / in_flight if overdue > OVERDUE_LEAST and in_flight > 0 else 0.0

@@ -1,13 +1,13 @@
-"""The window: it grows while nobody waits, shrinks once for each event, and takes nothing else for congestion."""
+"""The rule: it grows while no request waits, shrinks once for each overload, and takes nothing else for congestion."""
 
 import pytest
 
 from tests.support.driving import Driver
-from worker.flow.window.types import Outcome, WindowTuning
+from worker.flow.window.adaptive import DecreaseCheck, Outcome
 
 
 def test_it_starts_small(driver):
-    """As many as `initial`, no more."""
+    """`initial` attempts may start, and no more."""
     assert len(driver.start()) == 8
     assert not driver.window.has_room()
     assert driver.window.opens_at() is None
@@ -28,8 +28,8 @@ def test_a_window_that_is_not_in_use_never_grows(driver):
     assert driver.window.limit == 8
 
 
-def test_growth_is_poured_out(driver):
-    """What is new does not start all at once; the next place is announced."""
+def test_growth_takes_effect_over_time(driver):
+    """New requests do not start all at once; the next start is announced."""
     driver.serve(driver.start(), 1.0)
     assert driver.window.limit == 8
     driver.start()
@@ -40,7 +40,7 @@ def test_growth_is_poured_out(driver):
 
 
 def test_the_first_sign_of_waiting_ends_slow_start(driver):
-    """And the window shrinks to what runs and a little."""
+    """The window shrinks to what runs and a small share more."""
     driver.flights(4, 1.0)
     driver.flights(1, 4.0)
     statistics = driver.window.statistics()
@@ -54,8 +54,7 @@ def test_the_first_sign_of_waiting_ends_slow_start(driver):
 def test_a_little_waiting_stops_growth(driver):
     """Between a tenth and a quarter the window stays."""
     driver.flights(4, 1.0)
-    driver.window.set_bounds(1, 32)
-    driver.window.set_bounds(1, 64)
+    driver.set_limit(32)
     assert set(driver.flights(3, 1.2)) == {32}
     assert driver.window.statistics().waiting_share == pytest.approx(0.17, abs=0.02)
 
@@ -105,8 +104,8 @@ def test_long_requests_are_not_congestion_when_they_are_streamed(driver):
     assert driver.window.statistics().decreases == 0
 
 
-def test_decreases_that_shorten_no_wait_are_taken_back(driver):
-    """Requests that became longer without a known size cost two rounds, then their time is normal."""
+def test_ineffective_decreases_are_undone(driver):
+    """Requests that became longer without a known size cost two rounds, then their times are the normal ones."""
     driver.flights(4, 1.0)
     limits = driver.flights(6, 10.0)
     assert min(limits) < 64
@@ -122,8 +121,8 @@ def test_a_real_queue_is_not_taken_for_longer_requests(driver):
     assert driver.window.limit <= 16
 
 
-def test_silence_shrinks_before_anything_has_ended(driver):
-    """Streamed requests that have not begun to answer wait in a queue; the next event tells."""
+def test_overdue_first_bytes_shrink_before_anything_has_ended(driver):
+    """Streamed requests whose first bytes are overdue wait in a queue; the next event is enough to see it."""
     for _ in range(4):
         tickets = driver.start(streamed=True)
         driver.clock.advance(0.1)
@@ -139,13 +138,13 @@ def test_silence_shrinks_before_anything_has_ended(driver):
     driver.clock.advance(10.0)
     driver.window.first_byte(tickets[32])
     assert driver.window.limit == pytest.approx(64 * (1 - 31 / 64) / 0.85, abs=1)
-    # Until fewer are under way than the new limit, the same silence is the same event.
+    # Until fewer are under way than the new limit, the same overdue first bytes cause no second decrease.
     driver.serve(tickets[:16], 0.0)
     assert driver.window.statistics().decreases == 1
 
 
-def test_requests_that_are_not_streamed_are_not_silent(driver):
-    """Only who promised first bytes is missed."""
+def test_requests_that_are_not_streamed_are_never_overdue(driver):
+    """Only first bytes that will be reported can be overdue."""
     for _ in range(4):
         tickets = driver.start(streamed=True)
         driver.clock.advance(0.1)
@@ -179,44 +178,32 @@ def test_much_waiting_needs_few_answers(driver):
 
 
 def test_growth_of_long_requests_does_not_wait_for_whole_rounds(clock):
-    """Above the patience those begun a step earlier are heard too."""
+    """Growth also listens to attempts that started one step earlier."""
 
-    def answers_to_the_top(patience_s: float) -> int:
-        driver = Driver(clock, tuning=WindowTuning(patience_s=patience_s))
-        driver.flights(4, 10.0)
-        driver.flights(1, 40.0)
+    def answers_to_the_top(seconds: float) -> int:
+        driver = Driver(clock)
+        driver.flights(4, seconds)
+        driver.flights(1, 4.0 * seconds)
         count, tickets = 0, driver.start()
         while driver.window.limit < 64:
-            # Each is answered in its turn, and another one starts.
-            clock.advance(10.0 / len(tickets))
+            # They are answered one after another, and another one starts each time.
+            clock.advance(seconds / len(tickets))
             driver.window.finish(tickets.pop(0), Outcome.OK)
             tickets += driver.start()
             count += 1
         return count
 
-    assert answers_to_the_top(3.0) < 0.8 * answers_to_the_top(1000.0)
+    assert answers_to_the_top(10.0) < 0.8 * answers_to_the_top(2.0)
 
 
-def test_dips_look_for_the_times_without_a_queue(driver):
-    """Now and then, for one round, below what waits; then back."""
+def test_it_probes_down_for_the_times_without_a_queue(driver):
+    """From time to time, for one round, below what waits; then back."""
     driver.flights(4, 1.0)
-    driver.window.set_bounds(1, 32)
-    driver.window.set_bounds(1, 64)
+    driver.set_limit(32)
     limits = driver.flights(30, 1.2)
     assert min(limits) < 32
     assert limits.count(min(limits)) < len(limits) / 4
     assert limits[-1] == 32 or limits[-2] == 32
-
-
-def test_bounds_change_in_place(driver):
-    """Attempts under way are untouched."""
-    tickets = driver.start()
-    driver.window.set_bounds(1, 4)
-    assert (driver.window.limit, driver.window.in_flight) == (4, 8)
-    driver.serve(tickets, 1.0)
-    assert driver.window.in_flight == 0
-    statistics = driver.window.statistics()
-    assert (statistics.minimum, statistics.maximum, statistics.served) == (1, 4, 8)
 
 
 def test_a_ticket_ends_once(driver):
@@ -227,3 +214,44 @@ def test_a_ticket_ends_once(driver):
         driver.window.finish(ticket, Outcome.OK)
     driver.window.first_byte(ticket)
     assert driver.window.in_flight == 0
+
+
+# Decreases that shorten no wait.
+
+
+def test_two_ineffective_decreases_are_undone():
+    """The limit goes back to what it was before the first of them."""
+    check = DecreaseCheck()
+    check.decreased(9.0, 64.0)
+    assert check.judge(9.0) is None
+    check.decreased(9.0, 30.0)
+    assert check.judge(9.5) == 64.0
+
+
+@pytest.mark.parametrize("wait_s", [6.2, 11.8, 0.0, -1.0])
+def test_a_wait_that_changed_ends_the_row(wait_s):
+    """A shorter wait shows that it was effective; a longer one is a queue that is still growing."""
+    check = DecreaseCheck()
+    check.decreased(9.0, 64.0)
+    assert check.judge(9.0) is None
+    assert check.judge(wait_s) is None
+    check.decreased(9.0, 20.0)
+    assert check.judge(9.0) is None
+
+
+def test_after_an_undone_row_a_new_one_begins():
+    """Decreases that were ineffective once may be effective the next time."""
+    check = DecreaseCheck()
+    for _ in range(2):
+        check.decreased(9.0, 64.0)
+        assert [check.judge(9.0), check.judge(9.0)] == [None, 64.0]
+
+
+def test_without_a_decrease_nothing_is_undone():
+    """A decrease for another reason ends the row."""
+    check = DecreaseCheck()
+    assert check.judge(9.0) is None
+    check.decreased(9.0, 64.0)
+    assert check.judge(9.0) is None
+    check.reset()
+    assert check.judge(9.0) is None

@@ -1,6 +1,6 @@
 """The window and refusals: one decrease for each flight, Retry-After, storms, and what comes after."""
 
-from worker.flow.window.types import Outcome
+from worker.flow.window.adaptive import Outcome
 
 
 def test_a_flight_that_waited_and_is_refused_decreases_once(driver):
@@ -20,11 +20,11 @@ def test_where_waiting_came_first_a_refused_level_is_no_ceiling(driver):
     driver.flights(4, 1.0)
     driver.flights(3, 1.5)
     driver.refuse(driver.start()[-1])
-    assert driver.window._refusals.permitted(10.0, 64.0) == 64.0
+    assert driver.window._refusals.allowed(10.0, 64.0) == 64.0
 
 
 def test_a_flight_of_refusals_decreases_once(driver):
-    """And only the first of them is fresh."""
+    """Only the first of them is fresh."""
     tickets = driver.start()
     assert [driver.refuse(ticket) for ticket in reversed(tickets)] == [True] + [False] * 7
     statistics = driver.window.statistics()
@@ -50,8 +50,8 @@ def test_a_pause_closes_the_window_for_exactly_its_time(driver):
         assert driver.window.has_room()
 
 
-def test_after_a_pause_the_window_is_poured_out(driver):
-    """Its end is no stampede."""
+def test_after_a_pause_the_window_ramps_up(driver):
+    """The end of a pause causes no burst."""
     driver.flights(4, 1.0)
     tickets = driver.start()
     driver.refuse(tickets[0], 5.0)
@@ -74,7 +74,7 @@ def test_a_pause_for_a_step_above_what_is_served_closes_that_step(driver):
 
 
 def test_a_window_at_the_floor_still_lets_one_try(driver):
-    """Whatever is refused, something must tell when capacity is back."""
+    """Whatever is refused, an attempt must be able to show when capacity is back."""
     for _ in range(50):
         for ticket in driver.start():
             driver.refuse(ticket)
@@ -95,7 +95,7 @@ def test_after_a_storm_it_is_back_at_once(driver):
 
 
 def test_the_first_byte_after_a_storm_is_enough(driver):
-    """Nobody waits for the end of a generation to know that requests are accepted again."""
+    """The end of a generation need not be awaited to know that requests are accepted again."""
     driver.flights(4, 1.0)
     for _ in range(20):
         for ticket in driver.start():
@@ -105,7 +105,7 @@ def test_the_first_byte_after_a_storm_is_enough(driver):
     assert driver.window.limit == 64
 
 
-def test_reopening_pours_the_window_out(driver):
+def test_a_reopened_window_ramps_up(driver):
     """After an outage not everything starts in the same instant."""
     driver.flights(4, 1.0)
     driver.window.reopen()

@@ -1,11 +1,11 @@
-"""Reading the waiting off times: long requests are not congestion, and short ones are not needed to see it."""
+"""Waiting is measured from response times: long requests are no congestion, and it is seen without short ones."""
 
 import math
 import random
 
 import pytest
 
-from worker.flow.window.latency import Kind, LatencyMeter, SizeLine
+from worker.flow.window.latency import Kind, LatencyMeter, OverdueFirstBytes, SizeLine
 
 SECONDS_PER_TOKEN = 0.02
 
@@ -150,8 +150,8 @@ def test_the_mean_time_of_service_leaves_the_waiting_out(clock):
     assert meter.service_s == pytest.approx(4.0, abs=0.5)
 
 
-def test_silence_is_judged_by_most_of_the_clean_first_bytes(clock):
-    """Nine of ten, so that one odd prompt is not the measure; nothing before enough are known."""
+def test_the_usual_first_byte_is_that_of_nine_in_ten_clean_answers(clock):
+    """One odd prompt does not change it; before enough are known there is none."""
     meter = LatencyMeter(clock.now)
     assert meter.usual_first_byte_s() is None
     for _ in range(19):
@@ -181,3 +181,42 @@ def test_equal_sizes_and_falling_times_have_no_slope():
     for work in range(1, 50):
         line.add(float(work), 100.0 - work)
     assert line.slope == 0.0
+
+
+# Overdue first bytes.
+
+
+def overdue_after(*started_at: float) -> OverdueFirstBytes:
+    overdue = OverdueFirstBytes()
+    for number, at in enumerate(started_at):
+        overdue.begin(number, at)
+    return overdue
+
+
+def test_overdue_first_bytes_are_a_share_of_the_attempts_under_way():
+    """A first byte is overdue after twice the usual time."""
+    overdue = overdue_after(0.0, 1.0, 2.0, 9.0)
+    assert overdue.share(10.0, 1.0, 8) == 3 / 8
+    assert overdue.share(10.0, 6.0, 8) == 0.0
+
+
+def test_a_few_overdue_first_bytes_are_no_queue():
+    """One or two prompts may be long, whatever their share."""
+    assert overdue_after(0.0, 1.0).share(10.0, 1.0, 2) == 0.0
+
+
+def test_attempts_that_have_begun_to_answer_or_have_ended_are_not_overdue():
+    """Ending one twice is harmless, and so is ending an unknown one."""
+    overdue = overdue_after(0.0, 1.0, 2.0)
+    overdue.end(0)
+    overdue.end(0)
+    overdue.end(77)
+    assert overdue.share(10.0, 1.0, 3) == 0.0
+    overdue.end(1)
+    overdue.end(2)
+    assert not overdue
+
+
+def test_without_attempts_under_way_the_share_is_zero():
+    """The attempts may have left the count before they left this list."""
+    assert overdue_after(0.0, 0.0, 0.0).share(10.0, 1.0, 0) == 0.0

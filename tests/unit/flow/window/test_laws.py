@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.support.fakeclock import FakeClock
-from worker.flow.window.adaptive import AdaptiveWindow
-from worker.flow.window.types import Outcome, Ticket
+from worker.flow.window.adaptive import AdaptiveWindow, Outcome, Ticket
 
 LONGEST_PAUSE_S = 60.0
 
@@ -31,13 +30,13 @@ class WindowMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject, outcome: Outcome, pause_s: float | None) -> None:
         index = data.draw(st.integers(0, len(self.tickets) - 1))
         work = data.draw(st.none() | st.floats(0, 1e6))
-        limit = self.window._room.limit
+        limit = self.window._limit.target
         ticket = self.tickets.pop(index)
         is_fresh = self.window.is_refusal_fresh(ticket)
         self.window.finish(ticket, outcome, work=work, pause_s=pause_s)
         if outcome is Outcome.OVERLOAD:
-            assert self.window._room.limit <= limit
-            assert is_fresh or self.window._room.limit == limit
+            assert self.window._limit.target <= limit
+            assert is_fresh or self.window._limit.target == limit
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data())

@@ -4,14 +4,13 @@ import pytest
 
 from tests.support.fakeclock import FakeClock
 from worker.flow.window.refusals import Refusals
-from worker.flow.window.types import WindowTuning
 
 
 class Flight:
     """Refusals with the bookkeeping of a window around them."""
 
     def __init__(self, clock: FakeClock, limit: float = 32.0) -> None:
-        self.refusals = Refusals(WindowTuning(), clock.now)
+        self.refusals = Refusals(clock.now)
         self.limit = limit
         self.number = 0
 
@@ -55,7 +54,7 @@ def test_a_decrease_for_another_reason_answers_the_flight_too(clock):
     """After waiting has shrunk the window, refusals of the same flight say nothing new."""
     flight = Flight(clock)
     number = flight.next_number()
-    flight.refusals.decided(flight.number + 1)
+    flight.refusals.decreased(flight.number + 1)
     assert flight.refuse(number) is None
 
 
@@ -78,7 +77,7 @@ def test_an_old_answer_does_not_end_the_row(clock):
 
 
 def test_the_decrease_starts_from_what_was_in_use(clock):
-    """A limit above what is under way is no shield."""
+    """A limit that was not in use does not soften it."""
     assert Flight(clock, 100.0).refuse(in_flight=60) == pytest.approx(54.0)
 
 
@@ -86,7 +85,7 @@ def test_one_event_takes_no_more_than_about_half(clock):
     """A refusal far below the limit is the load of others: no ceiling, and no fall to the floor."""
     flight = Flight(clock, 100.0)
     assert flight.refuse(in_flight=10) == pytest.approx(45.0)
-    assert flight.refusals.permitted(45.0, 90.0) == 90.0
+    assert flight.refusals.allowed(45.0, 90.0) == 90.0
 
 
 def test_a_refused_step_takes_back_the_step_only(clock):
@@ -107,13 +106,13 @@ def test_growth_above_a_refused_level_costs_credit(clock):
     flight = Flight(clock, 33.0)
     flight.serve(in_flight=32)
     flight.refuse(in_flight=33)
-    permitted = flight.refusals.permitted
-    assert permitted(20.0, 64.0) == 32.0
-    assert permitted(32.0, 64.0) == 32.0
+    allowed = flight.refusals.allowed
+    assert allowed(20.0, 64.0) == 32.0
+    assert allowed(32.0, 64.0) == 32.0
     flight.serve(153)
-    assert permitted(32.0, 64.0) == 32.0
+    assert allowed(32.0, 64.0) == 32.0
     flight.serve(1)
-    assert permitted(32.0, 64.0) == 33.0
+    assert allowed(32.0, 64.0) == 33.0
 
 
 def test_credit_does_not_pile_up(clock):
@@ -121,7 +120,7 @@ def test_credit_does_not_pile_up(clock):
     flight = Flight(clock, 33.0)
     flight.serve(10_000)
     flight.refuse(in_flight=33)
-    assert flight.refusals.permitted(32.0, 64.0) == 32.0
+    assert flight.refusals.allowed(32.0, 64.0) == 32.0
 
 
 def test_a_refusal_is_risked_now_and_then_without_credit(clock):
@@ -130,9 +129,9 @@ def test_a_refusal_is_risked_now_and_then_without_credit(clock):
     flight.serve(in_flight=32)
     flight.refuse(in_flight=33)
     clock.advance(29.9)
-    assert flight.refusals.permitted(32.0, 64.0) == 32.0
+    assert flight.refusals.allowed(32.0, 64.0) == 32.0
     clock.advance(0.1)
-    assert flight.refusals.permitted(32.0, 64.0) == 33.0
+    assert flight.refusals.allowed(32.0, 64.0) == 33.0
 
 
 def test_a_served_step_lifts_the_ceiling(clock):
@@ -141,14 +140,14 @@ def test_a_served_step_lifts_the_ceiling(clock):
     flight.serve(in_flight=32)
     flight.refuse(in_flight=33)
     flight.serve(in_flight=33)
-    assert flight.refusals.permitted(33.0, 64.0) == 64.0
+    assert flight.refusals.allowed(33.0, 64.0) == 64.0
 
 
 def test_where_waiting_warns_there_is_no_ceiling(clock):
     """A backend that queues before it refuses is judged by the waiting."""
     flight = Flight(clock)
     flight.refuse(warned=True)
-    assert flight.refusals.permitted(20.0, 64.0) == 64.0
+    assert flight.refusals.allowed(20.0, 64.0) == 64.0
 
 
 def test_a_storm_is_forgotten_when_it_is_over(clock):
@@ -158,7 +157,7 @@ def test_a_storm_is_forgotten_when_it_is_over(clock):
     for in_flight in (40, 30, 12, 4, 1, 1):
         flight.refuse(in_flight=in_flight)
     assert flight.serve(in_flight=1) == 40.0
-    assert flight.refusals.permitted(40.0, 64.0) == 64.0
+    assert flight.refusals.allowed(40.0, 64.0) == 64.0
 
 
 def test_a_row_that_did_not_come_far_down_is_remembered(clock):
@@ -168,10 +167,10 @@ def test_a_row_that_did_not_come_far_down_is_remembered(clock):
     for in_flight in (40, 30, 12):
         flight.refuse(in_flight=in_flight)
     assert flight.serve(in_flight=5) is None
-    assert flight.refusals.permitted(6.0, 64.0) == 11.0
+    assert flight.refusals.allowed(6.0, 64.0) == 11.0
 
 
-def test_what_was_restored_in_vain_costs_one_refusal(clock):
+def test_a_limit_restored_by_mistake_costs_one_refusal(clock):
     """A capacity that really fell to less than an eighth is above what was served then: the limit is there at once."""
     flight = Flight(clock, 64.0)
     flight.serve(in_flight=64)
