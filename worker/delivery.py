@@ -1,14 +1,17 @@
 """
 One delivery while it is worked on: what came, what was spent on it, and the answer that goes out.
 
-Plain data of the processor and the publishing of answers; measures nothing by itself.
+Plain data, written by the processor alone.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+from worker.errors import MessageError
 from worker.policy.budgets import Budget
-from worker.policy.model import Decision, ErrorEvent
+from worker.policy.model import Decision, ErrorClass, ErrorEvent, Phase
+from worker.policy.reply import bad_message_body, error_reply, idempotency_conflict_body, partial_of
+from worker.policy.table import ROWS
 from worker.ports import AttemptResult, ResumePoint
 from worker.wire.message import ReceivedMessage, RequestMessage
 
@@ -29,10 +32,10 @@ class Delivery:
     request: RequestMessage | None = None
     backend: str | None = None
     """Name of the route."""
-    tries: int = 0
-    """Attempts in this process, from 1."""
-    charged_tries: int = 0
-    """... of them those that count against a class's limit: not the ones lost to an outage."""
+    attempts: int = 0
+    """Attempts in this process."""
+    counted_attempts: int = 0
+    """... of them those that count against a class's limit: not the ones attributed to an outage."""
     held_s: float = 0.0
     """Time in holding before and between attempts."""
     first_attempt_at: float | None = None
@@ -44,17 +47,27 @@ class Delivery:
     resume_point: ResumePoint | None = None
     """What the latest attempt left for the next one to go on from."""
     continuations: int = 0
-    """Times the delivery was kept because its next attempt can go on from that."""
+    """Times the delivery was held so that its next attempt could go on from that."""
     event: ErrorEvent | None = None
     """How the latest attempt ended."""
     decision: Decision | None = None
-    """About the latest attempt, budgets included once they were asked."""
+    """About the latest attempt; in the end, about the delivery."""
     cancelled_at: float | None = None
     """Monotonic seconds at which the processor was told to give up."""
     is_answered: bool = False
     """The broker has the answer: whatever happens now, the message is acked."""
     trace: Any = None
     """What the tracer remembers, with `trace_id`; `None` when nothing is traced."""
+
+    def start_attempt(self, now: float, now_unix: float) -> AttemptResult:
+        """Count an attempt that starts now and return the empty result that it fills."""
+        self.attempts += 1
+        self.counted_attempts += 1
+        if self.first_attempt_at is None:
+            self.first_attempt_at = now
+            self.queue_s = max(0.0, now_unix - self.message.publish_time)
+        self.result = AttemptResult()
+        return self.result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +81,7 @@ class Limits:
     max_delivery_attempts: int | None
     """`None` when the subscription does not count."""
 
-    def budget(self, delivery: Delivery, *, now: float, now_unix: float, draining: bool) -> Budget:
+    def budget(self, delivery: Delivery, *, now: float, now_unix: float, is_draining: bool) -> Budget:
         """Return what is left to spend on the delivery."""
         deadline = delivery.request.deadline if delivery.request is not None else None
         return Budget(
@@ -80,8 +93,10 @@ class Limits:
             deadline_left_s=None if deadline is None else deadline - now_unix,
             held_s=delivery.held_s,
             hold_max_s=self.hold_max_s,
-            attempts=delivery.charged_tries,
-            draining=draining,
+            attempts=delivery.attempts,
+            counted_attempts=delivery.counted_attempts,
+            continuations=delivery.continuations,
+            is_draining=is_draining,
             reply_on_last_attempt=self.reply_on_last_attempt,
         )
 
@@ -97,3 +112,67 @@ class Reply:
     truncated: bool = False
     stats: bytes | None = None
     retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nack:
+    """The message is redelivered."""
+
+    reason: str
+    """Label of the metric: the error class, or `drain`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyAnswered:
+    """The message's answer is out; only the ack is missing."""
+
+
+Outcome = Reply | Nack | AlreadyAnswered
+"""What the walk of a delivery ends in."""
+
+
+def build_reply(delivery: Delivery, decision: Decision, *, stats: bytes | None = None) -> Reply:
+    """
+    Return the answer that a decision to reply gives, with these stats.
+
+    An error carries what the latest attempt had of an answer when it broke, even if it was cut by the worker itself;
+    nothing of earlier attempts.
+    """
+    metadata = delivery.request.metadata if delivery.request is not None else b"{}"
+    event = delivery.event
+    if decision.error_class is None:
+        assert event is not None
+        return Reply(status_code=decision.reply_status, body=event.body, metadata=metadata, stats=stats)
+    if event is None:  # there was no attempt, or it was cut before its end was judged
+        event = ErrorEvent(backend=delivery.backend or "", path="", phase=Phase.PREPARE)
+    partial = partial_of(decision, event, delivery.result.partial if delivery.result is not None else None)
+    status, body = error_reply(decision, event, attempts=delivery.attempts, partial=partial)
+    return Reply(
+        status_code=status,
+        body=body,
+        metadata=metadata,
+        error_class=decision.error_class,
+        truncated=partial is not None,
+        stats=stats,
+        retryable=decision.retryable,
+    )
+
+
+def bad_message(error: MessageError) -> Reply:
+    """Return the answer to a message that is not a request."""
+    return Reply(
+        status_code=ROWS[ErrorClass.BAD_MESSAGE].fixed_status,
+        body=bad_message_body(error.reason, param=error.param),
+        metadata=error.metadata,
+        error_class=ErrorClass.BAD_MESSAGE,
+    )
+
+
+def conflict(key: str, metadata: bytes) -> Reply:
+    """Return the answer to a request under a key that another request was answered under."""
+    return Reply(
+        status_code=ROWS[ErrorClass.IDEMPOTENCY_CONFLICT].fixed_status,
+        body=idempotency_conflict_body(key),
+        metadata=metadata,
+        error_class=ErrorClass.IDEMPOTENCY_CONFLICT,
+    )

@@ -26,10 +26,10 @@ from worker.flow.clock import LoopClock
 from worker.pipeline.attempt import Attempts
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, build_store
-from worker.pipeline.policies import build_policy
 from worker.pipeline.processor import Processor, Rules
 from worker.pipeline.replies import Replier
 from worker.pipeline.routes import Intake, Router, build_route
+from worker.policy.engine import load_policy
 from worker.policy.hook import HookOutcome, HookReport
 from worker.settings.conflicts import section_of
 from worker.settings.schema import Settings
@@ -57,13 +57,12 @@ class Service:
 
     Args:
         settings: In force.
-        source: The YAML file they came from, for the lines of faults in rules.
 
     Raises:
         SettingsError: A rule or hook of the error policy cannot be used, or tracing is on without its extra.
     """
 
-    def __init__(self, settings: Settings, source: str | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._metrics = Metrics()
         self._stopping = asyncio.Event()
@@ -71,7 +70,9 @@ class Service:
         self._subscriber: PubSubSubscriber | None = None
         self._processor: Processor | None = None
         self._supervisor: Supervisor | None = None
-        self._policy = build_policy(settings, source, on_hook=self._hook_asked)
+        self._policy = load_policy(
+            settings.policy.rules, hook_timeout_s=settings.policy.hook_timeout_s, on_hook=self._hook_asked
+        )
         self._may_surely_pull = False
         self._probes = Probes(self._metrics.registry, self._details)
         self._tracer = _build_tracer(settings)
@@ -198,15 +199,14 @@ class Service:
             lease_s=settings.pubsub.max_lease_duration_s,
             tracer=self._tracer,
         )
-        attempts = Attempts(
-            self._policy, recorder, send_idempotency_key=settings.request.idempotency_key, tracer=self._tracer
-        )
+        attempts = Attempts(recorder, send_idempotency_key=settings.request.idempotency_key, tracer=self._tracer)
         self._processor = Processor(
-            Router(routes),
-            attempts,
-            replier,
-            recorder,
-            Rules(request=settings.request, limits=limits, settle_s=settings.drain.settle_s),
+            router=Router(routes),
+            policy=self._policy,
+            attempts=attempts,
+            replier=replier,
+            recorder=recorder,
+            rules=Rules(request=settings.request, limits=limits, settle_s=settings.drain.settle_s),
             deduper=deduper,
             dead_letters=self._build_dead_letters(broker),
             tracer=self._tracer,

@@ -22,10 +22,10 @@ PATIENT = BreakerSettings(failures=1000)
 
 
 class NoJitter(random.Random):
-    """Waits between tries are as short as they may be."""
+    """Waits between attempts are as short as they may be."""
 
-    def uniform(self, a: float, b: float) -> float:
-        return min(a, b)
+    def random(self) -> float:
+        return 0.0
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def open_backend(open_backend: Open) -> Open:
 
 def pipeline_of(open_backend: Open, sim: SimBackend, **route: Any) -> Pipeline:
     backend: Any = open_backend(sim.base_url, name="fake", timeouts={"idle_s": 0.2, "total_s": 10}, **route)
-    pipeline = Pipeline(backend, include_stats=True, breaker=PATIENT, attempts={"suspicion_s": 0.01})
-    pipeline.attempts._random = NoJitter()
+    pipeline = Pipeline(backend, include_stats=True, breaker=PATIENT, outage_detection_s=0.01)
+    pipeline.processor._random = NoJitter()
     return pipeline
 
 

@@ -22,6 +22,7 @@ from worker.pipeline.processor import Processor, Rules
 from worker.pipeline.replies import Replier
 from worker.pipeline.routes import Intake, Route, Router, build_route
 from worker.policy.engine import ErrorPolicy
+from worker.policy.judge import OUTAGE_DETECTION_S
 from worker.ports import Settlement
 from worker.settings.schema import (
     BreakerSettings,
@@ -109,7 +110,8 @@ class Pipeline:
             clock=loop_time,
         )
         policy = more.pop("policy", None) or ErrorPolicy(now_unix=unix_time)
-        self.attempts = Attempts(policy, self.recorder, tracer=tracer, wall_clock=unix_time, **more.pop("attempts", {}))
+        self.policy = policy
+        self.attempts = Attempts(self.recorder, tracer=tracer, wall_clock=unix_time, **more.pop("attempts", {}))
         dedupe = more.pop("dedupe", DedupeSettings())
         store = more.pop("store", None) or MemoryStore(dedupe)
         self.deduper = Deduper(store, dedupe.metadata_key)
@@ -121,15 +123,19 @@ class Pipeline:
             max_delivery_attempts=more.pop("max_delivery_attempts", 5),
         )
         rules = Rules(
-            request=more.pop("request", RequestSettings()), limits=self.limits, settle_s=more.pop("settle_s", 40.0)
+            request=more.pop("request", RequestSettings()),
+            limits=self.limits,
+            settle_s=more.pop("settle_s", 40.0),
+            outage_detection_s=more.pop("outage_detection_s", OUTAGE_DETECTION_S),
         )
         dead_letters = DeadLetters(self.dead_topic, self.metrics) if more.pop("dead_letters", False) else None
         self.processor = Processor(
-            more.pop("router", None) or Router(self.routes),
-            self.attempts,
-            self.replier,
-            more.pop("recorder", None) or self.recorder,
-            rules,
+            router=more.pop("router", None) or Router(self.routes),
+            policy=policy,
+            attempts=self.attempts,
+            replier=self.replier,
+            recorder=more.pop("recorder", None) or self.recorder,
+            rules=rules,
             deduper=self.deduper,
             dead_letters=dead_letters,
             tracer=tracer,
@@ -184,4 +190,4 @@ class Pipeline:
             gate = route.gate.statistics()
             assert (gate.in_flight, gate.waiting, gate.held) == (0, 0, 0)
         assert self.metrics.in_flight._value.get() == 0
-        assert self.processor._flights._running == {}
+        assert len(self.processor._in_flight) == 0

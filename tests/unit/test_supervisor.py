@@ -162,7 +162,8 @@ def test_one_sick_route_does_not_hide_another(kind: type[FakeBackend]) -> None:
 async def _fail(pipeline: Pipeline, route: Any) -> None:
     request = RequestMessage(path="/v1/completions", body=b"{}")
     permit = await route.gate.admit(AdmissionOrder())
-    await pipeline.attempts.make(a_delivery(request), request, route, permit)
+    with permit:
+        await pipeline.processor._attempt(a_delivery(request), request, route, permit)
     assert route.is_open()
 
 

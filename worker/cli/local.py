@@ -28,9 +28,9 @@ from worker.client import (
 )
 from worker.emulators.openai import SimOptions
 from worker.errors import SettingsError
-from worker.pipeline.policies import build_policy
+from worker.policy.engine import load_policy
 from worker.ports import Settlement
-from worker.settings.load import config_file, load_settings
+from worker.settings.load import load_settings
 from worker.settings.schema import PubSubSettings
 from worker.telemetry.metrics import Metrics
 from worker.wire.message import ReceivedMessage
@@ -147,7 +147,7 @@ def _check(options: argparse.Namespace) -> None:
         raise SettingsError([f"--{error}"]) from None
     anywhere = "127.0.0.1:1"
     flags = _worker_settings(options, anywhere, options.backend_url or f"http://{anywhere}")
-    build_policy(load_settings(options.config, flags=flags), options.config or config_file())
+    load_policy(load_settings(options.config, flags=flags).policy.rules)
 
 
 def _worker_settings(options: argparse.Namespace, emulator_host: str | None, backend_url: str) -> dict[str, Any]:

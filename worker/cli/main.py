@@ -111,7 +111,7 @@ def _run(namespace: argparse.Namespace) -> int:
 
     async def serve() -> int:
         nonlocal service
-        service = Service(settings, _source(namespace))
+        service = Service(settings)
         tune_collector()
         _on_signals(service.stop)
         return await service.run()
@@ -271,9 +271,9 @@ def _add_config(commands: Any) -> None:
 
 
 def _config_check(namespace: argparse.Namespace) -> int:
-    from worker.pipeline.policies import build_policy  # noqa: PLC0415
+    from worker.policy.engine import load_policy  # noqa: PLC0415
 
-    build_policy(_load(namespace), namespace.config)
+    load_policy(_load(namespace).policy.rules)
     print(f"{namespace.config}: good")
     return 0
 

@@ -6,10 +6,13 @@ Works without any backend or broker; with `--config` the operator's rules and ho
 
 import argparse
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from worker.errors import SettingsError
+
+Kind = TypeVar("Kind", bound=StrEnum)
 
 
 def add_policy(commands: Any) -> None:
@@ -27,17 +30,32 @@ def add_policy(commands: Any) -> None:
     explain.add_argument("--model")
     explain.add_argument("--backend", default="default", help="name of the route")
     explain.add_argument("--in-stream", action="store_true", help="the error came inside a stream")
-    explain.add_argument("--delivery-attempt", type=int, help="the broker's count, from 1")
-    explain.add_argument("--max-delivery-attempts", type=int, help="of the dead-letter policy")
-    explain.add_argument("--attempts", type=int, default=1, help="tries in this process, from 1")
+    delivery = explain.add_argument_group("the delivery", "what was spent on it; defaults: its first attempt")
+    delivery.add_argument("--delivery-attempt", type=int, metavar="N", help="the broker's count, from 1")
+    delivery.add_argument("--max-delivery-attempts", type=int, metavar="N", help="of the dead-letter policy")
+    delivery.add_argument("--attempts", type=int, default=1, metavar="N", help="in this process, from 1")
+    delivery.add_argument("--outage-attempts", type=int, default=0, metavar="N", help="of them attributed to outages")
+    delivery.add_argument("--continuations", type=int, default=0, metavar="N", help="times a stream was resumed")
+    delivery.add_argument(
+        "--can-resume", action="store_true", help="the stream left text that the next attempt can use"
+    )
+    delivery.add_argument("--message-age", type=float, default=0.0, metavar="S", help="since it was published")
+    delivery.add_argument("--held", type=float, default=0.0, metavar="S", help="time it has been held")
+    delivery.add_argument("--lease-left", type=float, metavar="S", help="default: all of pubsub.max_lease_duration_s")
+    delivery.add_argument("--deadline-left", type=float, metavar="S", help="until the request's deadline")
+    around = explain.add_argument_group("around it")
+    around.add_argument("--draining", action="store_true", help="the worker is shutting down")
+    around.add_argument("--breaker-open", metavar="CLASS", help="the breaker is open, by errors of this class")
+    around.add_argument("--forbidden-in-a-row", type=int, default=0, metavar="N", help="403s without a success between")
     explain.set_defaults(command=_explain)
 
 
 def _explain(namespace: argparse.Namespace) -> int:
-    from worker.pipeline.policies import build_policy  # noqa: PLC0415
     from worker.policy.budgets import Budget  # noqa: PLC0415
+    from worker.policy.engine import load_policy  # noqa: PLC0415
     from worker.policy.explain import explain  # noqa: PLC0415
-    from worker.policy.model import ErrorEvent  # noqa: PLC0415
+    from worker.policy.judge import BackendHealth  # noqa: PLC0415
+    from worker.policy.model import ErrorClass, ErrorEvent, Fault, Phase  # noqa: PLC0415
     from worker.settings.load import load_settings  # noqa: PLC0415
     from worker.settings.schema import Settings  # noqa: PLC0415
 
@@ -48,11 +66,11 @@ def _explain(namespace: argparse.Namespace) -> int:
         backend=namespace.backend,
         path=namespace.path,
         model=namespace.model,
-        phase=_member("--phase", namespace.phase),
+        phase=_member("--phase", Phase, namespace.phase),
         status=namespace.status,
         headers=_headers(namespace.header),
         body=_body(namespace.body),
-        fault=_member("--fault", namespace.fault) if namespace.fault else None,
+        fault=_member("--fault", Fault, namespace.fault) if namespace.fault else None,
         in_stream=namespace.in_stream,
         delivery_attempt=namespace.delivery_attempt,
         attempts=namespace.attempts,
@@ -61,20 +79,32 @@ def _explain(namespace: argparse.Namespace) -> int:
     budget = Budget(
         max_delivery_attempts=namespace.max_delivery_attempts,
         delivery_attempt=namespace.delivery_attempt,
+        message_age_s=namespace.message_age,
         max_message_age_s=settings.pubsub.max_message_age_s,
-        lease_left_s=lease,
+        lease_left_s=lease if namespace.lease_left is None else namespace.lease_left,
+        deadline_left_s=namespace.deadline_left,
+        held_s=namespace.held,
         hold_max_s=settings.policy.hold_max_s or lease,
         attempts=namespace.attempts,
+        counted_attempts=namespace.attempts - namespace.outage_attempts,
+        continuations=namespace.continuations,
+        is_draining=namespace.draining,
         reply_on_last_attempt=settings.policy.reply_on_last_attempt,
     )
-    sys.stdout.write(explain(build_policy(settings, namespace.config), event, budget).render())
+    opened_by = _member("--breaker-open", ErrorClass, namespace.breaker_open) if namespace.breaker_open else None
+    explanation = explain(
+        load_policy(settings.policy.rules, hook_timeout_s=settings.policy.hook_timeout_s),
+        event,
+        budget,
+        BackendHealth(stopped_by=opened_by),
+        can_resume=namespace.can_resume,
+        consecutive_forbidden=namespace.forbidden_in_a_row,
+    )
+    sys.stdout.write(explanation.render())
     return 0
 
 
-def _member(option: str, value: str) -> Any:
-    from worker.policy.model import Fault, Phase  # noqa: PLC0415
-
-    kind: type[Fault | Phase] = Fault if option == "--fault" else Phase
+def _member(option: str, kind: type[Kind], value: str) -> Kind:
     try:
         return kind(value)
     except ValueError:

@@ -1,57 +1,78 @@
-"""Deliveries under way, by message: the same message in flight twice is worked on once."""
+"""Request coalescing: the same message delivered again while it is worked on shares the first delivery's outcome."""
 
 import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from worker.delivery import Delivery
-from worker.pipeline.shutdown import Finisher
+from worker.pipeline.shutdown import ShutdownGrace
 from worker.ports import Settlement
+from worker.telemetry.record import Recorder
 from worker.wire.message import ReceivedMessage
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
-    """A delivery under way, and what its message's other deliveries wait for."""
-
+class _InFlight:
     delivery: Delivery
     outcome: "asyncio.Future[Settlement]"
 
 
-class Flights:
+class InFlightDeliveries:
     """
-    What is under way.
+    A handler around another one: one delivery of a message is worked on at a time.
 
     Args:
-        finisher: How long a delivery that is told to stop still waits for the other one.
+        work: Settles one delivery; raises nothing but CancelledError.
+        grace: How long a delivery that is told to stop still waits for the other one.
+        recorder: Counts the repeats.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, finisher: Finisher) -> None:
-        self._finisher = finisher
-        self._running: dict[str, Flight] = {}
+    def __init__(
+        self,
+        work: Callable[[Delivery], Awaitable[Settlement]],
+        grace: ShutdownGrace,
+        recorder: Recorder,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._work = work
+        self._grace = grace
+        self._recorder = recorder
+        self._clock = clock
+        self._running: dict[str, _InFlight] = {}
 
-    def find(self, message: ReceivedMessage) -> Flight | None:
-        """Return the flight of a message's other delivery."""
-        return self._running.get(message.message_id)
+    def __len__(self) -> int:
+        return len(self._running)
 
-    def begin(self, delivery: Delivery) -> None:
-        """Let later deliveries of its message find this one."""
+    async def handle(self, message: ReceivedMessage) -> Settlement:
+        """
+        Work on the message, or wait for the delivery that is worked on already.
+
+        Cancellation: as that of `work`; a delivery that waits for another one is settled as that one is, within the
+        grace, and nacked when the grace is over first.
+        """
+        first = self._running.get(message.message_id)
+        if first is not None:
+            self._recorder.duplicate("in_flight")
+            return await self._join(first, message)
+        delivery = Delivery(message, self._clock())
         outcome: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
-        self._running[delivery.message.message_id] = Flight(delivery, outcome)
-
-    def end(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Tell who waits."""
-        self._running.pop(delivery.message.message_id).outcome.set_result(settlement)
-
-    async def join(self, flight: Flight, message: ReceivedMessage) -> Settlement:
-        """
-        Share the outcome of the delivery under way.
-
-        Cancellation: the other one is told to stop too; its outcome is waited for as long as it may take to finish.
-        """
-        if (message.delivery_attempt or 0) > (flight.delivery.message.delivery_attempt or 0):
-            flight.delivery.message = message  # the last permitted attempt may be this one
+        self._running[message.message_id] = _InFlight(delivery, outcome)
+        settlement = Settlement.NACK
         try:
-            await asyncio.wait({flight.outcome})
+            settlement = await self._work(delivery)
+        finally:
+            del self._running[message.message_id]
+            outcome.set_result(settlement)
+        return settlement
+
+    async def _join(self, first: _InFlight, message: ReceivedMessage) -> Settlement:
+        if (message.delivery_attempt or 0) > (first.delivery.message.delivery_attempt or 0):
+            first.delivery.message = message  # the last permitted attempt may be this one
+        try:
+            await asyncio.wait({first.outcome})
         except asyncio.CancelledError:
-            await self._finisher.wait(flight.outcome)
-        return flight.outcome.result() if flight.outcome.done() else Settlement.NACK
+            await self._grace.wait(first.outcome)
+        return first.outcome.result() if first.outcome.done() else Settlement.NACK

@@ -169,7 +169,7 @@ class Replier:
         _log.error("reply_too_large", message_id=delivery.message.message_id, bytes=size)
         return Reply(
             status_code=502,
-            body=reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.tries),
+            body=reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.attempts),
             metadata=reply.metadata,
             error_class=ErrorClass.REPLY_TOO_LARGE,
             stats=_with_error_class(reply.stats, ErrorClass.REPLY_TOO_LARGE),

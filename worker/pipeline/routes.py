@@ -1,5 +1,5 @@
 """
-Routes: which backend a request goes to, and the gate in front of each.
+Routes: which requests are taken, which backend each goes to, and the gate in front of it.
 
 Routes are tried in the order of the settings; the first whose patterns all match takes the request.
 """
@@ -8,13 +8,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from worker.flow.breaker import Breaker
+from worker.errors import MessageError
+from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope
 from worker.flow.circuit import CircuitConfig, CircuitState, CircuitStatistics, ProbeSchedule
 from worker.flow.clock import Clock
-from worker.flow.gate import RouteGate
+from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.window.adaptive import AdaptiveWindow
+from worker.policy.judge import HEALTHY, BackendHealth, Report
+from worker.policy.model import BreakerAction, ErrorClass, ErrorEvent, Scope
 from worker.ports import Backend
-from worker.settings.schema import RouteMatch, RouteSettings
+from worker.settings.schema import RequestSettings, RouteMatch, RouteSettings
+from worker.wire.message import ReceivedMessage, RequestMessage, decode_request
+
+_FORBIDDEN = 403
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +51,52 @@ class Route:
             if circuit is not None and circuit.state is not CircuitState.CLOSED:
                 return circuit
         return None
+
+    def health(self, model: str | None) -> BackendHealth:
+        """Return what the gate knows of the backend that concerns a model's next attempt."""
+        circuit = self.blocked_by(model)
+        if circuit is None:
+            return HEALTHY
+        probe_at = circuit.next_probe_at
+        return BackendHealth(
+            stopped_by=ErrorClass(circuit.error_class) if circuit.error_class else ErrorClass.OVERLOADED,
+            next_probe_s=None if probe_at is None else probe_at - self.clock.now(),
+            has_others_waiting=self.gate.statistics().waiting > 0,
+        )
+
+    def note_status(self, event: ErrorEvent) -> None:
+        """Count 403s in a row; a success ends the row."""
+        if event.status == _FORBIDDEN:
+            self.forbidden_in_a_row += 1
+        elif event.fault is None and event.status is not None and event.status < 300:  # noqa: PLR2004
+            self.forbidden_in_a_row = 0
+
+    def report(
+        self, permit: Permit, told: Report, model: str | None, *, work: int | None = None
+    ) -> tuple[str, str | None] | None:
+        """
+        Give the permit back with what the gate is told; return class and model of a breaker that this opened.
+
+        The model is `None` where the breaker of the whole route opened; `None` where no breaker opened.
+        """
+        was_blocked, was_open = self.blocked_by(model) is not None, self.is_open()
+        permit.finish(
+            AttemptSignal(
+                breaker=BreakerEffect(told.breaker.value),
+                overload=told.is_overload,
+                error_class=told.error_class or "",
+                scope=BreakerScope.MODEL if told.scope is Scope.MODEL else BreakerScope.ROUTE,
+                retry_after_s=told.retry_after_s,
+                pause_s=told.pause_s,
+                work=work,
+            )
+        )
+        if told.breaker is BreakerAction.SUCCESS:
+            return None
+        is_open, circuit = self.is_open(), self.blocked_by(model)
+        if circuit is None or (was_blocked and not (is_open and not was_open)):
+            return None
+        return circuit.error_class or "", None if is_open else model
 
     def takes(self, model: str | None, path: str) -> bool:
         """Whether every list of patterns that is given matches."""
@@ -77,6 +129,39 @@ def build_route(settings: RouteSettings, backend: Backend, clock: Clock) -> Rout
         clock,
     )
     return Route(name=settings.name, backend=backend, gate=gate, clock=clock, match=settings.match)
+
+
+class RequestReader:
+    """
+    Reads requests.
+
+    Args:
+        rules: Paths and headers that may be asked for.
+    """
+
+    def __init__(self, rules: RequestSettings) -> None:
+        self._rules = rules
+        self._usual_paths = frozenset(rules.allowed_paths)
+
+    def read(self, message: ReceivedMessage) -> RequestMessage:
+        """
+        Return the request of a message; its body is there.
+
+        Raises:
+            MessageError: It cannot be read, or asks for what is not allowed; permanent.
+        """
+        request = decode_request(message.data)
+        path = request.path.partition("?")[0]
+        if path not in self._usual_paths and not any(
+            fnmatchcase(path, pattern) for pattern in self._rules.allowed_paths
+        ):
+            raise MessageError(f"path {path} is not allowed", param="path", metadata=request.metadata)
+        for name in request.headers:
+            if name not in self._rules.allowed_headers:
+                raise MessageError(f"header {name!r} is not allowed", param="headers", metadata=request.metadata)
+        if request.body is None:
+            raise MessageError("body_uri is not enabled", param="body_uri", metadata=request.metadata)
+        return request
 
 
 class Intake:

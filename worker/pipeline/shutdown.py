@@ -1,5 +1,5 @@
 """
-Finishing what is paid for: an answer that exists is published even when its delivery is cancelled, for a while.
+What a shutdown still waits for: an answer that exists is published even when its delivery is cancelled, for a while.
 
 A drain cancels what still runs when its grace is over.  From that moment each delivery has `settle_s` for whatever
 must not be dropped in the middle; a second signal shortens it for all of them.
@@ -11,10 +11,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from worker.delivery import Delivery
 
-
-class Finisher:
+class ShutdownGrace:
     """
     Lets work go on beyond a cancellation, for a bounded time.
 
@@ -47,30 +45,37 @@ class Finisher:
             self._hurried = asyncio.get_running_loop().create_future()
         return self._hurried
 
-    async def finish(self, delivery: Delivery, work: Coroutine[Any, Any, None]) -> None:
+    async def finish(self, work: Coroutine[Any, Any, None], cancelled_at: float | None = None) -> float | None:
         """
         See the work through, or stop it when its time is over; either way it has ended on return.
+
+        Args:
+            work: What must not be dropped in the middle.
+            cancelled_at: When its delivery was cancelled, by the clock; `None` while it is not.
+
+        Returns:
+            When the delivery was cancelled; `None` if it was not.
 
         Raises:
             Exception: What the work raised.
 
-        Cancellation: swallowed once, noted in `delivery.cancelled_at`; the work goes on for `settle_s`.  A second one
-        stops it at once.
+        Cancellation: swallowed once; the work goes on for `settle_s`.  A second one stops it at once.
         """
         task = asyncio.ensure_future(work)
         with suppress(asyncio.CancelledError):
-            if delivery.cancelled_at is None:
+            if cancelled_at is None:
                 try:
                     await _end_of(task)
                 except asyncio.CancelledError:
-                    delivery.cancelled_at = self._clock()
+                    cancelled_at = self._clock()
             if not task.done():
-                await self.wait(task, delivery.cancelled_at)
+                await self.wait(task, cancelled_at)
         if not task.done():
             task.cancel()
             await _end_of(task)
         if not task.cancelled():
             task.result()
+        return cancelled_at
 
     async def wait(self, future: "asyncio.Future[Any]", since: float | None = None) -> None:
         """
@@ -100,3 +105,16 @@ async def _end_of(task: "asyncio.Task[Any]") -> None:
         await ended
     finally:
         task.remove_done_callback(tell)
+
+
+async def wait_for(event: asyncio.Event, seconds: float) -> None:
+    """
+    Wait until the event is set, or so long.
+
+    Cancellation: leaves nothing behind.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

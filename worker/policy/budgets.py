@@ -1,19 +1,19 @@
 """
 The budgets that overrule a decision: how often a message may be tried, how long it may be kept.
 
-They run last, over a decision of any origin (table, operators' rule, hook), so that no rule can keep a message for
-ever or lose it silently.  In order: tries of the class, the deadline, what is left to hold with, the last attempt.
-Everything is a plain number measured by the caller; nothing here reads a clock.
+`judge` applies them last, over a decision of any origin (table, operators' rule, hook), so that no rule can keep a
+message for ever or lose it silently.  In order: attempts of the class, the
+deadline, what is left to hold with, the last attempt.  Everything is a plain number measured by the caller; nothing
+here reads a clock.
 
 Source: house decision; `delivery_attempt` and the dead-letter policy:
     https://cloud.google.com/pubsub/docs/handling-failures#dead-letter_topic
 """
 
-import random
 from dataclasses import dataclass, replace
 
-from worker.policy.model import Decision, Disposition, ErrorClass
-from worker.policy.rows import ROWS
+from worker.policy.model import Decision, Disposition
+from worker.policy.own_replies import deadline_passed
 
 _MAX_DOUBLINGS = 32
 """2**32 s is beyond every `max_s`; keeps the power a small number however often was tried."""
@@ -40,11 +40,20 @@ class Budget:
     hold_max_s: float
     """The setting's bound of holding; a decision may bring its own."""
     attempts: int = 1
-    """Tries of this delivery in this process; 0: never tried, only waited."""
-    draining: bool = False
+    """Attempts of this delivery in this process; 0: it only waited."""
+    counted_attempts: int = 1
+    """... of them those that count against a class's limit: not the ones attributed to an outage."""
+    continuations: int = 0
+    """Times this delivery was held to resume a broken stream."""
+    is_draining: bool = False
     """The worker is shutting down: nothing is held any more."""
     reply_on_last_attempt: bool = True
     """`False` leaves the last nack to the dead-letter topic."""
+
+    @property
+    def outage_retries(self) -> int:
+        """Attempts that were attributed to outages."""
+        return self.attempts - self.counted_attempts
 
 
 def apply_budgets(decision: Decision, budget: Budget, *, delay_s: float | None = None) -> Decision:
@@ -63,7 +72,7 @@ def apply_budgets(decision: Decision, budget: Budget, *, delay_s: float | None =
     if _tries_used_up(decision, budget):
         return _reply(decision, "max_tries")
     if budget.deadline_left_s is not None and budget.deadline_left_s <= 0:
-        return _deadline_passed(decision)
+        return deadline_passed(decision, rule=f"{decision.rule}+budget:deadline")
     if decision.disposition is Disposition.HOLD:
         delay = delay_s if delay_s is not None else decision.retry_after_s or 0.0
         spent = _spent_of_hold(decision, budget, delay)
@@ -74,48 +83,23 @@ def apply_budgets(decision: Decision, budget: Budget, *, delay_s: float | None =
     return decision if spent is None else _reply(decision, spent)
 
 
-def next_delay_s(decision: Decision, try_number: int, rng: random.Random) -> float:
+def next_delay_s(decision: Decision, attempt: int, jitter: float) -> float:
     """
-    Return how many seconds to wait before the next in-process try.
+    Return how many seconds to wait before the next attempt in this process.
 
     The backend's Retry-After is a lower bound, full jitter keeps a held queue from coming back in step:
-    `max(retry_after, uniform(0, min(max_s, base_s * 2**(try_number - 1))))`.
+    `max(retry_after, jitter * min(max_s, base_s * 2**(attempt - 1)))`.
 
     Args:
-        decision: Brings the backoff and the backend's wish.
-        try_number: Tries so far, from 1.
-        rng: Source of the jitter.
+        decision: Brings the backoff and the backend's hint.
+        attempt: Attempts so far, from 1.
+        jitter: A uniform random number in [0, 1).
 
     Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ (full jitter).
     """
-    doublings = min(max(try_number - 1, 0), _MAX_DOUBLINGS)
+    doublings = min(max(attempt - 1, 0), _MAX_DOUBLINGS)
     ceiling = min(decision.backoff.max_s, decision.backoff.base_s * 2.0**doublings)
-    return max(decision.retry_after_s or 0.0, rng.uniform(0.0, ceiling))
-
-
-def waiting_decision(error_class: ErrorClass) -> Decision:
-    """
-    Return the decision to hold a delivery that was not tried at all, because its route is closed.
-
-    It passes the budgets like any other: with the hold spent it is nacked, and answered when that nack would be the
-    last one.  The answer says what closed the route.
-
-    Args:
-        error_class: What opened the breaker.
-    """
-    row = ROWS[error_class]
-    return Decision(
-        disposition=Disposition.HOLD,
-        error_class=error_class,
-        rule=f"breaker:{error_class}",
-        retryable=True,
-        reply_status=row.reply_status or row.fallback_status,
-        verbatim=False,
-        expose_backend=row.expose_backend,
-        message=row.says,
-        backoff=row.backoff,
-        scope=row.scope,
-    )
+    return max(decision.retry_after_s or 0.0, jitter * ceiling)
 
 
 def _tries_used_up(decision: Decision, budget: Budget) -> bool:
@@ -124,15 +108,15 @@ def _tries_used_up(decision: Decision, budget: Budget) -> bool:
 
     Only `delivery_attempt` survives a change of pods; it counts expiries too, so it is the pessimistic one.
     """
-    if decision.max_tries is None or budget.attempts == 0:
+    if decision.max_tries is None or budget.counted_attempts == 0:
         return False
-    return max(budget.delivery_attempt or 0, budget.attempts) >= decision.max_tries
+    return max(budget.delivery_attempt or 0, budget.counted_attempts) >= decision.max_tries
 
 
 def _spent_of_hold(decision: Decision, budget: Budget, delay_s: float) -> str | None:
     """Return the name of what does not allow to hold for another `delay_s`, or `None` when everything does."""
     hold_max_s = budget.hold_max_s if decision.hold_max_s is None else decision.hold_max_s
-    if budget.draining:
+    if budget.is_draining:
         return "draining"
     if budget.lease_left_s <= delay_s:
         return "lease"
@@ -151,21 +135,8 @@ def _spent_of_nack(budget: Budget) -> str | None:
     if budget.delivery_attempt is not None and budget.max_delivery_attempts is not None:
         is_last = budget.delivery_attempt >= budget.max_delivery_attempts
         return "last_attempt" if is_last and budget.reply_on_last_attempt else None
-    return "age" if budget.attempts > 0 and budget.message_age_s > budget.max_message_age_s else None
+    return "age" if budget.counted_attempts > 0 and budget.message_age_s > budget.max_message_age_s else None
 
 
 def _reply(decision: Decision, spent: str) -> Decision:
     return replace(decision, disposition=Disposition.REPLY, rule=f"{decision.rule}+budget:{spent}", retry_after_s=None)
-
-
-def _deadline_passed(decision: Decision) -> Decision:
-    row = ROWS[ErrorClass.DEADLINE_EXCEEDED]
-    return replace(
-        _reply(decision, "deadline"),
-        error_class=ErrorClass.DEADLINE_EXCEEDED,
-        reply_status=row.reply_status or row.fallback_status,
-        reply_code=None,
-        retryable=row.retryable,
-        verbatim=row.verbatim,
-        message=f"{row.says}  Last error: {decision.message}" if decision.message else row.says,
-    )

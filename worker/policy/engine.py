@@ -7,20 +7,22 @@ about the delivery and not about the error.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from worker.policy.hook import DEFAULT_TIMEOUT_S, Hook, HookReport, HookRunner
+from worker.policy.hook import DEFAULT_TIMEOUT_S, Hook, HookReport, chain, load_hooks
 from worker.policy.model import Decision, ErrorClass, ErrorEvent
 from worker.policy.normalise import Facts, normalise
+from worker.policy.rules.load import parse_rules
 from worker.policy.rules.matching import apply_rule, first_match
 from worker.policy.rules.model import Rule
 from worker.policy.table import accept, classify, decide, is_good_answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """A decision before hooks and budgets, and what led to it."""
+class Classified:
+    """A decision before hooks, and what led to it."""
 
     decision: Decision
     facts: Facts | None = None
@@ -46,50 +48,44 @@ class ErrorPolicy:
         Take the parts; nothing is loaded or started here.
 
         Args:
-            rules: From `load_rules` or `parse_rules`, in the operator's order.
-            hooks: From `load_hooks`.
+            rules: In the operator's order.
+            hooks: In the order of their names.
             now_unix: Seconds since 1970, for a Retry-After that is a date.
             hook_timeout_s: For the whole chain of one event.
-            on_hook: Called with every report of the hooks, on the event loop, to be counted and logged.
+            on_hook: Called with every report of the hooks, to be counted and logged.
         """
         self._rules = tuple(rules)
         self._has_success_rules = any(rule.sees_success for rule in self._rules)
-        self._hooks = tuple(hooks)
-        self.hook_timeout_s = hook_timeout_s
-        """For the whole chain of one event."""
-        self._runner = HookRunner(self._hooks, timeout_s=hook_timeout_s) if hooks else None
+        self.hooks = tuple(hooks)
+        """In the order they are asked."""
+        self._hook_timeout_s = hook_timeout_s
         self._now_unix = now_unix
         self._on_hook = on_hook
 
-    @property
-    def hooks(self) -> tuple[Hook, ...]:
-        """The hooks, in the order they are asked."""
-        return self._hooks
-
-    async def decide(self, event: ErrorEvent, *, consecutive_forbidden: int = 0) -> Decision:
+    def decide(self, event: ErrorEvent, *, consecutive_forbidden: int = 0) -> Decision:
         """
-        Return what is to be done, before the budgets.
-
-        Without hooks, and for a good answer, nothing is awaited and no thread is involved.
+        Return what table, rules and hooks propose.
 
         Args:
             event: What happened; a good answer is an event too.
             consecutive_forbidden: 403s in a row on this route without a success between, this one included.
-
-        Cancellation: leaves nothing behind but a hook that finishes in its thread.
         """
-        decision = self.judge(event, consecutive_forbidden=consecutive_forbidden).decision
-        if self._runner is None or decision.error_class is None:
+        decision = self.classify(event, consecutive_forbidden=consecutive_forbidden).decision
+        if not self.hooks or decision.error_class is None:
             return decision
-        report = await self._runner.ask(event, decision)
-        if self._on_hook is not None:
-            self._on_hook(report)
-        return report.decision
+        return self.ask_hooks(event, decision).decision
 
-    def judge(self, event: ErrorEvent, *, consecutive_forbidden: int = 0) -> Judgement:
-        """Return what rules and table decide, and why; no hooks, no budgets."""
+    def ask_hooks(self, event: ErrorEvent, default: Decision) -> HookReport:
+        """Return what the hooks make of the decision of table and rules."""
+        hook_report = chain(self.hooks, event, default, timeout_s=self._hook_timeout_s)
+        if self._on_hook is not None:
+            self._on_hook(hook_report)
+        return hook_report
+
+    def classify(self, event: ErrorEvent, *, consecutive_forbidden: int = 0) -> Classified:
+        """Return what rules and table decide, and why; hooks take no part."""
         if is_good_answer(event) and not self._has_success_rules:
-            return Judgement(decision=accept(event))
+            return Classified(decision=accept(event))
         facts = normalise(event.status, event.headers, event.body)
         error_class = classify(event, facts, consecutive_forbidden=consecutive_forbidden)
         rule = first_match(self._rules, event, facts, error_class)
@@ -99,4 +95,24 @@ class ErrorPolicy:
             decision = accept(event)
         else:
             decision = decide(error_class, event, facts, now_unix=self._now_unix())
-        return Judgement(decision=decision, facts=facts, error_class=error_class, rule=rule)
+        return Classified(decision=decision, facts=facts, error_class=error_class, rule=rule)
+
+
+def load_policy(
+    rules: Sequence[Mapping[str, Any]],
+    *,
+    hook_timeout_s: float = DEFAULT_TIMEOUT_S,
+    on_hook: Callable[[HookReport], None] | None = None,
+) -> ErrorPolicy:
+    """
+    Return the policy with an operator's rules and every hook that is installed.
+
+    Args:
+        rules: As in `policy.rules` of the settings.
+        hook_timeout_s: For the whole chain of one event.
+        on_hook: Called with every report of the hooks.
+
+    Raises:
+        SettingsError: A rule or a hook cannot be used; permanent.
+    """
+    return ErrorPolicy(parse_rules(rules), load_hooks(), hook_timeout_s=hook_timeout_s, on_hook=on_hook)

@@ -1,40 +1,44 @@
 """
-Says in words how a decision comes about: what `inference-worker policy explain` prints.
+Says in words how a verdict comes about: what `inference-worker policy explain` prints.
 
-The same functions decide here as in the running worker, hooks included; only their thread is left out, so that an
-operator can step through a hook.  One that took longer than its limit is told and overruled, as in the worker.
+The functions that decide here are those of the running worker, hooks included.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from worker.policy.budgets import Budget, apply_budgets
-from worker.policy.engine import ErrorPolicy, Judgement
-from worker.policy.hook import HookOutcome, chain
-from worker.policy.model import Backoff, Decision, ErrorEvent
+from worker.policy.budgets import Budget
+from worker.policy.engine import Classified, ErrorPolicy
+from worker.policy.hook import HookOutcome
+from worker.policy.judge import HEALTHY, OUTAGE_DETECTION_S, AttemptEnd, BackendHealth, Report, Verdict, judge, report
+from worker.policy.model import Backoff, BreakerAction, Decision, Disposition, ErrorEvent
 from worker.policy.normalise import Facts, normalise
 from worker.policy.signals import match_signal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One stage of the way to a decision."""
+    """One stage of the way to a verdict."""
 
     stage: str
-    """`event`, `facts`, `table`, `rules`, `hooks`, `budgets`."""
+    """`event`, `facts`, `table`, `rules`, `hooks`, `gate`, `outage`, `delivery`."""
     text: str
     """One line for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """A decision with the way to it."""
+    """A verdict with the way to it."""
 
-    decision: Decision
+    verdict: Verdict
     facts: Facts
     steps: tuple[Step, ...]
+
+    @property
+    def decision(self) -> Decision:
+        """What is done in the end."""
+        return self.verdict.decision
 
     def render(self) -> str:
         """Return it as text of several lines, ending in the fields of the decision."""
@@ -46,46 +50,84 @@ class Explanation:
 
 
 def explain(
-    policy: ErrorPolicy, event: ErrorEvent, budget: Budget | None = None, *, consecutive_forbidden: int = 0
+    policy: ErrorPolicy,
+    event: ErrorEvent,
+    budget: Budget,
+    health: BackendHealth = HEALTHY,
+    *,
+    can_resume: bool = False,
+    consecutive_forbidden: int = 0,
 ) -> Explanation:
     """
-    Return the decision about an event and every step that led to it.
+    Return the verdict about an attempt and every step that led to it.
 
     Args:
         policy: With the operator's rules and hooks.
         event: What happened.
-        budget: What is left; `None` leaves the budgets out.
+        budget: What is left to spend on the delivery.
+        health: What the gate knows of the backend once it was told.
+        can_resume: The attempt left something that the next one can go on from.
         consecutive_forbidden: 403s in a row on this route, this one included.
     """
-    judgement = policy.judge(event, consecutive_forbidden=consecutive_forbidden)
-    facts = judgement.facts or normalise(event.status, event.headers, event.body)
+    classified = policy.classify(event, consecutive_forbidden=consecutive_forbidden)
+    facts = classified.facts or normalise(event.status, event.headers, event.body)
     steps = [
         Step(stage="event", text=_event_text(event)),
         Step(stage="facts", text=_facts_text(facts)),
-        Step(stage="table", text=_table_text(judgement, facts, event)),
-        Step(stage="rules", text=_rules_text(judgement)),
+        Step(stage="table", text=_table_text(classified, facts, event)),
+        Step(stage="rules", text=_rules_text(classified)),
     ]
-    decision = judgement.decision
+    decision = classified.decision
     if policy.hooks and decision.error_class is not None:
         decision, text = _ask_hooks(policy, event, decision)
         steps.append(Step(stage="hooks", text=text))
-    if budget is not None:
-        after = apply_budgets(decision, budget)
-        steps.append(Step(stage="budgets", text=_budget_text(decision, after)))
-        decision = after
-    return Explanation(decision=decision, facts=facts, steps=tuple(steps))
+    end = AttemptEnd(event=event, decision=decision, can_resume=can_resume)
+    steps.append(Step(stage="gate", text=_gate_text(report(end, budget))))
+    verdict = judge(end, budget, health)
+    if verdict.needs_outage_check:
+        text = f"waits {OUTAGE_DETECTION_S:g} s; if the breaker opens meanwhile, the failure is an outage's"
+        steps.append(Step(stage="outage", text=text))
+        end = AttemptEnd(event=event, decision=decision, can_resume=can_resume, is_outage_checked=True)
+        verdict = judge(end, budget, health)
+    steps.append(Step(stage="delivery", text=_delivery_text(decision, verdict)))
+    return Explanation(verdict=verdict, facts=facts, steps=tuple(steps))
 
 
 def _ask_hooks(policy: ErrorPolicy, event: ErrorEvent, default: Decision) -> tuple[Decision, str]:
     """Return what the hooks make of the default, and how it went."""
-    started = time.monotonic()
-    report = chain(policy.hooks, event, default)
-    seconds, limit_s = time.monotonic() - started, policy.hook_timeout_s
+    answer = policy.ask_hooks(event, default)
     asked = f"asked {', '.join(hook.name for hook in policy.hooks)}"
-    if seconds > limit_s:
-        return default, f"{asked}: took {seconds:.3g} s of {limit_s:g} s allowed, so the decision before them stands"
-    said = "no objection" if report.outcome is HookOutcome.DEFAULT else f"{report.outcome} by {report.hook}"
-    return report.decision, f"{asked}: {said}{report.detail and f' ({report.detail})'}"
+    said = "no objection" if answer.outcome is HookOutcome.DEFAULT else f"{answer.outcome} by {answer.hook}"
+    return answer.decision, f"{asked}: {said}{answer.detail and f' ({answer.detail})'}"
+
+
+def _gate_text(told: Report) -> str:
+    """Return what breaker and window are told."""
+    parts = {
+        BreakerAction.SUCCESS: "the breaker is told of a success",
+        BreakerAction.NONE: "the breaker is told nothing",
+        BreakerAction.COUNT: f"one failure in a row for the breaker of the {told.scope}",
+        BreakerAction.TRIP: f"the breaker of the {told.scope} opens at once",
+    }
+    text = [parts[told.breaker]]
+    if told.is_overload:
+        text.append("the window decreases, once for all that was refused together")
+    if told.pause_s:
+        text.append(f"the window pauses for {told.pause_s:g} s")
+    return "; ".join(text)
+
+
+def _delivery_text(proposed: Decision, verdict: Verdict) -> str:
+    """Return what the circumstances made of the proposed decision."""
+    decision = verdict.decision
+    what = f"{decision.disposition}"
+    if decision.disposition is not proposed.disposition:
+        what = f"{proposed.disposition} becomes {decision.disposition}"
+    reasons = decision.rule.removeprefix(proposed.rule).replace("budget:", "").split("+")
+    text = f"{what}: {', '.join(filter(None, reasons))}" if decision.rule != proposed.rule else what
+    if decision.disposition is Disposition.HOLD:
+        text += "; the attempt does not count against the class's limit" if verdict.is_outage else ""
+    return text
 
 
 def _event_text(event: ErrorEvent) -> str:
@@ -96,7 +138,7 @@ def _event_text(event: ErrorEvent) -> str:
     if event.in_stream:
         parts.append("inside a stream" + (", after text" if event.has_partial else ""))
     parts.append(
-        f"{len(event.body)} bytes, try {event.attempts}, delivery attempt {event.delivery_attempt or 'unknown'}"
+        f"{len(event.body)} bytes, attempt {event.attempts}, delivery attempt {event.delivery_attempt or 'unknown'}"
     )
     return "; ".join(parts)
 
@@ -108,27 +150,20 @@ def _facts_text(facts: Facts) -> str:
     return f"shape {shape}{words}, message {facts.message[:120]!r}"
 
 
-def _table_text(judgement: Judgement, facts: Facts, event: ErrorEvent) -> str:
-    if judgement.error_class is None:
+def _table_text(classified: Classified, facts: Facts, event: ErrorEvent) -> str:
+    if classified.error_class is None:
         return "a good answer"
     has_status = event.status is not None and event.status >= 400  # noqa: PLR2004 the first error status
     signal = match_signal(facts, facts.status if has_status else facts.status_hint)
-    if signal is None or signal.error_class is not judgement.error_class:
-        return f"{judgement.error_class}, by status, fault or phase"
-    return f"{judgement.error_class}, by a known sign ({signal.source})"
+    if signal is None or signal.error_class is not classified.error_class:
+        return f"{classified.error_class}, by status, fault or phase"
+    return f"{classified.error_class}, by a known sign ({signal.source})"
 
 
-def _rules_text(judgement: Judgement) -> str:
-    if judgement.rule is None:
+def _rules_text(classified: Classified) -> str:
+    if classified.rule is None:
         return "none fits; the table's row applies"
-    return f"{judgement.rule.name!r} fits"
-
-
-def _budget_text(before: Decision, after: Decision) -> str:
-    if after is before:
-        return "enough left"
-    spent = after.rule.removeprefix(before.rule).replace("+budget:", " ").split()
-    return f"{before.disposition} becomes {after.disposition}: {', '.join(spent)}"
+    return f"{classified.rule.name!r} fits"
 
 
 def _shown(decision: Decision) -> Mapping[str, Any]:

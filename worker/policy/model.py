@@ -140,7 +140,7 @@ class ErrorEvent:
     delivery_attempt: int | None = None
     """The broker's count, from 1; `None` when the subscription does not count."""
     attempts: int = 1
-    """Tries of this delivery in this process, this one included, from 1."""
+    """Attempts of this delivery in this process, this one included, from 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

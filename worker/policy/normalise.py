@@ -17,9 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from worker.policy.frames import first_data, looks_like_events
-from worker.policy.text import bounded, bounded_bytes
-
 MAX_BODY_BYTES = 256 * 1024
 """Error bodies beyond this are text: `json.loads` takes about 10 ms a MiB, and servers echo whole prompts in 422s."""
 
@@ -28,6 +25,9 @@ MAX_MESSAGE_BYTES = 2 * 1024
 
 _MAX_FIELD_BYTES = 256
 _TITLE = re.compile(rb"<title>([^<]{1,200})</title>", re.IGNORECASE)
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+"""In bytes: line separators of Unicode (U+2028, U+0085) end no line of an event stream."""
+_STARTS = (b"data:", b"event:")
 _HTML = (b"<!doctype", b"<html", b"<head", b"<body")
 
 
@@ -236,3 +236,52 @@ def _aws_error_name(headers: Mapping[str, str]) -> str | None:
     """Return the bare name out of `x-amzn-errortype: com.amazon#Name:http://...`."""
     value = headers.get("x-amzn-errortype", "")
     return bounded(value.partition(":")[0].rpartition("#")[2].strip(), _MAX_FIELD_BYTES) or None
+
+
+def looks_like_events(headers: Mapping[str, str], body: bytes) -> bool:
+    """
+    Say whether a body is an event stream, by its content type or by its first bytes.
+
+    Some proxies answer a request for a stream with an error status *and* a body in the form of an event stream.
+
+    Args:
+        headers: Names in lower case.
+        body: The body; a byte order mark and leading blank lines are tolerated.
+    """
+    if headers.get("content-type", "").lower().startswith("text/event-stream"):
+        return True
+    return body.lstrip(b"\xef\xbb\xbf\r\n ").startswith(_STARTS)
+
+
+def first_data(body: bytes) -> bytes | None:
+    """
+    Return the data of the first event that is not `[DONE]`, or `None` when there is none.
+
+    Several `data:` lines of one event are joined with a line feed; an event that the text ends in is taken too,
+    since servers forget the last blank line.
+    """
+    lines: list[bytes] = []
+    for line in [*_LINE_END.split(body.removeprefix(b"\xef\xbb\xbf")), b""]:
+        if line.startswith(b"data:"):
+            lines.append(line[5:].removeprefix(b" "))
+        elif not line and lines:
+            data = b"\n".join(lines)
+            if data.strip() != b"[DONE]":
+                return data
+            lines = []
+    return None
+
+
+def bounded(text: str, limit_bytes: int) -> str:
+    """
+    Return the beginning of a text, at most `limit_bytes` long as UTF-8, free of lone surrogates.
+
+    A character is never cut; a lone surrogate, which UTF-8 cannot carry, becomes `?`.
+    """
+    data = text[:limit_bytes].encode("utf-8", "replace")
+    return data[:limit_bytes].decode("utf-8", "ignore")
+
+
+def bounded_bytes(data: bytes, limit_bytes: int) -> str:
+    """Return the beginning of what may or may not be UTF-8 as text; what is not becomes U+FFFD."""
+    return bounded(data[:limit_bytes].decode("utf-8", "replace"), limit_bytes)

@@ -19,9 +19,16 @@ import msgspec
 
 from worker.policy.answers import is_json_object
 from worker.policy.model import Decision, ErrorClass, ErrorEvent
-from worker.policy.normalise import MAX_BODY_BYTES, MAX_MESSAGE_BYTES, Facts, Shape, normalise
-from worker.policy.rows import ROWS
-from worker.policy.text import bounded, bounded_bytes
+from worker.policy.normalise import (
+    MAX_BODY_BYTES,
+    MAX_MESSAGE_BYTES,
+    Facts,
+    Shape,
+    bounded,
+    bounded_bytes,
+    normalise,
+)
+from worker.policy.table import ROWS
 
 MAX_ENVELOPE_BYTES = MAX_BODY_BYTES + 32 * 1024
 """No error answer without a partial is longer: a backend's body of at most `MAX_BODY_BYTES` and some bounded texts,
@@ -124,16 +131,6 @@ def reply_too_large_body(size_bytes: int, limit_bytes: int, *, attempts: int = 1
     """Return the body that takes the place of an answer that no message can carry; its status code is 502."""
     message = f"The answer has {size_bytes} bytes; a message may have {limit_bytes}."
     return _envelope(ErrorClass.REPLY_TOO_LARGE, message=message, attempts=attempts)
-
-
-def deadline_exceeded_body(*, attempts: int) -> bytes:
-    """Return the body for a request whose deadline has passed; its status code is 504."""
-    return _envelope(ErrorClass.DEADLINE_EXCEEDED, attempts=attempts, retryable=True)
-
-
-def internal_error_body(*, attempts: int) -> bytes:
-    """Return the body for a fault of the worker's own; its status code is 500.  It says nothing of the inside."""
-    return _envelope(ErrorClass.INTERNAL_ERROR, attempts=attempts, retryable=True)
 
 
 def idempotency_conflict_body(key: str) -> bytes:

@@ -1,22 +1,35 @@
 """
 The table: which class an attempt's end belongs to, and what is done about that class.
 
-Literals hold the rules: `SIGNALS` (words -> class) in `signals`, the statuses and faults that speak for themselves
-here, and `ROWS` (class -> what to do) in `rows`.  This file puts them in order.  It knows no budgets (how often, how
-long: `budgets`), no operators' rules (`matching`) and performs no I/O.
+Literals hold the rules: `ROWS` (class -> what to do) and the statuses and faults that speak for themselves here,
+`SIGNALS` (words -> class) in `signals`.  Nothing here knows budgets (`budgets`), operators' rules (`rules`) or what
+happens to a delivery in the end (`judge`).
+
+`Disposition` by thought: what is final is answered; what is not the message's fault is held, since holding costs no
+delivery attempt; what may be the message's fault is nacked, so that a prompt that kills a server runs out of attempts.
+`docs/error-policy.md` shows the rows to operators, and a test compares the two.
+
+Source: house decision; the servers' behaviour behind each row is cited in `signals` and in the golden samples.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from worker.policy.answers import Flaw, find_flaw
-from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Phase
-from worker.policy.normalise import Facts, normalise
+from worker.policy.model import (
+    Backoff,
+    BreakerAction,
+    Decision,
+    Disposition,
+    ErrorClass,
+    ErrorEvent,
+    Fault,
+    Phase,
+    Scope,
+)
+from worker.policy.normalise import Facts
 from worker.policy.retry_after import retry_after_s, should_retry
-from worker.policy.rows import ROWS, Row
 from worker.policy.signals import match_signal
-
-__all__ = ["FORBIDDEN_IN_A_ROW", "ROWS", "Row", "accept", "classify", "decide", "is_good_answer", "judge"]
 
 FORBIDDEN_IN_A_ROW = 3
 """So many 403s on one route without a success between them are about our credentials, not about one message."""
@@ -24,6 +37,126 @@ FORBIDDEN_IN_A_ROW = 3
 _CONFLICT_MAX_TRIES = 2
 """A 409 is a lock timeout to OpenAI's own client, which retries it; a second one is the answer."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What is done about one class of failure."""
+
+    do: Disposition
+    reply_status: int | None = None
+    """Status of the answer when it comes to one; `None`: the backend's own."""
+    fallback_status: int = 502
+    """In place of the backend's own status where it gave none that says error."""
+    retryable: bool = False
+    max_tries: int | None = None
+    breaker: BreakerAction = BreakerAction.NONE
+    scope: Scope = Scope.BACKEND
+    is_overload: bool = False
+    verbatim: bool = True
+    expose_backend: bool = True
+    backoff: Backoff = field(default_factory=Backoff)
+    says: str = ""
+    """Message of the answer when the backend gave none, or none that may be shown."""
+
+    @property
+    def fixed_status(self) -> int:
+        """Status of an answer that no backend has a part in."""
+        return self.reply_status or self.fallback_status
+
+
+_REPLY, _NACK, _HOLD = Disposition.REPLY, Disposition.NACK, Disposition.HOLD
+_COUNT, _TRIP = BreakerAction.COUNT, BreakerAction.TRIP
+
+ROWS: Mapping[ErrorClass, Row] = {
+    ErrorClass.CONTENT_FILTER: Row(do=_REPLY, fallback_status=400, says="The backend's content filter refused it."),
+    ErrorClass.CONTEXT_LENGTH: Row(do=_REPLY, reply_status=400, says="The input is longer than the model's context."),
+    ErrorClass.INVALID_REQUEST: Row(do=_REPLY, fallback_status=400, says="The backend refused the request as invalid."),
+    ErrorClass.RATE_LIMITED: Row(
+        do=_HOLD,
+        reply_status=429,
+        retryable=True,
+        breaker=_COUNT,
+        is_overload=True,
+        says="The backend limits its rate.",
+    ),
+    ErrorClass.OVERLOADED: Row(
+        do=_HOLD, reply_status=503, retryable=True, breaker=_COUNT, is_overload=True, says="The backend is overloaded."
+    ),
+    ErrorClass.QUOTA: Row(
+        do=_HOLD, fallback_status=429, retryable=True, breaker=_TRIP, says="The account's quota is used up."
+    ),
+    ErrorClass.AUTH: Row(
+        do=_HOLD,
+        reply_status=502,
+        retryable=True,
+        breaker=_TRIP,
+        verbatim=False,
+        expose_backend=False,
+        says="The backend refuses the worker's credentials.",
+    ),
+    ErrorClass.FORBIDDEN: Row(do=_REPLY, reply_status=403, breaker=_COUNT, says="The backend forbids this request."),
+    ErrorClass.MODEL_NOT_FOUND: Row(
+        do=_REPLY, reply_status=404, scope=Scope.MODEL, says="The backend has no such model."
+    ),
+    ErrorClass.NOT_READY: Row(
+        do=_HOLD, reply_status=503, retryable=True, breaker=_TRIP, says="The backend is not ready to serve."
+    ),
+    ErrorClass.CONNECT: Row(
+        do=_HOLD, reply_status=502, retryable=True, breaker=_COUNT, says="The backend could not be reached."
+    ),
+    ErrorClass.SERVER_ERROR: Row(
+        do=_NACK, fallback_status=502, retryable=True, breaker=_COUNT, says="The backend failed."
+    ),
+    ErrorClass.TIMEOUT: Row(
+        do=_NACK,
+        reply_status=504,
+        retryable=True,
+        max_tries=2,
+        breaker=_COUNT,
+        says="The backend did not answer in time.",
+    ),
+    ErrorClass.CONNECTION_LOST: Row(
+        do=_NACK, reply_status=502, retryable=True, breaker=_COUNT, says="The connection to the backend was lost."
+    ),
+    ErrorClass.MALFORMED: Row(
+        do=_NACK,
+        reply_status=502,
+        retryable=True,
+        max_tries=3,
+        breaker=_COUNT,
+        says="The backend's answer is not JSON.",
+    ),
+    ErrorClass.EMPTY_CHOICES: Row(
+        do=_NACK, reply_status=502, retryable=True, max_tries=2, says="The backend's answer holds no result."
+    ),
+    ErrorClass.ABORTED: Row(
+        do=_NACK, reply_status=503, retryable=True, breaker=_COUNT, says="The backend gave up on the request."
+    ),
+    ErrorClass.STREAM_BROKEN: Row(
+        do=_NACK, reply_status=502, retryable=True, max_tries=3, breaker=_COUNT, says="The stream broke before its end."
+    ),
+    ErrorClass.STREAM_IDLE: Row(
+        do=_NACK, reply_status=504, retryable=True, max_tries=2, breaker=_COUNT, says="The stream stopped sending data."
+    ),
+    ErrorClass.MODEL_TIME_EXCEEDED: Row(
+        do=_REPLY, reply_status=504, says="The model took longer than its server allows."
+    ),
+    ErrorClass.REPLY_TOO_LARGE: Row(
+        do=_REPLY, reply_status=502, verbatim=False, says="The answer is larger than a message may be."
+    ),
+    ErrorClass.BAD_MESSAGE: Row(
+        do=_REPLY, reply_status=400, verbatim=False, says="The message is not a valid request."
+    ),
+    ErrorClass.DEADLINE_EXCEEDED: Row(
+        do=_REPLY, reply_status=504, retryable=True, verbatim=False, says="The request's deadline has passed."
+    ),
+    ErrorClass.IDEMPOTENCY_CONFLICT: Row(
+        do=_REPLY, reply_status=409, verbatim=False, says="The key was used before with another request."
+    ),
+    ErrorClass.INTERNAL_ERROR: Row(
+        do=_NACK, reply_status=500, retryable=True, verbatim=False, expose_backend=False, says="The worker failed."
+    ),
+}
 
 _FAULTS: Mapping[Fault, ErrorClass] = {
     Fault.CONNECT: ErrorClass.CONNECT,
@@ -76,22 +209,6 @@ _STANDS_IN_STREAM = frozenset(
 )
 """An error event with one of these classes keeps it even after text has come; any other one then broke the stream.
 Quota and credentials are among them since no second try of *this* message can repair them."""
-
-
-def judge(event: ErrorEvent, *, now_unix: float, consecutive_forbidden: int = 0) -> Decision:
-    """
-    Return what the built-in table says about an attempt's end, before any rule, hook or budget.
-
-    Args:
-        event: What happened; a good answer is an event too.
-        now_unix: Seconds since 1970, to understand a Retry-After that is a date.
-        consecutive_forbidden: 403s in a row on this route without a success between them, this one included.
-    """
-    if is_good_answer(event):
-        return accept(event)
-    facts = normalise(event.status, event.headers, event.body)
-    error_class = classify(event, facts, consecutive_forbidden=consecutive_forbidden)
-    return accept(event) if error_class is None else decide(error_class, event, facts, now_unix=now_unix)
 
 
 def is_good_answer(event: ErrorEvent) -> bool:
@@ -183,7 +300,7 @@ def _class_of_stream_error(event: ErrorEvent, facts: Facts) -> ErrorClass:
 def decide(error_class: ErrorClass, event: ErrorEvent, facts: Facts, *, now_unix: float) -> Decision:
     """Return what the row of a class says about this event."""
     row = ROWS[error_class]
-    wish = retry_after_s(event.headers, now_unix=now_unix)
+    hint_s = retry_after_s(event.headers, now_unix=now_unix)
     decision = Decision(
         disposition=row.do,
         error_class=error_class,
@@ -193,15 +310,13 @@ def decide(error_class: ErrorClass, event: ErrorEvent, facts: Facts, *, now_unix
         verbatim=row.verbatim,
         expose_backend=row.expose_backend,
         message=_message(event, facts, row),
-        retry_after_s=None if row.do is Disposition.REPLY else wish,
+        retry_after_s=None if row.do is Disposition.REPLY else hint_s,
         backoff=row.backoff,
         max_tries=_CONFLICT_MAX_TRIES if event.status == 409 else row.max_tries,  # noqa: PLR2004
         breaker=row.breaker,
         scope=row.scope,
         is_overload=row.is_overload,
     )
-    if error_class is ErrorClass.RATE_LIMITED and wish:
-        decision = replace(decision, breaker=BreakerAction.TRIP)
     return _heed_verdict(decision, event)
 
 

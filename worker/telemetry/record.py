@@ -135,9 +135,7 @@ class Recorder:
     def attempt_starts(self, delivery: Delivery) -> None:
         """Note the start of an attempt, and with the first one the time in the queue."""
         self._metrics.in_flight.inc()
-        if delivery.first_attempt_at is None:
-            delivery.first_attempt_at = self._clock()
-            delivery.queue_s = max(0.0, self._wall_clock() - delivery.message.publish_time)
+        if delivery.attempts == 1 and delivery.queue_s is not None:
             self._child(self._metrics.queue_wait_seconds, *self._route(delivery)).observe(delivery.queue_s)
 
     def attempt_ends(self) -> None:
@@ -158,9 +156,11 @@ class Recorder:
         if decision.disposition is Disposition.HOLD:
             _log.warning("attempt_held", **self._line(delivery))
 
-    def breaker_opened(self, backend: str, error_class: str) -> None:
-        """Count a trip."""
+    def breaker_opened(self, backend: str, error_class: str, model: str | None) -> None:
+        """Note that a breaker opened: a model's, or the route's when `model` is `None`."""
         self._metrics.breaker_trips_total.labels(backend, error_class).inc()
+        of_model = {} if model is None else {"model": model}
+        _log.warning("breaker_opened", backend=backend, error_class=error_class, **of_model)
 
     def duplicate(self, kind: str) -> None:
         """Count a delivery that needs no backend: `in_flight` or `answered`."""
@@ -217,11 +217,8 @@ class Recorder:
         self._child(self._metrics.deliveries_total, "ack", "duplicate").inc()
         _log.info("duplicate_acked", **self._line(delivery))
 
-    def handed_back(self, delivery: Delivery, *, draining: bool) -> None:
+    def handed_back(self, delivery: Delivery, reason: str) -> None:
         """Note a nack."""
-        decision = delivery.decision
-        error_class = decision.error_class if decision is not None else None
-        reason = "drain" if draining else error_class or "internal_error"
         self._child(self._metrics.deliveries_total, "nack", reason).inc()
         self._child(self._metrics.requests_total, *self._route(delivery), "nack", "none").inc()
         _log.warning("delivery_nacked", **self._line(delivery), reason=reason)
@@ -245,7 +242,7 @@ class Recorder:
                 "queue_s": _rounded(delivery.queue_s),
                 "tokens": measures.usage,
                 "salvaged_tokens": measures.salvaged_tokens,
-                "attempts": delivery.tries,
+                "attempts": delivery.attempts,
                 "held_s": _rounded(delivery.held_s),
                 "delivery_attempt": delivery.message.delivery_attempt,
                 "streamed": measures.streamed,
@@ -269,7 +266,7 @@ class Recorder:
             "backend": delivery.backend,
             "path": request.path if request is not None else None,
             "model": request.model if request is not None else None,
-            "attempts": delivery.tries,
+            "attempts": delivery.attempts,
             "total_s": round(self._clock() - delivery.received_at, 4),
         }
         if delivery.trace is not None:

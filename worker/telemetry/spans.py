@@ -166,7 +166,7 @@ class SpanTracer:
             reply, decision = trace.reply, delivery.decision
             values = {
                 "inference_worker.settlement": settlement.value,
-                "inference_worker.attempts": delivery.tries,
+                "inference_worker.attempts": delivery.attempts,
                 "inference_worker.queue_s": delivery.queue_s,
                 "inference_worker.held_s": delivery.held_s or None,
                 "inference_worker.status_code": reply.status_code if reply is not None else None,
@@ -193,7 +193,7 @@ class SpanTracer:
             "gen_ai.provider.name": "openai",  # whose API it is; `server.address` says who answers
             "gen_ai.request.model": model,
             "inference_worker.backend": delivery.backend,
-            "inference_worker.attempt": delivery.tries,
+            "inference_worker.attempt": delivery.attempts,
             **self._servers.get(delivery.backend or "", {}),
         }
         trace.inner = self._spans.start_span(

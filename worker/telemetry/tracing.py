@@ -29,7 +29,7 @@ class Tracer(Protocol):
         """Note how it was settled; also of a delivery that never began."""
 
     def attempt_starts(self, delivery: Delivery) -> None:
-        """Note that an attempt starts; its number is in `delivery.tries`."""
+        """Note that an attempt starts; its number is in `delivery.attempts`."""
 
     def attempt_ends(self, delivery: Delivery, decision: Decision | None) -> None:
         """Note what was decided about the attempt, `None` when it was given up."""

@@ -207,7 +207,7 @@ async def test_a_policy_that_raises_gives_its_slot_back() -> None:
     """So is one in a rule."""
 
     class Policy:
-        async def decide(self, event: ErrorEvent, **_: int) -> Decision:
+        def decide(self, event: ErrorEvent, **_: int) -> Decision:
             raise RuntimeError("bug")
 
     pipeline = Pipeline(policy=Policy())

@@ -9,8 +9,6 @@ from tests.support.pipeline import METADATA, Pipeline, data, message
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.errors import PublishRefusedError, PublishRetryableError
 from worker.pipeline.dedupe import Dedupe
-from worker.policy.engine import ErrorPolicy
-from worker.policy.hook import Hook
 from worker.ports import Settlement
 
 ACK, NACK = Settlement.ACK, Settlement.NACK
@@ -192,26 +190,3 @@ async def test_cancelled_while_it_waits_to_be_handed_back_the_real_error_is_answ
     handling.cancel()
     assert await handling is ACK
     assert pipeline.answer.attributes["error_class"] == "server_error"
-
-
-@virtual_time
-async def test_cancelled_while_a_hook_thinks_the_backends_error_is_no_partial_answer() -> None:
-    """An error that was not judged yet must not stand in the answer as something generated."""
-    pipeline = Pipeline(FakeBackend(then=status(500)), policy=_Thinking())
-    handling = pipeline.start(message(attempt=5))
-    await settle()
-    handling.cancel()
-    assert await handling is ACK
-    assert pipeline.answer.attributes["error_class"] == "aborted"
-    assert "partial" not in pipeline.answer.json["body"]
-
-
-class _Thinking(ErrorPolicy):
-    """A policy whose hooks take their time."""
-
-    def __init__(self) -> None:
-        super().__init__(hooks=(Hook("slow", lambda *_: None),))
-
-    async def decide(self, event, **more):
-        await asyncio.sleep(3600)
-        return self.judge(event).decision

@@ -10,7 +10,7 @@ from tests.support.pipeline import Pipeline, message
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.flow.gate import Permit, RouteGate
 from worker.flow.queue import AdmissionOrder
-from worker.pipeline.attempt import MAX_CONTINUATIONS
+from worker.policy.judge import MAX_CONTINUATIONS
 from worker.ports import BackendRequest, ResumePoint, Settlement
 from worker.settings.schema import BreakerSettings
 

@@ -9,7 +9,7 @@ from tests.support.pipeline import Pipeline, data, message
 from tests.support.virtual_time import loop_time, settle, until, virtual_time
 from worker.errors import PublishRefusedError
 from worker.flow.circuit import CircuitState
-from worker.pipeline.attempt import MAX_EXCUSED
+from worker.policy.judge import MAX_OUTAGE_RETRIES
 from worker.policy.model import Fault, Phase
 from worker.ports import BackendRequest, Settlement
 from worker.settings.schema import BreakerSettings
@@ -177,7 +177,7 @@ async def test_poison_alone_runs_out_of_attempts() -> None:
     await asyncio.sleep(6 * 3600)
     assert {each.json["status_code"] for each in pipeline.answers} == {500}
     assert len(pipeline.answers) == 6
-    assert len(pipeline.backend.requests) <= 6 * 2 * (MAX_EXCUSED + 1)
+    assert len(pipeline.backend.requests) <= 6 * 2 * (MAX_OUTAGE_RETRIES + 1)
     await subscriber.drain(0)
     await serving
 

@@ -4,13 +4,12 @@ import asyncio
 
 import pytest
 
-from tests.support.pipeline import a_delivery
 from tests.support.virtual_time import loop_time, settle, virtual_time
-from worker.pipeline.shutdown import Finisher
+from worker.pipeline.shutdown import ShutdownGrace
 
 
-def _finisher(settle_s: float = 40.0) -> Finisher:
-    return Finisher(settle_s, clock=loop_time)
+def _grace(settle_s: float = 40.0) -> ShutdownGrace:
+    return ShutdownGrace(settle_s, clock=loop_time)
 
 
 @virtual_time
@@ -22,24 +21,24 @@ async def test_without_a_cancellation_it_only_waits() -> None:
         raise RuntimeError("bug")
 
     with pytest.raises(RuntimeError, match="bug"):
-        await _finisher().finish(a_delivery(), fail())
+        await _grace().finish(fail())
     assert loop_time() == 3600
 
 
 @virtual_time
 async def test_work_goes_on_after_a_cancellation_and_its_end_is_awaited() -> None:
-    """The cancellation is noted in the delivery and not raised."""
-    delivery, ended = a_delivery(), []
+    """The cancellation is reported and not raised."""
+    ended: list[float] = []
 
     async def work() -> None:
         await asyncio.sleep(30)
         ended.append(loop_time())
 
-    finishing = asyncio.ensure_future(_finisher().finish(delivery, work()))
+    finishing = asyncio.ensure_future(_grace().finish(work()))
     await asyncio.sleep(10)
     finishing.cancel()
-    await finishing
-    assert (ended, delivery.cancelled_at) == ([30.0], 10.0)
+    assert await finishing == 10.0
+    assert ended == [30.0]
 
 
 @virtual_time
@@ -48,18 +47,18 @@ async def test_an_end_and_a_cancellation_in_the_same_turn_of_the_loop() -> None:
     reported: list[object] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: reported.append(context))
-    delivery, go_on = a_delivery(), loop.create_future()
+    go_on = loop.create_future()
 
     async def work() -> None:
         await go_on
 
-    finishing = asyncio.ensure_future(_finisher().finish(delivery, work()))
+    finishing = asyncio.ensure_future(_grace().finish(work()))
     await settle()
     go_on.set_result(None)
-    await asyncio.sleep(0)  # the work has ended, and whoever waits for it has not been told
+    await asyncio.sleep(0)  # the work has ended, and the task that waits for it has not been told
     finishing.cancel()
-    await finishing
-    assert (reported, delivery.cancelled_at) == ([], 0.0)
+    assert await finishing == 0.0
+    assert reported == []
 
 
 @pytest.mark.parametrize(("cancelled_at", "ends_at"), [(None, 140.0), (80.0, 120.0), (10.0, 100.0)])
@@ -68,9 +67,8 @@ def test_work_is_stopped_when_its_time_is_over(cancelled_at: float | None, ends_
 
     @virtual_time
     async def run() -> None:
-        stopped, delivery = [], a_delivery()
+        stopped: list[float] = []
         await asyncio.sleep(100)
-        delivery.cancelled_at = cancelled_at
 
         async def work() -> None:
             try:
@@ -79,7 +77,7 @@ def test_work_is_stopped_when_its_time_is_over(cancelled_at: float | None, ends_
                 await asyncio.sleep(1)
                 stopped.append(loop_time())
 
-        finishing = asyncio.ensure_future(_finisher().finish(delivery, work()))
+        finishing = asyncio.ensure_future(_grace().finish(work(), cancelled_at))
         await settle()
         if cancelled_at is None:
             finishing.cancel()
@@ -92,27 +90,26 @@ def test_work_is_stopped_when_its_time_is_over(cancelled_at: float | None, ends_
 @virtual_time
 async def test_work_that_is_quick_gets_its_turn_even_when_the_time_is_over() -> None:
     """What needs no waiting is always done."""
-    delivery, done = a_delivery(), []
-    delivery.cancelled_at = -1000.0
+    done: list[int] = []
 
     async def work() -> None:
         done.append(1)
 
-    await _finisher().finish(delivery, work())
+    await _grace().finish(work(), -1000.0)
     assert done == [1]
 
 
 @virtual_time
 async def test_hurry_reaches_those_that_wait_and_those_to_come() -> None:
     """After it everything ends within its time; a longer one changes nothing."""
-    finisher = _finisher()
+    grace = _grace()
     never = asyncio.get_running_loop().create_future()
-    waiting = asyncio.ensure_future(finisher.wait(never))
+    waiting = asyncio.ensure_future(grace.wait(never))
     await asyncio.sleep(5)
-    finisher.hurry(2.0)
-    finisher.hurry(30.0)
+    grace.hurry(2.0)
+    grace.hurry(30.0)
     await waiting
     assert loop_time() == 7.0
-    await finisher.wait(never)
+    await grace.wait(never)
     assert loop_time() == 7.0
     assert not never.done()

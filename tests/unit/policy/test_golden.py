@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.policy import classify
 from worker.policy.model import ErrorEvent, Fault, Phase
 from worker.policy.normalise import normalise
 from worker.policy.reply import error_reply
-from worker.policy.table import judge
 
-NOW = 1_800_000_000.0
 """2027-01-15 08:00:00 UTC; samples with a date are relative to it."""
 
 FOLDER = Path(__file__).parent / "golden"
@@ -61,7 +60,7 @@ def test_sample(name):
     """The class, the decision and the facts that a sample must lead to."""
     sample = SAMPLES[name]
     event, expect = event_of(sample), sample["expect"]
-    decision = judge(event, now_unix=NOW)
+    decision = classify(event)
     facts = normalise(event.status, event.headers, event.body)
     actual = {
         "class": decision.error_class,

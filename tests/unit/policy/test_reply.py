@@ -6,12 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.policy import classify
 from worker.policy import reply
 from worker.policy.budgets import Budget, apply_budgets
 from worker.policy.model import Decision, ErrorEvent, Fault, Phase
-from worker.policy.table import judge
-
-NOW = 1_800_000_000.0
 
 
 def an_event(status: int | None, body: bytes = b"", **changes) -> ErrorEvent:
@@ -22,7 +20,7 @@ def an_event(status: int | None, body: bytes = b"", **changes) -> ErrorEvent:
 
 def answer(event: ErrorEvent, **how) -> tuple[int, dict]:
     """Status and parsed body of the answer the table leads to."""
-    status, body = reply.error_reply(judge(event, now_unix=NOW), event, attempts=how.pop("attempts", 1), **how)
+    status, body = reply.error_reply(classify(event), event, attempts=how.pop("attempts", 1), **how)
     return status, json.loads(body)
 
 
@@ -38,7 +36,7 @@ def answer(event: ErrorEvent, **how) -> tuple[int, dict]:
 def test_the_backends_json_stands_as_it_is(body):
     """An error object is passed on byte for byte, spaces around it aside."""
     event = an_event(422, body)
-    assert reply.error_reply(judge(event, now_unix=NOW), event, attempts=1) == (422, body.strip())
+    assert reply.error_reply(classify(event), event, attempts=1) == (422, body.strip())
 
 
 @pytest.mark.parametrize(
@@ -84,7 +82,7 @@ def test_a_huge_error_object_is_not_passed_on():
 def test_the_credentials_text_is_not_leaked():
     """An answer about refused credentials holds nothing of what the backend said."""
     event = an_event(401, b'{"error":{"message":"Incorrect API key provided: sk-1","param":"sk-1"}}')
-    status, body = reply.error_reply(judge(event, now_unix=NOW), event, attempts=1)
+    status, body = reply.error_reply(classify(event), event, attempts=1)
     assert status == 502
     assert b"sk-1" not in body
     assert json.loads(body)["error"]["backend"] is None
@@ -94,7 +92,7 @@ def test_the_credentials_text_is_not_leaked_past_the_deadline():
     """A budget that turns the answer into another class does not lift the cover."""
     event = an_event(401, b'{"error":{"message":"sk-1"}}')
     budget = Budget(max_delivery_attempts=5, delivery_attempt=1, lease_left_s=9, hold_max_s=9, deadline_left_s=0)
-    decision = apply_budgets(judge(event, now_unix=NOW), budget)
+    decision = apply_budgets(classify(event), budget)
     status, body = reply.error_reply(decision, event, attempts=1)
     assert (status, b"sk-1" in body) == (504, False)
     assert json.loads(body)["error"]["code"] == "deadline_exceeded"
@@ -163,8 +161,6 @@ def test_bodies_of_the_workers_own():
     bodies = {
         "bad_message": reply.bad_message_body("unknown key: 'promt'", param="promt"),
         "reply_too_large": reply.reply_too_large_body(11_000_000, 10_000_000, attempts=2),
-        "deadline_exceeded": reply.deadline_exceeded_body(attempts=0),
-        "internal_error": reply.internal_error_body(attempts=4),
         "idempotency_conflict": reply.idempotency_conflict_body("k" * 10_000),
     }
     for code, body in bodies.items():
@@ -222,7 +218,7 @@ bodies = st.binary(max_size=200) | json_values.map(lambda value: json.dumps(valu
 def test_no_response_at_all_can_break_judging_or_answering(partial, **what):
     """Any status, headers, bytes and fault lead to a decision, and every error to one JSON object of bounded size."""
     event = ErrorEvent(backend="b", path="/v1/chat/completions", **what)
-    decision = judge(event, now_unix=NOW)
+    decision = classify(event)
     if decision.error_class is None:
         assert json.loads(event.body)
         return

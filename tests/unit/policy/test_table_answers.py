@@ -4,11 +4,10 @@ import json
 
 import pytest
 
+from tests.support.policy import classify
 from worker.policy.model import BreakerAction, ErrorEvent, Phase
-from worker.policy.table import judge
 
 CHAT = "/v1/chat/completions"
-NOW = 1_800_000_000.0
 
 
 def an_event(status: int | None = 200, body: bytes | dict = b"", **changes) -> ErrorEvent:
@@ -20,7 +19,7 @@ def an_event(status: int | None = 200, body: bytes | dict = b"", **changes) -> E
 
 def verdict(event: ErrorEvent, **how) -> tuple[str | None, str]:
     """Class and disposition of the built-in table."""
-    decision = judge(event, now_unix=NOW, **how)
+    decision = classify(event, **how)
     return decision.error_class, decision.disposition
 
 
@@ -99,14 +98,14 @@ def test_a_success_status_with_something_else_than_json_is_malformed(body):
 def test_strange_text_does_not_make_an_answer_malformed(text):
     """A lone surrogate is grammatical JSON (RFC 8259, 8.2): the answer it stands in is not thrown away."""
     body = b'{"choices": [{"finish_reason": "stop", "message": {"content": "' + text + b'"}}]}'
-    decision = judge(an_event(200, body), now_unix=NOW)
+    decision = classify(an_event(200, body))
     assert (decision.error_class, decision.breaker) == (None, BreakerAction.SUCCESS)
 
 
 def test_a_good_answer_keeps_its_status():
     """A 201 is answered as 201."""
     body = {"choices": [{"finish_reason": "stop"}]}
-    assert judge(an_event(201, body), now_unix=NOW).reply_status == 201
+    assert classify(an_event(201, body)).reply_status == 201
 
 
 def test_nothing_embedded_is_right_when_nothing_was_asked():

@@ -21,8 +21,8 @@ from worker.backends.http.attempt_timer import AttemptTimer
 from worker.backends.streams.accumulate import Accumulator, MalformedEventError, Progress
 from worker.backends.streams.sse import Event, SSEParser
 from worker.errors import BackendError
-from worker.policy.frames import looks_like_events
 from worker.policy.model import Fault
+from worker.policy.normalise import looks_like_events
 from worker.ports import AttemptResult, ResumePoint
 
 LINGER_S = 5.0

@@ -63,17 +63,15 @@ def apply_rule(
     base = accept(event) if final_class is None else decide(final_class, event, facts, now_unix=now_unix)
     if final_class is not None and error_class is ErrorClass.AUTH:
         base = replace(base, verbatim=False, expose_backend=False, message=ROWS[final_class].says)
-    if final_class is not None and not rule.honor_retry_after:
-        base = replace(base, breaker=ROWS[final_class].breaker)
     disposition = rule.disposition or base.disposition
     is_tried_again = disposition is not Disposition.REPLY
-    wish = retry_after_s(event.headers, now_unix=now_unix) if is_tried_again and rule.honor_retry_after else None
+    hint_s = retry_after_s(event.headers, now_unix=now_unix) if is_tried_again and rule.honor_retry_after else None
     return replace(
         base,
         rule=rule.name,
         disposition=disposition,
         retryable=base.retryable or is_tried_again,
-        retry_after_s=wish,
+        retry_after_s=hint_s,
         **_overrides(rule),
     )
 

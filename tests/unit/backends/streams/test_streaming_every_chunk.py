@@ -66,7 +66,7 @@ class Broken(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
 def a_pipeline(transport: Broken) -> Pipeline:
     route = RouteSettings(name="fake", base_url="http://h", stream="always")
     backend = HttpBackend(route, transport)
-    return Pipeline(backend, include_stats=True, breaker=BreakerSettings(failures=1000), attempts={"suspicion_s": 0.0})
+    return Pipeline(backend, include_stats=True, breaker=BreakerSettings(failures=1000), outage_detection_s=0.0)
 
 
 def a_message(answer: dict[str, Any], attempt: int) -> Any:

@@ -5,13 +5,10 @@ import time
 
 import pytest
 
-from worker.policy.engine import ErrorPolicy
+from tests.support.policy import classify, rules_of
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Phase, Scope
-from worker.policy.rules.load import load_rules
 from worker.policy.rules.regex import occurs
 from worker.policy.table import accept
-
-NOW = 1_800_000_000.0
 
 
 def an_event(status: int | None = 500, body: bytes = b"", **changes) -> ErrorEvent:
@@ -29,7 +26,7 @@ def an_event(status: int | None = 500, body: bytes = b"", **changes) -> ErrorEve
 
 def decide(rules: str, event: ErrorEvent) -> Decision:
     """Decide with rules given as YAML."""
-    return ErrorPolicy(load_rules(rules), now_unix=lambda: NOW).judge(event).decision
+    return classify(event, rules=rules)
 
 
 def test_a_rule_that_reclassifies_takes_the_row_of_its_class():
@@ -204,23 +201,6 @@ def test_a_search_sees_8_kib():
     assert occurs("needle$", "\ud800" * 5000 + "needle")
 
 
-@pytest.mark.parametrize(
-    "text", ["policy:\n  rules:\n  - {match: {status: 500}, do: hold}\n", "rules: [{match: {status: 500}, do: hold}]"]
-)
-def test_rules_are_found_in_the_workers_file_too(text):
-    """A list, `rules:` and the worker's whole file are read alike."""
-    assert len(load_rules(text)) == 1
-
-
-def test_aliases_do_not_explode():
-    """A short text that repeats itself through aliases is not walked or built many times over."""
-    levels = "\n".join(f"  l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 12))
-    text = f"x:\n  l0: &l0 [1]\n{levels}\nrules: [{{match: {{status: 500}}, do: hold}}]\n"
-    started = time.perf_counter()
-    assert len(load_rules(text)) == 1
-    assert time.perf_counter() - started < 0.5
-
-
 def test_no_rules_is_no_fault():
     """An empty list is what most operators have."""
-    assert load_rules("[]") == ()
+    assert rules_of("[]") == ()

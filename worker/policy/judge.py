@@ -1,0 +1,290 @@
+"""
+What is done with a delivery: the only code that says reply, nack or hold.
+
+Theory of operation.  Whatever can end a step of a delivery is a value: an attempt ended (`AttemptEnd`), the gate let it
+not start (`NotAdmitted`), its deadline passed (`DeadlinePassed`), no route takes it (`NoRoute`), the worker is told to
+stop (`Cancelled`), the worker's own code failed (`Unexpected`).  `judge` turns such a value, together with what is left
+to spend (`Budget`) and what the gate knows of the backend (`BackendHealth`), into a `Verdict`.  `report` says what the
+gate is told about an attempt; the gate applies it as it is.  `inference-worker policy explain` runs this code.
+
+The kind of a failure comes from the table, the operator's rules and the hooks (`engine`), as a proposed `Decision`.
+Here it meets the circumstances, in this order:
+
+1. A deadline that cut the attempt is no failure of the backend.
+2. A broken stream that can be resumed here is held: another process would generate it anew.
+3. A failure that others share is an outage: it is held, and the attempt does not count (`OUTAGE_DETECTION_S`).
+4. The budgets have the last word: attempts of the class, deadline, lease, hold time, drain, last delivery attempt.
+
+Nothing here reads a clock, draws a random number or keeps state.
+"""
+
+from dataclasses import dataclass, replace
+
+from worker.policy.budgets import Budget, apply_budgets, next_delay_s
+from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Scope
+from worker.policy.own_replies import INTERNAL, INTERRUPTED, deadline_passed, never_started, no_route
+
+OUTAGE_DETECTION_S = 1.0
+"""How long a failure that counts against the breaker waits before it is nacked: if others fail as well within it, the
+breaker opens, the failure is the backend's and no delivery attempt is spent.  Far below any retry policy's backoff."""
+MAX_OUTAGE_RETRIES = 30
+"""Failures of one delivery that are attributed to outages.  The same failure behind an open breaker is an outage, or a
+prompt that kills its server while nothing else is sent that could tell; after this many (with probes every four
+seconds: after minutes as the only probe) the message is nacked and runs out of attempts."""
+MAX_OUTAGE_RETRIES_AFTER_CRASH = 5
+"""The same for failures that look as if the request had taken the server down: each costs a restart, which is minutes
+of GPU time, where an error that was answered costs nothing."""
+MAX_CONTINUATIONS = 5
+"""Times one delivery is held to be resumed, whatever its class allows: a connection that breaks again and again may
+hold elsewhere."""
+DEADLINE_MARGIN_S = 0.05
+"""An attempt that ended so shortly before its deadline was cut by it: timers and clocks differ by less."""
+MAX_RETRY_AFTER_PAUSE_S = 60.0
+"""Longest pause of the window for a Retry-After: an hour named in one 429 must not stop a route that serves others."""
+MIN_PROBE_WAIT_S = 0.1
+
+_ANSWERED = frozenset({ErrorClass.MALFORMED, ErrorClass.EMPTY_CHOICES})
+"""A backend that answers with success, only not what was asked for, is not away: more likely it is the request."""
+_CRASHES = frozenset(
+    {
+        ErrorClass.CONNECTION_LOST,
+        ErrorClass.ABORTED,
+        ErrorClass.STREAM_BROKEN,
+        ErrorClass.STREAM_IDLE,
+        ErrorClass.TIMEOUT,
+    }
+)
+_ERRORS = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnd:
+    """An attempt ended, well or not."""
+
+    event: ErrorEvent
+    decision: Decision
+    """Proposed by table, rules and hooks."""
+    can_resume: bool = False
+    """The next attempt in this process can go on from what this one had generated."""
+    is_outage_checked: bool = False
+    """The wait that `Verdict.needs_outage_check` asks for is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotAdmitted:
+    """The gate did not let an attempt start."""
+
+    last: Decision | None = None
+    """About the latest attempt; `None` when there was none."""
+    is_draining: bool = False
+    """The gate is closed; otherwise the time for waiting is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlinePassed:
+    """The request's deadline passed before an attempt could start."""
+
+    last: Decision | None = None
+    """About the latest attempt; `None` when there was none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """The worker was told to stop while the delivery was worked on."""
+
+    last: Decision | None = None
+    """About the latest attempt, a whole answer included; `None` when none was judged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoRoute:
+    """No backend takes the request."""
+
+    model: str | None
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unexpected:
+    """The worker's own code raised an exception."""
+
+
+End = AttemptEnd | NotAdmitted | DeadlinePassed | Cancelled | NoRoute | Unexpected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendHealth:
+    """What the gate knows of the backend that concerns one delivery's next attempt."""
+
+    stopped_by: ErrorClass | None = None
+    """The class that opened the breaker of the route, or else of the model; `None` while both are closed."""
+    next_probe_s: float | None = None
+    """Seconds until that breaker lets a probe through; `None` when it is closed or a probe is under way."""
+    has_others_waiting: bool = False
+    """Other messages could be the next probe."""
+
+
+HEALTHY = BackendHealth()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the gate is told about an attempt; it is applied as it stands."""
+
+    breaker: BreakerAction
+    scope: Scope = Scope.BACKEND
+    error_class: ErrorClass | None = None
+    is_overload: bool = False
+    """The window decreases."""
+    retry_after_s: float | None = None
+    """The backend's hint, for the next probe of an open breaker; seconds."""
+    pause_s: float | None = None
+    """The window admits nothing for this long; seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is done with the delivery."""
+
+    decision: Decision
+    """Its disposition is what happens; its rule names everything that had a part."""
+    delay_s: float = 0.0
+    """Of a hold: seconds before the next attempt."""
+    is_outage: bool = False
+    """The attempt is attributed to an outage and does not count against its class's limit."""
+    is_continuation: bool = False
+    """Held so that the next attempt resumes the broken stream."""
+    needs_outage_check: bool = False
+    """Not final: ask again, with `is_outage_checked`, after `OUTAGE_DETECTION_S`, in which others may fail as well."""
+
+
+def report(end: AttemptEnd, budget: Budget, *, is_refusal_fresh: bool = True, is_probe: bool = False) -> Report:
+    """
+    Return what the gate is told about an attempt.
+
+    An overload is first of all the window's affair: a crowd that is refused together is one sign for the breaker, so
+    that only a refusal the window has not reacted to yet counts there, or that of a probe.
+
+    Args:
+        end: How the attempt ended.
+        budget: With the time until the request's deadline.
+        is_refusal_fresh: The window has not been decreased since the attempt started.
+        is_probe: The attempt decides about an open breaker.
+    """
+    decision = end.decision
+    if decision.breaker is BreakerAction.SUCCESS:
+        return Report(breaker=BreakerAction.SUCCESS)
+    if _is_cut_by_deadline(end, budget):
+        return Report(breaker=BreakerAction.NONE)  # short deadlines must not open the breaker
+    breaker, pause_s = decision.breaker, None
+    if decision.is_overload:
+        if decision.retry_after_s is not None:
+            pause_s = min(decision.retry_after_s, MAX_RETRY_AFTER_PAUSE_S)
+        if breaker is BreakerAction.COUNT and not is_refusal_fresh and not is_probe:
+            breaker = BreakerAction.NONE
+    return Report(
+        breaker=breaker,
+        scope=decision.scope,
+        error_class=decision.error_class,
+        is_overload=decision.is_overload,
+        retry_after_s=decision.retry_after_s,
+        pause_s=pause_s,
+    )
+
+
+def judge(  # noqa: PLR0911 - one return a kind of end
+    end: End, budget: Budget, health: BackendHealth = HEALTHY, *, jitter: float = 0.0
+) -> Verdict:
+    """
+    Return what is done with a delivery.
+
+    Args:
+        end: What happened.
+        budget: What is left to spend on the delivery.
+        health: What the gate knows of the backend after it was told.
+        jitter: A uniform random number in [0, 1), for the wait before the next attempt.
+    """
+    match end:
+        case AttemptEnd():
+            return _judge_attempt(end, budget, health, jitter)
+        case DeadlinePassed():
+            return Verdict(decision=deadline_passed(end.last))
+        case NoRoute():
+            return Verdict(decision=no_route(end.model, end.path))
+        case NotAdmitted():
+            return Verdict(decision=apply_budgets(_not_admitted(end, budget, health), budget))
+        case Cancelled():
+            if end.last is not None and end.last.disposition is Disposition.REPLY:
+                return Verdict(decision=end.last)  # the answer was whole when its attempt was cut
+            nacked = replace(end.last or INTERRUPTED, disposition=Disposition.NACK)
+            return Verdict(decision=apply_budgets(nacked, replace(budget, is_draining=True)))
+        case Unexpected():
+            counted = max(budget.counted_attempts, 1)  # something was tried: the message's age may end it
+            return Verdict(decision=apply_budgets(INTERNAL, replace(budget, counted_attempts=counted)))
+
+
+def _not_admitted(end: NotAdmitted, budget: Budget, health: BackendHealth) -> Decision:
+    if end.last is not None:
+        return replace(end.last, disposition=Disposition.NACK)
+    if budget.deadline_left_s is not None and budget.deadline_left_s <= 0:
+        return deadline_passed()
+    if end.is_draining and health.stopped_by is None:
+        return INTERRUPTED
+    return never_started(health.stopped_by or ErrorClass.OVERLOADED)
+
+
+def _judge_attempt(end: AttemptEnd, budget: Budget, health: BackendHealth, jitter: float) -> Verdict:
+    decision = end.decision
+    if _is_cut_by_deadline(end, budget):
+        return Verdict(decision=deadline_passed())
+    if decision.disposition is Disposition.REPLY:
+        return Verdict(decision=decision)
+    is_stopped = health.stopped_by is not None
+    is_continuation = is_outage = False
+    if decision.disposition is Disposition.NACK:
+        if end.can_resume and not is_stopped and budget.continuations < MAX_CONTINUATIONS:
+            is_continuation = True
+            decision = replace(decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+continuation")
+        elif decision.breaker is BreakerAction.COUNT and decision.error_class not in _ANSWERED:
+            if not is_stopped and not end.is_outage_checked and not budget.is_draining:
+                return Verdict(decision=decision, needs_outage_check=True)
+            if is_stopped and not budget.is_draining and budget.outage_retries < _max_outage_retries(decision):
+                is_outage = True
+                decision = replace(
+                    decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+outage", max_tries=None
+                )
+    if is_outage:
+        budget = replace(budget, counted_attempts=budget.counted_attempts - 1)
+    delay_s = _delay_s(decision, budget, health, jitter)
+    return Verdict(
+        decision=apply_budgets(decision, budget, delay_s=delay_s),
+        delay_s=delay_s,
+        is_outage=is_outage,
+        is_continuation=is_continuation,
+    )
+
+
+def _max_outage_retries(decision: Decision) -> int:
+    return MAX_OUTAGE_RETRIES_AFTER_CRASH if decision.error_class in _CRASHES else MAX_OUTAGE_RETRIES
+
+
+def _delay_s(decision: Decision, budget: Budget, health: BackendHealth, jitter: float) -> float:
+    """
+    Return the wait before a held message's next attempt, seconds.
+
+    Behind an open breaker it is just long enough that another message is the next probe: if the probe were always the
+    same message, a prompt that kills its server could keep the breaker open.
+    """
+    if health.stopped_by is None:
+        return next_delay_s(decision, budget.attempts, jitter)
+    if health.next_probe_s is None or not health.has_others_waiting:
+        return 0.0
+    return (1.0 + jitter) * max(MIN_PROBE_WAIT_S, health.next_probe_s)
+
+
+def _is_cut_by_deadline(end: AttemptEnd, budget: Budget) -> bool:
+    """Say whether the request's own deadline ended the attempt, which says nothing about the backend."""
+    event = end.event
+    if event.fault is not Fault.TOTAL_TIMEOUT or budget.deadline_left_s is None or (event.status or 0) >= _ERRORS:
+        return False
+    return budget.deadline_left_s <= DEADLINE_MARGIN_S
