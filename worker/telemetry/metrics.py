@@ -1,9 +1,9 @@
 """
-The catalogue of metrics: every name, kind, label and meaning stands here once.
+The catalogue of metrics: every name, kind, label and meaning is here, once.
 
 Code refers to the attributes of a `Metrics`, so a metric that is not in the catalogue cannot be counted, and
 `docs/metrics.md` is generated from it.  Labels come from closed sets only: never a message id; a model or path that a
-requester supplied becomes `other` beyond a small number of distinct values (`LabelCap`).  Durations are seconds.
+requester chose becomes `other` beyond a small number of distinct values (`LabelCap`).  Durations are seconds.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5
 
 _ROUTE = ("backend", "path", "model")
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # second series for every counter that nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, without a use
 
 
 class Metrics:
@@ -53,7 +53,7 @@ class Metrics:
         )
         self.requests_total = counter(
             "requests",
-            "Answers given and messages handed back. outcome: ok, error_reply, nack.",
+            "Requests settled: answered or nacked. outcome: ok, error_reply, nack.",
             (*_ROUTE, "outcome", "status_code"),
         )
         self.attempts_total = counter(
@@ -72,7 +72,7 @@ class Metrics:
         )
         self.held_seconds = histogram(
             "held_seconds",
-            "Time that answers given waited between attempts; only of those that waited.",
+            "Time that answered requests were held between attempts; only of those that were held.",
             _ROUTE,
             _WAITS,
         )
@@ -89,29 +89,34 @@ class Metrics:
             _PER_TOKEN,
         )
         self.tokens_total = counter(
-            "tokens", "Tokens of answers given. kind: input, output, input_cached, output_reasoning.", (*_ROUTE, "kind")
+            "tokens",
+            "Tokens of published answers. kind: input, output, input_cached, output_reasoning.",
+            (*_ROUTE, "kind"),
         )
         self.salvaged_tokens_total = counter(
-            "salvaged_tokens", "Tokens of broken streams that answers given went on from.", _ROUTE
+            "salvaged_tokens", "Tokens of broken streams that published answers resumed from.", _ROUTE
         )
         self.missing_done_total = counter(
-            "missing_done", "Whole streams that ended without the `[DONE]` their API promises.", ("backend",)
+            "missing_done", "Complete streams that ended without the `[DONE]` that their API specifies.", ("backend",)
         )
         self.partial_responses_total = counter(
             "partial_responses", "Answers that carry what a broken stream had generated.", ("reason",)
         )
         self.publish_duration_seconds = histogram(
-            "publish_duration_seconds", "From handing an answer to the publisher to the broker's id.", (), _PUBLISHES
+            "publish_duration_seconds",
+            "From the first publish of an answer to the broker's confirmation, repeated publishes included.",
+            (),
+            _PUBLISHES,
         )
         self.publish_failures_total = counter(
             "publish_failures",
-            "Publishes that failed and were tried again or given up. kind: retryable, refused, too_large.",
+            "Failed publishes of answers, each repeated or given up. kind: retryable, refused, too_large.",
             ("kind",),
         )
-        self.leased_messages = gauge("leased_messages", "Deliveries held by this process, whatever their state.")
-        self.in_flight = gauge("in_flight", "Attempts running against backends now; the load that scaling looks at.")
+        self.leased_messages = gauge("leased_messages", "Messages whose leases this process keeps.")
+        self.in_flight = gauge("in_flight", "Attempts running against backends now; what the autoscaler reads.")
         self.held_messages = gauge(
-            "held_messages", "Deliveries waiting in-process for a backend to recover.", ("backend",)
+            "held_messages", "Deliveries held: they wait in this process until the backend recovers.", ("backend",)
         )
         self.window_limit = gauge("window_limit", "Attempts that may run at once now.", ("backend",))
         self.breaker_state = gauge("breaker_state", "0 closed, 1 half open, 2 open.", ("backend",))
@@ -119,19 +124,20 @@ class Metrics:
         self.paused_seconds_total = counter("paused_seconds", "Time a breaker was not closed.", ("backend",))
         self.intake_paused = gauge(
             "intake_paused",
-            "1 while no message is started because answers cannot be published or most of them are errors.",
+            "1 while no request is started. "
+            "reason: publish (answers cannot be published), errors (most answers are errors).",
             ("reason",),
         )
         self.error_answer_share = gauge(
-            "error_answer_share", "Largest share of recent answers that one error class has.", ("error_class",)
+            "error_answer_share", "Share of the most frequent error class among recent answers.", ("error_class",)
         )
         self.lost_leases_total = counter("lost_leases", "Deliveries whose lease ended before they were settled.")
         self.duplicates_total = counter(
-            "duplicates", "Deliveries not sent to a backend again. kind: in_flight, answered.", ("kind",)
+            "duplicates", "Repeated deliveries, not sent to a backend again. kind: in_flight, answered.", ("kind",)
         )
         self.dedupe_skipped_total = counter(
             "dedupe_skipped",
-            "Times the dedupe store was not asked (get) or told (put), because it cannot be reached. kind: get, put.",
+            "Reads and writes of the dedupe store that were skipped or failed: it cannot be reached. kind: get, put.",
             ("kind",),
         )
         self.subscription_reopens_total = counter(
@@ -143,9 +149,11 @@ class Metrics:
         self.dead_letter_copies_total = counter(
             "dead_letter_copies", "Copies of failed requests. outcome: ok, failed.", ("outcome",)
         )
-        self.internal_errors_total = counter("internal_errors", "Exceptions nobody foresaw; a person must look.")
+        self.internal_errors_total = counter(
+            "internal_errors", "Exceptions in the worker's own code; each needs a person's attention."
+        )
         self.draining = gauge("draining", "1 after SIGTERM.")
-        self.build_info = gauge("build_info", "Always 1; the version stands in the label.", ("version",))
+        self.build_info = gauge("build_info", "Always 1; the label has the version.", ("version",))
 
 
 def catalogue() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
@@ -159,16 +167,16 @@ def catalogue() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
 
 class LabelCap:
     """
-    Turns text that requesters choose into label values of which there are few.
+    Turns text that requesters choose into few label values.
 
     Args:
-        known: Values that always pass.
-        limit: How many further distinct values pass before the rest becomes `other`.
+        known: Values that are always kept.
+        limit: How many further distinct values are kept; every other one becomes `other`.
     """
 
     def __init__(self, known: tuple[str, ...] = (), limit: int = 20) -> None:
         self._seen = set(known)
-        self._room = limit
+        self._left = limit
 
     def label(self, value: str | None) -> str:
         """Return the value, `other` for one too many, `none` for `None`."""
@@ -176,8 +184,8 @@ class LabelCap:
             return "none"
         if value in self._seen:
             return value
-        if self._room == 0 or len(value) > 128:  # noqa: PLR2004 - longer than any model's name
+        if self._left == 0 or len(value) > 128:  # noqa: PLR2004 - longer than any model's name
             return OTHER
-        self._room -= 1
+        self._left -= 1
         self._seen.add(value)
         return value
