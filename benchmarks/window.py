@@ -6,6 +6,7 @@ How well the adaptive window finds a hidden, changing capacity, next to the rule
     python -m benchmarks.window                      # everything, five seeds: a few minutes, one core, virtual time
     python -m benchmarks.window --seeds 2 --only "chat, streamed"
     python -m benchmarks.window --long               # a table for each scenario, with every number of every rule
+    python -m benchmarks.window --without sizes      # the worker does not know how long the answers are
     python -m benchmarks.window --trace "chat, streamed, queue of C"      # second by second, our rule
 
 For each scenario a sweep first finds the best fixed window of each phase; a rule that switches between those at the
@@ -44,6 +45,7 @@ KINDS = {
     "chat, streamed": ("chat", 300.0, True, True),
 }
 SIZES = {"0.2 s": "short", "mixed": "mixed", "chat": "llm"}
+WITHOUT: dict[str, dict[str, Any]] = {"sizes": {"tokens": False}, "connections": {"connections": False}}
 BACKENDS = {
     "queue of C": (1.0, None),
     "no queue": (0.0, None),
@@ -79,6 +81,7 @@ def scenarios() -> Iterable[Scenario]:
     yield Scenario(name="short, shared processor", sizes="short", phases=short_steps, sharing=True)
     yield Scenario(name="chat, streamed, shared processor", phases=chat_steps, sharing=True, **chat)
     yield Scenario(name="short, refuses connections 60 s", sizes="short", phases=steps(60.0, 32, 0, 32), queue=1.0)
+    yield Scenario(name="chat, refuses connections 60 s", sizes="llm", phases=_gap(0), queue=1.0)
     yield Scenario(name="chat, streamed, refuses connections 60 s", phases=_gap(0), queue=1.0, **chat)
     yield Scenario(name="chat, streamed, 429 for all 60 s", phases=_gap(32), queue=1.0, retry_after_s=2.0, **chat)
     for queue, backend in ((1.0, "queue of C"), (math.inf, "queue without end")):
@@ -197,10 +200,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("::", maxsplit=1)[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="", help="part of the scenario's name")
+    parser.add_argument("--without", choices=WITHOUT, help="what the worker does not see")
     parser.add_argument("--long", action="store_true", help="a table for each scenario")
     parser.add_argument("--trace", help="a scenario's name")
     arguments = parser.parse_args()
-    chosen = [scenario for scenario in scenarios() if arguments.only in scenario.name]
+    without = WITHOUT.get(arguments.without, {})
+    chosen = [dataclasses.replace(each, **without) for each in scenarios() if arguments.only in each.name]
     if arguments.trace is not None:
         trace(next(scenario for scenario in scenarios() if scenario.name == arguments.trace))
         return

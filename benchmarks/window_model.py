@@ -51,6 +51,8 @@ class Scenario:
     """The worker sees the first byte."""
     tokens: bool = True
     """The worker sees the size of the answer."""
+    connections: bool = True
+    """The worker sees that a probe was connected; the breaker closes then if refused connections had opened it."""
     slowdown: float = 0.0
     """A request's time grows by this share for every other that runs."""
     sharing: bool = False

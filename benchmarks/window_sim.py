@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.window_model import Phase, PhaseResult, Result, Rule, Scenario
+from worker.flow.breaker import CONNECT
 from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass
 from worker.flow.clock import Now
 from worker.flow.window.adaptive import Outcome
@@ -84,6 +85,13 @@ class Worker:
             simulation.at(simulation.now + NETWORK_S, partial(simulation.arrive, request))
         self._sleep()
 
+    def connect(self, request: Request) -> None:
+        """A connection stands and the request is sent."""
+        token = request.circuit_pass
+        assert token is not None
+        if token.is_probe and self.circuit.error_class == CONNECT and self.circuit.succeeded(token):
+            self.rule.reopen()
+
     def begin(self, request: Request) -> None:
         """An answer has begun: the window hears it, and a breaker waits for no more."""
         self.rule.first_byte(request.ticket)
@@ -107,7 +115,7 @@ class Worker:
             self.simulation.result.served += 1
             return
         if outcome is Outcome.NEUTRAL:
-            self.circuit.failed(token, "connect")
+            self.circuit.failed(token, CONNECT)
         elif is_fresh or token.is_probe:
             self.circuit.failed(token, "overloaded")
         request.tries += 1
@@ -179,7 +187,11 @@ class Simulation:
         full = len(self._running) >= self._phase.capacity and not self.scenario.sharing
         if self._phase.capacity == 0:
             self._answer(request, Outcome.NEUTRAL)
-        elif self._phase.storm or (full and len(self._queued) >= self.scenario.queue * self._phase.capacity):
+            return
+        if self.scenario.connections:
+            request.owner.connect(request)
+            request.owner.fill()
+        if self._phase.storm or (full and len(self._queued) >= self.scenario.queue * self._phase.capacity):
             self.result.rejected += 1
             self.at(self.now + REFUSAL_S, lambda: self._answer(request, Outcome.OVERLOAD))
         else:
