@@ -89,14 +89,14 @@ class Worker:
         """A connection stands and the request is sent."""
         token = request.circuit_pass
         assert token is not None
-        if token.is_probe and self.circuit.error_class == CONNECT and self.circuit.succeeded(token):
+        if token.is_probe and self.circuit.error_class == CONNECT and self.circuit.record_success(token):
             self.rule.reopen()
 
     def begin(self, request: Request) -> None:
         """An answer has begun: the window hears it, and a breaker waits for no more."""
         self.rule.first_byte(request.ticket)
         assert request.circuit_pass is not None
-        if self.circuit.succeeded(request.circuit_pass):
+        if self.circuit.record_success(request.circuit_pass):
             self.rule.reopen()
 
     def end(self, request: Request, outcome: Outcome, retry_after_s: float | None = None) -> None:
@@ -108,16 +108,16 @@ class Worker:
         token = request.circuit_pass
         assert token is not None
         if outcome is Outcome.OK:
-            if self.circuit.succeeded(token):
+            if self.circuit.record_success(token):
                 self.rule.reopen()
             self._leased -= 1
             self.served += 1
             self.simulation.result.served += 1
             return
         if outcome is Outcome.NEUTRAL:
-            self.circuit.failed(token, CONNECT)
+            self.circuit.record_failure(token, CONNECT)
         elif is_fresh or token.is_probe:
-            self.circuit.failed(token, "overloaded")
+            self.circuit.record_failure(token, "overloaded")
         request.tries += 1
         delay = self.simulation.rng.uniform(0, min(60.0, 2.0 ** (request.tries - 1))) + 0.01
         self.simulation.at(now + max(delay, retry_after_s or 0.0), lambda: self._retry(request))

@@ -56,8 +56,8 @@ class Supervisor:
         self._clock = clock
         self._looked_at = clock()
         self._healthy: dict[str, bool] = {}
-        self._poked: set[str] = set()
-        """Routes whose changed key was let through already."""
+        self._probe_allowed: set[str] = set()
+        """Routes on which a probe was allowed for the present key."""
         self._is_warned = False
 
     async def run(self) -> None:
@@ -87,7 +87,7 @@ class Supervisor:
         if route.is_open():
             return True
         self._healthy.pop(route.name, None)
-        self._poked.discard(route.name)
+        self._probe_allowed.discard(route.name)
         return False
 
     def _gauge(self, route: Route, elapsed: float) -> None:
@@ -101,19 +101,21 @@ class Supervisor:
     async def _look_for_recovery(self, route: Route) -> None:
         try:
             if route.backend.credentials_changed():
-                if route.name not in self._poked:  # one probe will tell, however long it takes until a message comes
-                    self._poked.add(route.name)
+                if (
+                    route.name not in self._probe_allowed
+                ):  # one probe will tell, however long it takes until a message comes
+                    self._probe_allowed.add(route.name)
                     _log.info("credentials_changed", backend=route.name)
-                    route.gate.poke()
+                    route.gate.allow_probe()
                 return
-            self._poked.discard(route.name)
+            self._probe_allowed.discard(route.name)
             is_healthy = await route.backend.probe()
         except Exception:  # noqa: BLE001 - one route's fault must not hide the others from the supervisor
             self._failed(f"looking after {route.name}")
             return
         if is_healthy and not self._healthy.get(route.name, False):
             _log.info("health_check_passed", backend=route.name)
-            route.gate.poke()
+            route.gate.allow_probe()
         self._healthy[route.name] = bool(is_healthy)
 
     def _failed(self, what: str) -> None:

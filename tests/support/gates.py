@@ -1,4 +1,4 @@
-"""A gate and those who wait at it, for its tests."""
+"""A gate and the tasks that wait for it, for its tests."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ async def admit(gate: RouteGate, **options: object) -> Permit:
 
 
 def idle(gate: RouteGate, clock: FakeClock) -> bool:
-    """Whether nothing of anybody is left: no slot, no waiter, no timer."""
+    """Whether nothing is left behind: no slot, no waiter, no timer."""
     statistics = gate.statistics()
     return (statistics.in_flight, statistics.waiting, statistics.held, clock.pending()) == (0, 0, 0, 0)
 

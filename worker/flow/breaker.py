@@ -1,9 +1,9 @@
 """
 The breaker of one route: a circuit for the backend and, where a failure concerns one model only, one for that model.
 
-An attempt starts when both allow it.  Models come from requesters, so nothing is remembered of a model that works: a
-circuit exists from a model's first failure until it is closed again, and there are at most `MAX_MODELS` of them.
-A failure of one model says nothing about the route; the route's success is also that model's.
+An attempt starts when both allow it.  Names of models come from requesters, so nothing is remembered of a model that
+works: a circuit exists from a model's first failure until it is closed again, and there are at most `MAX_MODELS` of
+them.  A failure of one model says nothing about the route; a success is one of the route and of the model.
 """
 
 import random
@@ -15,7 +15,7 @@ from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, CircuitSta
 from worker.flow.clock import Now
 
 MAX_MODELS = 256
-"""House decision: far above the models one backend serves; names beyond it are let through and fail one by one."""
+"""House decision: far above the models one backend serves; those beyond it have no circuit, and fail one by one."""
 
 CONNECT = "connect"
 """The error class of a connection that was refused or not made."""
@@ -25,7 +25,7 @@ class BreakerEffect(StrEnum):
     """What the end of an attempt says about the backend."""
 
     SUCCESS = "success"
-    """It works: closes the breaker, breaks the row of failures."""
+    """It works: closes the breaker, ends the row of failures."""
     NONE = "none"
     """Nothing."""
     COUNT = "count"
@@ -43,14 +43,14 @@ class BreakerScope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BreakerPass:
-    """The right to make one attempt; hand it back with `Breaker.report`."""
+    """The right to make one attempt; `Breaker.report` takes it at the end."""
 
     route: Pass
     model: str | None
     model_pass: Pass | None
     """`None` when no circuit existed for the model at the start."""
     model_closes: int
-    """How many model circuits had closed by the start: tells a failure that is older than the mending."""
+    """How many model circuits had closed by the start: shows that a failure is older than the recovery."""
 
     @property
     def is_probe(self) -> bool:
@@ -116,7 +116,7 @@ class Breaker:
         return self._route.changes_at()
 
     def model_changes_at(self, model: str) -> float | None:
-        """Return the same for one model."""
+        """Return the same instant for one model's circuit; `None` while it is closed or does not exist."""
         circuit = self._models.get(model)
         return circuit.changes_at() if circuit is not None else None
 
@@ -146,41 +146,34 @@ class Breaker:
         Report the end of an attempt.
 
         Returns:
-            Whether a circuit that was open is closed now, so that what waited for it may go on.
+            Whether a circuit that was open is closed now, so that the attempts it kept back may start.
         """
         if effect is BreakerEffect.SUCCESS:
-            model_closed = self._model_succeeded(token)
-            return self._route.succeeded(token.route) or model_closed
+            model_closed = self._record_model_success(token)
+            return self._route.record_success(token.route) or model_closed
         if effect is BreakerEffect.NONE:
-            self._route.learned_nothing(token.route)
-            self._model_learned_nothing(token)
+            self._route.record_ignored(token.route)
+            self._record_model_ignored(token)
             return False
         trip = effect is BreakerEffect.TRIP
         if scope is BreakerScope.MODEL and token.model is not None:
-            self._route.learned_nothing(token.route)
-            self._model_failed(token, error_class, trip=trip, retry_after_s=retry_after_s)
+            self._route.record_ignored(token.route)
+            self._record_model_failure(token, error_class, trip=trip, retry_after_s=retry_after_s)
         else:
-            self._route.failed(token.route, error_class, trip=trip, retry_after_s=retry_after_s)
-            self._model_learned_nothing(token)
+            self._route.record_failure(token.route, error_class, trip=trip, retry_after_s=retry_after_s)
+            self._record_model_ignored(token)
         return False
 
     def connected(self, token: BreakerPass) -> bool:
         """Report that a connection stands; return whether that closed a route opened by refused connections."""
         if self._route.error_class != CONNECT:
             return False
-        return self._route.succeeded(token.route)
+        return self._route.record_success(token.route)
 
-    def poke(self, model: str | None = None) -> None:
-        """Allow a probe at once, of the route and of every model, or of one model only."""
-        if model is None:
-            self._route.poke()
-        for name, circuit in self._models.items():
-            if model is None or name == model:
-                circuit.poke()
-
-    def route_statistics(self) -> CircuitStatistics:
-        """Return a snapshot of the route's circuit alone."""
-        return self._route.statistics()
+    def allow_probe(self) -> None:
+        """Allow a probe of the route and of every model at once."""
+        for circuit in (self._route, *self._models.values()):
+            circuit.allow_probe()
 
     def statistics(self) -> BreakerStatistics:
         """Return a snapshot."""
@@ -189,22 +182,24 @@ class Breaker:
             models={name: circuit.statistics() for name, circuit in self._models.items()},
         )
 
-    def _model_succeeded(self, token: BreakerPass) -> bool:
+    def _record_model_success(self, token: BreakerPass) -> bool:
         circuit = self._models.get(token.model) if token.model is not None else None
         if circuit is None or token.model is None or token.model_pass is None:
             return False
-        closed = circuit.succeeded(token.model_pass)
+        closed = circuit.record_success(token.model_pass)
         self._model_closes += closed
         if circuit.is_pristine:
             del self._models[token.model]
         return closed
 
-    def _model_learned_nothing(self, token: BreakerPass) -> None:
+    def _record_model_ignored(self, token: BreakerPass) -> None:
         circuit = self._models.get(token.model) if token.model is not None else None
         if circuit is not None and token.model_pass is not None:
-            circuit.learned_nothing(token.model_pass)
+            circuit.record_ignored(token.model_pass)
 
-    def _model_failed(self, token: BreakerPass, error_class: str, *, trip: bool, retry_after_s: float | None) -> None:
+    def _record_model_failure(
+        self, token: BreakerPass, error_class: str, *, trip: bool, retry_after_s: float | None
+    ) -> None:
         assert token.model is not None
         if token.model_pass is None and token.model_closes != self._model_closes:
             return
@@ -215,7 +210,7 @@ class Breaker:
             circuit = self._models[token.model] = Circuit(self._config, self._now, jitter=self._jitter)
         # An attempt that began before the circuit existed counts in its first generation and in no later one.
         model_pass = token.model_pass or Pass(0, is_probe=False)
-        circuit.failed(model_pass, error_class, trip=trip, retry_after_s=retry_after_s)
+        circuit.record_failure(model_pass, error_class, trip=trip, retry_after_s=retry_after_s)
 
     def _forget_one(self) -> bool:
         """Forget the oldest model that is only counting; open circuits are kept."""

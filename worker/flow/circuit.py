@@ -1,14 +1,14 @@
 """
 One circuit breaker: closed, open, or half-open with one probe.
 
-Theory of operation.  Whoever starts an attempt asks `allows`, then takes a `Pass` with `enter`, and reports the end of
-the attempt with exactly one of `succeeded`, `failed`, `learned_nothing`.  A pass carries the generation it was taken
-in; the generation changes with every trip, close and poke.  A report from an older generation is evidence about a
-state that has been left and is ignored: that is how a hundred attempts that fail together trip once, and how a late
-success of an attempt begun before the trip does not close the circuit.
+Theory of operation.  The caller of an attempt asks `allows`, takes a `Pass` with `enter`, and reports the end of the
+attempt with exactly one of `record_success`, `record_failure`, `record_ignored`.  A pass carries the generation in
+which it was taken; the generation changes with every trip, close and `allow_probe`.  A report from an older generation
+is evidence about an earlier state and is ignored.  So a hundred attempts that fail together trip the circuit once, and
+the late success of an attempt that started before the trip does not close it.
 
-Nothing here runs by itself.  `changes_at` names the instant at which `allows` may turn true without any report; the
-shell keeps one timer for it.
+No callback and no timer is used here.  `changes_at` returns the instant at which `allows` may become true without any
+report; the gate keeps a timer for it.
 
 Source: the pattern of closed, open and half-open is M. Nygard, "Release It!", chapter 5.
 """
@@ -29,7 +29,7 @@ class CircuitState(StrEnum):
     CLOSED = "closed"
     """Freely."""
     OPEN = "open"
-    """Not before `next_probe_at`, and then one."""
+    """None before `next_probe_at`, and one from then on."""
     HALF_OPEN = "half_open"
     """One probe is under way; nothing else starts."""
 
@@ -63,13 +63,13 @@ class CircuitConfig:
             {"auth": ProbeSchedule(10.0, 60.0), "quota": ProbeSchedule(30.0, 300.0)}
         )
     )
-    """Classes that time alone seldom mends.  Refused credentials are probed seldom lest the account be locked out; new
-    credentials poke the circuit at once."""
+    """Classes that seldom end by themselves.  Refused credentials are probed seldom, so that the account is not locked;
+    new credentials allow a probe at once."""
     probe_patience_s: float = 30.0
-    """A probe that has told nothing for this long no longer keeps the next one back: a hung request must not hold a
+    """A probe without any report for so long no longer prevents the next one, seconds: a hung request must not hold a
     circuit half-open for as long as its own timeout, which may be an hour."""
     max_retry_after_s: float = 300.0
-    """Longest Retry-After that is believed.  An open circuit yields no answers that could correct a wrong hint."""
+    """Longest Retry-After that is obeyed, seconds: an open circuit gets no answers that could correct a wrong hint."""
 
     def __post_init__(self) -> None:
         if self.failures < 1 or any(limit < 1 for limit in self.class_failures.values()):
@@ -93,14 +93,10 @@ class CircuitStatistics:
     state: CircuitState
     error_class: str | None
     """Why it last opened; `None` while closed."""
-    opened_at: float | None
-    """Monotonic seconds of the trip that is not mended yet; `None` while closed."""
     next_probe_at: float | None
     """Monotonic seconds; `None` while closed or while a probe is under way."""
     failures: int
     """Counted failures in a row, while closed."""
-    failed_probes: int
-    """Probes in a row that failed since the trip."""
     trips: int
     """Times it went from closed to open, since the start."""
 
@@ -124,7 +120,6 @@ class Circuit:
         self._generation = 0
         self._row: deque[tuple[float, str]] = deque()
         self._error_class: str | None = None
-        self._opened_at: float | None = None
         self._next_probe_at = 0.0
         self._failed_probes = 0
         self._trips = 0
@@ -167,7 +162,7 @@ class Circuit:
         self._next_probe_at = self._now() + self._config.probe_patience_s
         return Pass(self._generation, is_probe=True)
 
-    def succeeded(self, token: Pass) -> bool:
+    def record_success(self, token: Pass) -> bool:
         """Report that the backend works; return whether this closed the circuit."""
         if token.generation != self._generation:
             return False
@@ -176,70 +171,64 @@ class Circuit:
             return False
         self._state = CircuitState.CLOSED
         self._generation += 1
-        self._error_class = self._opened_at = None
+        self._error_class = None
         self._failed_probes = 0
         return True
 
-    def failed(self, token: Pass, error_class: str, *, trip: bool = False, retry_after_s: float | None = None) -> bool:
+    def record_failure(
+        self, token: Pass, error_class: str, *, trip: bool = False, retry_after_s: float | None = None
+    ) -> None:
         """
-        Report a failure that speaks about the backend.
+        Report a failure of the backend.
 
         Args:
-            token: What `enter` gave.
+            token: The value that `enter` returned.
             error_class: Remembered and shown while open.
             trip: Open at once instead of counting.
-            retry_after_s: The backend's own wish, seconds; replaces the schedule's wait, capped.
-
-        Returns:
-            Whether this report opened the circuit, or kept it open as the probe's end.
+            retry_after_s: The server's Retry-After, seconds; replaces the wait of the schedule, up to
+                `max_retry_after_s`.
         """
         if token.generation != self._generation:
-            return False
+            return
         if self._state is CircuitState.CLOSED:
-            if not (trip or self._counted(error_class)):
-                return False
+            if not (trip or self._count(error_class)):
+                return
             self._trips += 1
             self._generation += 1
-            self._opened_at = self._now()
         else:
             self._failed_probes += 1
         self._open(error_class, retry_after_s)
-        return True
 
-    def learned_nothing(self, token: Pass) -> None:
-        """Report an end that says nothing about the backend (cancelled, the message's own fault); frees the probe."""
+    def record_ignored(self, token: Pass) -> None:
+        """Report an end that says nothing about the backend (cancelled, a bad request); another probe may start."""
         if token.generation == self._generation and self._state is CircuitState.HALF_OPEN:
             self._state = CircuitState.OPEN
             self._next_probe_at = self._now()
 
-    def poke(self) -> bool:
+    def allow_probe(self) -> None:
         """
-        Allow a probe at once: the cause may be mended (credentials changed, the health path answers).
+        Allow a probe at once: the cause may be gone (credentials changed, the health path answers).
 
-        A probe that is under way no longer counts; it may have begun before the change.  Returns whether the circuit
-        was not closed.
+        A probe under way no longer counts, for it may have started before the change.
         """
         if self._state is CircuitState.CLOSED:
-            return False
+            return
         self._state = CircuitState.OPEN
         self._generation += 1
         self._failed_probes = 0
         self._next_probe_at = self._now()
-        return True
 
     def statistics(self) -> CircuitStatistics:
         """Return a snapshot."""
         return CircuitStatistics(
             state=self._state,
             error_class=self._error_class,
-            opened_at=self._opened_at,
             next_probe_at=self._next_probe_at if self._state is CircuitState.OPEN else None,
             failures=len(self._row),
-            failed_probes=self._failed_probes,
             trips=self._trips,
         )
 
-    def _counted(self, error_class: str) -> bool:
+    def _count(self, error_class: str) -> bool:
         """Add one to the row; return whether it is long enough to open."""
         now = self._now()
         while self._row and self._row[0][0] <= now - self._config.window_s:

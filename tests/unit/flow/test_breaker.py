@@ -52,7 +52,7 @@ def test_counted_failures_of_a_model_add_up_for_it_alone(clock):
 
 
 def test_a_models_failures_together_trip_it_once(clock):
-    """Attempts begun before its circuit opened, or before it was mended, are no news."""
+    """Attempts that started before its circuit opened, or before it closed again, change nothing."""
     breaker = a_breaker(clock)
     early = [breaker.enter("a") for _ in range(3)]
     for token in early[:2]:
@@ -106,7 +106,7 @@ def test_a_failure_of_the_route_frees_the_models_probe(clock):
     assert not breaker.allows_route()
 
 
-def test_a_connection_mends_what_refused_connections_opened(clock):
+def test_a_connection_closes_what_refused_connections_opened(clock):
     """An established connection is enough there, and says nothing about credentials."""
     for error_class, closes in (("connect", True), ("auth", False)):
         breaker = a_breaker(clock)
@@ -116,19 +116,17 @@ def test_a_connection_mends_what_refused_connections_opened(clock):
         assert breaker.is_closed is closes
 
 
-def test_poke_reaches_the_route_and_its_models_or_one_model(clock):
-    """Without a name everything may be probed, with one only that model."""
+def test_a_probe_of_the_route_and_of_every_model_may_be_allowed_at_once(clock):
+    """Every open circuit allows an attempt then."""
     breaker = a_breaker(clock)
     trip_model(breaker, "a")
     trip_model(breaker, "b")
-    breaker.poke("a")
-    assert (breaker.allows_model("a"), breaker.allows_model("b")) == (True, False)
     breaker.report(breaker.enter(), BreakerEffect.TRIP, error_class="auth")
-    breaker.poke()
-    assert (breaker.allows_route(), breaker.allows_model("b")) == (True, True)
+    breaker.allow_probe()
+    assert (breaker.allows_route(), breaker.allows_model("a"), breaker.allows_model("b")) == (True, True, True)
 
 
-def test_models_that_are_only_counted_make_place(clock):
+def test_circuits_that_only_count_make_room_for_others(clock):
     """Memory is bounded whatever names requesters invent; the oldest that is merely counting is forgotten."""
     breaker = a_breaker(clock)
     for index in range(MAX_MODELS + 10):
@@ -140,8 +138,8 @@ def test_models_that_are_only_counted_make_place(clock):
     assert f"m{MAX_MODELS + 9}" in models
 
 
-def test_open_models_are_kept_and_newcomers_pass(clock):
-    """With every place taken by an open circuit another model's failure is not remembered."""
+def test_open_circuits_are_kept_and_further_models_have_none(clock):
+    """While as many circuits are open as there may be, another model's failure is not remembered."""
     breaker = a_breaker(clock)
     for index in range(MAX_MODELS + 1):
         trip_model(breaker, f"m{index}")

@@ -1,4 +1,4 @@
-"""One circuit: when it opens, who probes, and which reports are too old to matter."""
+"""One circuit: when it opens, which attempt is the probe, and which reports are too old to count."""
 
 import pytest
 
@@ -12,11 +12,11 @@ def a_circuit(clock: FakeClock, *, jitter: float = 0.0, **config: object) -> Cir
 
 def fail(circuit: Circuit, times: int, error_class: str = "server_error") -> None:
     for _ in range(times):
-        circuit.failed(circuit.enter(), error_class)
+        circuit.record_failure(circuit.enter(), error_class)
 
 
 def trip(circuit: Circuit, error_class: str = "not_ready", **options: float) -> None:
-    circuit.failed(circuit.enter(), error_class, trip=True, **options)
+    circuit.record_failure(circuit.enter(), error_class, trip=True, **options)
 
 
 def test_opens_after_so_many_counted_failures_in_a_row(clock):
@@ -52,7 +52,7 @@ def test_a_success_breaks_the_row(clock):
     """Failures count in a row only."""
     circuit = a_circuit(clock)
     fail(circuit, 4)
-    circuit.succeeded(circuit.enter())
+    circuit.record_success(circuit.enter())
     fail(circuit, 4)
     assert circuit.allows()
 
@@ -68,22 +68,21 @@ def test_old_failures_fall_out_of_the_row(clock):
 
 
 def test_a_trip_opens_at_once(clock):
-    """One failure of a class that trips is enough, and its time is remembered."""
+    """One failure of a class that trips is enough."""
     circuit = a_circuit(clock)
     trip(circuit, "auth")
     assert not circuit.allows()
     statistics = circuit.statistics()
     assert (statistics.state, statistics.error_class) == (CircuitState.OPEN, "auth")
-    assert (statistics.opened_at, statistics.next_probe_at) == (1000.0, 1010.0)
+    assert statistics.next_probe_at == clock.now() + 10.0
 
 
 def test_many_that_fail_together_trip_once(clock):
     """Reports of attempts begun before the trip neither trip again nor lengthen the wait."""
     circuit = a_circuit(clock)
     passes = [circuit.enter() for _ in range(100)]
-    assert circuit.failed(passes[0], "not_ready", trip=True)
-    for late in passes[1:]:
-        assert not circuit.failed(late, "not_ready", trip=True)
+    for token in passes:
+        circuit.record_failure(token, "not_ready", trip=True)
     assert circuit.statistics().trips == 1
     assert circuit.statistics().next_probe_at == clock.now() + 1.0
 
@@ -93,7 +92,7 @@ def test_a_late_success_does_not_close_it(clock):
     circuit = a_circuit(clock)
     early = circuit.enter()
     trip(circuit)
-    assert not circuit.succeeded(early)
+    assert not circuit.record_success(early)
     assert not circuit.allows()
 
 
@@ -103,14 +102,14 @@ def test_a_late_failure_does_not_reopen_it(clock):
     early = [circuit.enter() for _ in range(10)]
     trip(circuit)
     clock.advance(1.0)
-    assert circuit.succeeded(circuit.enter())
+    assert circuit.record_success(circuit.enter())
     for late in early:
-        circuit.failed(late, "connection_lost")
+        circuit.record_failure(late, "connection_lost")
     assert circuit.is_pristine
 
 
 def test_half_open_lets_one_probe_through(clock):
-    """After the wait exactly one attempt may start until it has told something."""
+    """After the wait exactly one attempt may start until its end is reported."""
     circuit = a_circuit(clock)
     trip(circuit)
     clock.advance(1.0)
@@ -118,7 +117,7 @@ def test_half_open_lets_one_probe_through(clock):
     assert probe.is_probe
     assert not circuit.allows()
     assert circuit.statistics().next_probe_at is None
-    assert circuit.succeeded(probe)
+    assert circuit.record_success(probe)
     assert circuit.state is CircuitState.CLOSED
 
 
@@ -145,21 +144,21 @@ def test_after_closing_the_wait_starts_anew(clock):
     for _ in range(3):
         trip(circuit)
         clock.advance(4.0)
-    circuit.succeeded(circuit.enter())
+    circuit.record_success(circuit.enter())
     trip(circuit)
     assert circuit.changes_at() == clock.now() + 1.0
 
 
 def test_retry_after_replaces_the_wait_and_is_capped(clock):
-    """The backend's own wish is kept to the second, up to five minutes; nonsense below zero is zero."""
-    for wish, wait in ((7.0, 7.0), (0.2, 0.2), (86400.0, 300.0), (-5.0, 0.0)):
+    """It is obeyed to the second, up to five minutes; a value below zero is zero."""
+    for retry_after_s, wait in ((7.0, 7.0), (0.2, 0.2), (86400.0, 300.0), (-5.0, 0.0)):
         circuit = a_circuit(clock)
-        trip(circuit, retry_after_s=wish)
+        trip(circuit, retry_after_s=retry_after_s)
         assert circuit.changes_at() == clock.now() + wait
 
 
 def test_jitter_shortens_the_schedule_and_lengthens_a_retry_after(clock):
-    """By a tenth at most; never longer than the schedule's maximum, never before the backend's wish."""
+    """By a tenth at most; never longer than the schedule's maximum, never before the Retry-After."""
     circuit = a_circuit(clock, jitter=1.0)
     trip(circuit)
     assert circuit.changes_at() == pytest.approx(clock.now() + 0.9)
@@ -168,12 +167,12 @@ def test_jitter_shortens_the_schedule_and_lengthens_a_retry_after(clock):
     assert circuit.changes_at() == pytest.approx(clock.now() + 11.0)
 
 
-def test_a_probe_that_tells_nothing_makes_place_at_once(clock):
+def test_after_an_ignored_probe_another_may_start_at_once(clock):
     """A cancelled probe neither closes the circuit nor costs a wait."""
     circuit = a_circuit(clock)
     trip(circuit)
     clock.advance(1.0)
-    circuit.learned_nothing(circuit.enter())
+    circuit.record_ignored(circuit.enter())
     assert circuit.allows()
     assert circuit.state is CircuitState.OPEN
 
@@ -189,25 +188,27 @@ def test_a_hanging_probe_does_not_block_for_ever(clock):
     clock.advance(0.2)
     second = circuit.enter()
     assert second.is_probe
-    assert circuit.succeeded(hanging)
-    assert not circuit.succeeded(second)
+    assert circuit.record_success(hanging)
+    assert not circuit.record_success(second)
 
 
-def test_poke_allows_a_probe_at_once_and_forgets_the_running_one(clock):
+def test_a_probe_may_be_allowed_at_once_and_the_running_one_no_longer_counts(clock):
     """New credentials: the probe with the old ones no longer counts."""
     circuit = a_circuit(clock)
-    assert not circuit.poke()
+    circuit.allow_probe()
+    assert circuit.state is CircuitState.CLOSED
     trip(circuit, "auth")
     clock.advance(10.0)
     old = circuit.enter()
-    assert circuit.poke()
+    circuit.allow_probe()
     new = circuit.enter()
-    assert not circuit.failed(old, "auth", trip=True)
-    assert circuit.succeeded(new)
+    circuit.record_failure(old, "auth", trip=True)
+    assert circuit.state is CircuitState.HALF_OPEN
+    assert circuit.record_success(new)
 
 
 def test_entering_an_open_circuit_is_an_error(clock):
-    """Whoever forgets to ask is told."""
+    """A caller that does not ask `allows` first gets an exception."""
     circuit = a_circuit(clock)
     trip(circuit)
     with pytest.raises(RuntimeError):

@@ -1,4 +1,4 @@
-"""The gate: who may start, who waits, and what every way of leaving it leaves behind."""
+"""The gate: which attempts start, which wait, and that no way of leaving it leaves anything behind."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ async def test_admits_up_to_the_window_and_no_further(clock):
 
 
 async def test_a_freed_slot_wakes_exactly_one(clock):
-    """A slot is handed over; nobody else wakes up in vain."""
+    """The slot goes to one waiter; the others go on sleeping."""
     gate = a_gate(clock)
     first = await admit(gate)
     others = [waiting(gate) for _ in range(5)]
@@ -39,7 +39,7 @@ async def test_a_freed_slot_wakes_exactly_one(clock):
     await asyncio.gather(*others, return_exceptions=True)
 
 
-async def test_a_newcomer_cannot_overtake(clock):
+async def test_a_later_caller_cannot_overtake(clock):
     """A caller that arrives after a slot was handed over waits behind, although the winner has not run yet."""
     gate = a_gate(clock)
     first = await admit(gate)
@@ -98,7 +98,7 @@ async def test_one_admission_in_n_goes_to_the_longest_waiting(clock):
     """A low priority is not starved by a stream of high ones."""
     gate = a_gate(clock, aging_every=3)
     orders = {"low": AdmissionOrder(priority=-1)} | {f"high {i}": AdmissionOrder(priority=1) for i in range(6)}
-    # The permit everyone queues behind is the first admission, so the third of them is the second of these.
+    # The permit that all of them wait for is the first admission, so the third admission is the second of these.
     assert (await order_of(gate, orders)).index("low") == 1
 
 
@@ -207,8 +207,8 @@ async def test_cancelling_the_winner_hands_the_slot_on(clock):
     assert idle(gate, clock)
 
 
-async def test_patience_is_kept_when_another_left_the_queue_before(clock):
-    """The timer of one who is served serves the next one: it fires early, finds nothing to do, and is set anew."""
+async def test_every_waiter_has_its_own_longest_wait(clock):
+    """It holds although another waiter left the queue before."""
     gate = a_gate(clock)
     first = await admit(gate)
     served, left_behind = waiting(gate, give_up_s=10.0), waiting(gate, give_up_s=30.0)
@@ -227,8 +227,8 @@ async def test_patience_is_kept_when_another_left_the_queue_before(clock):
     assert idle(gate, clock)
 
 
-async def test_who_needs_not_wait_sets_no_timer(clock):
-    """With room and nobody waiting there is nothing that time could change."""
+async def test_an_attempt_that_need_not_wait_sets_no_timer(clock):
+    """With room and an empty queue there is nothing that time could change."""
     gate = a_gate(clock, room=2)
     with await gate.admit(AdmissionOrder(), give_up_s=100.0), await gate.admit(AdmissionOrder(), give_up_s=100.0):
         assert clock._count == 0
@@ -245,7 +245,7 @@ async def test_a_delay_is_kept_and_cut_short_by_recovery(clock):
     await settle()
     assert not delayed.done()
     (await admit(gate)).finish(AUTH)
-    gate.poke()
+    gate.allow_probe()
     await settle()
     assert delayed.done()
     assert delayed.result().is_probe
@@ -280,20 +280,14 @@ async def test_a_pause_closes_the_window_and_reopens_by_itself(clock):
     await task
 
 
-async def test_a_pause_ends_at_its_time_or_by_resume(clock):
-    """A paused gate admits nobody; both ends of a pause do."""
-    gate = a_gate(clock, room=2)
-    gate.pause(clock.now() + 5.0)
+async def test_a_paused_gate_admits_no_attempt_until_it_is_resumed(clock):
+    """Whether there is room, and however much time passes."""
+    gate = a_gate(clock)
+    gate.pause()
     task = waiting(gate)
+    clock.advance(1e6)
     await settle()
     assert not task.done()
     assert gate.statistics().paused
-    clock.advance(5.0)
-    await task
-    gate.pause()
-    second = waiting(gate)
-    clock.advance(1e6)
-    await settle()
-    assert not second.done()
     gate.resume()
-    await second
+    await task

@@ -1,4 +1,4 @@
-"""The gate and its breaker: who probes, what recovery lets go, and what one model stops."""
+"""The gate and its breaker: which attempt is the probe, what recovery admits, and what one model stops."""
 
 import asyncio
 
@@ -27,21 +27,21 @@ async def test_a_probe_is_not_lost_with_one_that_is_being_cancelled(clock):
 
 
 async def test_a_connection_closes_what_refused_connections_opened(clock):
-    """Nobody waits for the end of the probe's generation; other causes need an answer."""
+    """The end of the probe's generation is not awaited; other causes need an answer."""
     for signal, wait_s, closes in ((REFUSED, 1.0, True), (AUTH, 10.0, False)):
         gate = a_gate(clock, room=8)
-        while gate.circuit().state is CircuitState.CLOSED:
+        while gate.statistics().breaker.route.state is CircuitState.CLOSED:
             (await admit(gate)).finish(signal)
         probe = await admit_after(gate, clock, wait_s)
         probe.connected()
-        assert (gate.circuit().state is CircuitState.CLOSED) is closes
+        assert (gate.statistics().breaker.route.state is CircuitState.CLOSED) is closes
         probe.finish(OK)
         probe.connected()
         probe.first_byte()
 
 
-async def test_recovery_is_no_stampede(clock):
-    """When the breaker closes, those who waited start one after another within a second."""
+async def test_recovery_causes_no_burst(clock):
+    """When the breaker closes, the waiters start one after another within a second."""
     window = AdaptiveWindow(8, 1, 8, now=clock.now)
     gate = RouteGate(window, Breaker(now=clock.now, jitter=lambda: 0.0), clock)
     permit = await admit(gate)
@@ -64,7 +64,7 @@ async def test_recovery_is_no_stampede(clock):
 
 
 async def test_three_refused_connections_stop_admission_and_one_probe_goes(clock):
-    """While open nobody starts; after the wait exactly one does, and its success lets everyone go on."""
+    """While it is open none starts; after the wait exactly one does, and its success admits the others."""
     gate = a_gate(clock, room=4)
     for _ in range(3):
         (await admit(gate)).finish(REFUSED)
@@ -99,7 +99,7 @@ async def test_a_failed_probe_doubles_the_wait(clock):
 
 
 async def test_the_first_byte_of_a_probe_closes_the_breaker(clock):
-    """A probe that begins to answer is enough: nobody waits for the end of its generation."""
+    """A probe whose answer begins is enough: the end of its generation is not awaited."""
     gate = a_gate(clock, room=3)
     (await admit(gate)).finish(AUTH)
     tasks = [waiting(gate), waiting(gate)]
@@ -113,8 +113,8 @@ async def test_the_first_byte_of_a_probe_closes_the_breaker(clock):
     tasks[1].result().finish(OK)
 
 
-async def test_a_cancelled_probe_makes_place_for_the_next(clock):
-    """A probe that ends without telling anything does not keep the breaker half-open."""
+async def test_after_a_cancelled_probe_the_next_one_starts(clock):
+    """A probe that ends with a signal that says nothing does not keep the breaker half-open."""
     gate = a_gate(clock)
     (await admit(gate)).finish(AUTH)
     tasks = [waiting(gate), waiting(gate)]
@@ -136,13 +136,13 @@ async def test_a_probe_needs_no_room_in_the_window(clock):
     assert (await admit_after(gate, clock, 30.0)).is_probe
 
 
-async def test_poke_probes_at_once(clock):
-    """New credentials let one message try immediately."""
+async def test_a_probe_may_be_allowed_at_once(clock):
+    """New credentials let one attempt start immediately."""
     gate = a_gate(clock)
     (await admit(gate)).finish(AUTH)
     tasks = [waiting(gate), waiting(gate)]
     await settle()
-    gate.poke()
+    gate.allow_probe()
     await settle()
     assert [task.done() for task in tasks] == [True, False]
     tasks[0].result().finish(OK)
@@ -162,7 +162,7 @@ async def test_recovery_ends_every_delay(clock):
 
 
 async def test_a_models_circuit_stops_that_model_only(clock):
-    """Others overtake; the parked ones go on, one as a probe, then all."""
+    """Other models overtake; of the parked waiters one probes, then all go on."""
     gate = a_gate(clock, room=8)
     loading = AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL)
     (await admit(gate, model="a")).finish(loading)
@@ -210,7 +210,7 @@ async def test_what_an_overload_means_for_the_breaker_is_applied_as_told(clock, 
 
 
 async def test_idle_gates_keep_no_timer(clock):
-    """With nobody waiting nothing is scheduled, whatever the breaker's state."""
+    """Without waiters nothing is scheduled, whatever the breaker's state."""
     gate = a_gate(clock)
     (await admit(gate)).finish(AUTH)
     assert clock.pending() == 0

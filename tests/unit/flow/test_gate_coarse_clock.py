@@ -1,4 +1,4 @@
-"""The gate on a clock like uvloop's: whole milliseconds, timers that fire a little early, and time that never stands still."""
+"""The gate on a clock like uvloop's: whole milliseconds, timers that fire slightly early, and time that always passes."""
 
 import asyncio
 import heapq
@@ -11,12 +11,12 @@ from tests.support.fakeclock import FakeTimer, settle
 from tests.support.gates import AUTH, OK, REFUSED, waiting
 from worker.flow.breaker import Breaker
 from worker.flow.circuit import CircuitState
-from worker.flow.gate import Permit, RouteGate
+from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.queue import AdmissionOrder
 from worker.flow.window.adaptive import AdaptiveWindow
 
 COUNT = 24
-PATIENCE_S = 10_000.0
+LONGEST_WAIT_S = 10_000.0
 
 
 class CoarseClock:
@@ -63,7 +63,7 @@ def a_gate(clock: CoarseClock) -> RouteGate:
 
 
 def a_crowd(gate: RouteGate) -> "list[asyncio.Task[Permit]]":
-    return [waiting(gate, give_up_s=PATIENCE_S) for _ in range(COUNT)]
+    return [waiting(gate, give_up_s=LONGEST_WAIT_S) for _ in range(COUNT)]
 
 
 def started(crowd: "list[asyncio.Task[Permit]]") -> "list[asyncio.Task[Permit]]":
@@ -76,8 +76,8 @@ async def leave(crowd: "list[asyncio.Task[Permit]]") -> None:
     await asyncio.gather(*crowd, return_exceptions=True)
 
 
-async def test_what_is_poured_out_does_not_stop_halfway(clock: CoarseClock) -> None:
-    """After a breaker closed everyone starts within a second or so, although nobody comes or goes meanwhile."""
+async def test_a_window_that_ramps_up_does_not_stop_halfway(clock: CoarseClock) -> None:
+    """After a breaker closed every waiter starts within a second or so, although no attempt ends meanwhile."""
     gate = a_gate(clock)
     permit = await gate.admit(AdmissionOrder())
     await clock.run(4.0)
@@ -96,9 +96,9 @@ async def test_what_is_poured_out_does_not_stop_halfway(clock: CoarseClock) -> N
 
 
 async def test_no_probe_is_forgotten(clock: CoarseClock) -> None:
-    """However many probes fail, another one starts without anybody coming."""
+    """However many probes fail, another one starts without any further caller."""
     gate = a_gate(clock)
-    while gate.circuit().state is CircuitState.CLOSED:
+    while gate.statistics().breaker.route.state is CircuitState.CLOSED:
         (await gate.admit(AdmissionOrder())).finish(REFUSED)
     crowd = a_crowd(gate)
     await settle()
@@ -113,12 +113,12 @@ async def test_no_probe_is_forgotten(clock: CoarseClock) -> None:
 
 
 async def test_a_pause_ends(clock: CoarseClock) -> None:
-    """At its instant, with nobody there to notice."""
+    """At its instant, without any other event."""
     gate = a_gate(clock)
-    gate.pause(clock.now() + 0.7777)
+    (await gate.admit(AdmissionOrder())).finish(AttemptSignal(overload=True, pause_s=0.7777))
     crowd = a_crowd(gate)
     await settle()
     assert not started(crowd)
     await clock.run(2.0)
-    assert len(started(crowd)) == COUNT
+    assert len(started(crowd)) == gate.statistics().window.limit > 1
     await leave(crowd)

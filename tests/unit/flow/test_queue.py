@@ -27,20 +27,13 @@ class Line:
         self.queue = WaitQueue(aging_every=aging_every)
         self.breaker = Breaker(now=clock.now, jitter=lambda: 0.0)
 
-    def add(self, model: str | None = None, *, delay_s: float = 0.0, give_up_s: float | None = None, **order) -> Waiter:
-        now = self.clock.now()
-        waiter = Waiter(
-            order=AdmissionOrder(**order),
-            model=model,
-            future=self.loop.create_future(),
-            ready_at=now + delay_s,
-            give_up_at=None if give_up_s is None else now + give_up_s,
-        )
-        self.queue.add(waiter, now)
+    def add(self, model: str | None = None, *, is_delayed: bool = False, **order) -> Waiter:
+        waiter = Waiter(AdmissionOrder(**order), model, self.loop.create_future())
+        self.queue.add(waiter, is_delayed=is_delayed)
         return waiter
 
     def pop(self) -> Waiter | None:
-        self.queue.ripen(self.clock.now(), self.breaker)
+        self.queue.unpark(self.breaker)
         return self.queue.pop(self.breaker)
 
     def trip(self, model: str) -> None:
@@ -48,7 +41,7 @@ class Line:
         self.breaker.report(token, BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL)
 
     def instant(self) -> float | None:
-        return self.queue.next_instant(self.clock.now(), self.breaker)
+        return self.queue.next_unpark_at(self.clock.now(), self.breaker)
 
 
 @pytest.fixture
@@ -57,12 +50,12 @@ def line(clock, loop):
 
 
 def test_no_deadline_comes_after_every_deadline(line):
-    """A message that may wait for ever does."""
+    """A message without a deadline goes last among equals."""
     without, with_one = line.add(), line.add(deadline=1e12)
     assert [line.pop(), line.pop(), line.pop()] == [with_one, without, None]
 
 
-def test_strict_order_never_lets_the_low_one_go(clock, loop):
+def test_without_ageing_a_low_priority_is_starved(clock, loop):
     """With ageing off a stream of high priorities starves a low one; with it, it does not."""
     for aging_every, starved in ((0, True), (4, False)):
         line = Line(clock, loop, aging_every=aging_every)
@@ -75,7 +68,7 @@ def test_strict_order_never_lets_the_low_one_go(clock, loop):
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=60), st.integers(1, 8))
-def test_nobody_waits_longer_than_its_elders_allow(priorities, aging_every):
+def test_the_longest_wait_is_bounded_by_the_older_waiters(priorities, aging_every):
     """With n older waiters, at most aging_every * (n + 1) admissions."""
     loop = asyncio.new_event_loop()
     line = Line(FakeClock(), loop, aging_every=aging_every)
@@ -87,15 +80,16 @@ def test_nobody_waits_longer_than_its_elders_allow(priorities, aging_every):
     loop.close()
 
 
-def test_a_delayed_waiter_is_passed_over_until_it_is_ready(clock, line):
-    """Others go first; its instant is announced."""
-    delayed, other = line.add(delay_s=5.0, held=True), line.add()
-    assert line.instant() == clock.now() + 5.0
+def test_a_delayed_waiter_is_skipped_until_it_is_made_ready(line):
+    """Others go first; it may be made ready twice, and after it has left."""
+    delayed, other = line.add(is_delayed=True, held=True), line.add()
     assert line.pop() is other
     assert line.pop() is None
-    clock.advance(5.0)
+    line.queue.make_ready(delayed)
+    line.queue.make_ready(delayed)
     assert line.pop() is delayed
-    assert line.instant() is None
+    line.queue.make_ready(delayed)
+    assert line.pop() is None
 
 
 def test_waiters_of_an_open_model_are_parked_and_the_first_probes(clock, line):
@@ -112,33 +106,21 @@ def test_waiters_of_an_open_model_are_parked_and_the_first_probes(clock, line):
     assert line.pop() is second
 
 
-def test_release_ends_delays_and_parking_of_one_model_or_all(line):
-    """What is delayed elsewhere stays delayed."""
+def test_release_ends_every_delay_and_every_parking(line):
+    """All of them are ready then, in their order."""
     line.trip("a")
-    parked, delayed, other = line.add("a"), line.add("a", delay_s=9.0), line.add("b", delay_s=9.0)
+    parked, delayed, other = line.add("a"), line.add("a", is_delayed=True), line.add("b", is_delayed=True)
     assert line.pop() is None
-    line.breaker.poke("a")
-    line.queue.release("a")
-    assert [line.pop(), line.pop(), line.pop()] == [parked, delayed, None]
-    line.queue.release(None)
-    assert line.pop() is other
-
-
-def test_the_impatient_leave_in_time(clock, line):
-    """Only those whose patience is over; the next one is announced."""
-    line.add(give_up_s=9.0)
-    impatient = line.add(give_up_s=3.0, delay_s=60.0)
-    assert line.instant() == clock.now() + 3.0
-    clock.advance(3.0)
-    assert list(line.queue.expired(clock.now())) == [impatient]
-    assert len(line.queue) == 1
-    assert line.instant() == clock.now() + 6.0
+    line.breaker.allow_probe()
+    line.queue.release()
+    assert [line.pop(), line.pop(), line.pop(), line.pop()] == [parked, delayed, other, None]
+    assert len(line.queue) == 0
 
 
 def test_discarding_is_idempotent_wherever_the_waiter_stands(line):
     """Ready, delayed, parked or gone: the counts stay right."""
     line.trip("a")
-    waiters = [line.add(held=True), line.add(delay_s=5.0), line.add("a")]
+    waiters = [line.add(held=True), line.add(is_delayed=True), line.add("a")]
     popped = line.pop()
     assert popped is waiters[0]
     assert line.pop() is None
@@ -149,28 +131,27 @@ def test_discarding_is_idempotent_wherever_the_waiter_stands(line):
     assert line.instant() is None
 
 
-def test_draining_takes_everyone_out_once(line):
-    """From every place."""
+def test_draining_removes_every_waiter_once(line):
+    """Whether it is ready, delayed or parked."""
     line.trip("a")
-    waiters = {line.add(), line.add(delay_s=5.0), line.add("a"), line.add("a", give_up_s=1.0)}
-    assert line.pop() in waiters
-    drained = list(line.queue.drain())
-    assert len(drained) == 3
-    assert set(drained) < waiters
+    waiters = [line.add("a"), line.add(is_delayed=True), line.add(), line.add("a")]
+    assert line.pop() is waiters[2]
+    assert list(line.queue.drain()) == [waiters[0], waiters[1], waiters[3]]
     assert len(line.queue) == 0
+    assert line.instant() is None
 
 
-def test_dead_entries_are_swept(line):
-    """Waiters that leave do not stay in memory until their patience would have been over."""
+@pytest.mark.parametrize("aging_every", [0, 1])
+def test_waiters_that_have_left_do_not_stay_in_memory(clock, loop, aging_every):
+    """Whether they gave up or were admitted by age, and so left the heap without being its first."""
+    line = Line(clock, loop, aging_every=aging_every)
     for _ in range(5000):
-        line.queue.discard(line.add(give_up_s=1e6, delay_s=1e6))
-    assert len(line.queue._patience._entries) < 200
-    assert len(line.queue._delayed._entries) < 200
+        line.queue.discard(line.add())
     for _ in range(5000):
-        line.add(give_up_s=1e6)
+        line.add()
         line.pop()
-    assert len(line.queue._by_claim._entries) < 200
-    assert len(line.queue._by_age._entries) < 200
+    assert len(line.queue) == 0
+    assert len(line.queue._by_claim) < 200
 
 
 def test_a_negative_share_is_refused():

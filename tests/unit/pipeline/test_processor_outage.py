@@ -195,7 +195,7 @@ async def test_refused_credentials_trip_once_and_everybody_waits() -> None:
     assert pipeline.gate.held == 12
     asked = len(backend.requests)
     backend.then = GOOD
-    pipeline.route.gate.poke()  # what the supervisor does when the key file changes
+    pipeline.route.gate.allow_probe()  # what the supervisor does when the key file changes
     assert await asyncio.gather(*handling) == [ACK] * 12
     assert loop_time() < 6
     assert len(backend.requests) - asked <= 13
