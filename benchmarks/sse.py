@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from worker.backends.streams.accumulate import accumulator_for
 from worker.backends.streams.sse import Event, SSEParser
+from worker.wire.endpoints import endpoint_of
 
 CHAT = "/v1/chat/completions"
 SAFE = {name: {"filtered": False, "severity": "safe"} for name in ("hate", "self_harm", "sexual", "violence")}
@@ -122,12 +123,12 @@ def measure(stream: bytes, path: str, read: int, repeat: int) -> dict[str, float
     events = parse(reads)
 
     def accumulate() -> bytes:
-        accumulator = accumulator_for(path)
+        accumulator = accumulator_for(endpoint_of(path))
         accumulator.feed_all(events)
         return accumulator.result()
 
     def both() -> bytes:
-        accumulator, parser = accumulator_for(path), SSEParser()
+        accumulator, parser = accumulator_for(endpoint_of(path)), SSEParser()
         for each in reads:
             accumulator.feed_all(parser.feed(each))
         accumulator.feed_all(parser.close())

@@ -12,7 +12,9 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from worker.policy.model import Phase
+from worker.wire.body import RequestBody
 from worker.wire.message import ReceivedMessage
+from worker.wire.usage import NO_USAGE, Usage, read_usage, usage_of
 
 
 class Settlement(StrEnum):
@@ -37,11 +39,9 @@ class BackendRequest:
     """One attempt's input."""
 
     path: str
-    body: bytes
+    body: RequestBody
     headers: Mapping[str, str] = field(default_factory=dict)
     """Beside those of the route; names in lower case."""
-    stream_requested: bool = False
-    """The requester's body says `"stream": true`; the answer is one JSON body all the same."""
     timeout_s: float | None = None
     """What is left until the request's deadline; `None` for the route's own limit alone."""
     resume_point: ResumePoint | None = None
@@ -80,7 +80,7 @@ class AttemptResult:
     """Monotonic seconds of the first generated text: content, reasoning, refusal or a part of a tool call."""
     content_events: int = 0
     """Events of the stream with generated text."""
-    usage: Mapping[str, Any] | None = None
+    stream_usage: Mapping[str, Any] | None = None
     """The token counts of a stream in the server's own shape; also where the answer itself is to have none."""
     missing_done: bool = False
     """A whole stream ended without the `[DONE]` that its API promises."""
@@ -90,6 +90,15 @@ class AttemptResult:
     """What another try can go on from; `None` when it would have to start anew."""
     salvaged_tokens: int | None = None
     """Tokens of an earlier try that this answer begins with; `None` when it was generated in one go."""
+    _usage: Usage | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens of the answer, as counted in its stream or told in its body; read when first asked for."""
+        if self._usage is None:
+            counts = self.stream_usage
+            self._usage = (read_usage(self.body) if counts is None else usage_of(counts)) or NO_USAGE
+        return self._usage
 
 
 class Backend(Protocol):
@@ -109,7 +118,7 @@ class Backend(Protocol):
         Cancellation: closes the connection; a server may go on generating.
         """
 
-    def streams(self, path: str, body: bytes, *, stream_requested: bool) -> bool:
+    def streams(self, path: str, body: RequestBody) -> bool:
         """Whether an attempt with this request would be streamed, so that `on_first_token` will be called for it."""
 
     async def probe(self) -> bool | None:

@@ -13,6 +13,7 @@ from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings
+from worker.wire.body import RequestBody
 
 
 def after_headers(head: bytes, *, then: bytes = b"", end: str = "close") -> Callable[[AttemptResult], Script]:
@@ -112,7 +113,7 @@ async def test_a_connection_with_an_unread_rest_is_not_used_again() -> None:
         backend = HttpBackend(RouteSettings(name="r", base_url=server.url, max_response_bytes=1000))
         for _ in range(2):
             with pytest.raises(BackendError, match="response_too_large"):
-                await backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), AttemptResult())
+                await backend.invoke(BackendRequest(path="/v1/x", body=RequestBody(b"{}")), AttemptResult())
         assert server.connections == 2
         await backend.aclose()
 
@@ -131,7 +132,7 @@ async def test_broken_framing_is_noticed_on_a_kept_connection_as_well() -> None:
 
     async with raw_server(script) as server:
         attempt = Attempt(server.url, {"idle_s": 4})
-        await attempt.backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), results[0])
+        await attempt.backend.invoke(BackendRequest(path="/v1/x", body=RequestBody(b"{}")), results[0])
         attempt.result = results[1]
         assert attempt.outcome(await attempt.fail()) == (Fault.CONNECTION_LOST, Phase.BODY, 200)
         assert server.connections == 1

@@ -15,6 +15,7 @@ from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings
+from worker.wire.body import RequestBody
 
 # Not sent
 
@@ -142,7 +143,7 @@ async def test_a_kept_connection_that_was_closed_meanwhile_is_lost_and_not_retri
 
     async with raw_server(once) as server:
         attempt = Attempt(server.url)
-        await attempt.backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), AttemptResult())
+        await attempt.backend.invoke(BackendRequest(path="/v1/x", body=RequestBody(b"{}")), AttemptResult())
         assert attempt.outcome(await attempt.fail()) == (Fault.CONNECTION_LOST, Phase.HEADERS, None)
         assert (server.connections, len(server.requests)) == (1, 2)
 
@@ -225,7 +226,7 @@ def test_the_limit_is_named_rightly_on_uvloop() -> None:
             backend = HttpBackend(RouteSettings(name="r", base_url=server.url))
 
             async def one() -> str:
-                request = BackendRequest(path="/v1/x", body=b"{}", timeout_s=limits.uniform(0.05, 0.1))
+                request = BackendRequest(path="/v1/x", body=RequestBody(b"{}"), timeout_s=limits.uniform(0.05, 0.1))
                 with pytest.raises(BackendError) as caught:
                     await backend.invoke(request, AttemptResult())
                 return caught.value.fault

@@ -14,6 +14,7 @@ from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings
+from worker.wire.body import RequestBody
 
 
 async def test_cancellation_closes_the_connection(open_backend: Open) -> None:
@@ -43,7 +44,7 @@ async def test_cancellation_inside_the_body_closes_the_connection(open_backend: 
 
     async with raw_server(hang) as server:
         backend = open_backend(server.url)
-        task = asyncio.ensure_future(backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), result))
+        task = asyncio.ensure_future(backend.invoke(BackendRequest(path="/v1/x", body=RequestBody(b"{}")), result))
         await until(lambda: result.status)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -162,7 +163,7 @@ async def test_another_transport_may_be_handed_in(error: Exception, fault: Fault
     backend = HttpBackend(RouteSettings(name="r", base_url="http://h"), OtherTransport(error))
     result = AttemptResult()
     with pytest.raises(BackendError) as caught:
-        await backend.invoke(BackendRequest(path="/v1/x", body=b"{}"), result)
+        await backend.invoke(BackendRequest(path="/v1/x", body=RequestBody(b"{}")), result)
     assert (caught.value.fault, result.phase) == (fault, phase)
 
 

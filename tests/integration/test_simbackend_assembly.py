@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.simbackend_streams import ME, a_call, says, written
-from worker.backends.streams.accumulate import accumulator_for, expected_choices
+from worker.backends.streams.accumulate import accumulator_for
 from worker.backends.streams.sse import SSEParser
 from worker.emulators.openai.answers import chat_body, completion_body
 from worker.emulators.openai.dialects import DIALECTS
@@ -14,6 +14,7 @@ from worker.emulators.openai.responses import response_body, response_events
 from worker.emulators.openai.sse import PLAIN, StreamFault, script
 from worker.emulators.openai.stream import chunk_events
 from worker.emulators.openai.validation import Endpoint
+from worker.wire.endpoints import endpoint_of
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"properties": {"q": {"type": "string"}}}}}
@@ -62,7 +63,7 @@ def test_streams_assemble_to_the_unary_body(dialect: str, endpoint: Endpoint, ex
             events = response_events(call, generation, row, ME)
         else:
             events = chunk_events(call, generation, row, ME, fault.usage_on)
-        accumulator = accumulator_for(endpoint, choices=expected_choices(endpoint, call.body))
+        accumulator = accumulator_for(endpoint_of(endpoint), choices=call.body.get("n", 1))
         assert accumulator is not None
         parser = SSEParser()
         data = written(script(events, fault, dialect))
@@ -70,5 +71,5 @@ def test_streams_assemble_to_the_unary_body(dialect: str, endpoint: Endpoint, ex
         for start in range(0, len(data), size):
             accumulator.feed_all(parser.feed(data[start : start + size]))
         accumulator.feed_all(parser.close())
-        assert accumulator.is_complete
+        assert accumulator.is_complete()
         assert canon(json.loads(accumulator.result())) == canon(whole)

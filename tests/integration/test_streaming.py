@@ -16,6 +16,7 @@ from worker.emulators.openai.dialects import DIALECTS
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest
+from worker.wire.body import RequestBody
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 USER = {"role": "user", "content": "Tell me something."}
@@ -78,7 +79,7 @@ async def test_an_assembled_answer_equals_the_whole_one(
     whole = await ask(open_backend(sim.base_url, stream="never"), path, body)
     assert (streamed.streamed, whole.streamed) == (True, False)
     assert canonical(streamed) == canonical(whole)
-    assert streamed.usage == json.loads(whole.body)["usage"]
+    assert streamed.stream_usage == json.loads(whole.body)["usage"]
     assert streamed.first_token_at is not None
     assert streamed.started <= streamed.first_token_at <= (streamed.ended or 0)
 
@@ -124,7 +125,7 @@ async def test_a_request_always_gets_one_json_answer(
     wants = body.get("stream") is True
     assert result.streamed is (stream in {"auto", "always"} or (stream == "as_requested" and wants))
     assert ("usage" in answer) is not (wants and result.streamed)
-    assert not result.streamed or result.usage is not None
+    assert not result.streamed or result.stream_usage is not None
 
 
 # Broken
@@ -142,7 +143,9 @@ async def test_a_broken_connection_breaks_the_stream(
     backend = open_backend(sim.base_url)
     result = AttemptResult()
     with pytest.raises(BackendError) as caught:
-        await backend.invoke(BackendRequest(path=path, body=json.dumps({"model": "m", **body}).encode()), result)
+        await backend.invoke(
+            BackendRequest(path=path, body=RequestBody(json.dumps({"model": "m", **body}).encode())), result
+        )
     assert caught.value.fault in {Fault.STREAM_BROKEN, Fault.CONNECTION_LOST}
     assert (result.phase, result.status, result.streamed) == (Phase.STREAM, 200, True)
     assert (result.partial is not None) is (result.content_events > 0) is (result.first_token_at is not None)
@@ -162,7 +165,7 @@ async def test_cut_at_any_byte_nothing_is_taken_for_a_whole_answer(
     for after in range(0, 4000, 37):
         await sim.control({"mode": "stream", "break": "eof", "after_bytes": after})
         result = AttemptResult()
-        request = BackendRequest(path=path, body=json.dumps({"model": "m", **body}).encode())
+        request = BackendRequest(path=path, body=RequestBody(json.dumps({"model": "m", **body}).encode()))
         try:
             await backend.invoke(request, result)
         except BackendError as error:
@@ -188,7 +191,7 @@ async def test_a_silent_stream_is_idle(sim: SimBackend, open_backend: Open, kind
     backend = open_backend(sim.base_url, timeouts={"idle_s": 0.15, "total_s": 10})
     result = AttemptResult()
     with pytest.raises(BackendError) as caught:
-        await backend.invoke(BackendRequest(path=CHAT, body=json.dumps(CHATTY).encode()), result)
+        await backend.invoke(BackendRequest(path=CHAT, body=RequestBody(json.dumps(CHATTY).encode())), result)
     assert (caught.value.fault, result.phase) == (Fault.IDLE_TIMEOUT, Phase.STREAM)
     assert result.partial is not None
 
@@ -211,7 +214,7 @@ async def test_an_error_event_is_the_answer(sim: SimBackend, open_backend: Open,
     fault = {"mode": "stream", "break": "error_event", "after_events": after, "error": "overloaded"}
     await sim.control(fault)
     backend, result = open_backend(sim.base_url), AttemptResult()
-    request = BackendRequest(path=CHAT, body=json.dumps(CHATTY).encode())
+    request = BackendRequest(path=CHAT, body=RequestBody(json.dumps(CHATTY).encode()))
     if dialect == "ollama":
         with pytest.raises(BackendError) as caught:
             await backend.invoke(request, result)
@@ -239,7 +242,7 @@ async def test_cancelled_in_the_middle_it_leaves_what_came(sim: SimBackend, open
     await sim.control({"settings": {"tokens_per_s": 50, "answer_tokens": 100}})
     backend = open_backend(sim.base_url)
     result, begun = AttemptResult(), asyncio.Event()
-    request = BackendRequest(path=CHAT, body=json.dumps(CHATTY).encode(), on_first_token=begun.set)
+    request = BackendRequest(path=CHAT, body=RequestBody(json.dumps(CHATTY).encode()), on_first_token=begun.set)
     task = asyncio.ensure_future(backend.invoke(request, result))
     await begun.wait()
     task.cancel()

@@ -17,6 +17,7 @@ from tests.support.streaming_reading import DONE, HEL, LO, STOP, WHOLE, sse
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest, ResumePoint
+from worker.wire.body import RequestBody
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 BODY = b'{"model":"m", "messages":[{"role":"user","content":"\\u00e9"}], "seed":12345678901234567890}'
@@ -80,7 +81,7 @@ async def test_what_asks_for_a_stream_itself_is_sent_byte_for_byte(open_backend:
     """Also with spaces nobody else would put there."""
     body = b'{ "stream" :true , "stream_options": {"include_usage":true}, "messages":[] } '
     async with raw_server(replies(stream(*WHOLE))) as server:
-        await invoke(open_backend(server.url), CHAT, body, stream_requested=True)
+        await invoke(open_backend(server.url), CHAT, body)
     assert server.requests[0][1] == body
 
 
@@ -89,7 +90,7 @@ async def test_never_means_never(open_backend: Open) -> None:
     async with raw_server(replies([answer(WHOLE_BODY)])) as server:
         backend = open_backend(server.url, stream="never")
         await invoke(backend, CHAT, BODY)
-        await invoke(backend, CHAT, b'{"stream": true, "a":1}', stream_requested=True)
+        await invoke(backend, CHAT, b'{"stream": true, "a":1}')
     assert [body for _, body in server.requests] == [BODY, b'{"a":1}']
 
 
@@ -118,7 +119,7 @@ async def test_a_server_that_does_not_stream_is_read_as_ever(open_backend: Open)
     """JSON in answer to a request for a stream is the answer, byte for byte."""
     async with raw_server(replies([answer(WHOLE_BODY)])) as server:
         result = await invoke(open_backend(server.url), CHAT, BODY)
-    assert (result.body, result.streamed, result.first_token_at, result.usage) == (WHOLE_BODY, False, None, None)
+    assert (result.body, result.streamed, result.first_token_at, result.stream_usage) == (WHOLE_BODY, False, None, None)
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/json", "application/octet-stream"])
@@ -126,7 +127,7 @@ async def test_a_stream_under_another_name_is_a_stream(content_type: str, open_b
     """Proxies label things; the first bytes say what it is."""
     async with raw_server(replies(stream(*WHOLE, content_type=content_type))) as server:
         result = await invoke(open_backend(server.url), CHAT, BODY)
-    assert (text(result), result.usage) == ("Hello", {"prompt_tokens": 3, "completion_tokens": 2})
+    assert (text(result), result.stream_usage) == ("Hello", {"prompt_tokens": 3, "completion_tokens": 2})
 
 
 async def test_a_stream_nobody_asked_for_is_assembled(open_backend: Open) -> None:
@@ -167,7 +168,7 @@ async def test_too_many_bytes_end_the_stream(open_backend: Open) -> None:
     async with raw_server(replies(stream(*[HEL] * 100))) as server:
         backend, result = open_backend(server.url, max_response_bytes=3000), AttemptResult()
         with pytest.raises(BackendError) as caught:
-            await backend.invoke(BackendRequest(path=CHAT, body=BODY), result)
+            await backend.invoke(BackendRequest(path=CHAT, body=RequestBody(BODY)), result)
     assert caught.value.fault is Fault.RESPONSE_TOO_LARGE
 
 
@@ -224,7 +225,7 @@ async def test_a_lowered_form_has_its_own_first_byte(open_backend: Open) -> None
         backend = open_backend(server.url, timeouts={"idle_s": 0.05, "first_byte_s": 0.2, "total_s": 5})
         result = AttemptResult()
         with pytest.raises(BackendError) as caught:
-            await backend.invoke(BackendRequest(path=CHAT, body=BODY), result)
+            await backend.invoke(BackendRequest(path=CHAT, body=RequestBody(BODY)), result)
     assert (caught.value.fault, result.phase) == (Fault.FIRST_BYTE_TIMEOUT, Phase.HEADERS)
 
 
@@ -239,7 +240,7 @@ async def test_a_connection_lost_while_lowering_the_form_is_no_refusal(open_back
     async with raw_server(script) as server:
         backend, result = open_backend(server.url), AttemptResult()
         with pytest.raises(BackendError) as caught:
-            await backend.invoke(BackendRequest(path=CHAT, body=BODY), result)
+            await backend.invoke(BackendRequest(path=CHAT, body=RequestBody(BODY)), result)
     assert (caught.value.fault, result.phase) == (Fault.CONNECTION_LOST, Phase.HEADERS)
     assert (result.status, result.body, result.headers) == (None, b"", {})
 
@@ -253,13 +254,13 @@ async def test_a_completion_is_continued_on_any_server(open_backend: Open) -> No
     def part(text: str, finish: str | None = None) -> bytes:
         return sse({"object": "text_completion", "choices": [{"index": 0, "text": text, "finish_reason": finish}]})
 
-    request = BackendRequest(path=TEXT, body=b'{"prompt":"Once","max_tokens":9}')
+    request = BackendRequest(path=TEXT, body=RequestBody(b'{"prompt":"Once","max_tokens":9}'))
     async with raw_server(replies(stream(part(" upon"), part(" a")), stream(part(" time", "stop"), DONE))) as server:
         backend, result = open_backend(server.url, continuation="prompt"), AttemptResult()
         with pytest.raises(BackendError):
             await backend.invoke(request, result)
         assert result.resume_point == ResumePoint(text=" upon a", tokens=2)
-        again = await invoke(backend, TEXT, request.body, resume_point=result.resume_point)
+        again = await invoke(backend, TEXT, request.body.data, resume_point=result.resume_point)
     sent = json.loads(server.requests[1][1])
     assert (sent["prompt"], sent["max_tokens"]) == ("Once upon a", 7)
     assert json.loads(again.body)["choices"][0]["text"] == " upon a time"
@@ -269,7 +270,7 @@ async def test_a_completion_is_continued_on_any_server(open_backend: Open) -> No
 async def test_what_was_salvaged_survives_a_server_that_is_away(open_backend: Open) -> None:
     """A refused connection leaves it for the next try, and for the answer if there is none."""
     backend, result = open_backend("http://127.0.0.1:1", continuation="vllm"), AttemptResult()
-    request = BackendRequest(path=CHAT, body=BODY, resume_point=ResumePoint(text="Hel", tokens=1))
+    request = BackendRequest(path=CHAT, body=RequestBody(BODY), resume_point=ResumePoint(text="Hel", tokens=1))
     with pytest.raises(BackendError) as caught:
         await backend.invoke(request, result)
     assert caught.value.fault is Fault.CONNECT
@@ -282,7 +283,7 @@ async def test_a_continuation_that_breaks_again_leaves_all_that_came(open_backen
     """What it began with and what it added."""
     async with raw_server(replies(stream(sse(delta(content="lo "))))) as server:
         backend, result = open_backend(server.url, continuation="vllm"), AttemptResult()
-        request = BackendRequest(path=CHAT, body=BODY, resume_point=ResumePoint(text="Hel", tokens=1))
+        request = BackendRequest(path=CHAT, body=RequestBody(BODY), resume_point=ResumePoint(text="Hel", tokens=1))
         with pytest.raises(BackendError):
             await backend.invoke(request, result)
     assert result.resume_point == ResumePoint(text="Hello", tokens=2)

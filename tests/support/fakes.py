@@ -19,6 +19,7 @@ from tests.support.virtual_time import EPOCH, loop_time
 from worker.errors import BackendError, ReplyRejectedError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest
+from worker.wire.body import RequestBody
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, message_bytes
 
 __all__ = [
@@ -154,7 +155,7 @@ class FakeBackend:
         if answer.fault is not None:
             raise BackendError(answer.fault, "scripted")
 
-    def streams(self, path: str, body: bytes, *, stream_requested: bool) -> bool:
+    def streams(self, path: str, body: RequestBody) -> bool:
         return self.is_streaming
 
     @staticmethod

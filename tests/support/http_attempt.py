@@ -11,6 +11,7 @@ from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings
+from worker.wire.body import RequestBody
 
 BODY = b'{"model" : "m","n":12345678901234567890, "x":"\\u00e9\xc3\xa9"}\n'
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -22,7 +23,7 @@ Open = Callable[..., HttpBackend]
 
 async def invoke(backend: HttpBackend, path: str = "/v1/x", body: bytes = BODY, **more: Any) -> AttemptResult:
     result = AttemptResult()
-    await backend.invoke(BackendRequest(path=path, body=body, **more), result)
+    await backend.invoke(BackendRequest(path=path, body=RequestBody(body), **more), result)
     return result
 
 
@@ -39,7 +40,9 @@ class Attempt:
         """Return the error with which it must end."""
         began = time.monotonic()
         with pytest.raises(BackendError) as caught:
-            await self.backend.invoke(BackendRequest(path="/v1/x", body=body, timeout_s=timeout_s), self.result)
+            await self.backend.invoke(
+                BackendRequest(path="/v1/x", body=RequestBody(body), timeout_s=timeout_s), self.result
+            )
         self.seconds = time.monotonic() - began
         await self.backend.aclose()
         assert self.result.ended is not None

@@ -4,6 +4,7 @@ import json
 
 from worker.backends.streams.accumulate import Accumulator, accumulator_for
 from worker.backends.streams.sse import Event
+from worker.wire.endpoints import endpoint_of
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 DONE = Event(b"[DONE]")
@@ -29,7 +30,7 @@ def usage_chunk(**usage) -> dict:
 
 
 def feed(*chunks, path=CHAT, **options) -> Accumulator:
-    accumulator = accumulator_for(path, **options)
+    accumulator = accumulator_for(endpoint_of(path), **options)
     for chunk in chunks:
         accumulator.feed(chunk if isinstance(chunk, Event) else event(chunk))
     return accumulator

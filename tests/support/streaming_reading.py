@@ -16,6 +16,7 @@ from worker.errors import BackendError
 from worker.policy.model import Fault
 from worker.ports import AttemptResult, ResumePoint
 from worker.settings.schema import TimeoutSettings
+from worker.wire.endpoints import endpoint_of
 
 DONE = b"data: [DONE]\n\n"
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
@@ -48,7 +49,7 @@ class Reading:
     """One stream, read with limits in virtual time."""
 
     def __init__(self, *steps: Step, path: str = CHAT, max_bytes: int = 10_000, **limits: float) -> None:
-        accumulator = accumulator_for(path)
+        accumulator = accumulator_for(endpoint_of(path))
         assert accumulator is not None
         self.result = AttemptResult(started=loop_time())
         self.steps = list(steps)

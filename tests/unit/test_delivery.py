@@ -4,6 +4,7 @@ import pytest
 
 from tests.support.pipeline import a_delivery
 from worker.delivery import Delivery, Limits
+from worker.wire.body import RequestBody
 from worker.wire.message import ReceivedMessage, RequestMessage
 
 LIMITS = Limits(
@@ -17,7 +18,7 @@ LIMITS = Limits(
 
 def _delivery(**request: float) -> Delivery:
     message = ReceivedMessage(message_id="m", data=b"", publish_time=1_000.0, delivery_attempt=2)
-    return a_delivery(RequestMessage(path="/p", body=b"{}", **request), message)
+    return a_delivery(RequestMessage(path="/p", body=RequestBody(b"{}"), **request), message)
 
 
 def test_the_budget_counts_from_receipt_publishing_and_deadline() -> None:

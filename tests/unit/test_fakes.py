@@ -10,9 +10,10 @@ from tests.support.virtual_time import DeadlockError, VirtualLoop, loop_time, se
 from worker.errors import BackendError, PublishRetryableError, ReplyRejectedError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest, Settlement
+from worker.wire.body import RequestBody
 from worker.wire.message import ReceivedMessage
 
-REQUEST = BackendRequest(path="/v1/completions", body=b"{}")
+REQUEST = BackendRequest(path="/v1/completions", body=RequestBody(b"{}"))
 
 
 @virtual_time
@@ -111,7 +112,7 @@ async def test_backend_keeps_the_time_it_is_given() -> None:
     backend = FakeBackend()
     backend.hold()
     with pytest.raises(BackendError, match=Fault.TOTAL_TIMEOUT):
-        await backend.invoke(BackendRequest(path="/", body=b"{}", timeout_s=5.0), AttemptResult())
+        await backend.invoke(BackendRequest(path="/", body=RequestBody(b"{}"), timeout_s=5.0), AttemptResult())
     assert loop_time() == pytest.approx(5.0)
 
 

@@ -15,6 +15,7 @@ from worker.policy.rules.load import parse_rules
 from worker.ports import Settlement
 from worker.settings.schema import DamageSettings
 from worker.supervisor import Supervisor
+from worker.wire.body import RequestBody
 from worker.wire.message import RequestMessage
 
 UNAUTHORIZED = status(401)
@@ -160,7 +161,7 @@ def test_one_sick_route_does_not_hide_another(kind: type[FakeBackend]) -> None:
 
 
 async def _fail(pipeline: Pipeline, route: Any) -> None:
-    request = RequestMessage(path="/v1/completions", body=b"{}")
+    request = RequestMessage(path="/v1/completions", body=RequestBody(b"{}"))
     permit = await route.gate.admit(AdmissionOrder())
     with permit:
         await pipeline.processor._attempt(a_delivery(request), request, route, permit)

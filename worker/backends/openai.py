@@ -25,19 +25,21 @@ from worker.backends.http.prepared_request import PreparedRequest
 from worker.backends.http.transport import AiohttpTransport
 from worker.backends.http.watched_response import on_connected
 from worker.backends.request.negotiation import Negotiator, Plan
+from worker.backends.request.stream import Form
 from worker.backends.streams.reading import StreamedAnswer, holds_events, is_event_stream
 from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings, TimeoutSettings
+from worker.wire.body import RequestBody
+from worker.wire.endpoints import endpoint_of
+from worker.wire.http import is_success, request_id_of
 
 PROBE_TIMEOUT_S = 5.0
 MAX_CACHED_URLS = 256
 SLICE_BYTES = 256 * 1024
 """A longer body is handed over in slices of this, so that ten megabytes are neither copied at once nor written past a
 server that does not read; aiohttp warns about whole ones over 1 MiB."""
-REQUEST_ID_HEADERS = ("x-request-id", "x-amzn-requestid", "apim-request-id")
-HTTP_OK = range(200, 300)
 
 _NOT_SENT = (httpx.ConnectError, httpx.UnsupportedProtocol)
 _NOT_CONNECTED = (httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -106,9 +108,9 @@ class HttpBackend:
         stream = httpx.ByteStream(body) if len(body) <= SLICE_BYTES else _Slices(body, result)
         return PreparedRequest(method, url, fixed=self._headers, own=own, stream=stream, extensions=self._extensions)
 
-    def streams(self, path: str, body: bytes, *, stream_requested: bool) -> bool:
+    def streams(self, path: str, body: RequestBody) -> bool:
         """See `worker.ports.Backend.streams`."""
-        return self._negotiator.streams(path, body, stream_requested=stream_requested)
+        return self._negotiator.form(endpoint_of(path), body) is not Form.UNARY
 
     async def invoke(self, request: BackendRequest, result: AttemptResult) -> None:
         """Make one attempt and fill the result; see `worker.ports.Backend.invoke`."""
@@ -200,7 +202,7 @@ class HttpBackend:
                 await response.aclose()
         except (httpx.HTTPError, OSError):  # a TimeoutError is an OSError
             return False
-        return response.status_code in HTTP_OK
+        return is_success(response.status_code)
 
     async def aclose(self) -> None:
         """Close every connection; idempotent."""
@@ -235,10 +237,7 @@ def _note_headers(result: AttemptResult, response: httpx.Response) -> None:
     result.phase = Phase.BODY
     result.status = response.status_code
     result.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
-    for name in REQUEST_ID_HEADERS:
-        if name in result.headers:
-            result.backend_request_id = result.headers[name]
-            break
+    result.backend_request_id = request_id_of(result.headers)
 
 
 _SILENCES: Mapping[Fault, str] = {

@@ -74,7 +74,6 @@ class Attempts:
             path=request.path,
             body=request.body,
             headers=headers,
-            stream_requested=request.stream,
             timeout_s=None if request.deadline is None else max(0.0, request.deadline - self._wall_clock()),
             resume_point=delivery.resume_point,
             on_connected=permit.connected if permit.is_probe else None,
@@ -98,7 +97,7 @@ def event_of(delivery: Delivery, request: RequestMessage, fault: Fault | None = 
         detail=detail,
         in_stream=result.in_stream,
         has_partial=result.content_events > 0,
-        input_is_empty=asks_about_nothing(request.path, request.body or b""),
+        input_is_empty=request.body is not None and asks_about_nothing(request.path, request.body),
         delivery_attempt=delivery.message.delivery_attempt,
         attempts=delivery.attempts,
     )

@@ -282,4 +282,5 @@ def _fingerprint(delivery: Delivery) -> str:
     """Return the digest of the request behind a requester's key."""
     request = delivery.request
     assert request is not None  # it brought the key
-    return hashlib.sha256(request.path.encode() + b"\0" + (request.body or b"")).hexdigest()
+    body = request.body.data if request.body is not None else b""
+    return hashlib.sha256(request.path.encode() + b"\0" + body).hexdigest()

@@ -47,7 +47,7 @@ from worker.policy.judge import (
 from worker.policy.model import Disposition, ErrorClass
 from worker.ports import Settlement
 from worker.settings.schema import RequestSettings
-from worker.telemetry.record import Recorder, output_tokens
+from worker.telemetry.record import Recorder
 from worker.telemetry.tracing import NO_TRACER, Tracer
 from worker.wire.message import ReceivedMessage, RequestMessage
 
@@ -232,7 +232,7 @@ class Processor:
             held=delivery.attempts > 0,
         )
         give_up_s = max(0.0, min(bounds))
-        streamed = route.backend.streams(request.path, request.body or b"", stream_requested=request.stream)
+        streamed = request.body is not None and route.backend.streams(request.path, request.body)
         return await route.gate.admit(
             order, model=request.model, give_up_s=give_up_s, delay_s=delay_s, streamed=streamed
         )
@@ -259,7 +259,7 @@ class Processor:
         delivery.event, delivery.decision = event, decision
         end = AttemptEnd(event=event, decision=decision, can_resume=delivery.resume_point is not None)
         told = report(end, self._budget(delivery), is_refusal_fresh=permit.is_refusal_fresh(), is_probe=permit.is_probe)
-        work = output_tokens(result) if decision.error_class is None else None
+        work = result.usage.output if decision.error_class is None else None
         opened_by = route.report(permit, told, request.model, work=work)
         if opened_by is not None:
             self._recorder.breaker_opened(route.name, *opened_by)

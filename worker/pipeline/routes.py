@@ -18,6 +18,7 @@ from worker.policy.judge import HEALTHY, BackendHealth, Report
 from worker.policy.model import BreakerAction, ErrorClass, ErrorEvent, Scope
 from worker.ports import Backend
 from worker.settings.schema import RequestSettings, RouteMatch, RouteSettings
+from worker.wire.http import is_success
 from worker.wire.message import ReceivedMessage, RequestMessage, decode_request
 
 _FORBIDDEN = 403
@@ -68,7 +69,7 @@ class Route:
         """Count 403s in a row; a success ends the row."""
         if event.status == _FORBIDDEN:
             self.forbidden_in_a_row += 1
-        elif event.fault is None and event.status is not None and event.status < 300:  # noqa: PLR2004
+        elif event.fault is None and is_success(event.status):
             self.forbidden_in_a_row = 0
 
     def report(

@@ -2,22 +2,20 @@
 Judges the body of a 2xx answer: is it an answer at all?
 
 The hot path.  The body is walked once by msgspec into structs that hold the two or three fields the verdict needs;
-everything else is skipped without building Python objects (about 1 us for 1 KB).  What msgspec skips it does not
-check for UTF-8, so that is checked apart; what msgspec refuses although the grammar of JSON allows it (a lone
-surrogate as an escape) takes a slow second look.
+everything else is skipped without building Python objects (about 1 us for 1 KB).
 
 Kept in step with: `backends/accumulate.py`, whose results pass here like any unary body.
 """
 
-import json
-import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+from worker.wire.body import RequestBody, decode_object
+from worker.wire.endpoints import CHAT, EMBEDDINGS, RESPONSES, endpoint_of
+
 _ABORTED = frozenset({"abort", "error"})
 """vLLM and SGLang end a request this way when they drain or when the engine drops it; OpenRouter says `error`."""
 
@@ -63,19 +61,14 @@ class _Other(msgspec.Struct):
     error: Any = None
 
 
-class _Question(msgspec.Struct):
-    input: msgspec.Raw = msgspec.Raw(b"")
-
-
 _Document = _Completion | _Embeddings | _Response | _Other
-_DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
-    "completions": msgspec.json.Decoder(_Completion),
-    "embeddings": msgspec.json.Decoder(_Embeddings),
-    "responses": msgspec.json.Decoder(_Response),
+_DECODERS: Mapping[str | None, msgspec.json.Decoder[Any]] = {
+    CHAT.output: msgspec.json.Decoder(_Completion),
+    EMBEDDINGS.output: msgspec.json.Decoder(_Embeddings),
+    RESPONSES.output: msgspec.json.Decoder(_Response),
 }
-"""By the last segment of the path; `/v1/chat/completions` and `/v1/completions` have the same skeleton."""
+"""By the key of the results; chats and completions have the same skeleton."""
 _OTHER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Other)
-_decode_question = msgspec.json.Decoder(_Question).decode
 
 
 def find_flaw(path: str, body: bytes, *, input_is_empty: bool = False) -> Flaw | None:
@@ -83,13 +76,13 @@ def find_flaw(path: str, body: bytes, *, input_is_empty: bool = False) -> Flaw |
     Return why a 2xx body is no answer, or `None` for a good one.
 
     Args:
-        path: Path of the request, with any query; its last segment says what an answer must hold.
+        path: Path of the request, with any query; its API says what an answer must hold.
         body: The complete body.
         input_is_empty: The request asked about nothing, so that `data: []` is right.
 
     Source: RFC 8259 for JSON (NaN and Infinity are not), https://platform.openai.com/docs/api-reference for the shapes.
     """
-    document = _decode(_DECODERS.get(_endpoint(path), _OTHER), body)
+    document = decode_object(_DECODERS.get(endpoint_of(path).output, _OTHER), body)
     match document:
         case None:
             flaw: Flaw | None = Flaw.MALFORMED
@@ -108,7 +101,7 @@ def find_flaw(path: str, body: bytes, *, input_is_empty: bool = False) -> Flaw |
     return flaw
 
 
-def asks_about_nothing(path: str, body: bytes) -> bool:
+def asks_about_nothing(path: str, body: RequestBody) -> bool:
     """
     Say whether a request asks for the embeddings of no text at all, `"input": []`.
 
@@ -116,24 +109,13 @@ def asks_about_nothing(path: str, body: bytes) -> bool:
 
     Args:
         path: Of the request, with any query.
-        body: Of the request; what is no JSON object asks about something.
+        body: Of the request.
     """
-    if _endpoint(path) != "embeddings":
+    endpoint = endpoint_of(path)
+    if endpoint is not EMBEDDINGS or endpoint.input is None:
         return False
-    try:
-        asked = bytes(_decode_question(body).input)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
+    asked = body.raw(endpoint.input)
     return asked.startswith(b"[") and not asked[1:-1].strip()
-
-
-def _endpoint(path: str) -> str:
-    return path.partition("?")[0].rpartition("/")[2]
-
-
-def is_json_object(body: bytes) -> bool:
-    """Say whether bytes are one JSON object in UTF-8 that may be embedded in a message as they are."""
-    return _decode(_OTHER, body) is not None
 
 
 def _is_aborted(choice: _Choice) -> bool:
@@ -154,31 +136,3 @@ def _flaw_of_response(document: _Response) -> Flaw | None:
     if document.output is None:
         return Flaw.EMPTY
     return Flaw.EMPTY if not document.output and document.status in {None, "completed"} else None
-
-
-def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
-    """Return the struct of a body, or `None` when the body is not a JSON object of the expected skeleton."""
-    try:
-        if not body.isascii():
-            body.decode("utf-8")  # msgspec does not look into the strings it skips
-        return decoder.decode(body)
-    except UnicodeDecodeError:
-        return None
-    except msgspec.ValidationError:
-        return None
-    except (msgspec.DecodeError, RecursionError):
-        return _decode_slowly(decoder, body) if _SURROGATE_ESCAPE.search(body) else None
-
-
-def _decode_slowly(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
-    """Accept lone surrogates, which RFC 8259 section 8.2 allows and msgspec refuses."""
-    try:
-        document = json.loads(body, parse_constant=_refuse_constant)
-        return msgspec.convert(document, decoder.type, strict=True)
-    except (ValueError, RecursionError):  # includes json.JSONDecodeError and msgspec.ValidationError
-        return None
-
-
-def _refuse_constant(name: str) -> object:
-    msg = f"{name} is not JSON"
-    raise ValueError(msg)

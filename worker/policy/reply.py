@@ -12,12 +12,10 @@ one read ours:
 `partial` and `truncated` are there only when something of an answer was accumulated; a partial answer is never a 200.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from worker.policy.answers import is_json_object
 from worker.policy.model import Decision, ErrorClass, ErrorEvent
 from worker.policy.normalise import (
     MAX_BODY_BYTES,
@@ -29,6 +27,8 @@ from worker.policy.normalise import (
     normalise,
 )
 from worker.policy.table import ROWS
+from worker.wire.body import is_json_object
+from worker.wire.http import request_id_of
 
 MAX_ENVELOPE_BYTES = MAX_BODY_BYTES + 32 * 1024
 """No error answer without a partial is longer: a backend's body of at most `MAX_BODY_BYTES` and some bounded texts,
@@ -45,8 +45,6 @@ _OURS = frozenset(
 )
 """Classes of the worker's own making: `worker_error`; everything else is a `backend_error`."""
 
-_REQUEST_ID_HEADERS = ("x-request-id", "x-amzn-requestid", "apim-request-id", "x-litellm-call-id", "request-id")
-
 
 def error_reply(
     decision: Decision,
@@ -54,7 +52,6 @@ def error_reply(
     *,
     attempts: int,
     partial: bytes | None = None,
-    request_id: str | None = None,
 ) -> tuple[int, bytes]:
     """
     Return the status code and the body of an error answer.
@@ -64,7 +61,6 @@ def error_reply(
         event: What happened, with the backend's body.
         attempts: Tries in all, for the requester's information.
         partial: What was accumulated of the answer, a JSON object; `None` or empty when nothing was.
-        request_id: The backend's id of the request; `None`: from the headers.
 
     Returns:
         The status and one JSON object in UTF-8, at most `MAX_ENVELOPE_BYTES` long beside the partial.
@@ -75,7 +71,7 @@ def error_reply(
         return decision.reply_status, facts.payload
     backend = None
     if decision.expose_backend and event.status is not None:
-        backend = _backend(event, facts, request_id, is_partial=partial is event.body)
+        backend = _backend(event, facts, is_partial=partial is event.body)
     return decision.reply_status, _envelope(
         decision.error_class or ErrorClass.INTERNAL_ERROR,
         message=decision.message,
@@ -103,17 +99,6 @@ def partial_of(decision: Decision, event: ErrorEvent, partial: bytes | None) -> 
         return partial
     is_aborted = decision.error_class is ErrorClass.ABORTED and _is_embeddable(event.body)
     return event.body if is_aborted else None
-
-
-def backend_request_id(headers: Mapping[str, str]) -> str | None:
-    """
-    Return the id by which the backend's operators find the request, or `None`.
-
-    Args:
-        headers: Response headers, names in lower case.
-    """
-    value = next((headers[name] for name in _REQUEST_ID_HEADERS if headers.get(name)), None)
-    return None if value is None else bounded(value, 256)
 
 
 def bad_message_body(message: str, *, param: str | None = None) -> bytes:
@@ -153,15 +138,16 @@ def _is_embeddable(data: bytes) -> bool:
     return 0 < len(data) <= MAX_BODY_BYTES and is_json_object(data)
 
 
-def _backend(event: ErrorEvent, facts: Facts, request_id: str | None, *, is_partial: bool) -> dict[str, Any]:
+def _backend(event: ErrorEvent, facts: Facts, *, is_partial: bool) -> dict[str, Any]:
     """Describe the backend's response; its body is there once: verbatim, as text, or as the partial."""
     body = facts.payload if not is_partial and _is_embeddable(facts.payload) else None
+    request_id = request_id_of(event.headers)
     text = None if body is not None or is_partial or facts.shape is Shape.EMPTY else event.body
     return {
         "status": event.status,
         "body": None if body is None else msgspec.Raw(body),
         "text": None if text is None else bounded_bytes(text, MAX_MESSAGE_BYTES),
-        "request_id": bounded(request_id, 256) if request_id else backend_request_id(event.headers),
+        "request_id": None if request_id is None else bounded(request_id, 256),
     }
 
 

@@ -30,6 +30,7 @@ from worker.policy.model import (
 from worker.policy.normalise import Facts
 from worker.policy.retry_after import retry_after_s, should_retry
 from worker.policy.signals import match_signal
+from worker.wire.http import is_success
 
 FORBIDDEN_IN_A_ROW = 3
 """So many 403s on one route without a success between them are about our credentials, not about one message."""
@@ -213,8 +214,7 @@ Quota and credentials are among them since no second try of *this* message can r
 
 def is_good_answer(event: ErrorEvent) -> bool:
     """Say whether the attempt ended in a complete, well-formed answer; the hot path."""
-    status = event.status
-    if event.fault is not None or event.in_stream or status is None or not 200 <= status <= 299:  # noqa: PLR2004
+    if event.fault is not None or event.in_stream or not is_success(event.status):
         return False
     return find_flaw(event.path, event.body, input_is_empty=event.input_is_empty) is None
 
@@ -249,7 +249,7 @@ def classify(event: ErrorEvent, facts: Facts, *, consecutive_forbidden: int = 0)
 
 def _class_of_answer(event: ErrorEvent, facts: Facts) -> ErrorClass | None:
     """Classify a complete response below 400; redirects are not followed: a POST must not go somewhere else."""
-    if event.status is None or not 200 <= event.status <= 299:  # noqa: PLR2004
+    if not is_success(event.status):
         return ErrorClass.MALFORMED
     flaw = find_flaw(event.path, event.body, input_is_empty=event.input_is_empty)
     if flaw is Flaw.ERROR:

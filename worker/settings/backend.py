@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from worker.wire.http_shape import is_header
+from worker.wire.http import is_header
 
 Seconds = Annotated[float, Field(gt=0, le=31 * 86400)]
 """A duration in seconds; 31 days is the longest that Pub/Sub keeps a message."""

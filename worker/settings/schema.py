@@ -29,7 +29,7 @@ from worker.settings.backend import (
 )
 from worker.settings.setup import SetupSettings
 from worker.settings.tracing import TracingSettings
-from worker.wire.http_shape import is_header
+from worker.wire.http import is_header
 
 __all__ = [
     "INFERENCE_PATHS",

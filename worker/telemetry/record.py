@@ -30,9 +30,7 @@ from worker.ports import AttemptResult
 from worker.telemetry.error_share import DamageMeter
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import LabelCap, Metrics
-from worker.telemetry.usage import Usage, read_usage, usage_of
-
-_NO_USAGE = Usage()
+from worker.wire.usage import NO_USAGE, Usage
 
 _log = get_logger("worker")
 
@@ -44,20 +42,20 @@ class Measures:
     ttft_s: float | None = None
     ttlt_s: float | None = None
     tpot_s: float | None = None
-    usage: Usage = _NO_USAGE
+    usage: Usage = NO_USAGE
     streamed: bool = False
     salvaged_tokens: int | None = None
 
 
-def measure(result: AttemptResult, body: bytes) -> Measures:
+def measure(result: AttemptResult, *, is_good: bool) -> Measures:
     """
     Return the measures of an attempt.
 
     Args:
         result: Of the attempt.
-        body: Where an answer that was not streamed tells its usage; `{}` for an error.
+        is_good: Whether it ended in an answer; an error has the usage of its stream, if that told one.
     """
-    usage = _usage(result, body)
+    usage = result.usage if is_good or result.stream_usage is not None else NO_USAGE
     ttft_s = None if result.first_token_at is None else result.first_token_at - result.started
     ttlt_s = None if result.ended is None else result.ended - result.started
     tpot_s = None
@@ -71,17 +69,6 @@ def measure(result: AttemptResult, body: bytes) -> Measures:
         streamed=result.streamed,
         salvaged_tokens=result.salvaged_tokens,
     )
-
-
-def output_tokens(result: AttemptResult | None) -> int | None:
-    """Return the size of a good answer, by which the window tells a long generation from a slow backend."""
-    return None if result is None else _usage(result, result.body).output
-
-
-def _usage(result: AttemptResult, body: bytes) -> Usage:
-    """Return the usage: of a stream as it was counted there, since the answer itself may have to do without."""
-    found = usage_of(result.usage) if result.usage is not None else read_usage(body)
-    return found or _NO_USAGE
 
 
 class Recorder:
@@ -209,7 +196,7 @@ class Recorder:
         if result is None:
             return Measures()
         is_good = decision is not None and decision.error_class is None
-        return measure(result, result.body if is_good else b"{}")
+        return measure(result, is_good=is_good)
 
     def settled_again(self, delivery: Delivery) -> None:
         """Note a redelivery of what was answered already."""

@@ -33,18 +33,8 @@ from worker.delivery import Delivery, Reply
 from worker.policy.model import Decision
 from worker.ports import AttemptResult, Settlement
 from worker.telemetry.record import measure
+from worker.wire.endpoints import endpoint_of
 
-_OPERATIONS = {
-    "/v1/chat/completions": "chat",
-    "/v1/responses": "chat",
-    "/v1/completions": "text_completion",
-    "/v1/embeddings": "embeddings",
-    "/v1/moderations": "moderation",
-    "/v1/rerank": "rerank",
-    "/v1/score": "score",
-    "/v1/images/generations": "image_generation",
-}
-"""`gen_ai.operation.name` by path; any other is `inference`.  OpenTelemetry has no names for the last four."""
 _MAX_CHARS = 256
 """Bound of texts that requesters and servers choose: models, ids, messages."""
 _USAGE = {
@@ -186,7 +176,7 @@ class SpanTracer:
         trace, request = delivery.trace, delivery.request
         if trace is None or request is None:
             return
-        operation = _OPERATIONS.get(request.path.partition("?")[0], "inference")
+        operation = endpoint_of(request.path).operation
         model = request.model[:_MAX_CHARS] if request.model else None
         values = {
             "gen_ai.operation.name": operation,
@@ -295,7 +285,7 @@ def _fail(span: Span, error: str | None, message: str = "") -> None:
 
 def _measured(result: AttemptResult, *, is_good: bool) -> dict[str, AttributeValue | None]:
     """Return the attributes of an attempt that ended."""
-    measures = measure(result, result.body if is_good else b"{}")
+    measures = measure(result, is_good=is_good)
     answer = _read_answer(result.body) if is_good else _Answer()
     reasons = [choice.finish_reason for choice in answer.choices if isinstance(choice.finish_reason, str)]
     return {

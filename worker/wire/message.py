@@ -7,19 +7,20 @@ opposite.  The body is never parsed into objects: it travels as the exact bytes 
 the metadata, so big integers, key order and number spelling survive.  This module knows nothing of brokers, HTTP or
 retries.
 
-Paths are judged for their shape only (`worker.wire.http_shape`); which of them are allowed is a setting.
+Paths are judged for their shape only (`worker.wire.http`); which of them are allowed is a setting.
 """
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import msgspec
 
 from worker.errors import MessageError
-from worker.wire.http_shape import is_header, normalise_path
-from worker.wire.salvage import walk_top_level
+from worker.wire.body import RequestBody, is_json_object
+from worker.wire.http import is_header, normalise_path
 
 MAX_PUBSUB_MESSAGE_BYTES = 10_000_000
 """Pub/Sub's limit for one message, data and attributes together: 10 MB
@@ -30,6 +31,10 @@ MAX_ATTRIBUTE_KEY_BYTES = 256
 MAX_ATTRIBUTE_VALUE_BYTES = 1024
 """Limits of attributes (https://cloud.google.com/pubsub/quotas#resource_limits)."""
 
+MAX_LENIENT_BYTES = 1_000_000
+"""Longest message read leniently: the walk builds Python objects, tens of bytes for each byte at worst, and that is
+more than a requester's mistake should cost the others.  House decision."""
+
 _KNOWN_KEYS = ("path", "metadata", "body", "body_uri", "deadline", "priority", "headers")
 _NAMED_KEYS = 5
 """Unknown keys named in a refusal, and `_KEY_CHARS` of each: the reason must stay small whatever was sent."""
@@ -38,6 +43,8 @@ _KEY_CHARS = 64
 _KEY = re.compile(rb'[ \t\r\n{,]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*')
 _HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}.{0,5}\Z")  # so near the end the parser misses the other half
 _END = re.compile(rb"[ \t\r\n]*\}")
+_SCAN = json.JSONDecoder(strict=False, parse_int=str, parse_float=str).raw_decode  # no numbers: digits may be many
+_GAP = re.compile(r"[ \t\r\n]*")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d")
 
 
@@ -62,7 +69,7 @@ class RequestMessage:
 
     path: str
     """Begins with `/`; may carry a query."""
-    body: bytes | None
+    body: RequestBody | None
     """The exact JSON object bytes of the message, `None` when `body_uri` names them instead."""
     metadata: bytes = b"{}"
     """Raw JSON object; echoed as it is."""
@@ -74,17 +81,9 @@ class RequestMessage:
     headers: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
     """`body.model` when it is a string."""
-    stream: bool = False
-    """`body.stream` is `true`."""
-
-
-class _BodyPeek(msgspec.Struct):
-    model: msgspec.Raw = msgspec.Raw(b"")
-    stream: msgspec.Raw = msgspec.Raw(b"")
 
 
 _decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_peek = msgspec.json.Decoder(_BodyPeek).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_number = msgspec.json.Decoder(float | str).decode
 _decode_int = msgspec.json.Decoder(int).decode
@@ -126,18 +125,17 @@ def _decode(data: bytes) -> RequestMessage:
     metadata = fields.get("metadata", b"{}")
     if not metadata.startswith(b"{"):
         raise MessageError("metadata must be a JSON object", param="metadata")
-    peek = _decode_peek(body) if body is not None else _BodyPeek()
-    model = bytes(peek.model)
+    view = RequestBody(body) if body is not None else None
+    model = view.raw("model") if view is not None else b""
     return RequestMessage(
         path=_path(fields.get("path")),
-        body=body,
+        body=view,
         metadata=metadata,
         body_uri=_text(body_uri, "body_uri") if body_uri is not None else None,
         deadline=_deadline(fields.get("deadline", b"null")),
         priority=_priority(fields.get("priority", b"0")),
         headers=_headers(fields.get("headers", b"{}")),
         model=_text(model, "body") if model.startswith(b'"') else None,
-        stream=bytes(peek.stream) == b"true",
     )
 
 
@@ -184,12 +182,49 @@ def _find_repeated(data: bytes, fields: Mapping[str, bytes]) -> str | None:
 
 
 def read_metadata_leniently(data: bytes) -> bytes:
-    """Return the metadata of a message that is no request, as raw JSON; `{}` where none can be read."""
+    """
+    Return the metadata of a message that is no request, as raw JSON; `{}` where none can be read.
+
+    A requester whose message is refused needs its metadata to know which one it was, and the usual mistakes (`NaN` from
+    a language's own JSON writer, a raw line break, a cut at the end, a byte that is not UTF-8) leave it readable.
+    """
     try:
         raw = bytes(_decode_keys(data).get("metadata", b"{}"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raw = next((value for key, value in walk_top_level(data) if key == "metadata"), b"{}")
-    return raw if is_json_object(raw) else b"{}"
+        raw = next((value for key, value in _walk_top_level(data) if key == "metadata"), b"{}")
+    # Halves of surrogate pairs are JSON, but parsers of consumers refuse them, msgspec's among them.
+    return raw if is_json_object(raw) and RequestBody(raw).is_object else b"{}"
+
+
+def _walk_top_level(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """
+    Yield key and raw value of a JSON object's top level, in order, until it can be followed no further.
+
+    Raises nothing, whatever the bytes; what is over `MAX_LENIENT_BYTES` yields nothing.  A value is cut out as it
+    stands and may itself not be valid JSON.
+    """
+    if len(data) > MAX_LENIENT_BYTES:
+        return
+    text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    position, expected = 0, "{"
+    try:
+        while text[position := _gap(text, position)] == expected:
+            key, position = _SCAN(text, _gap(text, position + 1))
+            position = _gap(text, position)
+            if not isinstance(key, str) or text[position] != ":":
+                return
+            start = _gap(text, position + 1)
+            _, position = _SCAN(text, start)
+            yield key, text[start:position].encode("utf-8", "surrogateescape")
+            expected = ","
+    except (ValueError, IndexError, RecursionError):  # the cut, or nested too deeply
+        return
+
+
+def _gap(text: str, position: int) -> int:
+    match = _GAP.match(text, position)
+    assert match is not None  # it matches nothing as well
+    return match.end()
 
 
 def _fault(error: Exception, data: bytes) -> str:
@@ -266,16 +301,6 @@ def encode_response(status_code: int, metadata: bytes, body: bytes, *, stats: by
     """
     tail = b"}" if stats is None else b',"stats":%s}' % stats
     return b'{"status_code":%d,"metadata":%s,"body":%s%s' % (status_code, metadata, body, tail)
-
-
-def is_json_object(data: bytes) -> bool:
-    """Whether the bytes are one valid JSON object in UTF-8."""
-    try:
-        data.decode("utf-8")
-        _decode_keys(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
 
 
 def message_bytes(data: bytes, attributes: Mapping[str, str]) -> int:

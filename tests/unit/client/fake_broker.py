@@ -30,7 +30,11 @@ def echo(data: bytes, attributes: Mapping[str, str]) -> tuple[bytes, dict[str, s
         answer = encode_response(400, error.metadata, msgspec.json.encode(body))
         return answer, {**copied, "error_class": "bad_message"}
     usage = b'{"prompt_tokens":3,"completion_tokens":5}'
-    answer = encode_response(200, request.metadata, b'{"echo":%s,"usage":%s}' % (request.body or b"null", usage))
+    answer = encode_response(
+        200,
+        request.metadata,
+        b'{"echo":%s,"usage":%s}' % (request.body.data if request.body is not None else b"null", usage),
+    )
     return answer, {**copied, "backend_request_id": "req-1"}
 
 

@@ -44,7 +44,7 @@ def status_of(line):
     if urlsplit(request.path).path not in INFERENCE_PATHS or request.headers:
         return 400, request.metadata
     try:
-        check(Endpoint(request.path), decode(request.body), SimOptions())
+        check(Endpoint(request.path), decode(request.body.data), SimOptions())
     except SimError as error:
         return error.spelled("openai").status, request.metadata
     return 200, request.metadata

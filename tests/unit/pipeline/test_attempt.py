@@ -13,9 +13,10 @@ from worker.flow.circuit import CircuitState
 from worker.flow.gate import Permit
 from worker.flow.queue import AdmissionOrder
 from worker.policy.model import Decision, Disposition, ErrorClass, Fault, Phase
+from worker.wire.body import RequestBody
 from worker.wire.message import RequestMessage
 
-REQUEST = RequestMessage(path="/v1/chat/completions", body=b'{"model":"m"}', model="m")
+REQUEST = RequestMessage(path="/v1/chat/completions", body=RequestBody(b'{"model":"m"}'), model="m")
 
 
 async def _make(pipeline: Pipeline, request: RequestMessage = REQUEST, delivery: Delivery | None = None) -> Decision:
@@ -49,7 +50,9 @@ def test_no_embeddings_are_the_right_answer_to_no_texts(asked: str, is_good: boo
     @virtual_time
     async def run() -> None:
         pipeline = Pipeline(FakeBackend(Answer(body=b'{"object":"list","data":[]}')))
-        request = RequestMessage(path="/v1/embeddings", body=b'{"model":"m","input":%s}' % asked.encode(), model="m")
+        request = RequestMessage(
+            path="/v1/embeddings", body=RequestBody(b'{"model":"m","input":%s}' % asked.encode()), model="m"
+        )
         decision = await _make(pipeline, request)
         assert decision.error_class == (None if is_good else ErrorClass.EMPTY_CHOICES)
 
@@ -60,10 +63,10 @@ def test_no_embeddings_are_the_right_answer_to_no_texts(asked: str, is_good: boo
 async def test_what_is_sent() -> None:
     """Path, body and headers of the request, an id of this try, and the time until the deadline."""
     pipeline = Pipeline(attempts={"send_idempotency_key": True})
-    request = replace(REQUEST, headers={"x-a": "1"}, stream=True, deadline=unix_time() + 60)
+    request = replace(REQUEST, headers={"x-a": "1"}, deadline=unix_time() + 60)
     await _make(pipeline, request, a_delivery(request, message(message_id="m", attempt=2)))
     sent = pipeline.backend.requests[0]
-    assert (sent.path, sent.body, sent.stream_requested) == (request.path, request.body, True)
+    assert (sent.path, sent.body) == (request.path, request.body)
     assert sent.headers == {"x-a": "1", "x-request-id": "m-2-1", "idempotency-key": "m"}
     assert sent.timeout_s == pytest.approx(60)
 

@@ -18,6 +18,7 @@ from worker.errors import SettingsError
 from worker.pipeline.dedupe import REDIS_RETRY_S, REDIS_TIMEOUT_S, Dedupe, Deduper, MemoryStore, RedisStore, build_store
 from worker.settings.schema import DedupeSettings
 from worker.telemetry.metrics import Metrics
+from worker.wire.body import RequestBody
 from worker.wire.message import ReceivedMessage, RequestMessage
 
 GOOD = Reply(status_code=200, body=b"{}")
@@ -29,7 +30,7 @@ CONFLICT = Reply(status_code=409, body=b"{}", error_class="idempotency_conflict"
 def _delivery(
     message_id: str = "m", metadata: bytes = b'{"id":"a"}', body: bytes = b"{}", path: str = "/p"
 ) -> Delivery:
-    request = RequestMessage(path=path, body=body, metadata=metadata)
+    request = RequestMessage(path=path, body=RequestBody(body), metadata=metadata)
     return a_delivery(request, ReceivedMessage(message_id=message_id, data=b""))
 
 

@@ -36,7 +36,7 @@ async def test_answer_is_the_backends_bytes_with_the_metadata() -> None:
     raw = b'{"path":"/v1/chat/completions","metadata": {"n":1e2, "id":12345678901234567890} ,"body":{"model":"m", "x":[ ]}}'
     pipeline = Pipeline()
     assert await pipeline.handle(message(raw)) is ACK
-    assert pipeline.backend.requests[0].body == b'{"model":"m", "x":[ ]}'
+    assert pipeline.backend.requests[0].body.data == b'{"model":"m", "x":[ ]}'
     expected = b'{"status_code":200,"metadata":{"n":1e2, "id":12345678901234567890},"body":' + GOOD_BODY + b"}"
     assert pipeline.answer.data == expected
 

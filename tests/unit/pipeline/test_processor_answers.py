@@ -106,7 +106,7 @@ async def test_a_script_can_judge_by_request() -> None:
     """Two messages that differ only in their body are judged by their own answers."""
 
     def answer(request: BackendRequest) -> Answer:
-        return status(400) if b'"bad"' in request.body else Answer()
+        return status(400) if b'"bad"' in request.body.data else Answer()
 
     pipeline = Pipeline(FakeBackend(then=answer))
     await pipeline.handle(message(data({"model": "bad"})))

@@ -21,7 +21,7 @@ NO_MODEL = status(404, b'{"error":{"message":"none","type":"NotFoundError","para
 
 def _one_model_fails(failure: Answer) -> Pipeline:
     def answer(request: BackendRequest) -> Answer:
-        return failure if b"lora" in request.body else GOOD
+        return failure if b"lora" in request.body.data else GOOD
 
     rules = parse_rules([WAIT_FOR_MODEL, FAILING_MODEL])
     return Pipeline(FakeBackend(then=answer), policy=ErrorPolicy(rules, now_unix=unix_time))

@@ -139,7 +139,7 @@ async def test_one_failure_among_successes_is_the_messages() -> None:
     """While others are served a 500 costs its message one attempt, and nobody else anything."""
 
     def answer(request: BackendRequest) -> Answer:
-        return status(500) if b"poison" in request.body else Answer(seconds=0.1)
+        return status(500) if b"poison" in request.body.data else Answer(seconds=0.1)
 
     pipeline = Pipeline(FakeBackend(then=answer))
     poison = pipeline.start(message(data({"model": "poison"}), attempt=1))
@@ -154,7 +154,7 @@ async def test_poison_does_not_keep_the_breaker_open() -> None:
     """Who fails as the probe steps back: another message is the next probe and closes the breaker."""
 
     def answer(request: BackendRequest) -> Answer:
-        return status(500) if b"poison" in request.body or loop_time() < 30 else GOOD
+        return status(500) if b"poison" in request.body.data or loop_time() < 30 else GOOD
 
     pipeline = Pipeline(FakeBackend(then=answer))
     poison = [pipeline.start(message(data({"model": "poison"}), attempt=1)) for _ in range(5)]

@@ -15,7 +15,7 @@ from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.record import Measures, Recorder, measure
-from worker.telemetry.usage import Usage
+from worker.wire.usage import Usage
 
 SECRET = "the prompt of somebody"
 
@@ -216,7 +216,7 @@ def a_result(first: float | None = None, ended: float | None = None, **more: Any
 
 def test_a_streamed_answer_has_everything() -> None:
     """First token, last token, time per token after the first, and what the stream counted."""
-    measures = measure(a_result(12.0, 17.0, streamed=True, usage=COUNTS), b'{"choices":[]}')
+    measures = measure(a_result(12.0, 17.0, streamed=True, stream_usage=COUNTS, body=b'{"choices":[]}'), is_good=True)
     assert (measures.ttft_s, measures.ttlt_s, measures.tpot_s) == (2.0, 7.0, 0.5)
     assert measures.usage == Usage(input=30, output=11, input_cached=20, output_reasoning=4)
     assert measures.streamed
@@ -224,14 +224,20 @@ def test_a_streamed_answer_has_everything() -> None:
 
 def test_a_whole_answer_has_no_first_token() -> None:
     """Null and not 0; its tokens are in its body."""
-    measures = measure(a_result(None, 17.0), UNARY)
+    measures = measure(a_result(None, 17.0, body=UNARY), is_good=True)
     assert (measures.ttft_s, measures.ttlt_s, measures.tpot_s) == (None, 7.0, None)
     assert measures.usage == Usage(input=3, output=5)
 
 
 def test_the_tokens_of_a_stream_are_known_although_its_answer_does_without() -> None:
     """A request that streams without asking for usage gets none, and is counted all the same."""
-    assert measure(a_result(usage={"prompt_tokens": 7}), UNARY).usage == Usage(input=7)
+    result = a_result(stream_usage={"prompt_tokens": 7}, body=UNARY)
+    assert measure(result, is_good=True).usage == measure(result, is_good=False).usage == Usage(input=7)
+
+
+def test_the_body_of_an_error_has_no_usage() -> None:
+    """Whatever it says: nothing was answered."""
+    assert measure(a_result(body=UNARY), is_good=False).usage == Usage()
 
 
 @pytest.mark.parametrize(
@@ -239,13 +245,13 @@ def test_the_tokens_of_a_stream_are_known_although_its_answer_does_without() -> 
 )
 def test_a_time_per_token_needs_more_than_one(usage: dict[str, Any] | None) -> None:
     """One token has no pace, and neither has an unknown number of them."""
-    assert measure(a_result(12.0, 17.0, usage=usage), b"{}").tpot_s is None
+    assert measure(a_result(12.0, 17.0, stream_usage=usage), is_good=True).tpot_s is None
 
 
 def test_a_failure_has_the_time_it_took() -> None:
     """How long until it failed is told; an attempt that never ended has none."""
-    assert measure(a_result(None, 11.0), b"{}").ttlt_s == 1.0
-    assert measure(a_result(12.0), b"{}") == Measures(ttft_s=2.0)
+    assert measure(a_result(None, 11.0), is_good=False).ttlt_s == 1.0
+    assert measure(a_result(12.0), is_good=False) == Measures(ttft_s=2.0)
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6), st.none() | st.integers(-3, 10**6), st.none() | st.floats(0, 1e5))
@@ -253,8 +259,8 @@ def test_the_definitions_hold(until_first: float, rest: float, output: int | Non
     """TTFT <= TTLT, and TPOT times the tokens after the first is the time after it."""
     start = started or 0.0
     result = AttemptResult(started=start, first_token_at=start + until_first, ended=start + until_first + rest)
-    result.usage = None if output is None else {"output_tokens": output}
-    measures = measure(result, b"{}")
+    result.stream_usage = None if output is None else {"output_tokens": output}
+    measures = measure(result, is_good=True)
     assert measures.ttft_s is not None
     assert measures.ttlt_s is not None
     assert measures.ttft_s <= measures.ttlt_s
@@ -267,7 +273,7 @@ def test_the_definitions_hold(until_first: float, rest: float, output: int | Non
 
 # In the answer and in the metrics
 
-STREAMED = Answer(first_token_s=2.0, seconds=7.0, result={"usage": COUNTS, "content_events": 11})
+STREAMED = Answer(first_token_s=2.0, seconds=7.0, result={"stream_usage": COUNTS, "content_events": 11})
 PARTIAL = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"Hel"},"finish_reason":null}]}'
 BROKEN = Answer(
     status=200,
@@ -312,7 +318,7 @@ def observed(pipeline: Pipeline, metric: str) -> tuple[float, float]:
 async def test_metrics_say_what_the_answers_say() -> None:
     """Over any mixture of ends, counts and sums are those of the answers' stats."""
     whole = Answer(seconds=1.0)
-    salvaged = Answer(first_token_s=1.0, seconds=3.0, result={"usage": COUNTS, "salvaged_tokens": 40})
+    salvaged = Answer(first_token_s=1.0, seconds=3.0, result={"stream_usage": COUNTS, "salvaged_tokens": 40})
     undone = Answer(first_token_s=0.5, seconds=1.0, result={"missing_done": True})
     busy = status(429)
     pipeline = Pipeline(FakeBackend(STREAMED, whole, BROKEN, salvaged, undone, busy, busy, whole), include_stats=True)

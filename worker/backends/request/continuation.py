@@ -15,11 +15,13 @@ from typing import Any
 
 import msgspec
 
-from worker.backends.request.body import Fields, is_set, raw, value_of, with_changes
-from worker.backends.request.stream import Call, Form, Kind, choices_of, form_changes, kind_of, maker
+from worker.backends.request.stream import Call, Form, choices_of, form_changes, maker
 from worker.backends.streams.accumulate import Accumulator
 from worker.ports import ResumePoint
 from worker.settings.schema import ContinuationMode
+from worker.wire.body import RequestBody
+from worker.wire.endpoints import CHAT, COMPLETIONS, Endpoint
+from worker.wire.usage import usage_of
 
 _NOT_CONTINUED = (
     "continue_final_message",  # the request continues a text of its own
@@ -56,53 +58,50 @@ _decode_message = msgspec.json.Decoder(_Message).decode
 
 
 def continue_call(
-    mode: ContinuationMode, path: str, body: bytes, fields: Fields, *, form: Form, resume_point: ResumePoint
+    mode: ContinuationMode, endpoint: Endpoint, body: RequestBody, *, form: Form, resume_point: ResumePoint
 ) -> Call | None:
     """
-    Return the call that goes on from what was salvaged, `None` where the request has to start anew.
+    Return the call that goes on from a resume point, `None` where the request has to start anew.
 
-    Its limit of tokens is what the earlier try left of it, at least 1.
+    Its limit of tokens is what the earlier attempt left of it, at least 1.
 
     Args:
         mode: The route's setting.
-        path: Of the request.
+        endpoint: Of the request's path.
         body: As the requester wrote it.
-        fields: The body's top level.
         form: In which it would be sent.
-        resume_point: What there is.
+        resume_point: Where the earlier attempt ended.
     """
-    kind = kind_of(path)
-    changes = _opening(mode, kind, fields, resume_point.text) if can_continue(mode, kind, fields) else None
-    if kind is None or changes is None or form is Form.UNARY:
+    if form is Form.UNARY or not can_continue(mode, endpoint, body):
         return None
+    changes = _opening(mode, endpoint, body, resume_point.text)
     for limit in _LIMITS:
-        tokens = value_of(fields, limit)
+        tokens = body.value(limit)
         if type(tokens) is int:
             changes[limit] = b"%d" % max(1, tokens - resume_point.tokens)
-    changes |= form_changes(form, kind, fields)
+    changes |= form_changes(form, endpoint, body)
     return Call(
-        body=with_changes(body, fields, changes),
+        body=body.with_changes(changes),
         form=form,
-        new_accumulator=maker(path, fields, prefix={0: resume_point.text}),
+        new_accumulator=maker(endpoint, body, prefix={0: resume_point.text}),
         salvaged_tokens=resume_point.tokens,
     )
 
 
-def can_continue(mode: ContinuationMode, kind: Kind | None, fields: Fields) -> bool:
+def can_continue(mode: ContinuationMode, endpoint: Endpoint, body: RequestBody) -> bool:
     """Whether an answer to the request could be continued, as far as the request itself tells."""
-    if kind is Kind.CHAT:
-        is_possible = mode in {"vllm", "sglang"} and _is_last_open(fields)
-    elif kind is Kind.COMPLETIONS:
+    if endpoint is CHAT:
+        is_possible = mode in {"vllm", "sglang"} and _is_last_open(body)
+    elif endpoint is COMPLETIONS:
         # Without a limit the server's own holds, 16 tokens usually, and would hold for each piece.
-        is_possible = mode != "off" and raw(fields, "prompt").startswith(b'"') and is_set(fields, "max_tokens")
+        is_possible = mode != "off" and body.raw("prompt").startswith(b'"') and body.is_set("max_tokens")
     else:
         is_possible = False
     return (
         is_possible
-        and kind is not None
-        and choices_of(kind, fields) == 1
-        and not any(is_set(fields, key) for key in _NOT_CONTINUED)
-        and (not is_set(fields, "response_format") or _format_of(fields) == "text")
+        and choices_of(endpoint, body) == 1
+        and not any(map(body.is_set, _NOT_CONTINUED))
+        and (not body.is_set("response_format") or _format_of(body) == "text")
     )
 
 
@@ -117,30 +116,30 @@ def resume_point_of(accumulator: Accumulator, before: int | None) -> ResumePoint
     text = accumulator.generated_text().get(0, "").rstrip()
     if not text or not accumulator.is_text_only:
         return None
-    counted = (accumulator.usage or {}).get("completion_tokens")
-    tokens = counted if type(counted) is int and counted > 0 else accumulator.content_events
+    usage = usage_of(accumulator.usage or {})
+    tokens = (usage.output if usage is not None else None) or accumulator.content_events
     return ResumePoint(text=text, tokens=(before or 0) + tokens)
 
 
-def _opening(mode: ContinuationMode, kind: Kind | None, fields: Fields, text: str) -> dict[str, bytes | None] | None:
+def _opening(mode: ContinuationMode, endpoint: Endpoint, body: RequestBody, text: str) -> dict[str, bytes | None]:
     """Return what makes the server go on from a text."""
-    if kind is Kind.COMPLETIONS:
-        return {"prompt": raw(fields, "prompt")[:-1] + msgspec.json.encode(text)[1:]}
-    messages = raw(fields, "messages")
+    if endpoint is COMPLETIONS:
+        return {"prompt": body.raw("prompt")[:-1] + msgspec.json.encode(text)[1:]}
+    messages = body.raw("messages")
     opened = messages[:-1] + b"," + msgspec.json.encode({"role": "assistant", "content": text}) + b"]"
     changes: dict[str, bytes | None] = {"messages": opened, "continue_final_message": b"true"}
     return changes | {"add_generation_prompt": b"false"} if mode == "vllm" else changes
 
 
-def _is_last_open(fields: Fields) -> bool:
-    """Whether the conversation ends with somebody else's message, so that the answer is one of its own."""
+def _is_last_open(body: RequestBody) -> bool:
+    """Whether the conversation does not end with a message of the assistant's, which the answer would go on from."""
     try:
-        messages = _decode_messages(raw(fields, "messages"))
+        messages = _decode_messages(body.raw("messages"))
         return bool(messages) and _decode_message(messages[-1]).role not in {"", "assistant"}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
 
 
-def _format_of(fields: Fields) -> Any:
-    wanted = value_of(fields, "response_format")
+def _format_of(body: RequestBody) -> Any:
+    wanted = body.value("response_format")
     return wanted.get("type") if isinstance(wanted, dict) else None

@@ -12,9 +12,8 @@ https://github.com/lobehub/lobehub/issues/9385.
 import re
 from collections.abc import Mapping
 
-from worker.backends.request.body import Fields, raw, read_fields
 from worker.backends.request.continuation import can_continue, continue_call, resume_point_of
-from worker.backends.request.stream import Call, Form, Kind, build_call, kind_of, wanted_form
+from worker.backends.request.stream import Call, Form, build_call, wanted_form
 from worker.backends.streams.accumulate import Accumulator
 from worker.backends.streams.reading import encode_partial
 from worker.policy.answers import Flaw, find_flaw
@@ -22,6 +21,9 @@ from worker.policy.normalise import normalise
 from worker.ports import AttemptResult, BackendRequest, ResumePoint
 from worker.settings.schema import ContinuationMode, StreamMode
 from worker.telemetry.logs import get_logger
+from worker.wire.body import RequestBody
+from worker.wire.endpoints import Endpoint, endpoint_of
+from worker.wire.http import is_success
 
 MAX_REMEMBERED = 1000
 """APIs and models whose form is remembered; models are the requesters' to choose."""
@@ -33,7 +35,7 @@ _NAMES_STREAM = re.compile(r"\bstream(?:ing|ed|s)?\b", re.IGNORECASE)
 
 _log = get_logger("backends")
 
-Key = tuple[Kind | None, bytes]
+Key = tuple[Endpoint, bytes]
 """API and the model as it stands in the body."""
 
 
@@ -58,18 +60,10 @@ class Negotiator:
         """Return the plan of one attempt."""
         return Plan(self, request)
 
-    def streams(self, path: str, body: bytes, *, stream_requested: bool) -> bool:
-        """See `worker.ports.Backend.streams`."""
-        kind = kind_of(path)
-        if kind is None or self.stream == "never" or (self.stream == "as_requested" and not stream_requested):
-            return False
-        fields = read_fields(body)
-        return self.form(kind, fields) is not Form.UNARY
-
-    def form(self, kind: Kind | None, fields: Fields | None) -> Form:
+    def form(self, endpoint: Endpoint, body: RequestBody) -> Form:
         """Return the best form that is wanted and not known to be refused."""
-        wanted = wanted_form(self.stream, kind, fields)
-        return wanted if fields is None else min(wanted, self._best.get(_key(kind, fields), wanted))
+        wanted = wanted_form(self.stream, endpoint, body)
+        return wanted if wanted is Form.UNARY else min(wanted, self._best.get(_key(endpoint, body), wanted))
 
     def remember(self, key: Key, form: Form, reason: str) -> None:
         """Note that the server took no better form than this one."""
@@ -86,8 +80,8 @@ class Negotiator:
             _log.warning("continuation_refused", **self._line(key), error=reason)
 
     def _line(self, key: Key) -> Mapping[str, str]:
-        kind, model = key
-        return {"backend": self.name, "api": str(kind), "model": model.decode("utf-8", "replace")[:200].strip('"')}
+        endpoint, model = key
+        return {"backend": self.name, "api": endpoint.name, "model": model.decode("utf-8", "replace")[:200].strip('"')}
 
 
 class Plan:
@@ -101,11 +95,9 @@ class Plan:
     def __init__(self, negotiator: Negotiator, request: BackendRequest) -> None:
         self._negotiator = negotiator
         self._request = request
-        self._kind = kind_of(request.path)
-        is_looked_at = self._kind is not None or request.stream_requested
-        self._fields = read_fields(request.body) if is_looked_at else None
+        self._endpoint = endpoint_of(request.path)
         self._refusal: str | None = None
-        self.call = self._first(negotiator.form(self._kind, self._fields))
+        self.call = self._first(negotiator.form(self._endpoint, request.body))
 
     def begin(self, result: AttemptResult) -> None:
         """Make the result ready for the call: nothing of an answer to an earlier one stays in it."""
@@ -119,53 +111,49 @@ class Plan:
 
     def retreat(self, result: AttemptResult) -> bool:
         """Take the next lower form if the answer refuses this one; returns whether there is something to send."""
-        fields, call = self._fields, self.call
-        if fields is None or call.form is Form.UNARY:
+        if self.call.form is Form.UNARY:
             self._learn(result)
             return False
-        if call.salvaged_tokens is not None:
-            return self._start_anew(result, fields)
+        if self.call.salvaged_tokens is not None:
+            return self._start_anew(result)
         form = self._lower_form(result)
         if form is None:
             self._learn(result)
             return False
-        self.call = build_call(self._request.path, self._request.body, fields, form)
+        self.call = build_call(self._endpoint, self._request.body, form)
         return True
 
     def resume_point(self, accumulator: Accumulator) -> ResumePoint | None:
         """Return what a stream that ended so leaves to go on from; `None` for a good answer."""
-        if self._negotiator.continuation == "off" or self._fields is None:
+        if self._negotiator.continuation == "off":
             return None
         if accumulator.is_complete() and find_flaw(self._request.path, accumulator.result()) is not Flaw.ABORTED:
             return None
-        if not can_continue(self._negotiator.continuation, self._kind, self._fields):
+        if not can_continue(self._negotiator.continuation, self._endpoint, self._request.body):
             return None
         return resume_point_of(accumulator, self.call.salvaged_tokens)
 
     def _first(self, form: Form) -> Call:
-        request, fields = self._request, self._fields
-        if fields is None:
-            return Call(body=request.body)
+        request = self._request
         continued = None
         if request.resume_point is not None:
             continued = continue_call(
                 self._negotiator.continuation,
-                request.path,
+                self._endpoint,
                 request.body,
-                fields,
                 form=form,
                 resume_point=request.resume_point,
             )
-        return continued or build_call(request.path, request.body, fields, form)
+        return continued or build_call(self._endpoint, request.body, form)
 
-    def _start_anew(self, result: AttemptResult, fields: Fields) -> bool:
+    def _start_anew(self, result: AttemptResult) -> bool:
         """Give up a continuation that was refused, or answered as if it were a request of its own."""
-        is_good = _is_good(result)
+        is_good = is_success(result.status)
         if result.streamed or not (is_good or result.status in _REFUSALS):
             return False
         reason = "no stream" if is_good else _message_of(result)
-        self._negotiator.tell_refused_continuation(_key(self._kind, fields), reason)
-        self.call = build_call(self._request.path, self._request.body, fields, self.call.form)
+        self._negotiator.tell_refused_continuation(_key(self._endpoint, self._request.body), reason)
+        self.call = build_call(self._endpoint, self._request.body, self.call.form)
         return True
 
     def _lower_form(self, result: AttemptResult) -> Form | None:
@@ -185,16 +173,12 @@ class Plan:
 
     def _learn(self, result: AttemptResult) -> None:
         """Remember a lower form that was taken."""
-        if self._refusal is not None and self._fields is not None and _is_good(result):
-            self._negotiator.remember(_key(self._kind, self._fields), self.call.form, self._refusal[:300])
+        if self._refusal is not None and is_success(result.status):
+            self._negotiator.remember(_key(self._endpoint, self._request.body), self.call.form, self._refusal[:300])
 
 
-def _key(kind: Kind | None, fields: Fields) -> Key:
-    return kind, raw(fields, "model")[:300]
-
-
-def _is_good(result: AttemptResult) -> bool:
-    return result.status is not None and 200 <= result.status <= 299  # noqa: PLR2004 - HTTP's successes
+def _key(endpoint: Endpoint, body: RequestBody) -> Key:
+    return endpoint, body.raw("model")[:300]
 
 
 def _message_of(result: AttemptResult) -> str:

@@ -10,11 +10,12 @@ requester gets is one JSON answer in any case.  ADR 0012 has the reasons.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 
-from worker.backends.request.body import Fields, is_set, raw, read_fields, value_of, with_changes
-from worker.backends.streams.accumulate import Accumulator, accumulator_for, expected_choices
+from worker.backends.streams.accumulate import Accumulator, accumulator_for
 from worker.settings.schema import StreamMode
+from worker.wire.body import RequestBody
+from worker.wire.endpoints import COMPLETIONS, RESPONSES, Endpoint
 
 UNARY_FEATURES = (
     "audio",  # spoken answers: streamed they come in another format than asked for
@@ -47,18 +48,6 @@ _LIST_OF_PROMPTS = re.compile(rb'\[\s*["\[]')
 """Texts or lists of tokens; one list of tokens is one prompt."""
 
 
-class Kind(StrEnum):
-    """The APIs whose answers can be streamed."""
-
-    CHAT = "chat/completions"
-    COMPLETIONS = "completions"
-    RESPONSES = "responses"
-
-
-_ENDINGS = tuple(("/" + kind.value, kind) for kind in Kind)
-"""Chat first: its name ends like that of completions."""
-
-
 class Form(IntEnum):
     """How an answer is asked for; a server that refuses one is asked in the next lower."""
 
@@ -80,86 +69,82 @@ class Call:
     """Of the try that this one goes on from; `None` when it starts anew."""
 
 
-def kind_of(path: str) -> Kind | None:
-    """Return which streamable API a path belongs to, with any prefix and query; `None` for any other path."""
-    path = path.partition("?")[0].rstrip("/")
-    for ending, kind in _ENDINGS:
-        if path.endswith(ending):
-            return kind
-    return None
-
-
-def wanted_form(mode: StreamMode, kind: Kind | None, fields: Fields | None) -> Form:
+def wanted_form(mode: StreamMode, endpoint: Endpoint, body: RequestBody) -> Form:
     """
     Return the form in which a request is to be sent, before what the server is known to refuse.
 
     Args:
         mode: The route's setting.
-        kind: Of the request's path.
-        fields: The body's top level; `None` for what is no JSON object.
+        endpoint: Of the request's path.
+        body: Of the request.
     """
-    if kind is None or fields is None or mode == "never":
+    if mode == "never" or not endpoint.is_streamable or not body.is_object:
         return Form.UNARY
-    if mode == "as_requested":
-        is_wanted = raw(fields, "stream") == _TRUE
-    else:
-        is_wanted = not any(is_set(fields, key) for key in UNARY_FEATURES)
+    is_wanted = body.asks_for_stream if mode == "as_requested" else not any(map(body.is_set, UNARY_FEATURES))
     if is_wanted and mode == "auto":
         # With several choices a server that ignores `n` looks like a stream that broke.
-        is_wanted = choices_of(kind, fields) == 1 and not any(is_set(fields, key) for key in DIFFERENT_IN_STREAMS)
+        is_wanted = choices_of(endpoint, body) == 1 and not any(map(body.is_set, DIFFERENT_IN_STREAMS))
     if not is_wanted:
         return Form.UNARY
-    return Form.STREAM if kind is Kind.RESPONSES else Form.STREAM_WITH_USAGE
+    return Form.STREAM_WITH_USAGE if endpoint.counts_on_request else Form.STREAM
 
 
-def choices_of(kind: Kind, fields: Fields) -> int:
-    """Return how many choices a whole answer has."""
-    if kind is Kind.RESPONSES:
+def choices_of(endpoint: Endpoint, body: RequestBody) -> int:
+    """
+    Return how many choices a whole answer has: `n`, times the prompts of completions; 1 where that makes no sense.
+
+    Source: https://platform.openai.com/docs/api-reference/completions/create; a prompt is a text or a list of tokens.
+    """
+    if endpoint is RESPONSES:
         return 1
-    asked = {"n": value_of(fields, "n")} if "n" in fields else {}
-    if kind is Kind.COMPLETIONS and _LIST_OF_PROMPTS.match(raw(fields, "prompt")):
-        asked["prompt"] = value_of(fields, "prompt")
-    return expected_choices("/" + kind, asked)
+    n = body.value("n") if "n" in body.fields else 1
+    n = n if type(n) is int and n > 0 else 1
+    if endpoint is not COMPLETIONS or _LIST_OF_PROMPTS.match(body.raw("prompt")) is None:
+        return n
+    prompts = body.value("prompt")
+    return n * len(prompts) if isinstance(prompts, list) else n
 
 
-def form_changes(form: Form, kind: Kind | None, fields: Fields) -> dict[str, bytes | None]:
+def form_changes(form: Form, endpoint: Endpoint, body: RequestBody) -> dict[str, bytes | None]:
     """Return the keys to set and to remove so that a body asks for the form; empty when it does already."""
-    asks = raw(fields, "stream") == _TRUE
+    asks = body.asks_for_stream
     if form is Form.UNARY:
         return {"stream": None, "stream_options": None} if asks else {}
     changes: dict[str, bytes | None] = {} if asks else {"stream": _TRUE}
     if form is Form.STREAM_WITH_USAGE:
-        if not _includes_usage(fields):
-            changes["stream_options"] = _with_usage(fields)
-    elif kind is not Kind.RESPONSES:  # there they are about other things than usage
+        if not _includes_usage(body):
+            changes["stream_options"] = _with_usage(body)
+    elif endpoint.counts_on_request:  # elsewhere the options are about other things than usage
         changes["stream_options"] = None
     return changes
 
 
-def build_call(path: str, body: bytes, fields: Fields, form: Form) -> Call:
+def build_call(endpoint: Endpoint, body: RequestBody, form: Form) -> Call:
     """Return the call for a request that starts anew."""
-    changes = form_changes(form, kind_of(path), fields)
-    return Call(body=with_changes(body, fields, changes), form=form, new_accumulator=maker(path, fields))
+    changes = form_changes(form, endpoint, body)
+    return Call(body=body.with_changes(changes), form=form, new_accumulator=maker(endpoint, body))
 
 
-def maker(path: str, fields: Fields, prefix: Mapping[int, str] | None = None) -> Callable[[], Accumulator | None]:
+def maker(
+    endpoint: Endpoint, body: RequestBody, prefix: Mapping[int, str] | None = None
+) -> Callable[[], Accumulator | None]:
     """Return what makes the accumulator of a request; usage is left out if the request itself streams without it."""
-    kind = kind_of(path)
-    if kind is None:
-        return lambda: None
-    keep_usage = raw(fields, "stream") != _TRUE or _includes_usage(fields)
-    choices = choices_of(kind, fields)
-    return lambda: accumulator_for(path, choices=choices, keep_usage=keep_usage, prefix=prefix)
+
+    def make() -> Accumulator | None:
+        keep_usage = not body.asks_for_stream or _includes_usage(body)
+        return accumulator_for(endpoint, choices=choices_of(endpoint, body), keep_usage=keep_usage, prefix=prefix)
+
+    return make
 
 
-def _options(fields: Fields) -> Fields:
-    return read_fields(raw(fields, "stream_options")) or {}
+def _options(body: RequestBody) -> RequestBody:
+    return RequestBody(body.raw("stream_options"))
 
 
-def _includes_usage(fields: Fields) -> bool:
-    return raw(_options(fields), "include_usage") == _TRUE
+def _includes_usage(body: RequestBody) -> bool:
+    return _options(body).raw("include_usage") == _TRUE
 
 
-def _with_usage(fields: Fields) -> bytes:
-    options = raw(fields, "stream_options")
-    return with_changes(options, _options(fields), {"include_usage": _TRUE}) if options.startswith(b"{") else _ALONE
+def _with_usage(body: RequestBody) -> bytes:
+    options = _options(body)
+    return options.with_changes({"include_usage": _TRUE}) if options.is_object else _ALONE

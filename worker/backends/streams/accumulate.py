@@ -19,11 +19,11 @@ completions and completions) and `accumulate_responses`; `[DONE]`, errors and wh
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from worker.backends.streams.chat import ChatAccumulator, CompletionAccumulator
 from worker.backends.streams.events import Accumulator, MalformedEventError, Progress, StreamErrorEvent
 from worker.backends.streams.responses import ResponsesAccumulator
+from worker.wire.endpoints import CHAT, COMPLETIONS, RESPONSES, Endpoint
 
 __all__ = [
     "Accumulator",
@@ -34,41 +34,24 @@ __all__ = [
     "ResponsesAccumulator",
     "StreamErrorEvent",
     "accumulator_for",
-    "expected_choices",
 ]
 
 
 def accumulator_for(
-    path: str, *, choices: int = 1, keep_usage: bool = True, prefix: Mapping[int, str] | None = None
+    endpoint: Endpoint, *, choices: int = 1, keep_usage: bool = True, prefix: Mapping[int, str] | None = None
 ) -> Accumulator | None:
     """
-    Return a new accumulator for a request path, or `None` when nothing on that path can be streamed (embeddings).
+    Return a new accumulator for a request to an API, or `None` when its answers cannot be streamed.
 
     Args:
-        path: Of the request, `/v1/chat/completions` or with any other prefix (Azure's deployments); a query is ignored.
-        choices: See `expected_choices`.
+        endpoint: The API.
+        choices: How many choices the request asks for; fewer are not a complete answer.
         keep_usage: `False` removes `usage` from the result: the request itself asked for a stream, and not for usage.
-        prefix: Text by choice index which an earlier try generated and this one is asked to continue; the result
+        prefix: Text by choice index which an earlier attempt generated and this one is asked to continue; the result
             begins with it.  Not for the Responses API.
     """
-    path = path.partition("?")[0].rstrip("/")
-    if path.endswith("/chat/completions"):
+    if endpoint is CHAT:
         return ChatAccumulator(choices=choices, keep_usage=keep_usage, prefix=prefix)
-    if path.endswith("/completions"):
+    if endpoint is COMPLETIONS:
         return CompletionAccumulator(choices=choices, keep_usage=keep_usage, prefix=prefix)
-    return ResponsesAccumulator() if path.endswith("/responses") else None
-
-
-def expected_choices(path: str, body: Mapping[str, Any]) -> int:
-    """
-    Return how many choices a request asks for: its `n`, times its prompts in completions; 1 where it makes no sense.
-
-    Source: https://platform.openai.com/docs/api-reference/completions/create; a prompt is a string or a list of tokens.
-    """
-    n = body.get("n")
-    n = n if type(n) is int and n > 0 else 1
-    prompt = body.get("prompt")
-    is_chat = path.partition("?")[0].rstrip("/").endswith("/chat/completions")
-    if is_chat or not isinstance(prompt, list) or not prompt or type(prompt[0]) is int:
-        return n
-    return n * len(prompt)
+    return ResponsesAccumulator() if endpoint is RESPONSES else None

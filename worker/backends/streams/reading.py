@@ -24,6 +24,7 @@ from worker.errors import BackendError
 from worker.policy.model import Fault
 from worker.policy.normalise import looks_like_events
 from worker.ports import AttemptResult, ResumePoint
+from worker.wire.http import is_success
 
 LINGER_S = 5.0
 """How long an answer that is whole waits for what usually follows at once: the usage, the last verdicts of a filter,
@@ -144,7 +145,7 @@ class StreamedAnswer:
     def _note(self) -> None:
         """Put what is known into the result."""
         accumulator, result = self._accumulator, self._result
-        result.usage = accumulator.usage
+        result.stream_usage = accumulator.usage
         result.content_events = accumulator.content_events
         result.partial, result.resume_point = None, self._resume_point(accumulator)
         result.is_whole = accumulator.is_complete()
@@ -166,14 +167,12 @@ def encode_partial(accumulator: Accumulator) -> bytes | None:
 
 def is_event_stream(result: AttemptResult) -> bool:
     """Whether the response's headers announce a good answer as a stream."""
-    is_good = result.status is not None and 200 <= result.status <= 299  # noqa: PLR2004 - HTTP's successes
-    return is_good and result.headers.get("content-type", "").lower().startswith("text/event-stream")
+    return is_success(result.status) and result.headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
 def holds_events(result: AttemptResult) -> bool:
     """Whether a good answer that was read as a whole is the text of a stream after all."""
-    is_good = result.status is not None and 200 <= result.status <= 299  # noqa: PLR2004
-    return is_good and looks_like_events({}, result.body[:256])
+    return is_success(result.status) and looks_like_events({}, result.body[:256])
 
 
 def _is_over(accumulator: Accumulator) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from worker.telemetry.usage import Usage, read_usage
+from worker.wire.usage import Usage, read_usage
 
 _ABSENT = msgspec.Raw(b"")
 _FIRST_ERROR = 300

@@ -19,6 +19,7 @@ from pydantic import (
 
 from worker.policy.model import BreakerAction, Disposition, ErrorClass, Fault, Phase, Scope
 from worker.policy.rules.regex import RegexError, compile_regex
+from worker.wire.http import is_success
 
 _NOT_JUDGED = frozenset({ErrorClass.BAD_MESSAGE, ErrorClass.DEADLINE_EXCEEDED, ErrorClass.IDEMPOTENCY_CONFLICT})
 """Classes the worker gives without asking the table, so that a rule on one of them could never match."""
@@ -183,7 +184,7 @@ class Rule(_Part):
     @property
     def sees_success(self) -> bool:
         """Whether the rule asks for good answers too: only one that names a success status does."""
-        is_named = self.match.status is not None and any(200 <= status <= 299 for status in self.match.status)  # noqa: PLR2004
+        is_named = self.match.status is not None and any(map(is_success, self.match.status))
         return is_named and self.match.error_class is None
 
     @model_validator(mode="after")

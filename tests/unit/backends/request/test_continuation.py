@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from tests.support.streaming_chunks import TEXT, delta, event, feed, tool, usage_chunk
-from worker.backends.request.body import read_fields
 from worker.backends.request.continuation import can_continue, continue_call, resume_point_of
-from worker.backends.request.stream import Form, Kind
+from worker.backends.request.stream import Form
 from worker.ports import ResumePoint
+from worker.wire.body import RequestBody
+from worker.wire.endpoints import endpoint_of
 
 CHAT = "/v1/chat/completions"
 USER = {"role": "user", "content": "hello"}
@@ -21,9 +22,7 @@ OPENED = {"role": "assistant", "content": 'He said "hi",'}
 def continued(mode: Any, path: str, body: dict[str, Any] | bytes, form: Form = Form.STREAM_WITH_USAGE) -> Any:
     """The request that is sent instead, `None` where there is none."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    fields = read_fields(data)
-    assert fields is not None
-    call = continue_call(mode, path, data, fields, form=form, resume_point=RESUME_POINT)
+    call = continue_call(mode, endpoint_of(path), RequestBody(data), form=form, resume_point=RESUME_POINT)
     if call is None:
         return None
     assert call.salvaged_tokens == 40
@@ -60,9 +59,8 @@ def test_a_completion_goes_on_behind_its_prompt(mode: str) -> None:
 def test_the_earlier_messages_keep_their_bytes() -> None:
     """A conversation may hold megabytes of images: nothing of it is decoded."""
     data = b'{"messages":[ {"role":"user","content":"\\u00e9","x":1.0e3} ]}'
-    fields = read_fields(data)
-    assert fields is not None
-    call = continue_call("sglang", CHAT, data, fields, form=Form.STREAM, resume_point=ResumePoint(text="a", tokens=1))
+    rest = ResumePoint(text="a", tokens=1)
+    call = continue_call("sglang", endpoint_of(CHAT), RequestBody(data), form=Form.STREAM, resume_point=rest)
     assert call is not None
     assert b'[ {"role":"user","content":"\\u00e9","x":1.0e3} ,{"role":"assistant","content":"a"}]' in call.body
 
@@ -133,10 +131,8 @@ def test_a_request_that_is_not_streamed_is_not_continued() -> None:
 
 def test_the_continuation_begins_with_the_text() -> None:
     """What the server says is put behind what was there."""
-    data = json.dumps(CONVERSATION).encode()
-    fields = read_fields(data)
-    assert fields is not None
-    call = continue_call("vllm", CHAT, data, fields, form=Form.STREAM, resume_point=RESUME_POINT)
+    body = RequestBody(json.dumps(CONVERSATION).encode())
+    call = continue_call("vllm", endpoint_of(CHAT), body, form=Form.STREAM, resume_point=RESUME_POINT)
     assert call is not None
     accumulator = call.new_accumulator()
     assert accumulator is not None
@@ -177,5 +173,5 @@ def test_nothing_but_text_is_salvaged(deltas: list[dict[str, Any]]) -> None:
 
 def test_responses_are_not_continued() -> None:
     """The API has no such thing."""
-    assert not can_continue("vllm", Kind.RESPONSES, {})
-    assert not can_continue("vllm", None, {})
+    for path in ("/v1/responses", "/v1/embeddings"):
+        assert not can_continue("vllm", endpoint_of(path), RequestBody(b"{}"))

@@ -7,7 +7,10 @@ import pytest
 
 from tests.support.streaming_chunks import delta, event, feed
 from worker.backends.request.negotiation import MAX_REMEMBERED, Negotiator, Plan
+from worker.backends.request.stream import Form
 from worker.ports import AttemptResult, BackendRequest, ResumePoint
+from worker.wire.body import RequestBody
+from worker.wire.endpoints import endpoint_of
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -16,8 +19,12 @@ RESUME_POINT = ResumePoint(text="Hel", tokens=1)
 
 
 def a_request(path: str = CHAT, *, resume_point: ResumePoint | None = None, **body: Any) -> BackendRequest:
-    data = json.dumps({**BODY, **body}).encode()
-    return BackendRequest(path=path, body=data, stream_requested=body.get("stream") is True, resume_point=resume_point)
+    data = RequestBody(json.dumps({**BODY, **body}).encode())
+    return BackendRequest(path=path, body=data, resume_point=resume_point)
+
+
+def form(known: Negotiator, request: BackendRequest) -> Form:
+    return known.form(endpoint_of(request.path), request.body)
 
 
 def negotiator(stream: Any = "auto", continuation: Any = "off") -> Negotiator:
@@ -66,7 +73,7 @@ def test_a_server_that_refuses_streams_is_asked_for_a_whole_answer(refusal: Atte
         assert sent(later) == {}
         assert not later.retreat(answered(200))
     assert [line["refused"] for line in logs] == ["stream"]
-    assert not known.streams(CHAT, a_request().body, stream_requested=False)
+    assert form(known, a_request()) is Form.UNARY
 
 
 @pytest.mark.parametrize("refusal", REFUSES_OPTIONS)
@@ -82,7 +89,7 @@ def test_a_server_that_refuses_stream_options_streams_without(
     assert not plan.retreat(answered(200, streamed=True))
     assert sent(known.plan(a_request())) == {"stream": True}
     assert [line["refused"] for line in logs] == ["stream_options"]
-    assert known.streams(CHAT, a_request().body, stream_requested=False)
+    assert form(known, a_request()) is Form.STREAM
 
 
 def test_one_refusal_after_the_other() -> None:
@@ -153,21 +160,20 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(known._best) <= MAX_REMEMBERED
 
 
-def test_streams_says_what_a_plan_would_do() -> None:
-    """For whoever has to know before an attempt."""
+def test_the_form_is_what_a_plan_would_send() -> None:
+    """Before an attempt the gate asks whether it will be streamed."""
     for mode in ("auto", "always", "never", "as_requested"):
         known = negotiator(mode)
         for body in ({}, {"n": 2}, {"stream": True}, {"best_of": 3}):
             for path in (CHAT, "/v1/embeddings"):
                 request = a_request(path, **body)
-                told = known.streams(path, request.body, stream_requested=request.stream_requested)
-                assert told is (known.plan(request).call.form > 0)
-    assert not negotiator().streams(CHAT, b"nonsense", stream_requested=False)
+                assert form(known, request) is known.plan(request).call.form
+    assert form(negotiator(), BackendRequest(path=CHAT, body=RequestBody(b"nonsense"))) is Form.UNARY
 
 
 def test_a_body_that_is_no_object_is_sent_as_it_is() -> None:
     """The server will say what is wrong with it; there is nothing to retreat to."""
-    plan = negotiator().plan(BackendRequest(path=CHAT, body=b"nonsense", stream_requested=True))
+    plan = negotiator().plan(BackendRequest(path=CHAT, body=RequestBody(b"nonsense")))
     assert plan.call.body == b"nonsense"
     assert not plan.retreat(REFUSES_STREAMS[0])
 

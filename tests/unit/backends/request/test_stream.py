@@ -5,58 +5,37 @@ from typing import Any
 
 import pytest
 
-from worker.backends.request.body import read_fields
 from worker.backends.request.stream import (
     DIFFERENT_IN_STREAMS,
     UNARY_FEATURES,
     Form,
-    Kind,
     build_call,
     choices_of,
-    kind_of,
     wanted_form,
 )
 from worker.settings.conflicts import find_conflicts
 from worker.settings.schema import Settings
+from worker.wire.body import RequestBody
+from worker.wire.endpoints import CHAT as CHAT_API
+from worker.wire.endpoints import COMPLETIONS, endpoint_of
+from worker.wire.endpoints import RESPONSES as RESPONSES_API
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 ON, OFF = {"stream": True}, {"stream": False}
 USAGE = {"include_usage": True}
 
 
-def fields_of(body: dict[str, Any]) -> Any:
-    return read_fields(json.dumps(body).encode())
+def body_of(body: dict[str, Any]) -> RequestBody:
+    return RequestBody(json.dumps(body).encode())
 
 
 def form(mode: Any, body: dict[str, Any], path: str = CHAT) -> Form:
-    return wanted_form(mode, kind_of(path), fields_of(body))
+    return wanted_form(mode, endpoint_of(path), body_of(body))
 
 
 def asked(path: str, body: dict[str, Any], form: Form) -> dict[str, Any]:
     """What stands in the request that is sent."""
-    data = json.dumps(body).encode()
-    fields = read_fields(data)
-    assert fields is not None
-    return json.loads(build_call(path, data, fields, form).body)
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        (CHAT, Kind.CHAT),
-        ("/v1/chat/completions/?api-version=1", Kind.CHAT),
-        ("/openai/deployments/gpt/chat/completions?api-version=2024-10-21", Kind.CHAT),
-        (TEXT, Kind.COMPLETIONS),
-        (RESPONSES, Kind.RESPONSES),
-        ("/v1/embeddings", None),
-        ("/v1/mychat/completionsx", None),
-        ("/v1/audio/speech", None),
-        ("/completions", Kind.COMPLETIONS),
-    ],
-)
-def test_the_api_of_a_path(path: str, kind: Kind | None) -> None:
-    """By its end, with any prefix; completions of a chat are not completions."""
-    assert kind_of(path) is kind
+    return json.loads(build_call(endpoint_of(path), body_of(body), form).body)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +84,7 @@ def test_auto_does_not_stream_what_streams_answer_differently(feature: str) -> N
 def test_what_cannot_be_assembled_is_not_streamed() -> None:
     """Other paths, and bodies that are no objects."""
     assert form("always", ON, "/v1/embeddings") is Form.UNARY
-    assert wanted_form("always", Kind.CHAT, None) is Form.UNARY
+    assert wanted_form("always", CHAT_API, RequestBody(b"[]")) is Form.UNARY
 
 
 @pytest.mark.parametrize(
@@ -114,9 +93,16 @@ def test_what_cannot_be_assembled_is_not_streamed() -> None:
 )
 def test_prompts_multiply_the_choices_of_completions(prompt: Any, choices: int) -> None:
     """A list of prompts has an answer each; a list of tokens is one prompt."""
-    assert choices_of(Kind.COMPLETIONS, fields_of({"prompt": prompt, "n": 3})) == 3 * choices
-    assert choices_of(Kind.CHAT, fields_of({"prompt": prompt, "n": 3})) == 3
-    assert choices_of(Kind.RESPONSES, fields_of({"n": 3})) == 1
+    body = body_of({"prompt": prompt, "n": 3})
+    assert choices_of(COMPLETIONS, body) == 3 * choices
+    assert choices_of(CHAT_API, body) == 3
+    assert choices_of(RESPONSES_API, body) == 1
+
+
+@pytest.mark.parametrize("n", [None, True, 0, -1, "2", 1.5, 1])
+def test_a_number_of_choices_that_makes_no_sense_is_one(n: Any) -> None:
+    """The server will say what is wrong with it."""
+    assert choices_of(CHAT_API, body_of({"n": n})) == choices_of(CHAT_API, body_of({})) == 1
 
 
 @pytest.mark.parametrize(
@@ -139,9 +125,7 @@ def test_a_stream_with_usage_is_asked_for(path: str, body: dict[str, Any], sent:
 def test_a_request_that_says_so_already_is_sent_as_it_is() -> None:
     """Not a byte differs."""
     data = b'{ "stream" : true, "stream_options":{"include_usage": true} ,"n":1.0}'
-    fields = read_fields(data)
-    assert fields is not None
-    assert build_call(CHAT, data, fields, Form.STREAM_WITH_USAGE).body is data
+    assert build_call(CHAT_API, RequestBody(data), Form.STREAM_WITH_USAGE).body is data
 
 
 def test_without_usage_the_options_go() -> None:
@@ -170,10 +154,7 @@ def test_a_stream_that_is_not_wanted_is_not_asked_for(path: str) -> None:
 )
 def test_usage_is_left_out_only_if_the_request_streams_without_it(body: dict[str, Any], kept: bool) -> None:
     """An unstreamed answer always has a usage, a stream only on request."""
-    data = json.dumps(body).encode()
-    fields = read_fields(data)
-    assert fields is not None
-    accumulator = build_call(CHAT, data, fields, Form.STREAM_WITH_USAGE).new_accumulator()
+    accumulator = build_call(CHAT_API, body_of(body), Form.STREAM_WITH_USAGE).new_accumulator()
     assert accumulator is not None
     assert accumulator._keep_usage is kept  # type: ignore[attr-defined]
 

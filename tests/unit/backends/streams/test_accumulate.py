@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.support.streaming_chunks import CHAT, DONE, TEXT, delta, feed, message, result, tool, usage_chunk
-from worker.backends.streams.accumulate import MalformedEventError, accumulator_for, expected_choices
+from tests.support.streaming_chunks import DONE, TEXT, delta, feed, message, result, tool, usage_chunk
+from worker.backends.streams.accumulate import MalformedEventError
 from worker.errors import BackendError
 from worker.policy.model import Fault
 
@@ -197,44 +197,6 @@ def test_long_texts_are_joined_in_order():
 
 
 # --- the front door
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/v1/chat/completions", "ChatAccumulator"),
-        ("/openai/deployments/d/chat/completions?api-version=1", "ChatAccumulator"),
-        ("/v1/completions", "CompletionAccumulator"),
-        ("/v1/completions/", "CompletionAccumulator"),
-        ("/v1/responses", "ResponsesAccumulator"),
-        ("/v1/embeddings", "NoneType"),
-        ("/v1/responses/resp_1/cancel", "NoneType"),
-    ],
-)
-def test_accumulator_for(path, kind):
-    """The end of the path decides; what cannot be streamed has none."""
-    assert type(accumulator_for(path)).__name__ == kind
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "expected"),
-    [
-        (CHAT, {}, 1),
-        (CHAT, {"n": 3}, 3),
-        (CHAT, {"n": None}, 1),
-        (CHAT, {"n": True}, 1),
-        (CHAT, {"n": 0}, 1),
-        (CHAT, {"n": 2, "prompt": ["a", "b"]}, 2),
-        (TEXT, {"prompt": "a"}, 1),
-        (TEXT, {"prompt": ["a", "b"], "n": 2}, 4),
-        (TEXT, {"prompt": [1, 2, 3]}, 1),
-        (TEXT, {"prompt": [[1], [2]]}, 2),
-        (TEXT, {"prompt": []}, 1),
-    ],
-)
-def test_expected_choices(path, body, expected):
-    """`n` for each prompt; a list of token ids is one prompt."""
-    assert expected_choices(path, body) == expected
 
 
 def test_malformed_events_are_backend_errors():

@@ -8,6 +8,7 @@ import pytest
 from tests.support.streaming_chunks import CHAT, DONE, TEXT, delta, event, feed
 from worker.backends.streams.accumulate import MalformedEventError, StreamErrorEvent, accumulator_for
 from worker.backends.streams.sse import Event, SSEParser
+from worker.wire.endpoints import endpoint_of
 
 ERROR = {"error": {"message": "engine is dead", "type": "InternalServerError", "param": None, "code": 500}}
 
@@ -127,7 +128,7 @@ def test_an_error_frame_of_a_proxy_is_found_through_the_parser():
     """From bytes: LiteLLM's frame with a text code, cut at every byte."""
     stream = b': ok\r\n\r\ndata: {"error": {"message": "slow down", "code": "429"}}\r\n\r\ndata: [DONE]\r\n\r\n'
     for cut in range(len(stream)):
-        accumulator, parser = accumulator_for(CHAT), SSEParser()
+        accumulator, parser = accumulator_for(endpoint_of(CHAT)), SSEParser()
         for event_ in itertools.chain(parser.feed(stream[:cut]), parser.feed(stream[cut:]), parser.close()):
             accumulator.feed(event_)
         assert (accumulator.error.status_hint, accumulator.error.is_first) == (429, True)

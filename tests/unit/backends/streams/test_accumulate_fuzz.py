@@ -20,6 +20,7 @@ from tests.support.streaming_chunker import responses_events, stream_of, to_sse
 from tests.support.streaming_chunks import CHAT, TEXT, delta, feed
 from worker.backends.streams.accumulate import Accumulator, MalformedEventError, accumulator_for
 from worker.backends.streams.sse import Event, SSEParser
+from worker.wire.endpoints import endpoint_of
 
 CASES = int(os.environ.get("FUZZ_CASES", "300"))
 PATHS = [CHAT, TEXT, "/v1/responses"]
@@ -90,7 +91,10 @@ def test_json_that_makes_no_sense_raises_only_the_declared_error(path):
     for seed in range(CASES):
         rng = random.Random(seed)
         chunks = [nonsense(rng) if rng.random() < 0.3 else plausible(rng) for _ in range(rng.randint(1, 6))]
-        check(accumulator_for(path), [Event(json.dumps(chunk).encode(), rng.choice(["", "x"])) for chunk in chunks])
+        check(
+            accumulator_for(endpoint_of(path)),
+            [Event(json.dumps(chunk).encode(), rng.choice(["", "x"])) for chunk in chunks],
+        )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -98,7 +102,9 @@ def test_json_that_makes_no_sense_raises_only_the_declared_error(path):
 @given(st.lists(st.tuples(st.binary(max_size=30), st.sampled_from(["", "error", "x"]), st.booleans()), max_size=5))
 def test_random_bytes_raise_only_the_declared_error(path, events):
     """Data that is no JSON at all, under any name, torn or not."""
-    check(accumulator_for(path), [Event(data, name, is_terminated) for data, name, is_terminated in events])
+    check(
+        accumulator_for(endpoint_of(path)), [Event(data, name, is_terminated) for data, name, is_terminated in events]
+    )
 
 
 def test_streams_with_broken_bytes_raise_only_the_declared_error():
@@ -117,7 +123,7 @@ def test_streams_with_broken_bytes_raise_only_the_declared_error():
             at = rng.randrange(len(stream))
             stream[at : at + rng.randint(0, 3)] = bytes(rng.choices(range(256), k=rng.randint(0, 2)))
         parser = SSEParser()
-        check(accumulator_for(path), parser.feed(bytes(stream)) + parser.close())
+        check(accumulator_for(endpoint_of(path)), parser.feed(bytes(stream)) + parser.close())
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -11,6 +11,7 @@ from tests.support.streaming_chunks import CHAT, TEXT
 from worker.backends.streams.accumulate import MalformedEventError, accumulator_for
 from worker.backends.streams.choices import ChoicesAccumulator
 from worker.backends.streams.sse import Event
+from worker.wire.endpoints import endpoint_of
 
 ROLE = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
 ENTRY = '{"token":"a","logprob":-0.10,"bytes":[97],"top_logprobs":[{"token":"ü","logprob":-1E-3,"bytes":null}]}'
@@ -22,7 +23,7 @@ def a_chunk(logprobs: str, content: str = "a", finish: str = "null") -> Event:
 
 
 def accumulated(*events: Event, path: str = CHAT, first: dict[str, Any] | None = None) -> ChoicesAccumulator:
-    accumulator = accumulator_for(path)
+    accumulator = accumulator_for(endpoint_of(path))
     assert isinstance(accumulator, ChoicesAccumulator)
     accumulator.feed(Event(json.dumps(ROLE if first is None else first).encode()))
     accumulator.feed_all(events)

@@ -24,6 +24,7 @@ from tests.support.streaming_bodies import (
 from tests.support.streaming_chunker import cut, responses_events, stream_of, to_sse
 from worker.backends.streams.accumulate import Accumulator, accumulator_for
 from worker.backends.streams.sse import Event, SSEParser
+from worker.wire.endpoints import endpoint_of
 
 ROUND_TRIPS = int(os.environ.get("ROUND_TRIPS", "10000"))
 FIRST_SEED = int(os.environ.get("ROUND_TRIPS_SEED", "0"))
@@ -35,7 +36,7 @@ RESPONSES = range(FIRST_SEED, FIRST_SEED + 80)
 
 def accumulate(path: str, pieces: Iterable[bytes], **options) -> Accumulator:
     """Feed a stream to its end."""
-    accumulator, parser = accumulator_for(path, **options), SSEParser()
+    accumulator, parser = accumulator_for(endpoint_of(path), **options), SSEParser()
     for piece in pieces:
         accumulator.feed_all(parser.feed(piece))
     accumulator.feed_all(parser.close())
@@ -104,7 +105,7 @@ def test_the_short_cut_changes_nothing(dialect):
         events = (parser := SSEParser()).feed(stream) + parser.close()
         results = []
         for name in ("", "chunk"):
-            accumulator = accumulator_for(path, choices=len(body["choices"]))
+            accumulator = accumulator_for(endpoint_of(path), choices=len(body["choices"]))
             progress = [accumulator.feed(Event(event.data, name)) for event in events]
             results.append((json.loads(accumulator.result()), progress, accumulator.chunks, accumulator.content_events))
         assert results[0] == results[1], seed

@@ -125,9 +125,11 @@ async def test_an_aborted_answer_is_a_partial_too() -> None:
 @virtual_time
 async def test_a_retry_has_nothing_of_the_broken_try() -> None:
     """Neither its text nor its tokens: the answer is the second one's alone."""
-    good = Answer(first_token_s=1.0, seconds=2.0, result={"usage": {"completion_tokens": 5}})
+    good = Answer(first_token_s=1.0, seconds=2.0, result={"stream_usage": {"completion_tokens": 5}})
     usage = {"completion_tokens": 900}
-    pipeline = Pipeline(FakeBackend(broken(Fault.CONNECTION_LOST, result={"usage": usage}), good), include_stats=True)
+    pipeline = Pipeline(
+        FakeBackend(broken(Fault.CONNECTION_LOST, result={"stream_usage": usage}), good), include_stats=True
+    )
     first = message(attempt=1, message_id="m")
     assert await pipeline.handle(first) is NACK
     assert await pipeline.handle(message(attempt=2, message_id="m")) is ACK

@@ -8,6 +8,7 @@ import pytest
 from tests.support.streaming_bodies import canon
 from worker.backends.streams.accumulate import Accumulator, accumulator_for
 from worker.backends.streams.sse import SSEParser
+from worker.wire.endpoints import endpoint_of
 
 STREAMS = sorted((Path(__file__).parents[3] / "streams").glob("*.sse"))
 
@@ -16,7 +17,7 @@ def accumulate(stream: bytes, size: int) -> Accumulator:
     """Feed the stream in pieces of a size."""
     path = "/v1/responses" if b"event: response" in stream else "/v1/chat/completions"
     path = "/v1/completions" if b'"text_completion"' in stream else path
-    accumulator, parser = accumulator_for(path), SSEParser()
+    accumulator, parser = accumulator_for(endpoint_of(path)), SSEParser()
     for start in range(0, len(stream), size):
         accumulator.feed_all(parser.feed(stream[start : start + size]))
     accumulator.feed_all(parser.close())

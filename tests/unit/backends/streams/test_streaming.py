@@ -23,7 +23,7 @@ async def test_a_whole_stream_is_one_body() -> None:
     reading = Reading(*WHOLE)
     result = await reading.read()
     assert reading.text == "Hello"
-    assert (result.usage, result.content_events, result.partial) == (USAGE, 2, None)
+    assert (result.stream_usage, result.content_events, result.partial) == (USAGE, 2, None)
     assert (result.in_stream, result.missing_done) == (False, False)
 
 
@@ -106,7 +106,7 @@ async def test_what_follows_a_whole_answer_is_waited_for_a_little() -> None:
     """Usage, and `[DONE]`, a few seconds late still count; the total limit does not cut them off any more."""
     reading = Reading(HEL, STOP, 3.0, sse(usage_chunk(**USAGE)), 1.0, DONE, 100.0, total_s=1)
     result = await reading.read()
-    assert (result.usage, result.missing_done) == (USAGE, False)
+    assert (result.stream_usage, result.missing_done) == (USAGE, False)
     assert loop_time() == 4.0 + LINGER_AFTER_DONE_S
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from worker.client.io.lines import LINE_ID, LINE_SHAPE, RawLine, Shape, prepare, rejected
 from worker.errors import MessageError
+from worker.wire.body import RequestBody
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, decode_request
 
 BATCH = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}
@@ -64,7 +65,7 @@ def test_batch_line_becomes_a_request_message():
     prepared = prepare(a_line(data))
     request = decode_request(prepared.data)
     assert request.path == "/v1/embeddings"
-    assert request.body == b'{"input" : 1.0e2, "b":18446744073709551617}'
+    assert request.body == RequestBody(b'{"input" : 1.0e2, "b":18446744073709551617}')
     assert json.loads(request.metadata) == {"custom_id": "é 1"}
     assert prepared.custom_id == b'"\\u00e9 1"'
     assert prepared.attributes == {LINE_ID: a_line(data).line_id, LINE_SHAPE: "batch"}
@@ -82,7 +83,7 @@ def test_batch_line_keeps_custom_id_and_body(custom_id, body, ascii_only):
     line = b'{"body":%s,"custom_id":%s,"method":"POST","url":"/v1/x"}' % (raw_body, raw_id)
     prepared = prepare(a_line(line))
     request = decode_request(prepared.data)
-    assert request.body == raw_body
+    assert request.body == RequestBody(raw_body)
     assert json.loads(request.metadata) == {"custom_id": custom_id}
     assert prepared.custom_id == raw_id
 

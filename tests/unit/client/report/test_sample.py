@@ -5,7 +5,7 @@ import json
 import pytest
 
 from worker.client.report.sample import NoAnswerError, read_sample
-from worker.telemetry.usage import Usage
+from worker.wire.usage import Usage
 
 STATS = {
     "ttft_s": 0.31, "ttlt_s": 2.04, "tpot_s": None, "queue_s": 12.7, "held_s": 0.0,

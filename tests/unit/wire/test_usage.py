@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.telemetry.usage import Usage, read_usage
+from worker.wire.usage import Usage, read_usage
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,9 @@ class Usage(msgspec.Struct, frozen=True):
                 yield kind, count
 
 
+NO_USAGE = Usage()
+"""Of an answer that tells none."""
+
 _decode = msgspec.json.Decoder(_Body).decode
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import MessageError
-from worker.wire.http_shape import MAX_PATH_CHARS, is_header, normalise_path
+from worker.wire.http import MAX_PATH_CHARS, is_header, normalise_path
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,22 @@
 """
-What of a requester's or operator's text may stand in an HTTP request: paths and headers, judged by their shape alone.
+What every room has to know of HTTP: which paths and headers can be sent, what a success is, where request ids stand.
 
 A path comes from a requester and is put behind the operator's base URL, so it must not be able to name another host or
-to climb out of what the operator allowed.  Which paths and headers are allowed is a setting; this module only makes
-sure that the comparison with the allow-list is about what the backend will see.
+to climb out of what the operator allowed.  Which paths and headers are allowed is a setting; this module judges their
+shape alone, so that the comparison with the allow-list is about what the backend will see.
 """
 
 import re
+from collections.abc import Mapping
 
 from worker.errors import MessageError
 
 MAX_PATH_CHARS = 2048
 """House decision: longer than any path of the API, shorter than any server's limit of a request line (8 KiB)."""
+
+REQUEST_ID_HEADERS = ("x-request-id", "x-amzn-requestid", "apim-request-id", "x-litellm-call-id", "request-id")
+"""Where servers and gateways tell the id under which their operators find a request: OpenAI and vLLM, SageMaker, Azure,
+LiteLLM, Anthropic.  The first that is there counts."""
 
 _SLASH = r"(?:/|\\|%2f|%5c)"
 _SEGMENT_UP = re.compile(rf"(?:^|{_SLASH})(?:\.|%2e){{2}}(?:{_SLASH}|;|$)", re.IGNORECASE)
@@ -52,3 +57,18 @@ def normalise_path(path: str) -> str:
 def is_header(name: str, value: str) -> bool:
     """Whether name and value may stand in an HTTP request: a token, and ASCII without line breaks."""
     return _HEADER_NAME.fullmatch(name) is not None and _HEADER_VALUE.fullmatch(value) is not None
+
+
+def is_success(status: int | None) -> bool:
+    """Whether a response has a status of success (2xx); `None`, no response at all, has not."""
+    return status is not None and 200 <= status <= 299  # noqa: PLR2004 - https://www.rfc-editor.org/rfc/rfc9110#section-15.3
+
+
+def request_id_of(headers: Mapping[str, str]) -> str | None:
+    """
+    Return the id that the backend gave the request, `None` when it told none.
+
+    Args:
+        headers: Response headers, names in lower case.
+    """
+    return next((headers[name] for name in REQUEST_ID_HEADERS if headers.get(name)), None)
