@@ -65,12 +65,12 @@ def apply_budgets(decision: Decision, budget: Budget, *, delay_s: float | None =
     Args:
         decision: Of the table, a rule or a hook.
         budget: What is left.
-        delay_s: Seconds until the next try, from `next_delay_s`; `None`: the backend's Retry-After, or 0.
+        delay_s: Seconds until the next attempt, from `next_delay_s`; `None`: the backend's Retry-After, or 0.
     """
     if decision.disposition is Disposition.REPLY:
         return decision
-    if _tries_used_up(decision, budget):
-        return _reply(decision, "max_tries")
+    if _attempts_used_up(decision, budget):
+        return _reply(decision, "max_attempts")
     if budget.deadline_left_s is not None and budget.deadline_left_s <= 0:
         return deadline_passed(decision, rule=f"{decision.rule}+budget:deadline")
     if decision.disposition is Disposition.HOLD:
@@ -102,15 +102,15 @@ def next_delay_s(decision: Decision, attempt: int, jitter: float) -> float:
     return max(decision.retry_after_s or 0.0, jitter * ceiling)
 
 
-def _tries_used_up(decision: Decision, budget: Budget) -> bool:
+def _attempts_used_up(decision: Decision, budget: Budget) -> bool:
     """
-    Say whether the class's limit of tries is reached, by the broker's count or by ours, whichever is higher.
+    Say whether the class's limit of attempts is reached, by the broker's count or this process's, whichever is higher.
 
     Only `delivery_attempt` survives a change of pods; it counts expiries too, so it is the pessimistic one.
     """
-    if decision.max_tries is None or budget.counted_attempts == 0:
+    if decision.max_attempts is None or budget.counted_attempts == 0:
         return False
-    return max(budget.delivery_attempt or 0, budget.counted_attempts) >= decision.max_tries
+    return max(budget.delivery_attempt or 0, budget.counted_attempts) >= decision.max_attempts
 
 
 def _spent_of_hold(decision: Decision, budget: Budget, delay_s: float) -> str | None:

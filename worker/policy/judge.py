@@ -43,7 +43,7 @@ MAX_RETRY_AFTER_PAUSE_S = 60.0
 """Longest pause of the window for a Retry-After: an hour named in one 429 must not stop a route that serves others."""
 MIN_PROBE_WAIT_S = 0.1
 
-_ANSWERED = frozenset({ErrorClass.MALFORMED, ErrorClass.EMPTY_CHOICES})
+_ANSWERED = frozenset({ErrorClass.MALFORMED, ErrorClass.EMPTY_ANSWER})
 """A backend that answers with success, only not what was asked for, is not away: more likely it is the request."""
 _CRASHES = frozenset(
     {
@@ -251,7 +251,7 @@ def _judge_attempt(end: AttemptEnd, budget: Budget, health: BackendHealth, jitte
             if is_stopped and not budget.is_draining and budget.outage_retries < _max_outage_retries(decision):
                 is_outage = True
                 decision = replace(
-                    decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+outage", max_tries=None
+                    decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+outage", max_attempts=None
                 )
     if is_outage:
         budget = replace(budget, counted_attempts=budget.counted_attempts - 1)

@@ -29,7 +29,7 @@ class ErrorClass(StrEnum):
     TIMEOUT = "timeout"
     CONNECTION_LOST = "connection_lost"
     MALFORMED = "malformed"
-    EMPTY_CHOICES = "empty_choices"
+    EMPTY_ANSWER = "empty_answer"
     ABORTED = "aborted"
     STREAM_BROKEN = "stream_broken"
     STREAM_IDLE = "stream_idle"
@@ -59,9 +59,9 @@ class Disposition(StrEnum):
     REPLY = "reply"
     """Publish an answer, wait for the broker's id, then ack."""
     NACK = "nack"
-    """Hand it back; redelivered by the subscription's retry policy; costs one delivery attempt."""
+    """Redelivered by the subscription's retry policy; costs one delivery attempt."""
     HOLD = "hold"
-    """Keep the lease, wait in-process, try again; costs no delivery attempt."""
+    """Keep the lease, wait in this process, make another attempt; costs no delivery attempt."""
 
 
 class Fault(StrEnum):
@@ -86,7 +86,7 @@ class Fault(StrEnum):
     STREAM_BROKEN = "stream_broken"
     """A stream that ended without the protocol's own end, or held an undecodable event."""
     INTERNAL = "internal"
-    """An exception nobody foresaw: ours to fix."""
+    """An unexpected exception of the worker's own code."""
 
 
 class BreakerAction(StrEnum):
@@ -145,7 +145,7 @@ class ErrorEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """Full-jitter exponential backoff between in-process tries: uniform(0, min(max_s, base_s * 2**(try-1)))."""
+    """Full-jitter exponential backoff between attempts here: uniform(0, min(max_s, base_s * 2**(attempt-1)))."""
 
     base_s: float = 1.0
     max_s: float = 60.0
@@ -173,12 +173,12 @@ class Decision:
     message: str = ""
     """The normalised message of the backend, or ours; bounded to 2 KiB."""
     retry_after_s: float | None = None
-    """The backend's own wish (Retry-After, retry-after-ms), if any and if it is to be honoured."""
+    """The backend's hint (Retry-After, retry-after-ms), if there is one and it is to be honoured; seconds."""
     backoff: Backoff = field(default_factory=Backoff)
     hold_max_s: float | None = None
     """Bound of this class's holding; `None`: the setting's."""
-    max_tries: int | None = None
-    """Limit of tries of this class; `None`: the delivery's own budget alone."""
+    max_attempts: int | None = None
+    """Limit of attempts of this class; `None`: the delivery's own budget alone."""
     breaker: BreakerAction = BreakerAction.NONE
     scope: Scope = Scope.BACKEND
     is_overload: bool = False

@@ -59,7 +59,7 @@ def error_reply(
     Args:
         decision: What was decided; `error_class` is not `None`.
         event: What happened, with the backend's body.
-        attempts: Tries in all, for the requester's information.
+        attempts: Attempts in all, for the requester's information.
         partial: What was accumulated of the answer, a JSON object; `None` or empty when nothing was.
 
     Returns:

@@ -1,7 +1,7 @@
 """
 What the backend wishes about the next try: how long to wait, and whether to try at all.
 
-Pure: the clock is an argument.  A wish that cannot be read is no wish; it never fails an answer.
+Pure: the clock is an argument.  A hint that cannot be read is no hint; it never fails an answer.
 """
 
 import math
@@ -11,7 +11,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 MAX_RETRY_AFTER_S = 86_400.0
-"""Longer wishes are cut to a day: no lease lives longer, and a server's wrong clock must not stop a route for years."""
+"""Longer hints are cut to a day: no lease lives longer, and a server's wrong clock must not stop a route for years."""
 
 _NUMBER = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
 

@@ -212,7 +212,7 @@ SIGNALS: tuple[Signal, ...] = (
         message=begins(r"litellm\.ContextWindowExceededError\b"),
         source=_LITELLM,
     ),
-    # -- nobody's fault in particular: the account, the capacity, the model's state ------------------------------------
+    # -- the fault of no single message: the account, the capacity, the model's state ----------------------------------
     Signal(
         error_class=ErrorClass.QUOTA,
         statuses=_statuses(402, 403, 429),

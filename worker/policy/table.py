@@ -35,7 +35,7 @@ from worker.wire.http import is_success
 FORBIDDEN_IN_A_ROW = 3
 """So many 403s on one route without a success between them are about our credentials, not about one message."""
 
-_CONFLICT_MAX_TRIES = 2
+_CONFLICT_MAX_ATTEMPTS = 2
 """A 409 is a lock timeout to OpenAI's own client, which retries it; a second one is the answer."""
 
 
@@ -49,7 +49,7 @@ class Row:
     fallback_status: int = 502
     """In place of the backend's own status where it gave none that says error."""
     retryable: bool = False
-    max_tries: int | None = None
+    max_attempts: int | None = None
     breaker: BreakerAction = BreakerAction.NONE
     scope: Scope = Scope.BACKEND
     is_overload: bool = False
@@ -112,7 +112,7 @@ ROWS: Mapping[ErrorClass, Row] = {
         do=_NACK,
         reply_status=504,
         retryable=True,
-        max_tries=2,
+        max_attempts=2,
         breaker=_COUNT,
         says="The backend did not answer in time.",
     ),
@@ -123,21 +123,31 @@ ROWS: Mapping[ErrorClass, Row] = {
         do=_NACK,
         reply_status=502,
         retryable=True,
-        max_tries=3,
+        max_attempts=3,
         breaker=_COUNT,
         says="The backend's answer is not JSON.",
     ),
-    ErrorClass.EMPTY_CHOICES: Row(
-        do=_NACK, reply_status=502, retryable=True, max_tries=2, says="The backend's answer holds no result."
+    ErrorClass.EMPTY_ANSWER: Row(
+        do=_NACK, reply_status=502, retryable=True, max_attempts=2, says="The backend's answer holds no result."
     ),
     ErrorClass.ABORTED: Row(
         do=_NACK, reply_status=503, retryable=True, breaker=_COUNT, says="The backend gave up on the request."
     ),
     ErrorClass.STREAM_BROKEN: Row(
-        do=_NACK, reply_status=502, retryable=True, max_tries=3, breaker=_COUNT, says="The stream broke before its end."
+        do=_NACK,
+        reply_status=502,
+        retryable=True,
+        max_attempts=3,
+        breaker=_COUNT,
+        says="The stream broke before its end.",
     ),
     ErrorClass.STREAM_IDLE: Row(
-        do=_NACK, reply_status=504, retryable=True, max_tries=2, breaker=_COUNT, says="The stream stopped sending data."
+        do=_NACK,
+        reply_status=504,
+        retryable=True,
+        max_attempts=2,
+        breaker=_COUNT,
+        says="The stream stopped sending data.",
     ),
     ErrorClass.MODEL_TIME_EXCEEDED: Row(
         do=_REPLY, reply_status=504, says="The model took longer than its server allows."
@@ -191,7 +201,7 @@ failed generation; 425 (RFC 8470) asks for a repeat."""
 
 _FLAWS: Mapping[Flaw, ErrorClass] = {
     Flaw.MALFORMED: ErrorClass.MALFORMED,
-    Flaw.EMPTY: ErrorClass.EMPTY_CHOICES,
+    Flaw.EMPTY: ErrorClass.EMPTY_ANSWER,
     Flaw.ABORTED: ErrorClass.ABORTED,
     Flaw.ERROR: ErrorClass.SERVER_ERROR,
 }
@@ -209,7 +219,7 @@ _STANDS_IN_STREAM = frozenset(
     }
 )
 """An error event with one of these classes keeps it even after text has come; any other one then broke the stream.
-Quota and credentials are among them since no second try of *this* message can repair them."""
+Quota and credentials are among them since no second attempt with *this* message can repair them."""
 
 
 def is_good_answer(event: ErrorEvent) -> bool:
@@ -312,7 +322,7 @@ def decide(error_class: ErrorClass, event: ErrorEvent, facts: Facts, *, now_unix
         message=_message(event, facts, row),
         retry_after_s=None if row.do is Disposition.REPLY else hint_s,
         backoff=row.backoff,
-        max_tries=_CONFLICT_MAX_TRIES if event.status == 409 else row.max_tries,  # noqa: PLR2004
+        max_attempts=_CONFLICT_MAX_ATTEMPTS if event.status == 409 else row.max_attempts,  # noqa: PLR2004
         breaker=row.breaker,
         scope=row.scope,
         is_overload=row.is_overload,
@@ -341,12 +351,12 @@ def _heed_verdict(decision: Decision, event: ErrorEvent) -> Decision:
     """
     Apply `x-should-retry`, where it can only concern this message.
 
-    `false` makes a server error final, `true` gives a refused request a second try.  A class that is held is left
+    `false` makes a server error final, `true` gives a refused request a second attempt.  A class that is held is left
     alone: OpenAI marks an exhausted quota with `false`, and answering a whole queue with it is what holding prevents.
     """
     verdict = should_retry(event.headers)
     if verdict is False and decision.error_class in _FINAL_BY_REQUEST:
         return replace(decision, disposition=Disposition.REPLY, retryable=False, retry_after_s=None)
     if verdict is True and decision.error_class in _REPEAT_BY_REQUEST:
-        return replace(decision, disposition=Disposition.NACK, retryable=True, max_tries=_CONFLICT_MAX_TRIES)
+        return replace(decision, disposition=Disposition.NACK, retryable=True, max_attempts=_CONFLICT_MAX_ATTEMPTS)
     return decision

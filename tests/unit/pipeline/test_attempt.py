@@ -54,7 +54,7 @@ def test_no_embeddings_are_the_right_answer_to_no_texts(asked: str, is_good: boo
             path="/v1/embeddings", body=RequestBody(b'{"model":"m","input":%s}' % asked.encode()), model="m"
         )
         decision = await _make(pipeline, request)
-        assert decision.error_class == (None if is_good else ErrorClass.EMPTY_CHOICES)
+        assert decision.error_class == (None if is_good else ErrorClass.EMPTY_ANSWER)
 
     run()
 

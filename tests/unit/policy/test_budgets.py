@@ -46,7 +46,7 @@ def test_a_reply_is_never_changed():
         counted_attempts=99,
     )
     good = Decision(disposition=REPLY, breaker=BreakerAction.SUCCESS)
-    final = a_decision(REPLY, max_tries=1)
+    final = a_decision(REPLY, max_attempts=1)
     assert good is apply_budgets(good, poor)
     assert final is apply_budgets(final, poor)
 
@@ -120,11 +120,11 @@ def test_a_hold_that_runs_out_on_the_last_attempt_is_answered():
 )
 def test_tries_are_counted_by_the_broker_or_here_whichever_is_more(delivery_attempt, attempts, expected):
     """A class's limit of tries is reached by either count; a change of pods resets only ours."""
-    decision = a_decision(max_tries=3)
+    decision = a_decision(max_attempts=3)
     result = apply_budgets(decision, a_budget(delivery_attempt=delivery_attempt, counted_attempts=attempts))
     assert expected is result.disposition
     if expected is REPLY:
-        assert result.rule == "r+budget:max_tries"
+        assert result.rule == "r+budget:max_attempts"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_every_combination_ends_in_a_sound_decision():
         "reply_on_last_attempt": (False, True),
     }
     decisions = [
-        a_decision(disposition, max_tries=tries, hold_max_s=bound)
+        a_decision(disposition, max_attempts=tries, hold_max_s=bound)
         for disposition, tries, bound in itertools.product(Disposition, (None, 3), (None, 10.0))
     ]
     for values in itertools.product(*axes.values()):
@@ -195,7 +195,7 @@ def check_sound(before: Decision, budget: Budget, after: Decision) -> None:
     if after.disposition is not REPLY:
         assert budget.deadline_left_s is None or budget.deadline_left_s > 0
         tries = max(budget.delivery_attempt or 0, budget.counted_attempts)
-        assert before.max_tries is None or tries < before.max_tries or budget.counted_attempts == 0
+        assert before.max_attempts is None or tries < before.max_attempts or budget.counted_attempts == 0
 
 
 @pytest.mark.parametrize(("try_number", "ceiling"), [(0, 1.0), (1, 1.0), (2, 2.0), (3, 4.0), (7, 60.0), (10_000, 60.0)])

@@ -37,7 +37,7 @@ def test_the_table_is_the_programs():
     actual = {
         str(name): [
             row.do.value,
-            "-" if row.max_tries is None else str(row.max_tries),
+            "-" if row.max_attempts is None else str(row.max_attempts),
             row.breaker.value,
             "its own" if row.reply_status is None else str(row.reply_status),
             "yes" if row.retryable else "no",

@@ -108,7 +108,7 @@ def test_a_failing_hook_is_told():
             "nack: continuation, draining",
             "builtin:stream_broken+continuation+budget:draining",
         ),
-        (LAST, HEALTHY, False, "nack becomes reply: max_tries", "builtin:stream_broken+budget:max_tries"),
+        (LAST, HEALTHY, False, "nack becomes reply: max_attempts", "builtin:stream_broken+budget:max_attempts"),
         (
             replace(FIRST, deadline_left_s=-1.0),
             HEALTHY,

@@ -39,7 +39,7 @@ FAILED = Decision(
     rule="builtin:server_error",
     reply_status=500,
     breaker=BreakerAction.COUNT,
-    max_tries=2,
+    max_attempts=2,
 )
 GOOD = Decision(disposition=REPLY, breaker=BreakerAction.SUCCESS)
 
@@ -70,7 +70,7 @@ def test_a_failure_among_failures_is_an_outage():
     spent = replace(FIRST, attempts=2, counted_attempts=2)
     for is_checked in (False, True):
         verdict = judge(an_end(is_outage_checked=is_checked), spent, DOWN)
-        assert (verdict.decision.disposition, verdict.decision.max_tries) == (HOLD, None)
+        assert (verdict.decision.disposition, verdict.decision.max_attempts) == (HOLD, None)
         assert verdict.decision.rule == "builtin:server_error+outage"
         assert verdict.is_outage
 
@@ -87,13 +87,13 @@ def test_a_failure_among_failures_is_an_outage():
 )
 def test_outage_retries_run_out(error_class, limit):
     """A failure that was attributed to outages so often is nacked, soon if each may have taken the server down."""
-    failed = an_end(replace(FAILED, error_class=error_class, max_tries=None))
+    failed = an_end(replace(FAILED, error_class=error_class, max_attempts=None))
     for retries, expected in ((limit - 1, HOLD), (limit, NACK)):
         budget = replace(FIRST, attempts=retries + 1, counted_attempts=1)
         assert judge(failed, budget, DOWN).decision.disposition is expected
 
 
-@pytest.mark.parametrize("error_class", [ErrorClass.MALFORMED, ErrorClass.EMPTY_CHOICES])
+@pytest.mark.parametrize("error_class", [ErrorClass.MALFORMED, ErrorClass.EMPTY_ANSWER])
 def test_a_server_that_answers_is_no_outage(error_class):
     """A useless answer is more likely the request's: it is nacked at once, whatever the breaker says."""
     verdict = judge(an_end(replace(FAILED, error_class=error_class), is_outage_checked=False), FIRST, DOWN)
@@ -233,7 +233,7 @@ def test_no_route_is_a_404():
 
 def test_while_the_breaker_is_closed_the_backoff_decides():
     """Full jitter within the decision's bounds, and never before the backend's hint."""
-    held = replace(FAILED, disposition=HOLD, max_tries=None, backoff=Backoff(base_s=1.0, max_s=60.0))
+    held = replace(FAILED, disposition=HOLD, max_attempts=None, backoff=Backoff(base_s=1.0, max_s=60.0))
     budget = replace(FIRST, attempts=3)
     delays = [judge(an_end(held), budget, jitter=jitter).delay_s for jitter in (0.0, 0.5, 0.999)]
     assert delays == pytest.approx([0.0, 2.0, 3.996])
@@ -323,7 +323,7 @@ decisions = st.builds(
     reply_status=st.sampled_from([400, 429, 500, 503]),
     breaker=st.sampled_from([BreakerAction.NONE, BreakerAction.COUNT, BreakerAction.TRIP]),
     retry_after_s=st.none() | st.floats(0, 1e5),
-    max_tries=st.none() | st.integers(1, 5),
+    max_attempts=st.none() | st.integers(1, 5),
     is_overload=st.booleans(),
 )
 latest = st.none() | decisions

@@ -37,7 +37,7 @@ def test_what_is_held_concerns_every_message():
     """Capacity, account, credentials and reachability are nobody's message: they are held, and all tell the breaker."""
     assert BY_DISPOSITION[HOLD] == {"rate_limited", "overloaded", "quota", "auth", "not_ready", "connect"}
     assert all(ROWS[name].breaker is not BreakerAction.NONE for name in BY_DISPOSITION[HOLD])
-    assert all(ROWS[name].max_tries is None for name in BY_DISPOSITION[HOLD])
+    assert all(ROWS[name].max_attempts is None for name in BY_DISPOSITION[HOLD])
 
 
 def test_what_is_answered_at_once_is_the_requests_own():
@@ -60,8 +60,8 @@ def test_capacity_is_the_windows_affair():
 
 def test_what_costs_a_generation_has_a_limit_of_attempts():
     """A timeout, a stalled or broken stream, a useless answer: each attempt may have cost minutes of a GPU."""
-    limited = {name: row.max_tries for name, row in ROWS.items() if row.max_tries is not None}
-    assert limited == {"timeout": 2, "malformed": 3, "empty_choices": 2, "stream_broken": 3, "stream_idle": 2}
+    limited = {name: row.max_attempts for name, row in ROWS.items() if row.max_attempts is not None}
+    assert limited == {"timeout": 2, "malformed": 3, "empty_answer": 2, "stream_broken": 3, "stream_idle": 2}
 
 
 def test_an_error_is_answered_as_an_error():
@@ -163,7 +163,7 @@ def test_the_third_403_in_a_row_is_about_our_credentials():
 def test_a_conflict_is_tried_twice():
     """A 409 is a lock timeout to OpenAI's client: it is nacked, but not for ever."""
     decision = classify(an_event(409))
-    assert (decision.disposition, decision.max_tries, decision.reply_status) == (Disposition.NACK, 2, 409)
+    assert (decision.disposition, decision.max_attempts, decision.reply_status) == (Disposition.NACK, 2, 409)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def _overrides(rule: Rule) -> dict[str, Any]:
     fields = {
         "backoff": None if backoff is None else Backoff(base_s=backoff.base_s, max_s=backoff.max_s),
         "hold_max_s": rule.hold_max_s,
-        "max_tries": rule.max_tries,
+        "max_attempts": rule.max_attempts,
         "breaker": rule.breaker,
         "scope": rule.scope,
         "reply_status": None if reply is None else reply.status,

@@ -2,7 +2,7 @@
 The shape of operators' rules: what may be written in a rule, and what no rule may say.
 
 A rule says what to match and what to do instead of the built-in table.  What it means is in `matching`; reading rules
-and naming faults by line is in `rules`.
+and naming faults is in `load`.
 """
 
 import re
@@ -117,7 +117,7 @@ class Match(_Part):
     delivery_attempt: _Range | None = None
     """The broker's count; does not fit where attempts are not counted."""
     attempts: _Range | None = None
-    """Tries in this process."""
+    """Attempts in this process."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -132,7 +132,7 @@ class Match(_Part):
 
 
 class BackoffRule(_Part):
-    """Backoff between in-process tries: full jitter below `base_s` doubled per try, at most `max_s`."""
+    """Backoff between attempts in this process: full jitter below `base_s` doubled per attempt, at most `max_s`."""
 
     base_s: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
     max_s: float = Field(default=60.0, gt=0, le=86_400, allow_inf_nan=False)
@@ -169,7 +169,7 @@ class Rule(_Part):
     backoff: BackoffRule | None = None
     honor_retry_after: bool = True
     hold_max_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    max_tries: int | None = Field(default=None, ge=1, le=100)
+    max_attempts: int | None = Field(default=None, ge=1, le=100)
     breaker: Literal[BreakerAction.NONE, BreakerAction.COUNT, BreakerAction.TRIP] | None = None
     scope: Scope | None = None
     reply: ReplyRule | None = None

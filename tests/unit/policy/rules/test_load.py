@@ -55,11 +55,11 @@ def test_a_rule_on_a_class_overrides_its_row():
 def test_the_first_match_wins():
     """Rules are tried in their order, before the table."""
     rules = """
-    - {name: first, match: {status: 5xx}, max_tries: 7}
+    - {name: first, match: {status: 5xx}, max_attempts: 7}
     - {name: second, match: {status: [404, 500]}, do: reply}
     """
     decision = decide(rules, an_event(500))
-    assert (decision.rule, decision.max_tries, decision.disposition) == ("first", 7, Disposition.NACK)
+    assert (decision.rule, decision.max_attempts, decision.disposition) == ("first", 7, Disposition.NACK)
 
 
 def test_every_action_reaches_the_decision():
@@ -70,14 +70,14 @@ def test_every_action_reaches_the_decision():
       do: nack
       backoff: {base_s: 2, max_s: 8, jitter: full}
       honor_retry_after: false
-      max_tries: 4
+      max_attempts: 4
       breaker: count
       scope: model
       reply: {status: 503, code: come_back}
     """
     decision = decide(rules, an_event(429, headers={"retry-after": "60"}))
     assert (decision.backoff.base_s, decision.backoff.max_s) == (2.0, 8.0)
-    assert (decision.disposition, decision.retry_after_s, decision.max_tries) == (Disposition.NACK, None, 4)
+    assert (decision.disposition, decision.retry_after_s, decision.max_attempts) == (Disposition.NACK, None, 4)
     assert (decision.breaker, decision.scope) == (BreakerAction.COUNT, Scope.MODEL)
     assert (decision.reply_status, decision.reply_code, decision.is_overload) == (503, "come_back", True)
 
@@ -89,7 +89,7 @@ def test_a_wish_that_is_not_honoured_does_not_trip():
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [("counts: false", "hold"), ("counts: true", "nack"), ("max_tries: 3", "nack")]
+    ("words", "expected"), [("counts: false", "hold"), ("counts: true", "nack"), ("max_attempts: 3", "nack")]
 )
 def test_counts_is_another_word_for_what_costs_an_attempt(words, expected):
     """`counts: false` holds, `counts: true` nacks; without either the row decides."""
@@ -138,7 +138,7 @@ def test_match_key(match, expected):
         {"error": {"message": "please slow  down", "type": "throttled", "code": 429, "param": "p"}}
     ).encode()
     event = an_event(429, body, fault=Fault.CONNECTION_LOST, delivery_attempt=2, attempts=4)
-    assert (decide(f"[{{name: it, match: {{{match}}}, max_tries: 9}}]", event).rule == "it") is expected
+    assert (decide(f"[{{name: it, match: {{{match}}}, max_attempts: 9}}]", event).rule == "it") is expected
 
 
 def test_what_is_unknown_fits_no_match():
