@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable
 
-from worker.backends.streams.accumulate import accumulator_for
+from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import Event, SSEParser
 from worker.wire.endpoints import endpoint_of
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.simbackend_streams import ME, a_call, says, written
-from worker.backends.streams.accumulate import accumulator_for
+from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import SSEParser
 from worker.emulators.openai.answers import chat_body, completion_body
 from worker.emulators.openai.dialects import DIALECTS

@@ -2,7 +2,8 @@
 
 import json
 
-from worker.backends.streams.accumulate import Accumulator, accumulator_for
+from worker.backends.streams.accumulator import Accumulator
+from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import Event
 from worker.wire.endpoints import endpoint_of
 

@@ -10,8 +10,7 @@ import pytest
 from tests.support.streaming_chunks import CHAT, delta, usage_chunk
 from tests.support.virtual_time import loop_time
 from worker.backends.http.attempt_timer import AttemptTimer
-from worker.backends.streams.accumulate import accumulator_for
-from worker.backends.streams.reading import StreamedAnswer
+from worker.backends.streams.reading import StreamedAnswer, accumulator_for
 from worker.errors import BackendError
 from worker.policy.model import Fault
 from worker.ports import AttemptResult, ResumePoint

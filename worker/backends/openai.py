@@ -21,8 +21,7 @@ import httpx
 
 from worker.backends.http.attempt_timer import AttemptTimer
 from worker.backends.http.credentials import ApiKey
-from worker.backends.http.prepared_request import PreparedRequest
-from worker.backends.http.transport import AiohttpTransport
+from worker.backends.http.transport import AiohttpTransport, PreparedRequest
 from worker.backends.http.watched_response import on_connected
 from worker.backends.request.negotiation import Negotiator, Plan
 from worker.backends.request.stream import Form

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.backends.streams.accumulate import accumulator_for
+from worker.backends.streams.reading import accumulator_for
 from worker.settings.schema import Settings
 from worker.wire.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, ENDPOINTS, OTHER, RESPONSES, Endpoint, endpoint_of
 

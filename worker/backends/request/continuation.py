@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from worker.backends.request.stream import Call, Form, choices_of, form_changes, maker
-from worker.backends.streams.accumulate import Accumulator
+from worker.backends.streams.accumulator import Accumulator
 from worker.ports import ResumePoint
 from worker.settings.schema import ContinuationMode
 from worker.wire.body import RequestBody

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from worker.backends.request.continuation import can_continue, continue_call, resume_point_of
 from worker.backends.request.stream import Call, Form, build_call, wanted_form
-from worker.backends.streams.accumulate import Accumulator
+from worker.backends.streams.accumulator import Accumulator
 from worker.backends.streams.reading import encode_partial
 from worker.policy.answers import Flaw, find_flaw
 from worker.policy.normalise import normalise

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-from worker.backends.streams.accumulate import Accumulator, accumulator_for
+from worker.backends.streams.accumulator import Accumulator
+from worker.backends.streams.reading import accumulator_for
 from worker.settings.schema import StreamMode
 from worker.wire.body import RequestBody
 from worker.wire.endpoints import COMPLETIONS, RESPONSES, Endpoint

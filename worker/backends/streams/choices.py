@@ -1,12 +1,13 @@
 """
-Streams of `choices`: what chat completions and (legacy) completions have in common.
+Streams of `choices`: chat completions, where a choice grows a message, and completions, where it grows a text.
 
 Each chunk is a copy of the top level with a little of one choice in it.  The top level is merged last-non-empty-wins,
 each choice by its `index`.  The commonest chunk, one choice with a few characters of text and nothing else that is new,
-is recognised by a typed decode and appended without building its tree; any other takes the general way, with the same
-result (`accumulate_shortcut`).  What the text of a choice is called is in a subclass (`accumulate_chat`).
+is recognised by a typed decode and appended without building its tree (`shortcut`); any other takes the general way,
+with the same result.
 
-Source: https://platform.openai.com/docs/api-reference/chat-streaming; Azure's annotation chunks:
+Source: https://platform.openai.com/docs/api-reference/chat-streaming,
+https://platform.openai.com/docs/api-reference/completions; Azure's annotation chunks:
 https://learn.microsoft.com/azure/ai-foundry/openai/concepts/content-streaming.
 """
 
@@ -16,10 +17,10 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from worker.backends.streams.events import CONTENT, DATA, USAGE, Accumulator
-from worker.backends.streams.merge import ShapeError, Text, ToolCalls, merge
+from worker.backends.streams.accumulator import CONTENT, DATA, Accumulator, has_counts
+from worker.backends.streams.merge import ShapeError, Text, ToolCalls, finished, merge
+from worker.backends.streams.shortcut import CommonChatChoice, CommonChatChunk, CommonTextChoice, CommonTextChunk
 from worker.backends.streams.sse import Event
-from worker.backends.streams.values import has_counts
 
 _LEADING = ("id", "object", "created", "model")
 _NOT_MERGED = frozenset({"choices", "object", "obfuscation", "usage"})
@@ -27,6 +28,16 @@ _NOT_IN_UNARY = frozenset(
     {"content_filter_offsets", "content_filter_raw"}
 )  # how far Azure's filter has come in the text
 _GIVE_UP_AFTER = 8  # uncommon chunks in a row: the stream is of another kind, so stop trying
+_INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal", "reasoning", "reasoning_content")
+_GENERATED = {
+    "content",
+    "reasoning",  # vLLM, Ollama, OpenRouter
+    "reasoning_content",  # DeepSeek, SGLang, llama.cpp, older vLLM
+    "refusal",
+    "reasoning_details",
+    "thinking_blocks",
+    "audio",
+}
 
 
 class Choice:
@@ -34,7 +45,7 @@ class Choice:
     One choice under construction.
 
     Attributes:
-        message: The message, see `accumulate_merge`; in completions, its `content` is the choice's `text`.
+        message: The message, see `merge`; in completions, its `content` is the choice's `text`.
         fields: Everything else of the choice, `finish_reason` and `logprobs` among it.
     """
 
@@ -61,7 +72,7 @@ class Choice:
 
 
 class ChoicesAccumulator(Accumulator):
-    """The half of an accumulator that does not depend on the API; single use."""
+    """What both APIs have in common; single use."""
 
     _object: ClassVar[str]
     _common: ClassVar[msgspec.json.Decoder[Any]]
@@ -146,7 +157,6 @@ class ChoicesAccumulator(Accumulator):
         if fields := part.fields():
             self._merge_fields(choice.fields, fields)
         self._misses = 0
-        self.chunks += 1
         if bits & CONTENT:
             self.content_events += 1
         return bits
@@ -169,7 +179,8 @@ class ChoicesAccumulator(Accumulator):
             parts = []
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise ShapeError("`choices` is not a list of objects")
-        bits = DATA | self._merge_top(chunk)
+        self._merge_top(chunk)
+        bits = DATA
         for part in parts:
             choice = self._choice_of(part)
             if self._merge_message(choice, part):
@@ -177,7 +188,7 @@ class ChoicesAccumulator(Accumulator):
             self._merge_fields(choice.fields, part)
         return bits
 
-    def _merge_top(self, chunk: dict[str, Any]) -> int:
+    def _merge_top(self, chunk: dict[str, Any]) -> None:
         top = self._top
         for key, value in chunk.items():
             if key in _NOT_MERGED:
@@ -189,13 +200,8 @@ class ChoicesAccumulator(Accumulator):
         get = chunk.get
         self._last_top = (get("id"), get("created"), get("model"), get("system_fingerprint"), get("service_tier"))
         usage = chunk.get("usage")
-        if not isinstance(usage, dict):
-            return 0
-        if has_counts(usage):
+        if isinstance(usage, dict) and (not self._usage or has_counts(usage)):
             self._usage = usage
-            return USAGE
-        self._usage = self._usage or usage
-        return 0
 
     def _choice_of(self, part: dict[str, Any]) -> Choice:
         index = part.get("index")
@@ -235,6 +241,118 @@ class ChoicesAccumulator(Accumulator):
         if usage is not None:
             body["usage"] = usage
         return body
+
+
+class ChatAccumulator(ChoicesAccumulator):
+    """`/v1/chat/completions`: `choices[].delta` becomes `choices[].message`."""
+
+    _object = "chat.completion"
+    _common = msgspec.json.Decoder(CommonChatChunk)
+    _message_keys = frozenset({"delta", "message"})
+
+    def _append_common(self, choice: Choice, part: CommonChatChoice) -> int:
+        delta = part.delta
+        message = choice.message
+        if delta.role is not None and delta.role != message.get("role"):
+            return -1
+        growing: list[tuple[Any, str]] = []
+        if delta.content is not None:
+            growing.append((message.get("content"), delta.content))
+        if delta.reasoning is not None:
+            growing.append((message.get("reasoning"), delta.reasoning))
+        if delta.reasoning_content is not None:
+            growing.append((message.get("reasoning_content"), delta.reasoning_content))
+        for call in delta.tool_calls or ():
+            calls = message.get("tool_calls")
+            text = calls.arguments_of(call.index) if type(calls) is ToolCalls else None
+            growing.append((text, call.function.arguments))
+        bits = DATA
+        for text, _ in growing:
+            if type(text) is not Text:
+                return -1
+        for text, piece in growing:
+            if piece:
+                text.append(piece)
+                bits = DATA | CONTENT
+        return bits
+
+    def _merge_message(self, choice: Choice, part: dict[str, Any]) -> bool:
+        delta = part.get("delta")
+        if delta is None and isinstance(part.get("message"), dict):
+            # A whole message in a stream (gateways that only pretend to stream): it stands for all that came before it.
+            delta = part["message"]
+            choice.message.clear()
+        if delta is None:
+            return False
+        if not isinstance(delta, dict):
+            raise ShapeError("a choice's `delta` is not an object")
+        merge(choice.message, delta)
+        return _is_generated(delta)
+
+    def _choice_body(self, choice: Choice) -> dict[str, Any]:
+        message = finished(choice.message)
+        message["role"] = message.get("role") or "assistant"
+        if not message.get("content") and any(message.get(key) for key in _INSTEAD_OF_CONTENT):
+            message["content"] = None  # most streams begin with an empty string; unstreamed, nothing stands there
+        message.setdefault("content", None)
+        return _with_fields({"index": choice.index, "message": message}, choice)
+
+
+class CompletionAccumulator(ChoicesAccumulator):
+    """`/v1/completions`: `choices[].text` is concatenated, the arrays of `logprobs` are extended."""
+
+    _object = "text_completion"
+    _common = msgspec.json.Decoder(CommonTextChunk)
+    _message_keys = frozenset({"text"})
+
+    def _append_common(self, choice: Choice, part: CommonTextChoice) -> int:
+        text = choice.message.get("content")
+        if type(text) is not Text:
+            return -1
+        if not part.text:
+            return DATA
+        text.append(part.text)
+        return DATA | CONTENT
+
+    def _merge_message(self, choice: Choice, part: dict[str, Any]) -> bool:
+        text = part.get("text")
+        if text is None:
+            return False
+        if not isinstance(text, str):
+            raise ShapeError("a choice's `text` is not a string")
+        merge(choice.message, {"content": text})
+        return bool(text)
+
+    def _choice_body(self, choice: Choice) -> dict[str, Any]:
+        return _with_fields({"index": choice.index, "text": str(choice.message.get("content", ""))}, choice)
+
+
+def _with_fields(body: dict[str, Any], choice: Choice) -> dict[str, Any]:
+    fields = finished(choice.fields)
+    body["finish_reason"] = fields.pop("finish_reason", None) or None
+    return body | fields
+
+
+def _is_generated(delta: dict[str, Any]) -> bool:
+    """Whether a delta holds generated text; a role, an id or an empty string is none."""
+    for key, value in delta.items():
+        if not value:
+            continue
+        if key in _GENERATED:
+            return True
+        if key == "tool_calls":
+            for call in value if isinstance(value, list) else [value]:
+                if _is_generated_call(call.get("function")) or _is_generated_call(call.get("custom")):
+                    return True
+        elif key == "function_call" and _is_generated_call(value):
+            return True
+    return False
+
+
+def _is_generated_call(function: Any) -> bool:
+    return isinstance(function, dict) and bool(
+        function.get("arguments") or function.get("name") or function.get("input")
+    )
 
 
 def _is_filled(value: Any) -> bool:

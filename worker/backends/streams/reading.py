@@ -11,19 +11,22 @@ happens to the connection can spoil it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 
 import httpx
 import msgspec
 
 from worker.backends.http.attempt_timer import AttemptTimer
-from worker.backends.streams.accumulate import Accumulator, MalformedEventError, Progress
+from worker.backends.streams.accumulator import Accumulator, MalformedEventError, Progress
+from worker.backends.streams.choices import ChatAccumulator, CompletionAccumulator
+from worker.backends.streams.responses import ResponsesAccumulator
 from worker.backends.streams.sse import Event, SSEParser
 from worker.errors import BackendError
 from worker.policy.model import Fault
 from worker.policy.normalise import looks_like_events
 from worker.ports import AttemptResult, ResumePoint
+from worker.wire.endpoints import CHAT, COMPLETIONS, RESPONSES, Endpoint
 from worker.wire.http import is_success
 
 LINGER_S = 5.0
@@ -31,6 +34,26 @@ LINGER_S = 5.0
 `[DONE]`.  House decision: they need no generation, so seconds are plenty."""
 LINGER_AFTER_DONE_S = 1.0
 """... and how long after `[DONE]` for the end of the response, without which the connection cannot be used again."""
+
+
+def accumulator_for(
+    endpoint: Endpoint, *, choices: int = 1, keep_usage: bool = True, prefix: Mapping[int, str] | None = None
+) -> Accumulator | None:
+    """
+    Return a new accumulator for a request to an API, or `None` when its answers cannot be streamed.
+
+    Args:
+        endpoint: The API.
+        choices: How many choices the request asks for; fewer are not a complete answer.
+        keep_usage: `False` removes `usage` from the result: the request itself asked for a stream, and not for usage.
+        prefix: Text by choice index which an earlier attempt generated and this one is asked to continue; the result
+            begins with it.  Not for the Responses API.
+    """
+    if endpoint is CHAT:
+        return ChatAccumulator(choices=choices, keep_usage=keep_usage, prefix=prefix)
+    if endpoint is COMPLETIONS:
+        return CompletionAccumulator(choices=choices, keep_usage=keep_usage, prefix=prefix)
+    return ResponsesAccumulator() if endpoint is RESPONSES else None
 
 
 class StreamedAnswer:
@@ -155,7 +178,7 @@ class StreamedAnswer:
             return
         if accumulator.error is not None:
             result.in_stream = True
-            result.body = accumulator.error.data
+            result.body = accumulator.error
         result.partial = encode_partial(accumulator)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from worker.backends.streams.events import CONTENT, DATA, USAGE, Accumulator, kind_of
+from worker.backends.streams.accumulator import CONTENT, DATA, Accumulator, kind_of
 from worker.backends.streams.merge import ShapeError, Text
 from worker.backends.streams.sse import Event
 
@@ -120,7 +120,6 @@ class ResponsesAccumulator(Accumulator):
         if delta.type not in _DELTAS or event.name == "error":
             return -1
         bits = self._append(delta)
-        self.chunks += 1
         self.content_events += 1 if bits & CONTENT else 0
         return bits
 
@@ -158,12 +157,11 @@ class ResponsesAccumulator(Accumulator):
         self._terminal = _object(chunk, "response")
         if not self._needs_repair and event.data.lstrip().startswith(b"{"):
             self._raw = bytes(_decode_terminal(event.data).response)
-        bits = DATA | USAGE if self.usage else DATA
         if kind == "response.failed":
             error = self._terminal.get("error")
             data = msgspec.json.encode(self._clean({"error": error})) if isinstance(error, dict) else event.data
-            bits |= self._fail(data, {"error": error})
-        return bits
+            return self._fail(data)
+        return DATA
 
     def _body(self) -> dict[str, Any]:
         """Return the terminal response, or what was collected; an empty `output` is filled in from that, too."""

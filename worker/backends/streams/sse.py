@@ -1,17 +1,18 @@
 """
 Server-sent events from bytes, as they arrive.
 
-The HTTP backend feeds what the socket gave it and gets whole events back; where the bytes were cut makes no difference.
-The parser knows nothing of JSON, of `[DONE]` or of any server's dialect: that is `accumulate`.  Pure: no I/O, no clock.
+The HTTP backend feeds what the socket gave it and gets whole events back; where the bytes were cut makes no
+difference.  The parser knows nothing of JSON, of `[DONE]` or of any server's dialect: that is `accumulator`.  Pure: no
+I/O, no clock.
 
 Lines end with CR, LF or CRLF and with nothing else: `str.splitlines` would also split at U+2028, U+0085 and form feed,
 all of which may stand inside a JSON string.  Data stays bytes, so a character cut by a packet border is whole again
-before anybody decodes it.  Comments are counted, never returned: whoever restarts an idle timer for each returned event
-does not take a keep-alive comment for a sign of life.
+before it is decoded.  Comments are skipped, so that an idle timer which is restarted for each returned event does not
+take a keep-alive comment for a sign of life.
 
 Two deviations from the specification, both towards keeping what a server meant: an event without its final blank line
-is handed out at the end of the stream (marked, since it may be torn), and `id` and `retry` are ignored, since nobody
-reconnects to a generation.
+is returned at the end of the stream (marked, since it may be torn), and `id` and `retry` are ignored, since a client
+cannot reconnect to a generation.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -32,15 +33,9 @@ _LF = 0x0A
 
 
 class EventTooLargeError(BackendError):
-    """
-    One event is over the limit; permanent for this answer.
-
-    Attributes:
-        limit_bytes: The limit that was passed.
-    """
+    """One event is over the limit; permanent for this answer."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
         super().__init__(Fault.RESPONSE_TOO_LARGE, f"one event of the stream is over {limit_bytes} bytes")
 
 
@@ -56,13 +51,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 
 class SSEParser:
-    """
-    One stream's parser; single use.
-
-    Attributes:
-        comments: Comment lines so far.
-        events: Events handed out so far.
-    """
+    """One stream's parser; single use."""
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         """
@@ -72,8 +61,6 @@ class SSEParser:
             max_event_bytes: Limit of one event, names and unfinished lines included, in bytes; what the parser keeps
                 between two calls is bounded by it.
         """
-        self.comments = 0
-        self.events = 0
         self._max_event_bytes = max_event_bytes
         self._tail = bytearray()  # the unfinished line; grows in place, however small the pieces
         self._data: list[bytes] = []  # the data lines of the unfinished event
@@ -121,7 +108,6 @@ class SSEParser:
         events = self._lines([line]) if line else []
         if self._data:
             events.append(Event(b"\n".join(self._data), self._name, is_terminated=False))
-            self.events += 1
             self._data.clear()
             self._name = ""
             self._event_bytes = 0
@@ -156,7 +142,6 @@ class SSEParser:
             if line.startswith(b"data: "):
                 data.append(line[6:])
             elif line.startswith(b":"):
-                self.comments += 1
                 continue  # not kept, so not counted: comments may go on for hours
             else:
                 self._field(line)
@@ -164,7 +149,6 @@ class SSEParser:
             if size > self._max_event_bytes:
                 raise EventTooLargeError(self._max_event_bytes)
         self._event_bytes = size
-        self.events += len(events)
         return events
 
     def _field(self, line: bytes) -> None:

@@ -99,11 +99,6 @@ def response_body(call: Call, generation: Generation, dialect: Dialect, identity
     }
 
 
-def failed_body(call: Call, identity: Identity, code: str, message: str) -> dict[str, Any]:
-    """Return the response that the event `response.failed` carries."""
-    return {**_shell(call, identity), "status": "failed", "error": {"code": code, "message": message}}
-
-
 class _Writer:
     """Collects events and numbers them, as `sequence_number` demands."""
 

@@ -6,8 +6,10 @@ import json
 import pytest
 
 from tests.support.streaming_chunks import CHAT, DONE, TEXT, delta, event, feed
-from worker.backends.streams.accumulate import MalformedEventError, StreamErrorEvent, accumulator_for
+from worker.backends.streams.accumulator import MalformedEventError
+from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import Event, SSEParser
+from worker.policy.normalise import normalise
 from worker.wire.endpoints import endpoint_of
 
 ERROR = {"error": {"message": "engine is dead", "type": "InternalServerError", "param": None, "code": 500}}
@@ -15,9 +17,9 @@ ERROR = {"error": {"message": "engine is dead", "type": "InternalServerError", "
 
 @pytest.mark.parametrize("path", [CHAT, TEXT, "/v1/responses"])
 def test_an_error_first_is_a_plain_error(path):
-    """Before any chunk it stands for an HTTP error: its bytes, its code, nothing partial, whatever follows."""
+    """Before any chunk it stands for an HTTP error: its bytes, nothing partial, whatever follows."""
     accumulator = feed(ERROR, DONE, path=path)
-    assert accumulator.error == StreamErrorEvent(data=json.dumps(ERROR).encode(), status_hint=500, is_first=True)
+    assert accumulator.error == json.dumps(ERROR).encode()
     assert (accumulator.is_complete(), accumulator.partial()) == (False, None)
 
 
@@ -25,7 +27,6 @@ def test_an_error_in_the_middle_leaves_the_partial():
     """SGLang goes on to `[DONE]`, others to a finish reason: the stream has failed all the same."""
     accumulator = feed(delta(content="Hel"), ERROR, delta("stop", content="lo"), DONE)
     assert accumulator.error is not None
-    assert accumulator.error.is_first is False
     assert not accumulator.is_complete()
     assert not accumulator.missing_done
     assert accumulator.partial()["choices"][0]["message"]["content"] == "Hello"
@@ -44,7 +45,7 @@ def test_an_error_after_done_undoes_it():
 def test_the_first_error_stays():
     """Later ones are consequences."""
     accumulator = feed(ERROR, {"error": {"message": "second", "code": 503}})
-    assert accumulator.error.status_hint == 500
+    assert accumulator.error == json.dumps(ERROR).encode()
 
 
 @pytest.mark.parametrize(
@@ -71,15 +72,15 @@ def test_the_first_error_stays():
 def test_shapes_of_errors(body, hint):
     """Nested, flat, text, in a list, beside choices; `code` as number or text; TGI's constant 422 says nothing."""
     accumulator = feed(body)
-    assert accumulator.error.data == json.dumps(body).encode()
-    assert accumulator.error.status_hint == hint
+    assert accumulator.error == json.dumps(body).encode()
+    assert normalise(None, {}, accumulator.error).status_hint == hint
 
 
 def test_an_event_named_error_is_one_whatever_it_holds():
     """The name is enough; its data need not be JSON."""
     for data in (b"{}", b"upstream timed out", b"\xff", json.dumps(delta(content="a")).encode()):
         accumulator = feed(delta(role="assistant", content="a"), Event(data, "error"))
-        assert accumulator.error.data == data
+        assert accumulator.error == data
         assert accumulator.generated_text() == {0: "a"}
 
 
@@ -131,4 +132,4 @@ def test_an_error_frame_of_a_proxy_is_found_through_the_parser():
         accumulator, parser = accumulator_for(endpoint_of(CHAT)), SSEParser()
         for event_ in itertools.chain(parser.feed(stream[:cut]), parser.feed(stream[cut:]), parser.close()):
             accumulator.feed(event_)
-        assert (accumulator.error.status_hint, accumulator.error.is_first) == (429, True)
+        assert accumulator.error == b'{"error": {"message": "slow down", "code": "429"}}'

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tests.support.streaming_bodies import DIALECTS, random_chat_body, random_responses_body
 from tests.support.streaming_chunker import responses_events, stream_of, to_sse
 from tests.support.streaming_chunks import CHAT, TEXT, delta, feed
-from worker.backends.streams.accumulate import Accumulator, MalformedEventError, accumulator_for
+from worker.backends.streams.accumulator import Accumulator, MalformedEventError
+from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import Event, SSEParser
 from worker.wire.endpoints import endpoint_of
 

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from tests.support.streaming_chunks import CHAT, TEXT
-from worker.backends.streams.accumulate import MalformedEventError, accumulator_for
+from worker.backends.streams.accumulator import MalformedEventError
 from worker.backends.streams.choices import ChoicesAccumulator
+from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import Event
 from worker.wire.endpoints import endpoint_of
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tests.support.streaming_chunks import DONE, event, feed
-from worker.backends.streams.accumulate import MalformedEventError, Progress, ResponsesAccumulator
+from worker.backends.streams.accumulator import MalformedEventError, Progress
+from worker.backends.streams.responses import ResponsesAccumulator
 from worker.backends.streams.sse import Event
 
 PATH = "/v1/responses"
@@ -72,8 +73,8 @@ def test_failed_is_an_error_in_the_usual_envelope():
     """The response's own `error` is what the policy judges; what came before is the partial."""
     error = {"code": "rate_limit_exceeded", "message": "slow down"}
     accumulator = stream(text("Hel"), end("failed", error=error, output=[]))
-    assert json.loads(accumulator.error.data) == {"error": error}
-    assert (accumulator.error.is_first, accumulator.is_complete()) == (False, False)
+    assert json.loads(accumulator.error) == {"error": error}
+    assert (accumulator.error is None, accumulator.is_complete()) == (False, False)
     assert accumulator.partial()["output"][0]["content"][0]["text"] == "Hel"
     assert accumulator.partial()["status"] == "failed"
 
@@ -81,13 +82,13 @@ def test_failed_is_an_error_in_the_usual_envelope():
 def test_failed_without_an_error_hands_on_the_event():
     """Nothing is made up."""
     failed = end("failed")
-    assert stream(failed).error.data == failed.data
+    assert stream(failed).error == failed.data
 
 
 def test_a_flat_error_event_fails_the_stream():
     """`{"type": "error", code, message, param}` has no `error` key."""
     accumulator = stream(text("Hel"), ev("error", code="server_error", message="m", param=None), end())
-    assert (accumulator.error.is_first, accumulator.is_complete()) == (False, False)
+    assert (accumulator.error is None, accumulator.is_complete()) == (False, False)
 
 
 def test_partial_is_put_together_from_what_came():
@@ -159,7 +160,7 @@ def test_generated_text_is_without_reasoning():
         (ev("response.web_search_call.searching", output_index=0), Progress(data=True)),
         (ev("response.something.delta", delta="a"), Progress(data=True)),
         (end(), Progress(data=True)),
-        (end(usage={"input_tokens": 1}), Progress(data=True, usage=True)),
+        (end(usage={"input_tokens": 1}), Progress(data=True)),
         (end("failed"), Progress(data=True, error=True)),
         (ev("keepalive"), Progress()),
     ],

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import httpx
 import pytest
 
-from worker.backends.http.prepared_request import PreparedRequest, headers_of
+from worker.backends.http.transport import PreparedRequest, headers_of
 
 URL = httpx.URL("http://h:8000/v1/x?a=1")
 FIXED = {"host": "h:8000", "accept": "application/json", "x-team": "a"}

@@ -1,41 +1,55 @@
 """
-What every accumulator of a stream has in common: `[DONE]`, error events, and what it tells its caller.
+One body from a stream: what the accumulators of all APIs have in common.
 
 An accumulator takes the events of one stream and assembles the one JSON body that the server would have sent without
-`stream: true`.  It is pure; the HTTP backend owns the socket and the timers and learns from the returned `Progress`
-when to note the first token and when to restart the idle timer.  The merge rules of each API are in a subclass.
+`stream: true`.  It is pure; `reading` owns the socket and the timers and learns from the returned `Progress` when to
+note the first token and when to restart the idle timer::
+
+    accumulator, parser = accumulator_for(endpoint), SSEParser()
+    async for chunk in response:
+        progress = accumulator.feed_all(parser.feed(chunk))
+    accumulator.feed_all(parser.close())
+    body = accumulator.result() if accumulator.is_complete() else accumulator.partial()
+
+The assembled body equals the whole one: they are the same JSON value once nulls and empty lists are dropped, and `id`,
+`created` and the like set aside.  Byte equality cannot be had: servers write nulls in one form that they leave out in
+the other.  The rules are in `merge` (a message from its deltas), `choices` (chat completions and completions) and
+`responses`.
 
 An error event is remembered, never raised: servers go on afterwards (SGLang even ends with `[DONE]`), and the caller
 wants what came with it.  What is raised is only what no rule can make sense of: an event that is not JSON or not of the
 protocol's shape.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 
 from worker.backends.streams.merge import ShapeError
 from worker.backends.streams.sse import Event
-from worker.backends.streams.values import decode_event, is_error, repair_surrogates, status_hint
 from worker.errors import BackendError
 from worker.policy.model import Fault
 
 DATA: Final = 1
 CONTENT: Final = 2
-USAGE: Final = 4
-ERROR: Final = 8
-DONE: Final = 16
+ERROR: Final = 4
+"""Bits of a `Progress`."""
 
 _DETAIL_BYTES = 2048  # as much of a strange event as an error envelope may carry
 _HEARTBEATS = frozenset({"keepalive", "ping"})
+_MAX_DEPTH = 100  # of nesting; house decision, far below where the encoder would give up (about 1,000)
+_FEW_BRACKETS = 100
+
+_decode = msgspec.json.Decoder().decode
 
 
 class MalformedEventError(BackendError):
     """
-    An event is not JSON, or not of the shape its API promises; the stream is broken, another try may work.
+    An event is not JSON, or not of the shape its API promises; the stream is broken, another attempt may work.
 
     Attributes:
         data: The event's data, at most 2 KiB of it.
@@ -54,56 +68,30 @@ class Progress:
     """Something of the protocol came: restart the idle timer.  Heartbeats (empty events, `keepalive`) are not that."""
     content: bool = False
     """Generated text came: content, reasoning, refusal, or a part of a tool call.  The first of these is the TTFT."""
-    usage: bool = False
-    """Token counts came."""
     error: bool = False
     """An error event came; see `Accumulator.error`."""
-    done: bool = False
-    """`[DONE]` came; a promise of nothing, see `Accumulator.is_complete`."""
 
 
 _PROGRESS = [
-    Progress(
-        data=bool(bits & DATA),
-        content=bool(bits & CONTENT),
-        usage=bool(bits & USAGE),
-        error=bool(bits & ERROR),
-        done=bool(bits & DONE),
-    )
-    for bits in range(32)
+    Progress(data=bool(bits & DATA), content=bool(bits & CONTENT), error=bool(bits & ERROR)) for bits in range(8)
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamErrorEvent:
-    """The first error event of a stream."""
-
-    data: bytes
-    """Its JSON as it came; for `response.failed`, the response's `error` in the usual envelope."""
-    status_hint: int | None
-    """The HTTP status its `code` stands for, if it names one."""
-    is_first: bool
-    """No chunk came before it: it is a plain HTTP error that happens to have been sent as an event."""
 
 
 class Accumulator(ABC):
     """
-    One stream's accumulator; single use: a retry takes a new one, so that nothing of a broken try can leak.
+    One stream's accumulator; single use: another attempt takes a new one, so that nothing of a broken one can leak.
 
     Attributes:
-        error: The first error event; once it is set, the stream has failed, whatever follows.
+        error: JSON of the first error event as it came, for `response.failed` the response's `error` in the usual
+            envelope; once it is set, the stream has failed, whatever follows.
         done: `[DONE]` was seen.
-        chunks: Events of the protocol so far, error events and `[DONE]` not counted.
-        content_events: Those of them with generated text; servers send about one a token.
-        has_torn_event: The stream ended inside an event, which was dropped.
+        content_events: Events with generated text so far; servers send about one a token.
     """
 
     def __init__(self) -> None:
-        self.error: StreamErrorEvent | None = None
+        self.error: bytes | None = None
         self.done = False
-        self.chunks = 0
         self.content_events = 0
-        self.has_torn_event = False
         self._needs_repair = False
 
     def feed(self, event: Event) -> Progress:
@@ -165,7 +153,7 @@ class Accumulator(ABC):
 
     @property
     def is_text_only(self) -> bool:
-        """Whether all that was generated is in `generated_text`, so that another try can continue from it."""
+        """Whether all that was generated is in `generated_text`, so that another attempt can continue from it."""
         return False
 
     @property
@@ -191,23 +179,22 @@ class Accumulator(ABC):
             return 0
         if data == b"[DONE]":
             self.done = True
-            return DATA | DONE
+            return DATA
         try:
-            chunk, has_halves = decode_event(data)
+            chunk, has_halves = _decode_event(data)
         except ValueError as error:
             return self._undecodable(event, str(error))
-        if is_error(chunk) or event.name == "error":
-            return self._fail(event.data, chunk)
+        if _is_error(chunk) or event.name == "error":
+            return self._fail(event.data)
         self._needs_repair |= has_halves
         return self._count(chunk, event)
 
     def _undecodable(self, event: Event, reason: str) -> int:
         if event.name == "error":
-            return self._fail(event.data, {})
+            return self._fail(event.data)
         if event.is_terminated:
             raise MalformedEventError(reason, event.data)
-        self.has_torn_event = True
-        return 0
+        return 0  # the stream ended inside the event
 
     def _count(self, chunk: dict[str, Any], event: Event) -> int:
         if "choices" not in chunk and kind_of(chunk, event) in _HEARTBEATS:
@@ -216,18 +203,17 @@ class Accumulator(ABC):
             bits = self._merge(chunk, event)
         except ShapeError as error:
             raise MalformedEventError(str(error), event.data) from None
-        self.chunks += 1
         if bits & CONTENT:
             self.content_events += 1
         return bits
 
-    def _fail(self, data: bytes, body: dict[str, Any]) -> int:
+    def _fail(self, data: bytes) -> int:
         if self.error is None:
-            self.error = StreamErrorEvent(data=data, status_hint=status_hint(body), is_first=self.chunks == 0)
+            self.error = data
         return DATA | ERROR
 
     def _clean(self, value: Any) -> Any:
-        return repair_surrogates(value) if self._needs_repair else value
+        return _repair_surrogates(value) if self._needs_repair else value
 
     def _encoded(self, body: dict[str, Any]) -> bytes:
         if not self.is_complete():
@@ -239,3 +225,88 @@ def kind_of(chunk: dict[str, Any], event: Event) -> str:
     """Return the `type` an event gives itself, or else the name it was sent under."""
     kind = chunk.get("type")
     return kind if isinstance(kind, str) else event.name
+
+
+def _decode_event(data: bytes) -> tuple[dict[str, Any], bool]:
+    """
+    Return an event's object, and whether it holds halves of surrogate pairs.
+
+    Servers that count UTF-16 units may cut an emoji into two chunks, each with one escaped half of the pair: legal JSON
+    that only the standard library reads.  The halves meet again when the strings are joined, see `_repair_surrogates`.
+    A list of one object is that object (Gemini's compatibility layer).
+
+    Raises:
+        ValueError: Not JSON, not an object, or nested more than 100 deep.
+    """
+    has_halves = False
+    try:
+        chunk = _decode(data)
+    except RecursionError:
+        raise ValueError("an event is nested too deeply") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        if b"\\ud" not in data.lower():
+            raise ValueError("an event is not JSON") from None
+        chunk = _decode_halves(data)
+        has_halves = True
+    if isinstance(chunk, list) and len(chunk) == 1:
+        chunk = chunk[0]
+    if not isinstance(chunk, dict):
+        raise ValueError("an event is not a JSON object")  # noqa: TRY004 - the event's value is wrong, not ours
+    if data.count(b"{") + data.count(b"[") > _FEW_BRACKETS and _is_deeper_than(chunk, _MAX_DEPTH):
+        raise ValueError("an event is nested too deeply")
+    return chunk, has_halves
+
+
+def _is_error(chunk: dict[str, Any]) -> bool:
+    """
+    Whether a decoded event reports a failure.
+
+    Source: `{"error": {...}}` of vLLM, SGLang, LiteLLM, TGI and OpenRouter (there, beside `choices`); the flat one with
+    `"object": "error"` of older vLLM and SGLang (https://github.com/block/goose/pull/8031); the flat one with
+    `"type": "error"` of https://platform.openai.com/docs/api-reference/responses-streaming/error.
+    """
+    return bool(chunk.get("error")) or chunk.get("object") == "error" or chunk.get("type") == "error"
+
+
+def _repair_surrogates(value: Any) -> Any:
+    """Return the value with the halves of surrogate pairs joined in every string, and replaced where one is missing."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, dict):
+        return {_repair_surrogates(key): _repair_surrogates(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_repair_surrogates(item) for item in value]
+    return value
+
+
+def has_counts(usage: dict[str, Any]) -> bool:
+    """
+    Whether a `usage` object counts anything: no request has zero tokens.
+
+    Source: Ollama's completions put zeros into every chunk and the real counts into the last
+    (https://github.com/ollama/ollama/blob/main/middleware/openai.go).
+    """
+    return any(type(count) is int and count > 0 for count in usage.values())
+
+
+def _decode_halves(data: bytes) -> Any:
+    try:
+        return json.loads(data.decode(), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("an event is nested too deeply") from None
+    except ValueError:
+        raise ValueError("an event is not JSON") from None
+
+
+def _is_deeper_than(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        containers = [item for item in level if isinstance(item, (dict, list))]
+        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return False
+    return any(isinstance(item, (dict, list)) for item in level)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
