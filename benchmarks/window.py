@@ -1,5 +1,5 @@
 """
-How well the adaptive window finds a hidden, changing capacity, next to the rules of others.
+How well the adaptive window finds a hidden, changing capacity, beside other projects' rules.
 
 ::
 
@@ -29,7 +29,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.window_model import Phase, Result, Rule, Scenario
-from benchmarks.window_rules import RIVALS, Fixed
+from benchmarks.window_rules import OTHER_RULES, Fixed
 from benchmarks.window_sim import Simulation
 from worker.flow.clock import Now
 from worker.flow.window.adaptive import AdaptiveWindow
@@ -162,7 +162,7 @@ def compare(scenario: Scenario, seeds: range) -> dict[str, Row]:
     best = [Simulation(scenario, lambda now: Fixed(now, 1, schedule), seed).run() for seed in seeds]
     rows = {
         name: Row.of([Simulation(scenario, build, seed).run() for seed in seeds], best)
-        for name, build in {OURS: ours, **RIVALS}.items()
+        for name, build in {OURS: ours, **OTHER_RULES}.items()
     }
     return rows | {f"best fixed: {', '.join(str(window) for window in schedule.values())}": Row.of(best, best)}
 
@@ -178,7 +178,7 @@ def print_long(scenario: Scenario, rows: dict[str, Row]) -> None:
 def print_short(scenario: Scenario, rows: dict[str, Row]) -> None:
     """Print one line for the scenario: ours in full, goodput and refusals of the others."""
     us = rows[OURS]
-    others = " | ".join(f"{rows[name].goodput:.0%}, {rows[name].refused:.0%}" for name in RIVALS)
+    others = " | ".join(f"{rows[name].goodput:.0%}, {rows[name].refused:.0%}" for name in OTHER_RULES)
     line = f"| {scenario.name} | {us.goodput:.1%} | {us.refused:.2%} | {us.found} | {us.wait_s:.2f} | {others} |"
     print(line, flush=True)
 
@@ -210,8 +210,8 @@ def main() -> None:
         trace(next(scenario for scenario in scenarios() if scenario.name == arguments.trace))
         return
     if not arguments.long:
-        print(f"| requests, backend | goodput | refused | found (s) | wait (s) | {' | '.join(RIVALS)} |")
-        print("|---|---|---|---|---" + "|---" * len(RIVALS) + "|")
+        print(f"| requests, backend | goodput | refused | found (s) | wait (s) | {' | '.join(OTHER_RULES)} |")
+        print("|---|---|---|---|---" + "|---" * len(OTHER_RULES) + "|")
     for scenario in chosen:
         (print_long if arguments.long else print_short)(scenario, compare(scenario, range(arguments.seeds)))
 

@@ -189,7 +189,7 @@ class AIBrix(Fixed):
         return slow
 
 
-RIVALS: Mapping[str, Callable[[Now], Fixed]] = {
+OTHER_RULES: Mapping[str, Callable[[Now], Fixed]] = {
     "llm-d batch-gateway": BatchGateway,
     "llm-d feedback gate": FeedbackGate,
     "AIBrix": AIBrix,

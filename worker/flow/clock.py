@@ -1,7 +1,7 @@
 """
-Time as this package sees it: monotonic seconds and one kind of timer, both handed in.
+Time in this package: monotonic seconds and one kind of timer, both passed in.
 
-The pure parts take a `Now`; the gate takes a `Clock`.  Wall-clock jumps therefore never reach a window or a breaker.
+The pure parts take a `Now`, the gate takes a `Clock`.  So jumps of the wall clock never reach a window or a breaker.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class Clock(Protocol):
 
 
 class LoopClock:
-    """The running event loop's clock; make it inside the loop that uses it."""
+    """The running event loop's clock; to be created inside the loop that uses it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -75,7 +75,7 @@ def test_the_simulated_backend_does_what_a_backend_can():
     assert double.mean_wait_s == pytest.approx(0.23, rel=0.05)
 
 
-def test_a_rival_that_does_not_measure_waiting_fills_the_queue():
+def test_a_rule_that_does_not_measure_waiting_fills_the_queue():
     """What the comparison is about can be seen in it."""
     aibrix = Simulation(short(queue=math.inf), AIBrix, 0).run()
     assert aibrix.mean_wait_s > 5 * run(short(queue=math.inf)).mean_wait_s
