@@ -30,7 +30,7 @@ WAIT_S = 20.0
 
 
 class Program:
-    """A user's program: a publisher, a subscriber, and the server it does not know to be one of ours."""
+    """A user's program with a publisher and a subscriber, and the server it uses."""
 
     def __init__(self, server: LocalPubSubThread) -> None:
         self.server = server
@@ -81,15 +81,15 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
 
 
 def eventually(check: Callable[[], bool]) -> None:
-    """Wait until the server's state is as it should be."""
+    """Wait until the condition holds."""
     deadline = time.monotonic() + WAIT_S
     while not check():
         assert time.monotonic() < deadline, "the state was never reached"
         time.sleep(0.005)
 
 
-def test_five_hundred_messages_go_round(program: Program) -> None:
-    """Published, received and acked once each, with attributes."""
+def test_five_hundred_messages_are_received_and_acked(program: Program) -> None:
+    """Each message is received and acked once, with its attributes."""
     program.set_up()
     with program.subscribed():
         message_ids = program.publish(*(b"%d" % number for number in range(500)), origin="test")
@@ -104,8 +104,8 @@ def test_five_hundred_messages_go_round(program: Program) -> None:
     assert program.received.empty()
 
 
-def test_flow_control_is_kept_by_the_server(program: Program) -> None:
-    """Ten allowed, exactly ten leave the server; five acks let five more out."""
+def test_the_server_applies_the_flow_control(program: Program) -> None:
+    """With a limit of ten the server sends ten messages; after five acks it sends five more."""
     program.set_up()
     program.publish(*[b"x"] * 100)
     with program.subscribed(flow_control=FlowControl(max_messages=10)):
@@ -120,7 +120,7 @@ def test_flow_control_is_kept_by_the_server(program: Program) -> None:
 
 
 def test_a_nack_is_redelivered_after_the_backoff(program: Program) -> None:
-    """With true exponential backoff from the first, and the attempt counted."""
+    """The backoff grows exponentially from the first nack on, and every attempt is counted."""
     program.publisher.create_topic(name=TOPIC + "-dead")
     program.set_up(
         retry_policy={"minimum_backoff": Duration(seconds=100), "maximum_backoff": Duration(seconds=300)},
@@ -142,7 +142,7 @@ def test_a_nack_is_redelivered_after_the_backoff(program: Program) -> None:
 
 
 def test_exactly_once_tells_the_second_ack_from_the_first(program: Program) -> None:
-    """Success, then INVALID_ACK_ID."""
+    """The first ack succeeds, the second fails with INVALID_ACK_ID."""
     program.set_up(enable_exactly_once_delivery=True)
     program.publish(b"x")
     with program.subscribed():
@@ -154,7 +154,7 @@ def test_exactly_once_tells_the_second_ack_from_the_first(program: Program) -> N
 
 
 def test_exactly_once_refuses_an_ack_after_the_lease(program: Program) -> None:
-    """The message comes again under a new id, whose ack succeeds."""
+    """The message is redelivered with a new ack id, whose ack succeeds."""
     program.set_up(enable_exactly_once_delivery=True)
     program.publish(b"x")
     with program.subscribed():
@@ -168,7 +168,7 @@ def test_exactly_once_refuses_an_ack_after_the_lease(program: Program) -> None:
 
 
 def test_a_deleted_subscription_ends_the_future(program: Program) -> None:
-    """NotFound, at once."""
+    """The future raises NotFound at once."""
     program.set_up()
     with program.subscribed() as future:
         eventually(lambda: program.state.receivers == 1)
@@ -179,7 +179,7 @@ def test_a_deleted_subscription_ends_the_future(program: Program) -> None:
 
 @pytest.mark.slow
 def test_a_broken_stream_is_reopened_by_the_client(program: Program) -> None:
-    """Retryable codes go unnoticed; what was acked before stays acked."""
+    """The client retries a retryable status by itself; messages acked before stay acked."""
     program.set_up()
     with program.subscribed():
         program.publish(b"1")
@@ -192,7 +192,7 @@ def test_a_broken_stream_is_reopened_by_the_client(program: Program) -> None:
 
 
 def test_ordered_messages_arrive_in_order_also_after_a_nack(program: Program) -> None:
-    """All of the key come again behind the one that failed."""
+    """The nacked message and all later ones of its key are redelivered in order."""
     program.set_up(enable_message_ordering=True)
     program.publish(*(b"%d" % number for number in range(20)), ordering_key="k")
     settled: list[bytes] = []
@@ -219,7 +219,7 @@ def test_ordered_messages_arrive_in_order_also_after_a_nack(program: Program) ->
 
 
 def test_keys_are_not_stuck_after_a_reconnect(program: Program) -> None:
-    """A second and a third stream get all messages of keys the first one had."""
+    """Later streams get all messages of keys that the first stream owned."""
     program.set_up(enable_message_ordering=True)
     for key in ("a", "b", "c"):
         program.publish(*(b"%d" % number for number in range(10)), ordering_key=key)
@@ -240,8 +240,8 @@ def test_keys_are_not_stuck_after_a_reconnect(program: Program) -> None:
         eventually(lambda: not program.state.delivery_attempts)
 
 
-def test_five_megabytes_pass_over_a_channel_of_ones_own(program: Program) -> None:
-    """The emulator setting brings gRPC's 4 MiB limit; a channel with its own options does not."""
+def test_five_megabytes_pass_over_a_channel_without_limits(program: Program) -> None:
+    """A client that uses the environment variable has gRPC's limit of 4 MiB; a channel with its own options has not."""
     program.set_up()
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     data = b"x" * 5_000_000
@@ -263,7 +263,7 @@ def test_five_megabytes_pass_over_a_channel_of_ones_own(program: Program) -> Non
 
 
 def test_a_blocked_caller_does_not_stop_the_server(program: Program) -> None:
-    """Its loop is in another thread: this one blocks in `result`, and faults are set from here."""
+    """The server's loop runs in another thread while this thread blocks in `result`."""
     program.set_up()
     program.faults.delay("Publish", 0.05, times=1)
     program.publish(b"x")
@@ -272,8 +272,8 @@ def test_a_blocked_caller_does_not_stop_the_server(program: Program) -> None:
     assert program.faults.calls("Publish") == 0
 
 
-def test_a_thread_that_cannot_start_says_so() -> None:
-    """The error of the bind reaches the caller, and the thread ends."""
+def test_start_raises_the_error_of_the_bind() -> None:
+    """The error of the bind is raised to the caller, and the thread ends."""
     before = set(threading.enumerate())
     with LocalPubSubThread() as server:
         second = LocalPubSubThread(port=server.port)

@@ -20,8 +20,8 @@ async def google() -> AsyncIterator[Google]:
         yield clients
 
 
-async def test_a_server_owns_its_port_and_gives_it_back() -> None:
-    """A second server on the port is refused, not silently shared; after the stop it may have it."""
+async def test_a_server_owns_its_port_until_it_stops() -> None:
+    """A second server on the port is refused; it can start after the first one stopped."""
     first = LocalPubSub()
     await first.start()
     assert first.address == f"127.0.0.1:{first.port}"
@@ -36,8 +36,8 @@ async def test_a_server_owns_its_port_and_gives_it_back() -> None:
     await second.stop()
 
 
-async def test_a_restarted_server_knows_everything() -> None:
-    """What it held is there again under the same address, and its leases end by themselves."""
+async def test_a_restarted_server_keeps_its_state() -> None:
+    """Resources, messages and leases are kept under the same address, and the leases end by themselves."""
     server = LocalPubSub()
     await server.start()
     address = server.address
@@ -58,7 +58,7 @@ async def test_a_restarted_server_knows_everything() -> None:
 
 
 async def test_serve_tells_its_address_and_stops_when_cancelled() -> None:
-    """Cancellation leaves the port free."""
+    """After the cancellation the port is free."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve("127.0.0.1", 0, on_ready=ready.set_result))
     address = await ready
@@ -73,7 +73,7 @@ async def test_serve_tells_its_address_and_stops_when_cancelled() -> None:
 
 
 async def test_only_loopback_is_silent(caplog: pytest.LogCaptureFixture) -> None:
-    """Any other address is warned about: for development only."""
+    """For any other address a warning is logged."""
     for host, warns in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -82,7 +82,7 @@ async def test_only_loopback_is_silent(caplog: pytest.LogCaptureFixture) -> None
 
 
 async def test_stopping_ends_streams_as_unavailable(google: Google) -> None:
-    """Which clients retry."""
+    """Clients retry that status."""
     await google.set_up()
     stream = await Stream(google).open()
     await eventually(lambda: google.state.receivers == 1)
@@ -93,7 +93,7 @@ async def test_stopping_ends_streams_as_unavailable(google: Google) -> None:
 
 
 async def test_resources_are_created_read_updated_listed_and_deleted(google: Google) -> None:
-    """Through the generated clients, with defaults filled in."""
+    """The generated clients can do all of it, and see the defaults."""
     await google.set_up(labels={"a": "b"}, retry_policy={})
     read = await google.subscriber.get_subscription(subscription=SUBSCRIPTION)
     assert (read.topic, dict(read.labels), read.ack_deadline_seconds) == (TOPIC, {"a": "b"}, 10)
@@ -118,7 +118,7 @@ async def test_resources_are_created_read_updated_listed_and_deleted(google: Goo
 
 
 async def test_refusals_carry_the_services_status_and_words(google: Google) -> None:
-    """One of each kind."""
+    """Each kind of error has the status and the text of the service."""
     with pytest.raises(exceptions.NotFound, match=r"Resource not found \(resource=requests\)\."):
         await google.publisher.get_topic(topic=TOPIC)
     await google.set_up()
@@ -144,7 +144,7 @@ async def test_refusals_carry_the_services_status_and_words(google: Google) -> N
 
 
 async def test_an_unknown_method_and_a_broken_request_are_told_apart(google: Google) -> None:
-    """The one is unimplemented, the other invalid."""
+    """An unknown method is UNIMPLEMENTED, a request that cannot be parsed is INVALID_ARGUMENT."""
     async with grpc.aio.insecure_channel(google.server.address) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as unknown:
             await channel.unary_unary("/google.pubsub.v1.Publisher/Invent", None, None)(b"")
@@ -155,8 +155,8 @@ async def test_an_unknown_method_and_a_broken_request_are_told_apart(google: Goo
     assert "google.pubsub.v1.PublishRequest" in str(broken.value.details())
 
 
-async def test_a_seek_and_a_detach_go_through(google: Google) -> None:
-    """Purge by seeking to the future; a detached subscription refuses pulls."""
+async def test_a_subscription_can_be_sought_and_detached(google: Google) -> None:
+    """A seek to the future acks the backlog; a detached subscription refuses pulls."""
     await google.set_up()
     await google.publish(b"old")
     future = timestamp_pb2.Timestamp(seconds=4_000_000_000)
@@ -173,8 +173,8 @@ async def test_a_seek_and_a_detach_go_through(google: Google) -> None:
         await stream.next()
 
 
-async def test_a_message_goes_round(google: Google) -> None:
-    """Bytes, attributes, key, id and time arrive; an ack settles it."""
+async def test_a_message_is_published_pulled_and_acked(google: Google) -> None:
+    """Bytes, attributes, key, id and time arrive, and an ack settles the message."""
     await google.set_up()
     data = bytes(range(256))
     (message_id,) = await google.publish(data, attributes={"schlüssel": "wért"}, ordering_key="k")
@@ -188,7 +188,7 @@ async def test_a_message_goes_round(google: Google) -> None:
 
 
 async def test_a_pull_waits_for_the_first_message(google: Google) -> None:
-    """And returns with it at once."""
+    """It returns as soon as that is published."""
     await google.set_up()
     waiting = asyncio.create_task(google.pull())
     await eventually(lambda: google.state.receivers == 1)
@@ -198,7 +198,7 @@ async def test_a_pull_waits_for_the_first_message(google: Google) -> None:
 
 
 async def test_a_pull_without_messages_ends_empty(google: Google) -> None:
-    """Shortly before the client's deadline, or immediately if asked."""
+    """It ends shortly before the client's deadline, or at once with `return_immediately`."""
     await google.set_up()
     assert await google.pull(deadline_s=0.3) == []
     request = {"subscription": SUBSCRIPTION, "max_messages": 1, "return_immediately": True}
@@ -207,8 +207,8 @@ async def test_a_pull_without_messages_ends_empty(google: Google) -> None:
     assert list(answer.received_messages) == []
 
 
-async def test_a_waiting_pull_learns_that_its_subscription_is_gone(google: Google) -> None:
-    """It does not wait for nothing."""
+async def test_a_waiting_pull_ends_when_its_subscription_is_deleted(google: Google) -> None:
+    """It ends with NOT_FOUND at once."""
     await google.set_up()
     waiting = asyncio.create_task(google.pull())
     await eventually(lambda: google.state.receivers == 1)
@@ -218,15 +218,15 @@ async def test_a_waiting_pull_learns_that_its_subscription_is_gone(google: Googl
 
 
 @pytest.mark.parametrize("count", [0, -1])
-async def test_a_pull_asks_for_at_least_one(google: Google, count: int) -> None:
-    """Zero and less are refused."""
+async def test_a_pull_must_ask_for_at_least_one_message(google: Google, count: int) -> None:
+    """`max_messages` of zero or less is refused."""
     await google.set_up()
     with pytest.raises(exceptions.InvalidArgument, match="max_messages is too small"):
         await google.pull(count)
 
 
-async def test_ten_megabytes_are_the_limit_and_told_by_the_service(google: Google) -> None:
-    """Just below passes and arrives; above is INVALID_ARGUMENT, never gRPC's RESOURCE_EXHAUSTED."""
+async def test_a_publish_over_ten_megabytes_is_refused_in_the_services_words(google: Google) -> None:
+    """A publish just below arrives; one above is INVALID_ARGUMENT, not gRPC's RESOURCE_EXHAUSTED."""
     await google.set_up()
     data = b"x" * 9_999_900
     await google.publish(data)
@@ -238,7 +238,7 @@ async def test_ten_megabytes_are_the_limit_and_told_by_the_service(google: Googl
         await google.publish(b"x" * 19_000_000)
 
 
-async def test_responses_fit_a_client_that_knows_only_the_address(google: Google) -> None:
+async def test_responses_fit_a_channel_with_default_limits(google: Google) -> None:
     """Eight messages of 900 KB arrive over a channel with gRPC's default limit of 4 MiB."""
     await google.set_up()
     await google.publish(*[b"x" * 900_000] * 8)
@@ -248,8 +248,8 @@ async def test_responses_fit_a_client_that_knows_only_the_address(google: Google
         stream.cancel()
 
 
-async def test_an_exactly_once_ack_that_came_too_late_says_so_in_its_details(google: Google) -> None:
-    """The ErrorInfo that client libraries look for."""
+async def test_a_late_exactly_once_ack_has_an_error_info(google: Google) -> None:
+    """The status has the ErrorInfo that client libraries read."""
     await google.set_up(enable_exactly_once_delivery=True)
     await google.publish(b"1", b"2")
     first, second = (item.ack_id for item in await google.pull())

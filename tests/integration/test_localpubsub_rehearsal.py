@@ -17,7 +17,7 @@ async def google() -> AsyncIterator[Google]:
 
 
 async def test_a_lease_ends_by_itself_and_wakes_a_waiting_stream(google: Google) -> None:
-    """The server's own timer does it, in real time."""
+    """The server's own timer ends it in real time."""
     await google.set_up(ack_deadline_seconds=10)
     await google.publish(b"x")
     (received,) = await google.pull()
@@ -31,8 +31,8 @@ async def test_a_lease_ends_by_itself_and_wakes_a_waiting_stream(google: Google)
     stream.cancel()
 
 
-async def test_time_can_be_skipped(google: Google) -> None:
-    """Leases and backoffs end at once, in their order."""
+async def test_the_clock_can_be_moved_forward(google: Google) -> None:
+    """Leases and backoffs end at once and in order."""
     await google.set_up(ack_deadline_seconds=600, retry_policy={"minimum_backoff": duration_pb2.Duration(seconds=300)})
     await google.publish(b"x")
     await google.pull()
@@ -47,7 +47,7 @@ async def test_time_can_be_skipped(google: Google) -> None:
 
 
 async def test_a_failing_method_recovers(google: Google) -> None:
-    """Two calls fail, the third passes, all are counted."""
+    """Two calls fail, the third succeeds, and all are counted."""
     await google.set_up()
     google.faults.fail("Publish", grpc.StatusCode.UNAVAILABLE, times=2, message="come back later")
     for _ in range(2):
@@ -58,8 +58,8 @@ async def test_a_failing_method_recovers(google: Google) -> None:
     assert len(google.state.ready) == 1
 
 
-async def test_a_publish_may_be_accepted_and_denied(google: Google) -> None:
-    """The nasty kind of failure: the message is there."""
+async def test_a_publish_can_be_accepted_and_answered_with_an_error(google: Google) -> None:
+    """After a fault behind the work the message is published although the publisher got an error."""
     await google.set_up()
     google.faults.fail("Publish", grpc.StatusCode.DEADLINE_EXCEEDED, times=1, after=True)
     with pytest.raises(exceptions.DeadlineExceeded):
@@ -68,7 +68,7 @@ async def test_a_publish_may_be_accepted_and_denied(google: Google) -> None:
 
 
 async def test_a_slow_method_runs_into_the_clients_deadline(google: Google) -> None:
-    """Delayed before the work: nothing was done."""
+    """With a delay before the work, nothing was done."""
     await google.set_up()
     google.faults.delay("Publish", 60.0, times=1)
     with pytest.raises(exceptions.DeadlineExceeded):
@@ -78,7 +78,7 @@ async def test_a_slow_method_runs_into_the_clients_deadline(google: Google) -> N
 
 
 async def test_pulls_fail_on_request(google: Google) -> None:
-    """Before they lease anything, or after: then the message is out and nobody has it."""
+    """A fault before the work leases nothing; a fault after it leaves the message leased."""
     await google.set_up()
     await google.publish(b"x")
     google.faults.fail("Pull", grpc.StatusCode.UNAVAILABLE, times=1)
@@ -92,7 +92,7 @@ async def test_pulls_fail_on_request(google: Google) -> None:
 
 
 async def test_streams_are_broken_and_refused_on_request(google: Google) -> None:
-    """Open ones end with the code; new ones are turned away until the fault is cleared."""
+    """Open streams end with the status; new ones are refused until the fault is cleared."""
     await google.set_up()
     stream = await Stream(google).open()
     await eventually(lambda: google.state.receivers == 1)

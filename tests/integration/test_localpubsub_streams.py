@@ -18,7 +18,7 @@ async def google() -> AsyncIterator[Google]:
 
 
 async def test_a_stream_gets_exactly_what_its_flow_control_allows(google: Google) -> None:
-    """Ten, and one more for each one settled."""
+    """It gets ten messages, and one more for each settled one."""
     await google.set_up()
     await google.publish(*[b"x"] * 100)
     stream = await Stream(google).open(max_outstanding_messages=10)
@@ -30,8 +30,8 @@ async def test_a_stream_gets_exactly_what_its_flow_control_allows(google: Google
     stream.cancel()
 
 
-async def test_a_stream_brings_its_own_deadline_and_may_change_it(google: Google) -> None:
-    """For messages sent from then on."""
+async def test_a_stream_sets_its_own_ack_deadline_and_may_change_it(google: Google) -> None:
+    """The new ack deadline applies to messages sent from then on."""
     await google.set_up(ack_deadline_seconds=600)
     stream = await Stream(google).open(stream_ack_deadline_seconds=20)
     await google.publish(b"1")
@@ -46,7 +46,7 @@ async def test_a_stream_brings_its_own_deadline_and_may_change_it(google: Google
 
 
 async def test_acks_and_deadlines_travel_over_the_stream(google: Google) -> None:
-    """Ack, extend and nack in one request."""
+    """One request can ack, extend and nack."""
     await google.set_up(retry_policy={"minimum_backoff": duration_pb2.Duration(seconds=600)})
     await google.publish(b"1", b"2", b"3")
     stream = await Stream(google).open()
@@ -60,8 +60,8 @@ async def test_acks_and_deadlines_travel_over_the_stream(google: Google) -> None
     stream.cancel()
 
 
-async def test_an_exactly_once_stream_confirms(google: Google) -> None:
-    """Which acks and deadlines held and which did not; properties come with every response."""
+async def test_an_exactly_once_stream_confirms_acks(google: Google) -> None:
+    """Valid and invalid ack ids are listed, and every response has the properties of the subscription."""
     await google.set_up(enable_exactly_once_delivery=True, enable_message_ordering=True)
     await google.publish(b"1", b"2")
     stream = await Stream(google).open()
@@ -84,7 +84,7 @@ async def test_an_exactly_once_stream_confirms(google: Google) -> None:
 
 
 async def test_pings_are_answered_from_protocol_version_1_on(google: Google) -> None:
-    """Clients that keep streams alive with empty requests take silence for a broken stream."""
+    """Clients that send empty requests to keep a stream alive take no answer for a broken stream."""
     await google.set_up()
     stream = await Stream(google).open(protocol_version=1)
     stream.send()
@@ -100,7 +100,7 @@ async def test_pings_are_answered_from_protocol_version_1_on(google: Google) -> 
 
 
 async def test_a_half_closed_stream_ends_well_and_its_leases_run_on(google: Google) -> None:
-    """What it received comes back only after the deadline."""
+    """Its messages are redelivered only after the ack deadline."""
     await google.set_up()
     await google.publish(b"x")
     stream = await Stream(google).open()
@@ -133,7 +133,7 @@ async def test_a_half_closed_stream_ends_well_and_its_leases_run_on(google: Goog
 async def test_a_wrong_request_ends_the_stream(
     google: Google, requests: list[dict[str, Any]], error: type[Exception], text: str
 ) -> None:
-    """With the reason, in the first request and in later ones."""
+    """The status has the reason, for the first request and for later ones."""
     await google.set_up()
     stream = await Stream(google).open(**requests[0])
     for request in requests[1:]:
@@ -144,7 +144,7 @@ async def test_a_wrong_request_ends_the_stream(
 
 
 async def test_a_stream_ends_when_its_subscription_is_deleted(google: Google) -> None:
-    """NOT_FOUND, at once."""
+    """It ends with NOT_FOUND at once."""
     await google.set_up()
     await google.publish(b"x")
     stream = await Stream(google).open()
@@ -155,7 +155,7 @@ async def test_a_stream_ends_when_its_subscription_is_deleted(google: Google) ->
 
 
 async def test_a_cancelled_stream_leaves_nothing_behind(google: Google) -> None:
-    """No receiver, and no task."""
+    """Its receiver is detached and its task ended."""
     await google.set_up()
     stream = await Stream(google).open()
     await eventually(lambda: google.state.receivers == 1)
@@ -165,7 +165,7 @@ async def test_a_cancelled_stream_leaves_nothing_behind(google: Google) -> None:
 
 
 async def test_streams_share_a_backlog(google: Google) -> None:
-    """Neither gets everything."""
+    """No stream gets all messages."""
     await google.set_up()
     streams = [await Stream(google).open(max_outstanding_messages=50) for _ in range(2)]
     await google.publish(*[b"x"] * 100)

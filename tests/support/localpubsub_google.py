@@ -29,7 +29,7 @@ class Google:
 
     @property
     def state(self) -> SubscriptionSnapshot:
-        """What the subscription holds now."""
+        """The state of the subscription now."""
         return self.faults.inspect(SUBSCRIPTION)
 
     async def set_up(self, **subscription: Any) -> None:
@@ -55,7 +55,7 @@ class Google:
 
 
 class Stream:
-    """A StreamingPull whose requests a test sends one by one."""
+    """An open stream that remembers the error it was ended with."""
 
     def __init__(self, google: Google) -> None:
         self._google = google
@@ -106,7 +106,7 @@ async def running() -> AsyncIterator[Google]:
 
 
 async def eventually(check: Callable[[], bool]) -> None:
-    """Wait until the server's state is as it should be."""
+    """Wait until the condition holds."""
     async with asyncio.timeout(10):
         while not check():  # noqa: ASYNC110 - the server has no event for every state a test may wait for
             await asyncio.sleep(0.005)

@@ -17,7 +17,7 @@ NO_LIMIT = 1 << 40
 
 
 class FakeTime:
-    """Two clocks that stand still."""
+    """A clock that only tests move."""
 
     def __init__(self) -> None:
         self.passed_s = 0.0

@@ -26,7 +26,7 @@ def data_of(pulled: list[tuple[str, Any, int]]) -> list[bytes]:
 
 
 def test_every_subscription_gets_every_message() -> None:
-    """Published before it existed excepted."""
+    """Messages published before it was created excepted."""
     bench = BrokerBench()
     first = bench.subscribe("first")
     bench.publish(b"1")
@@ -36,8 +36,8 @@ def test_every_subscription_gets_every_message() -> None:
     assert data_of(bench.pull(second)) == [b"2", b"3"]
 
 
-def test_a_message_arrives_with_what_the_publisher_was_told() -> None:
-    """Id, publish time and everything it sent."""
+def test_a_message_arrives_as_published() -> None:
+    """It has the id and time of its publication, and all that the publisher sent."""
     bench = BrokerBench()
     path = bench.subscribe()
     bench.time.sleep(1.5)
@@ -48,8 +48,8 @@ def test_a_message_arrives_with_what_the_publisher_was_told() -> None:
     assert attempt == 0
 
 
-def test_message_ids_are_never_given_out_twice() -> None:
-    """Not even by a server started later: whoever drops duplicates by id may remember them across runs."""
+def test_message_ids_are_unique_over_restarts() -> None:
+    """A server started later issues other ids, as clients may remember ids to detect duplicates."""
     first, second = BrokerBench(), BrokerBench()
     second.time.sleep(1.0)
     later = Broker(second.time.clock, lambda _: None)
@@ -61,7 +61,7 @@ def test_message_ids_are_never_given_out_twice() -> None:
 
 
 def test_publish_times_never_go_back() -> None:
-    """Although the wall clock may."""
+    """They stay when the wall clock goes back."""
     time = FakeTime()
     broker = Broker(time.clock, lambda _: None)
     broker.create_topic(Topic(name=BrokerBench.topic))
@@ -74,7 +74,7 @@ def test_publish_times_never_go_back() -> None:
 
 
 def test_one_bad_message_refuses_its_whole_request() -> None:
-    """Nothing of it is delivered."""
+    """No message of the request is delivered."""
     bench = BrokerBench()
     path = bench.subscribe()
     with pytest.raises(InvalidArgumentError):
@@ -82,8 +82,8 @@ def test_one_bad_message_refuses_its_whole_request() -> None:
     assert bench.pull(path) == []
 
 
-def test_a_dead_letter_carries_where_it_came_from() -> None:
-    """Content, attributes and key stay; four attributes are added; id and time are new, attempts start over."""
+def test_a_dead_letter_names_its_source() -> None:
+    """Content, attributes and key stay, four attributes are added, id and time are new, attempts start again from 1."""
     bench = BrokerBench()
     bench.broker.create_topic(Topic(name="projects/q/topics/dead"))
     policy = {"dead_letter_topic": "projects/q/topics/dead", "max_delivery_attempts": 5}
@@ -112,7 +112,7 @@ def test_a_dead_letter_carries_where_it_came_from() -> None:
 
 
 def test_a_dead_letter_without_subscription_is_gone() -> None:
-    """As on the service: the topic exists, nobody listens."""
+    """As on the service: the topic exists and has no subscription."""
     bench = BrokerBench()
     bench.broker.create_topic(Topic(name="projects/p/topics/dead"))
     source = bench.subscribe(dead_letter_policy={"dead_letter_topic": "projects/p/topics/dead"})
@@ -125,8 +125,8 @@ def test_a_dead_letter_without_subscription_is_gone() -> None:
     assert bench.broker.subscription(source).snapshot().dead_lettered_count == 1
 
 
-def test_a_deleted_dead_letter_topic_keeps_the_message_where_it_is() -> None:
-    """It is tried on beyond its attempts."""
+def test_without_its_dead_letter_topic_a_message_stays() -> None:
+    """The message is delivered again, beyond its limit of attempts."""
     bench = BrokerBench()
     bench.broker.create_topic(Topic(name="projects/p/topics/dead"))
     source = bench.subscribe(dead_letter_policy={"dead_letter_topic": "projects/p/topics/dead"})
@@ -139,7 +139,7 @@ def test_a_deleted_dead_letter_topic_keeps_the_message_where_it_is() -> None:
 
 
 def test_a_dead_letter_topic_must_exist() -> None:
-    """When the policy is set, by creation or update."""
+    """It is checked when the policy is set, by creation or update."""
     bench = BrokerBench()
     policy = {"dead_letter_topic": "projects/p/topics/none"}
     with pytest.raises(NotFoundError, match=r"Resource not found \(resource=none\)\."):
@@ -150,7 +150,7 @@ def test_a_dead_letter_topic_must_exist() -> None:
 
 
 def test_names_are_unique_and_unknown_ones_are_not_found() -> None:
-    """In the words of the service."""
+    """The errors have the texts of the service."""
     bench = BrokerBench()
     path = bench.subscribe()
     with pytest.raises(AlreadyExistsError, match=r"already exists in the project \(resource=topic-a\)\."):
@@ -177,7 +177,7 @@ def test_names_are_unique_and_unknown_ones_are_not_found() -> None:
 
 
 def test_a_deleted_topic_leaves_its_subscriptions_and_their_backlog() -> None:
-    """They name it as deleted, and a new topic of the same name is another one."""
+    """They name a deleted topic, also after a new topic of the same name was created."""
     bench = BrokerBench()
     path = bench.subscribe()
     bench.publish(b"1")
@@ -191,7 +191,7 @@ def test_a_deleted_topic_leaves_its_subscriptions_and_their_backlog() -> None:
 
 
 def test_a_deleted_subscription_ends_its_receivers_and_gets_nothing_more() -> None:
-    """They learn NOT_FOUND; one created again under its name starts empty."""
+    """The receivers get NOT_FOUND; a new subscription of the same name is empty."""
     bench = BrokerBench()
     path = bench.subscribe()
     receiver = Receiver(lambda: None)
@@ -205,7 +205,7 @@ def test_a_deleted_subscription_ends_its_receivers_and_gets_nothing_more() -> No
 
 
 def test_a_detached_subscription_drops_everything_and_delivers_nothing() -> None:
-    """It still exists, is no longer listed with the topic, and refuses what needs messages."""
+    """It still exists, is not listed with its topic, and refuses calls that need messages."""
     bench = BrokerBench()
     path = bench.subscribe()
     receiver = Receiver(lambda: None)
@@ -225,7 +225,7 @@ def test_a_detached_subscription_drops_everything_and_delivers_nothing() -> None
 
 
 def test_an_update_holds_at_once() -> None:
-    """For the next failure of a message that is out already."""
+    """The next nack of a leased message follows the new policy."""
     bench = BrokerBench()
     path = bench.subscribe()
     bench.publish(b"x")
@@ -239,7 +239,7 @@ def test_an_update_holds_at_once() -> None:
 
 
 def test_a_refused_update_changes_nothing() -> None:
-    """The resource and the engine keep what they had."""
+    """The resource and the policy of the engine stay."""
     bench = BrokerBench()
     path = bench.subscribe(ack_deadline_seconds=20)
     with pytest.raises(InvalidArgumentError):
@@ -249,7 +249,7 @@ def test_a_refused_update_changes_nothing() -> None:
 
 
 def test_lists_come_in_pages_in_order_of_name() -> None:
-    """Of one project; the last page has no token."""
+    """A list has one project; its last page has no token."""
     bench = BrokerBench()
     for name in ("c", "a", "b"):
         bench.broker.create_topic(Topic(name=f"projects/q/topics/topic-{name}"))
@@ -273,7 +273,7 @@ def test_lists_come_in_pages_in_order_of_name() -> None:
 
 
 def test_a_topic_with_retention_replays_to_a_later_subscription() -> None:
-    """Also messages published before the subscription existed, within the retention."""
+    """A seek also finds messages published before the subscription was created, within the retention."""
     bench = BrokerBench()
     retention = Topic(name=bench.topic, message_retention_duration=Duration(seconds=600))
     bench.publish(b"unretained")
@@ -290,8 +290,8 @@ def test_a_topic_with_retention_replays_to_a_later_subscription() -> None:
     assert data_of(bench.pull(late)) == [b"2"]
 
 
-def test_a_topic_lets_go_of_what_is_too_old_as_it_goes() -> None:
-    """Without anybody seeking."""
+def test_a_topic_drops_old_messages_when_it_gets_new_ones() -> None:
+    """It does not need a seek for that."""
     topic = RegisteredTopic(Topic(message_retention_duration=Duration(seconds=600)))
     for second in (0, 599, 601, 1_200):
         topic.deliver([store(types.PubsubMessage.pb()(data=b"x"), second, second * NS_PER_S)], second * NS_PER_S)
@@ -299,7 +299,7 @@ def test_a_topic_lets_go_of_what_is_too_old_as_it_goes() -> None:
 
 
 def test_a_topics_retention_reaches_its_subscriptions() -> None:
-    """They show it from the update on, and lose it with the topic."""
+    """They show it from the update on, until the topic is deleted."""
     bench = BrokerBench()
     path = bench.subscribe()
     retention = Topic(name=bench.topic, message_retention_duration=Duration(seconds=2_000_000))
@@ -311,7 +311,7 @@ def test_a_topics_retention_reaches_its_subscriptions() -> None:
 
 
 def test_a_tick_serves_all_subscriptions() -> None:
-    """It returns when the earliest of them is due again."""
+    """It returns the time of the next tick that any of them needs."""
     bench = BrokerBench()
     short, long = bench.subscribe("short", ack_deadline_seconds=10), bench.subscribe("long", ack_deadline_seconds=60)
     bench.publish(b"x")
@@ -324,7 +324,7 @@ def test_a_tick_serves_all_subscriptions() -> None:
 
 
 def test_ack_ids_of_another_subscription_are_refused() -> None:
-    """Also those a server gave out that ran before."""
+    """Ack ids of an earlier server process are refused as well."""
     bench, other_run = BrokerBench(), BrokerBench()
     other_run.time.sleep(60.0)
     other_run.broker = Broker(other_run.time.clock, lambda _: None)

@@ -21,7 +21,7 @@ def pop_all(timers: Timers, now: float) -> list[Delivery]:
 
 
 def test_ends_come_in_order_and_not_before_their_time() -> None:
-    """What is due is popped, earliest first; the rest stays."""
+    """Due ends are popped, earliest first; the others stay."""
     a, b, c = deliveries(3)
     timers = Timers()
     timers.arm(a, 3.0)
@@ -34,7 +34,7 @@ def test_ends_come_in_order_and_not_before_their_time() -> None:
 
 
 def test_ends_at_the_same_moment_come_in_publish_order() -> None:
-    """Whatever the order in which they were set, and extended ones among them."""
+    """The order in which they were set, or extended, does not matter."""
     a, b, c = deliveries(3)
     timers = Timers()
     timers.arm(c, 5.0)
@@ -58,7 +58,7 @@ def test_an_extended_end_is_not_due_at_its_old_time() -> None:
 
 
 def test_a_shortened_end_is_due_at_its_new_time_only_once() -> None:
-    """Moving an end earlier leaves a stale entry that nobody sees."""
+    """Moving an end earlier leaves a stale entry, which is never popped."""
     (a,) = deliveries(1)
     timers = Timers()
     timers.arm(a, 10.0)
@@ -69,7 +69,7 @@ def test_a_shortened_end_is_due_at_its_new_time_only_once() -> None:
 
 
 def test_a_disarmed_end_never_comes() -> None:
-    """Also when the delivery is armed again later."""
+    """This also holds when the delivery is armed again later."""
     a, b = deliveries(2)
     timers = Timers()
     timers.arm(a, 1.0)
@@ -81,7 +81,7 @@ def test_a_disarmed_end_never_comes() -> None:
 
 
 def test_memory_follows_the_leases_not_the_traffic() -> None:
-    """Stale entries are swept out once they outnumber the live ones."""
+    """Stale entries are removed when they outnumber the live ones."""
     timers = Timers()
     keepers = deliveries(10)
     for delivery in keepers:

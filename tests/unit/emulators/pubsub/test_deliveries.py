@@ -8,7 +8,7 @@ def ordered(**policy: object) -> Bench:
 
 
 def test_a_key_is_delivered_in_publish_order() -> None:
-    """Also when it is interleaved with others and taken in pieces."""
+    """This also holds when keys are interleaved and taken in parts."""
     bench = ordered()
     receiver = bench.receiver()
     for _ in range(3):
@@ -20,7 +20,7 @@ def test_a_key_is_delivered_in_publish_order() -> None:
 
 
 def test_keys_mean_nothing_on_an_unordered_subscription() -> None:
-    """A nack brings back one message only."""
+    """A nack redelivers only its own message."""
     bench = Bench()
     receiver = bench.receiver()
     bench.publish(3, key="a")
@@ -30,8 +30,8 @@ def test_keys_mean_nothing_on_an_unordered_subscription() -> None:
 
 
 @pytest.mark.parametrize("how", ["nack", "expiry"])
-def test_a_failure_redelivers_it_and_all_later_ones_in_order(how: str) -> None:
-    """The failed one first; earlier ones stay where they are."""
+def test_a_failure_redelivers_the_message_and_all_later_ones(how: str) -> None:
+    """The failed message comes first; leases of earlier messages run on."""
     bench = ordered(ack_deadline_s=10.0)
     receiver = bench.receiver()
     bench.publish(4, key="a")
@@ -45,8 +45,8 @@ def test_a_failure_redelivers_it_and_all_later_ones_in_order(how: str) -> None:
     assert [lease.message_id for lease in bench.subscription.snapshot().leased] == ["1", "2", "3", "4"]
 
 
-def test_messages_taken_along_cost_no_attempt() -> None:
-    """Only the one that failed counts it; the old ack ids of the others do nothing."""
+def test_messages_behind_a_failure_count_no_attempt() -> None:
+    """Only the failed message counts an attempt; the old ack ids of the others have no effect."""
     bench = ordered(max_delivery_attempts=5)
     receiver = bench.receiver()
     bench.publish(3, key="a")
@@ -60,7 +60,7 @@ def test_messages_taken_along_cost_no_attempt() -> None:
 
 
 def test_one_request_that_nacks_all_counts_the_first_of_each_key() -> None:
-    """The others were taken back by it before their turn came."""
+    """The first nack ends the leases of the others before their turn."""
     bench = ordered()
     receiver = bench.receiver()
     bench.publish(3, key="a")
@@ -71,7 +71,7 @@ def test_one_request_that_nacks_all_counts_the_first_of_each_key() -> None:
 
 
 def test_acked_messages_behind_a_failure_are_delivered_again() -> None:
-    """As documented; not with exactly-once delivery."""
+    """As documented, without exactly-once delivery."""
     for is_exactly_once, expected in ((False, ["1", "2", "3"]), (True, ["1", "3"])):
         bench = ordered(is_exactly_once=is_exactly_once)
         receiver = bench.receiver()
@@ -86,8 +86,8 @@ def test_acked_messages_behind_a_failure_are_delivered_again() -> None:
         assert snapshot.delivery_attempts == {}
 
 
-def test_a_backoff_holds_its_key_and_no_other() -> None:
-    """Later messages of the key wait for it, those of other keys and without key do not."""
+def test_a_backoff_delays_its_own_key_only() -> None:
+    """Later messages of the key wait for it; messages of other keys and without a key do not."""
     bench = ordered(minimum_backoff_s=5.0)
     receiver = bench.receiver()
     bench.publish(2, key="a")
@@ -103,8 +103,8 @@ def test_a_backoff_holds_its_key_and_no_other() -> None:
     assert receiver.take() == ["1", "2", "5"]
 
 
-def test_two_backoffs_of_a_key_both_hold_it() -> None:
-    """The first failure ahead does not let the second out early."""
+def test_a_key_waits_for_all_of_its_backoffs() -> None:
+    """The key continues when both have ended."""
     bench = ordered(minimum_backoff_s=5.0)
     receiver = bench.receiver()
     bench.publish(3, key="a")
@@ -118,8 +118,8 @@ def test_two_backoffs_of_a_key_both_hold_it() -> None:
     assert receiver.take() == ["1", "2", "3"]
 
 
-def test_a_key_stays_with_the_receiver_that_holds_it() -> None:
-    """Others get it once nothing of it is out."""
+def test_a_key_stays_with_its_owner() -> None:
+    """Other receivers get it after its last lease has ended."""
     bench = ordered()
     first, second = bench.receiver(max_messages=2), bench.receiver()
     bench.publish(4, key="a")
@@ -132,8 +132,8 @@ def test_a_key_stays_with_the_receiver_that_holds_it() -> None:
     assert second.take() == ["4"]
 
 
-def test_new_messages_of_a_held_key_wake_its_holder_only() -> None:
-    """Nobody else could take them."""
+def test_new_messages_of_an_owned_key_wake_its_owner_only() -> None:
+    """Other receivers could not take them."""
     bench = ordered()
     first, second = bench.receiver(), bench.receiver()
     bench.publish(key="a")
@@ -146,7 +146,7 @@ def test_new_messages_of_a_held_key_wake_its_holder_only() -> None:
 
 @pytest.mark.parametrize("answer", ["ack", "expiry", "nack"])
 def test_a_key_is_never_stuck_after_its_receiver_left(answer: str) -> None:
-    """What it held and what was published since comes to the next receiver, in order."""
+    """The next receiver gets the unacked messages and those published since, in order."""
     bench = ordered(ack_deadline_s=10.0)
     first = bench.receiver()
     bench.publish(3, key="a")
@@ -170,8 +170,8 @@ def test_a_key_is_never_stuck_after_its_receiver_left(answer: str) -> None:
     assert bench.subscription.snapshot().delivery_attempts == {}
 
 
-def test_a_late_ack_lets_the_key_go_on() -> None:
-    """The message that was to be redelivered is settled; the next one becomes the head."""
+def test_a_late_ack_lets_the_key_continue() -> None:
+    """The message that waited for redelivery is settled, and the next one becomes the head."""
     bench = ordered(ack_deadline_s=10.0, minimum_backoff_s=600.0)
     receiver = bench.receiver()
     bench.publish(2, key="a")
@@ -182,8 +182,8 @@ def test_a_late_ack_lets_the_key_go_on() -> None:
     assert receiver.take() == ["2"]
 
 
-def test_a_late_ack_between_leases_lets_the_key_go_on_with_its_holder() -> None:
-    """An earlier message is still out, so the next one is for whoever has that."""
+def test_a_late_ack_between_leases_lets_the_key_continue_at_its_owner() -> None:
+    """An earlier message is still leased, so its receiver gets the next one."""
     bench = ordered(ack_deadline_s=10.0, minimum_backoff_s=600.0)
     first, second = bench.receiver(), bench.receiver()
     bench.publish(3, key="a")
@@ -196,8 +196,8 @@ def test_a_late_ack_between_leases_lets_the_key_go_on_with_its_holder() -> None:
     assert first.take() == ["3"]
 
 
-def test_a_dead_letter_lets_the_key_go_on() -> None:
-    """Later messages keep their leases when the one before them is given up."""
+def test_a_dead_letter_lets_the_key_continue() -> None:
+    """Later messages keep their leases when an earlier one is dead-lettered."""
     bench = ordered(max_delivery_attempts=5)
     receiver = bench.receiver()
     bench.publish(2, key="a")
@@ -212,7 +212,7 @@ def test_a_dead_letter_lets_the_key_go_on() -> None:
 
 
 def test_retention_in_the_middle_of_a_key_leaves_the_rest_in_order() -> None:
-    """Dropped messages hold nobody up."""
+    """Messages do not wait for dropped ones."""
     bench = ordered(ack_deadline_s=600.0, retention_s=600.0)
     receiver = bench.receiver()
     bench.publish(2, key="a")
@@ -225,7 +225,7 @@ def test_retention_in_the_middle_of_a_key_leaves_the_rest_in_order() -> None:
 
 
 def test_dropping_a_retained_acked_message_leaves_its_key_whole() -> None:
-    """The key has gone on long since: later messages of it still wait for each other."""
+    """Later messages of the key still wait for each other."""
     bench = ordered(retains_acked=True, retention_s=600.0, ack_deadline_s=600.0)
     first, second = bench.receiver(), bench.receiver()
     bench.publish(key="a")

@@ -2,7 +2,7 @@ from tests.support.localpubsub_harness import Bench
 
 
 def test_flow_control_by_messages_is_exact() -> None:
-    """Ten allowed, ten sent; every answer makes room for one."""
+    """With a limit of ten, ten are sent; every answer makes room for one more."""
     bench = Bench()
     receiver = bench.receiver(max_messages=10)
     bench.publish(100)
@@ -14,7 +14,7 @@ def test_flow_control_by_messages_is_exact() -> None:
 
 
 def test_flow_control_counts_until_the_lease_ends() -> None:
-    """An expired lease makes room as an answer does."""
+    """An expired lease makes room, as an ack does."""
     bench = Bench(ack_deadline_s=10.0, minimum_backoff_s=60.0)
     receiver = bench.receiver(max_messages=1)
     bench.publish(2)
@@ -34,7 +34,7 @@ def test_flow_control_by_bytes_stops_once_reached() -> None:
 
 
 def test_a_message_larger_than_the_byte_limit_is_sent_alone() -> None:
-    """It would never be delivered otherwise."""
+    """Otherwise it would never be delivered."""
     bench = Bench()
     receiver = bench.receiver(max_bytes=100)
     bench.publish(2, size=1_000)
@@ -44,7 +44,7 @@ def test_a_message_larger_than_the_byte_limit_is_sent_alone() -> None:
 
 
 def test_a_response_stays_within_its_bytes() -> None:
-    """Unless a single message exceeds them."""
+    """Only a single message may be larger."""
     bench = Bench()
     receiver = bench.receiver()
     bench.publish(5, size=900)
@@ -55,7 +55,7 @@ def test_a_response_stays_within_its_bytes() -> None:
 
 
 def test_a_waiting_receiver_is_woken_once_for_a_burst() -> None:
-    """A publish of many messages is one wake-up."""
+    """One publish request of many messages wakes it once."""
     bench = Bench()
     receiver = bench.receiver()
     bench.publish(100)
@@ -63,7 +63,7 @@ def test_a_waiting_receiver_is_woken_once_for_a_burst() -> None:
 
 
 def test_a_full_receiver_is_woken_by_room_not_by_messages() -> None:
-    """Nothing it could not take disturbs it."""
+    """A new message that it could not take does not wake it."""
     bench = Bench()
     receiver = bench.receiver(max_messages=1)
     bench.publish()
@@ -77,7 +77,7 @@ def test_a_full_receiver_is_woken_by_room_not_by_messages() -> None:
 
 
 def test_a_backoff_that_ends_wakes_the_receivers() -> None:
-    """The tick does it."""
+    """The tick wakes them."""
     bench = Bench(minimum_backoff_s=5.0)
     receiver = bench.receiver()
     bench.publish()
@@ -91,7 +91,7 @@ def test_a_backoff_that_ends_wakes_the_receivers() -> None:
 
 
 def test_several_receivers_share_a_backlog() -> None:
-    """The first to ask leaves the others their part, and whoever asks again gets the rest."""
+    """The first take leaves the others their parts, and later takes get the rest."""
     bench = Bench()
     receivers = [bench.receiver() for _ in range(4)]
     bench.publish(100)
@@ -103,7 +103,7 @@ def test_several_receivers_share_a_backlog() -> None:
 
 
 def test_a_full_receiver_has_no_share() -> None:
-    """Its part goes to those with room."""
+    """Receivers with room get its part."""
     bench = Bench()
     full, free = bench.receiver(max_messages=1), bench.receiver()
     bench.publish()
@@ -112,8 +112,8 @@ def test_a_full_receiver_has_no_share() -> None:
     assert len(free.take()) == 50
 
 
-def test_single_messages_go_round() -> None:
-    """The receiver served last is woken last."""
+def test_single_messages_go_to_the_receivers_in_turn() -> None:
+    """The receiver that was served last is woken last."""
     bench = Bench()
     order: list[int] = []
     receivers = [bench.receiver() for _ in range(3)]
@@ -127,7 +127,7 @@ def test_single_messages_go_round() -> None:
 
 
 def test_a_redelivery_does_not_wait_behind_the_backlog() -> None:
-    """It is served in turn with new messages, however often it comes back."""
+    """Redeliveries and new messages are served in turn, however often a message fails."""
     bench = Bench()
     receiver = bench.receiver()
     bench.publish(1_000)
@@ -137,8 +137,8 @@ def test_a_redelivery_does_not_wait_behind_the_backlog() -> None:
         assert "1" in receiver.take(2)
 
 
-def test_a_message_that_always_fails_does_not_starve_the_backlog() -> None:
-    """Even when one message is out at a time."""
+def test_a_message_that_always_fails_does_not_block_the_backlog() -> None:
+    """This also holds with one lease at a time."""
     bench = Bench()
     receiver = bench.receiver(max_messages=1)
     bench.publish(3)

@@ -9,7 +9,7 @@ from worker.emulators.pubsub.subscription import SubscriptionSnapshot
 
 
 class Stream:
-    """An open stream that remembers how it was ended."""
+    """An open stream that remembers the error it was ended with."""
 
     def __init__(self, subscription_path: str) -> None:
         self.subscription_path = subscription_path
@@ -40,7 +40,7 @@ def arrived(faults: Faults, method: str) -> CallFaults:
 
 
 async def test_a_fault_holds_for_its_method_and_number_of_calls(faults: Faults) -> None:
-    """Then calls pass again; other methods never noticed."""
+    """Later calls and other methods succeed."""
     faults.fail("Publish", grpc.StatusCode.UNAVAILABLE, times=2, message="no")
     assert faults.arrive("Acknowledge") is None
     for _ in range(2):
@@ -51,7 +51,7 @@ async def test_a_fault_holds_for_its_method_and_number_of_calls(faults: Faults) 
 
 
 async def test_an_unlimited_fault_holds_until_cleared(faults: Faults) -> None:
-    """For its method, or for all."""
+    """A fault can be cleared alone or with all others."""
     for clear_all in (False, True):
         faults.fail("Publish", grpc.StatusCode.ABORTED)
         for _ in range(5):
@@ -62,7 +62,7 @@ async def test_an_unlimited_fault_holds_until_cleared(faults: Faults) -> None:
 
 
 async def test_a_fault_after_the_work_lets_the_work_be_done(faults: Faults) -> None:
-    """Nothing happens before, the error comes instead of the answer."""
+    """The error replaces the answer."""
     faults.fail("Publish", grpc.StatusCode.DEADLINE_EXCEEDED, after=True)
     call = arrived(faults, "Publish")
     await call.before()
@@ -71,7 +71,7 @@ async def test_a_fault_after_the_work_lets_the_work_be_done(faults: Faults) -> N
 
 
 async def test_delays_are_spent_on_their_side_of_the_work(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several faults add up in the order in which they were asked for."""
+    """Several faults add up in the order in which they were set."""
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -91,7 +91,7 @@ async def test_delays_are_spent_on_their_side_of_the_work(faults: Faults, monkey
 
 
 def test_calls_are_counted_whether_they_fail_or_not(faults: Faults) -> None:
-    """Each method by itself, from the start or the last reset."""
+    """Each method is counted by itself, from the start or the last reset."""
     faults.fail("Publish", grpc.StatusCode.INTERNAL, times=1)
     for _ in range(3):
         faults.arrive("Publish")
@@ -102,7 +102,7 @@ def test_calls_are_counted_whether_they_fail_or_not(faults: Faults) -> None:
 
 @pytest.mark.parametrize("matching", [(None, 3), ("a", 2), ("none", 0)])
 def test_streams_are_broken_by_subscription(faults: Faults, streams: list[Stream], matching: Any) -> None:
-    """All of them, or those of one subscription; the number is returned."""
+    """All streams end, or those of one subscription; the number is returned."""
     path, count = matching
     assert faults.break_streams(grpc.StatusCode.UNKNOWN, message="bye", subscription_path=path) == count
     broken = [stream for stream in streams if stream.error is not None]

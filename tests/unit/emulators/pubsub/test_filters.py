@@ -101,19 +101,19 @@ def test_documented_expressions_match_as_documented(text: str, expected: bool) -
     ],
 )
 def test_everything_else_is_refused(text: str) -> None:
-    """A form that is not documented is an INVALID_ARGUMENT that says so."""
+    """A form that is not documented is an INVALID_ARGUMENT with a reason."""
     with pytest.raises(InvalidArgumentError, match="Invalid filter"):
         parse(text)
 
 
 def test_a_syntax_error_names_its_place() -> None:
-    """The text counts characters from 1."""
+    """The position counts characters from 1."""
     with pytest.raises(InvalidArgumentError, match=r"parentheses when mixed at character 31\."):
         parse("attributes:a AND attributes:b OR attributes:c")
 
 
 def test_the_limit_is_256_bytes_of_utf8() -> None:
-    """A filter of 256 bytes is accepted, one of 257 is not, and bytes count, not characters."""
+    """A filter of 256 bytes is accepted, one of 257 is not; bytes are counted, not characters."""
     room = MAX_FILTER_BYTES - len('attributes:""')
     assert parse(f'attributes:"{"a" * room}"')({"a" * room: ""})
     with pytest.raises(InvalidArgumentError, match="257 bytes"):
@@ -123,6 +123,6 @@ def test_the_limit_is_256_bytes_of_utf8() -> None:
 
 
 def test_the_deepest_nesting_that_fits_is_parsed() -> None:
-    """Nothing that fits into the limit exhausts the parser."""
+    """No filter within the limit exceeds the parser's recursion."""
     depth = (MAX_FILTER_BYTES - len("attributes:a")) // 2
     assert parse("(" * depth + "attributes:a" + ")" * depth)({"a": ""})

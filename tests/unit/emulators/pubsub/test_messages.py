@@ -22,7 +22,7 @@ publish_times = st.integers(0, 4_000_000_000_000_000_000)
 
 @given(deliveries, publish_times)
 def test_a_response_parses_as_google_parses_it(given_deliveries: list[Any], publish_ns: int) -> None:
-    """Concatenated pieces are a valid PullResponse and StreamingPullResponse with every field in its place."""
+    """The concatenated parts are a valid PullResponse and StreamingPullResponse with every field."""
     stored = [
         (ack_id, store(PubsubMessage.FromString(message.SerializeToString()), 16_000_000_000 + i, publish_ns), attempt)
         for i, (ack_id, message, attempt) in enumerate(given_deliveries)
@@ -43,7 +43,7 @@ def test_a_response_parses_as_google_parses_it(given_deliveries: list[Any], publ
 
 
 def test_the_publisher_cannot_choose_id_and_time() -> None:
-    """What the service sets is taken out of a published message."""
+    """Both are removed from a published message."""
     message = PubsubMessage(data=b"x", message_id="mine")
     message.publish_time.seconds = 5
     message.publish_time.nanos = 7
@@ -53,8 +53,8 @@ def test_the_publisher_cannot_choose_id_and_time() -> None:
     assert parsed.publish_time.ToNanoseconds() == 3_000_000_000
 
 
-def test_a_forwarded_message_keeps_its_content_under_a_new_name() -> None:
-    """Added attributes win, the others stay; id and time are those of the second publication, nanoseconds included."""
+def test_a_forwarded_message_keeps_its_content() -> None:
+    """Added attributes replace old ones, the others stay; id and time are those of the second publication."""
     stored = store(PubsubMessage(data=b"x", attributes={"a": "1", "b": "2"}, ordering_key="k"), 1, 1_999_999_999)
     forwarded = with_attributes(stored, {"b": "3", "c": "4"}, 2, 5_000_000_000)
     parsed = PubsubMessage.FromString(forwarded.body + forwarded.stamp)
@@ -66,7 +66,7 @@ def test_a_forwarded_message_keeps_its_content_under_a_new_name() -> None:
 
 
 def test_the_size_is_what_a_client_counts() -> None:
-    """Flow control on both sides uses the serialised message."""
+    """Flow control of both sides uses the size of the serialised message."""
     stored = store(
         PubsubMessage(data=b"x" * 300, attributes={"a": "b"}), 16_000_000_000_000_000, 1_700_000_000_000_001_000
     )
@@ -126,13 +126,13 @@ def test_what_is_just_within_the_limits_is_accepted(messages: list[Any]) -> None
     ],
 )
 def test_what_exceeds_a_limit_is_refused(messages: list[Any], text: str) -> None:
-    """With INVALID_ARGUMENT and the numbers, as the service words it."""
+    """The error is INVALID_ARGUMENT with the numbers, worded as by the service."""
     with pytest.raises(InvalidArgumentError, match=text):
         check_messages(messages)
 
 
 def test_a_request_has_one_ordering_key() -> None:
-    """Also no key and a key do not mix."""
+    """Messages with and without a key cannot be mixed."""
     with pytest.raises(FailedPreconditionError, match="the same ordering key"):
         check_messages([message(ordering_key="a"), message()])
 
@@ -149,7 +149,7 @@ def test_a_request_has_one_ordering_key() -> None:
     ],
 )
 def test_a_request_over_ten_megabytes_is_refused(size: int, text: str) -> None:
-    """By the limit it meets first."""
+    """The text is that of the service for the size."""
     check_publish_size(10_000_000)
     with pytest.raises(InvalidArgumentError, match=text):
         check_publish_size(size)

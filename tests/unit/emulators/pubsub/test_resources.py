@@ -20,7 +20,7 @@ def complete(**fields: Any) -> Any:
 
 
 def test_defaults_are_the_documented_ones() -> None:
-    """10 s deadline, 7 days of retention, expiration after 31 days, pull."""
+    """The deadline is 10 s, the retention 7 days, the expiration 31 days, and the subscription is pulled."""
     subscription = complete(name="s", topic="t")
     assert subscription.ack_deadline_seconds == 10
     assert subscription.message_retention_duration.seconds == 604_800
@@ -33,14 +33,14 @@ def test_defaults_are_the_documented_ones() -> None:
 
 
 def test_never_expiring_stays_so() -> None:
-    """An expiration policy without ttl is a choice, not an omission."""
+    """An expiration policy without ttl is kept."""
     subscription = complete(expiration_policy={})
     assert subscription.HasField("expiration_policy")
     assert not subscription.expiration_policy.HasField("ttl")
 
 
 def test_policies_have_their_own_defaults() -> None:
-    """An empty retry policy is 10 to 600 s, an empty number of attempts 5."""
+    """An empty retry policy is 10 to 600 s, an unset number of attempts is 5."""
     subscription = complete(retry_policy={}, dead_letter_policy={"dead_letter_topic": "t"})
     policy = resources.policy_of(subscription)
     assert (policy.minimum_backoff_s, policy.maximum_backoff_s, policy.max_delivery_attempts) == (10.0, 600.0, 5)
@@ -48,7 +48,7 @@ def test_policies_have_their_own_defaults() -> None:
 
 
 def test_everything_set_reaches_the_engine() -> None:
-    """The policy is the resource, read once."""
+    """Every field of the delivery policy is read from the resource."""
     policy = resources.policy_of(
         complete(
             ack_deadline_seconds=33,
@@ -69,7 +69,7 @@ def test_everything_set_reaches_the_engine() -> None:
 
 
 def test_the_longer_retention_holds_for_unacked_messages() -> None:
-    """The topic's is shown on the subscription and counts if it is longer."""
+    """The topic's retention is shown on the subscription and applies if it is longer."""
     topic = Topic(message_retention_duration=seconds(2_000_000))
     subscription = resources.complete_subscription(Subscription(), topic)
     assert subscription.topic_message_retention_duration.seconds == 2_000_000
@@ -103,7 +103,7 @@ def test_the_longer_retention_holds_for_unacked_messages() -> None:
     ],
 )
 def test_a_subscription_out_of_bounds_is_refused(fields: dict[str, Any], error: type[Exception], text: str) -> None:
-    """With the status and the numbers of the service; nothing asked for is silently ignored."""
+    """The error has the status and the numbers of the service; no field is silently ignored."""
     with pytest.raises(error, match=text):
         complete(**fields)
 
@@ -118,13 +118,13 @@ def test_a_subscription_out_of_bounds_is_refused(fields: dict[str, Any], error: 
     ],
 )
 def test_a_topic_out_of_bounds_is_refused(fields: dict[str, Any], error: type[Exception], text: str) -> None:
-    """Likewise."""
+    """The error has the status and the numbers of the service."""
     with pytest.raises(error, match=text):
         resources.complete_topic(Topic(**fields))
 
 
 def test_the_bounds_themselves_are_allowed() -> None:
-    """Each is inclusive."""
+    """Bounds are inclusive."""
     complete(
         ack_deadline_seconds=600, message_retention_duration=seconds(600), retry_policy={"minimum_backoff": seconds(0)}
     )
@@ -132,7 +132,7 @@ def test_the_bounds_themselves_are_allowed() -> None:
 
 
 def test_an_update_changes_the_fields_of_its_mask_only() -> None:
-    """Absent ones are cleared, others in the patch are ignored, the original is untouched."""
+    """A field that is absent is cleared, other fields of the patch are ignored, the original stays as it was."""
     current = complete(name="s", ack_deadline_seconds=20, labels={"a": "b"}, retry_policy={})
     patch = Subscription(ack_deadline_seconds=30, labels={"c": "d"}, filter="attributes:x")
     merged = resources.merge_subscription(current, patch, ["ack_deadline_seconds", "retry_policy"])
@@ -160,13 +160,13 @@ def test_an_update_changes_the_fields_of_its_mask_only() -> None:
     ],
 )
 def test_a_bad_mask_is_refused(paths: list[str], text: str) -> None:
-    """Empty, unknown and immutable fields."""
+    """A mask must be set and name known, mutable fields."""
     with pytest.raises(InvalidArgumentError, match=text):
         resources.merge_subscription(complete(name="s"), Subscription(), paths)
 
 
-def test_a_topics_mask_is_checked_likewise() -> None:
-    """With the topic's own fields."""
+def test_a_topics_mask_is_checked() -> None:
+    """It is checked against the fields of a topic."""
     with pytest.raises(InvalidArgumentError, match="the name field in the Topic is not mutable"):
         resources.merge_topic(Topic(name="t"), Topic(name="u"), ["name"])
     assert dict(resources.merge_topic(Topic(name="t"), Topic(labels={"a": "b"}), ["labels"]).labels) == {"a": "b"}
@@ -177,7 +177,7 @@ def test_a_topics_mask_is_checked_likewise() -> None:
     ["projects/p/topics/abc", "projects/my.project:x/topics/A-_.~+%9", "projects/p/topics/" + "a" * 255],
 )
 def test_a_documented_name_is_accepted(path: str) -> None:
-    """3 to 255 characters, a letter first; any project."""
+    """A name has 3 to 255 characters and starts with a letter; every project exists."""
     resources.check_name("topics", path)
 
 
@@ -198,13 +198,13 @@ def test_a_documented_name_is_accepted(path: str) -> None:
     ],
 )
 def test_any_other_name_is_refused(path: str) -> None:
-    """In the words of the service."""
+    """The error has the text of the service."""
     with pytest.raises(InvalidArgumentError, match=r"Invalid \[topics\] name: \(name="):
         resources.check_name("topics", path)
 
 
 def test_a_parent_is_a_project() -> None:
-    """Lists are asked of `projects/P`."""
+    """Lists take `projects/P`."""
     resources.check_project("projects/p")
     with pytest.raises(InvalidArgumentError, match=r"Invalid \[projects\] name"):
         resources.check_project("p")

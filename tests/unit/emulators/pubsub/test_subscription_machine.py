@@ -1,4 +1,4 @@
-"""The promises of the engine, under any sequence of calls: hypothesis plays receivers against a naive model."""
+"""The promises of the engine under any sequence of calls: hypothesis compares it with a simple model."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -16,8 +16,8 @@ class SubscriptionMachine(RuleBasedStateMachine):
     """
     Nothing is lost, nothing is leased twice, every attempt is counted exactly, keys stay in order.
 
-    The model learns from the engine only what a client would see, and knows of each message its failures, of each lease
-    who has it and until when.  Without keys it is complete; `OrderedMachine` adds what keys change.
+    The model sees only what a client sees.  It knows the failures of each message, and the receiver and the end of each
+    lease.  It is complete without ordering keys; `OrderedMachine` adds the effects of keys.
     """
 
     keys: tuple[str, ...] = ("",)
@@ -43,7 +43,7 @@ class SubscriptionMachine(RuleBasedStateMachine):
         )
         self.subscription = self.bench.subscription
 
-    # What clients do.
+    # Calls of clients.
 
     @rule(count=st.integers(1, 4), data=st.data())
     def publish(self, count: int, data: st.DataObject) -> None:
@@ -104,7 +104,7 @@ class SubscriptionMachine(RuleBasedStateMachine):
             end, _, message_id = min(due)
             self.fail(message_id, end)
 
-    # What the model makes of it.
+    # The model.
 
     def receive(self, receiver: Receiver, limit: int) -> int:
         taken = self.subscription.take(receiver, limit, NO_LIMIT)
@@ -122,7 +122,7 @@ class SubscriptionMachine(RuleBasedStateMachine):
         return len(taken)
 
     def check_order(self, message_id: str, receiver: Receiver) -> None:
-        """Without keys there is none."""
+        """Without keys there is no order."""
 
     def settle(self, message_id: str) -> None:
         self.unacked.remove(message_id)
@@ -145,7 +145,7 @@ class SubscriptionMachine(RuleBasedStateMachine):
         assert self.bench.forwarded == self.dead
 
     def teardown(self) -> None:
-        """Whatever happened: a receiver that acks everything gets everything that is left."""
+        """In every case a receiver that acks all messages gets all that are left."""
         if not hasattr(self, "bench"):  # hypothesis gave up before the first rule
             return
         for receiver in self.receivers:
@@ -163,7 +163,7 @@ class SubscriptionMachine(RuleBasedStateMachine):
 
 
 class OrderedMachine(SubscriptionMachine):
-    """With two keys beside messages that have none."""
+    """Two keys beside messages without a key."""
 
     keys = ("", "a", "b")
 
