@@ -5,7 +5,6 @@ Plain data, written by the processor alone.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from worker.errors import MessageError
 from worker.policy.budgets import Budget
@@ -56,8 +55,6 @@ class Delivery:
     """Monotonic seconds at which the processor was told to give up."""
     is_answered: bool = False
     """The broker has the answer: whatever happens now, the message is acked."""
-    trace: Any = None
-    """What the tracer remembers, with `trace_id`; `None` when nothing is traced."""
 
     def start_attempt(self, now: float, now_unix: float) -> AttemptResult:
         """Count an attempt that starts now and return the empty result that it fills."""

@@ -39,7 +39,7 @@ from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.probes import Probes
 from worker.telemetry.record import Recorder
-from worker.telemetry.tracing import NO_TRACER, Tracer
+from worker.telemetry.tracing import Tracer
 
 START_RETRY_S = 2.0
 """Wait between tries to reach Pub/Sub at start; the startup probe ends them after two minutes."""
@@ -179,27 +179,28 @@ class Service:
     ) -> None:
         """Put the parts together, bottom up."""
         settings, metrics, clock = self._settings, self._metrics, LoopClock()
-        routes = tuple(
-            build_route(route, backend, clock) for route, backend in zip(settings.all_routes(), backends, strict=True)
-        )
-        intake = Intake(routes, self._intake_changed)
         damage = DamageMeter(settings.policy.damage.window_s, now=time.monotonic)
         recorder = Recorder(
             metrics,
             damage,
+            tracer=self._tracer,
             paths=tuple(settings.request.allowed_paths),
-            models=tuple(model for route in routes for model in route.match.models),
+            models=tuple(model for route in settings.all_routes() for model in route.match.models),
             include_stats=settings.reply.include_stats,
         )
+        routes = tuple(
+            build_route(route, backend, clock, on_breaker_change=recorder.breaker_changed)
+            for route, backend in zip(settings.all_routes(), backends, strict=True)
+        )
+        intake = Intake(routes, self._intake_changed)
         replier = Replier(
             publisher,
-            metrics,
+            recorder,
             intake,
             copy_attributes=tuple(settings.reply.copy_attributes),
             lease_s=settings.pubsub.max_lease_duration_s,
-            tracer=self._tracer,
         )
-        attempts = Attempts(recorder, send_idempotency_key=settings.request.idempotency_key, tracer=self._tracer)
+        attempts = Attempts(recorder, send_idempotency_key=settings.request.idempotency_key)
         self._processor = Processor(
             router=Router(routes),
             policy=self._policy,
@@ -209,7 +210,6 @@ class Service:
             rules=Rules(request=settings.request, limits=limits, settle_s=settings.drain.settle_s),
             deduper=deduper,
             dead_letters=self._build_dead_letters(broker),
-            tracer=self._tracer,
         )
         assert self._subscriber is not None
         self._subscriber.on_stopped = self._processor.begin_drain
@@ -290,7 +290,7 @@ class Service:
 
 def _build_tracer(settings: Settings) -> Tracer:
     if not settings.tracing.enabled:
-        return NO_TRACER
+        return Tracer()
     from worker.telemetry.otel import build_tracer  # noqa: PLC0415 - of an extra
 
     return build_tracer(settings)

@@ -35,7 +35,6 @@ from worker.settings.schema import (
 from worker.telemetry.error_share import DamageMeter
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.record import Recorder
-from worker.telemetry.tracing import NO_TRACER
 from worker.wire.message import ReceivedMessage, RequestMessage
 
 LEASE_S = 21_600.0
@@ -85,33 +84,33 @@ class Pipeline:
         self.clock = LoopClock()
         window = more.pop("window", 16)
         matches = more.pop("matches", [RouteMatch()] * max(1, len(backends)))
+        self.damage = DamageMeter(300.0, now=loop_time)
+        self.recorder = Recorder(
+            self.metrics,
+            self.damage,
+            tracer=more.pop("tracer", None),
+            include_stats=more.pop("include_stats", False),
+            clock=loop_time,
+            wall_clock=unix_time,
+        )
         self.routes = tuple(
             self._route(backend, match, window, more.pop("breaker", BreakerSettings()))
             for backend, match in zip(backends or (self.backend,), matches, strict=True)
         )
         self.pauses: list[tuple[str, bool]] = []
         self.intake = Intake(self.routes, lambda reason, holds: self.pauses.append((reason, holds)))
-        self.damage = DamageMeter(300.0, now=loop_time)
-        self.recorder = Recorder(
-            self.metrics,
-            self.damage,
-            include_stats=more.pop("include_stats", False),
-            clock=loop_time,
-            wall_clock=unix_time,
-        )
-        lease_s, tracer = more.pop("lease_s", LEASE_S), more.pop("tracer", NO_TRACER)
+        lease_s = more.pop("lease_s", LEASE_S)
         self.replier = Replier(
             self.publisher,
-            self.metrics,
+            self.recorder,
             self.intake,
             copy_attributes=more.pop("copy_attributes", ()),
             lease_s=lease_s,
-            tracer=tracer,
             clock=loop_time,
         )
         policy = more.pop("policy", None) or ErrorPolicy(now_unix=unix_time)
         self.policy = policy
-        self.attempts = Attempts(self.recorder, tracer=tracer, wall_clock=unix_time, **more.pop("attempts", {}))
+        self.attempts = Attempts(self.recorder, wall_clock=unix_time, **more.pop("attempts", {}))
         dedupe = more.pop("dedupe", DedupeSettings())
         store = more.pop("store", None) or MemoryStore(dedupe)
         self.deduper = Deduper(store, dedupe.metadata_key)
@@ -138,7 +137,6 @@ class Pipeline:
             rules=rules,
             deduper=self.deduper,
             dead_letters=dead_letters,
-            tracer=tracer,
             clock=loop_time,
             wall_clock=unix_time,
         )
@@ -147,7 +145,7 @@ class Pipeline:
     def _route(self, backend: FakeBackend, match: RouteMatch, window: int, breaker: BreakerSettings) -> Route:
         bounds = WindowSettings(initial=window, min=1, max=64)
         settings = RouteSettings(name=backend.name, base_url="http://b", window=bounds, breaker=breaker, match=match)
-        return build_route(settings, backend, self.clock)
+        return build_route(settings, backend, self.clock, on_breaker_change=self.recorder.breaker_changed)
 
     @property
     def route(self) -> Route:

@@ -72,6 +72,18 @@ class BreakerStatistics:
     """Only models with failures in a row or an open circuit."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerChange:
+    """A circuit that was closed opened, or one that was open closed."""
+
+    model: str | None
+    """Whose circuit; `None`: the route's."""
+    error_class: str
+    """Why it opened, or last stayed open."""
+    open_s: float | None
+    """How long it was open, seconds; `None`: it opened."""
+
+
 class Breaker:
     """
     Decides whether an attempt on a route may start.
@@ -80,14 +92,22 @@ class Breaker:
         config: Thresholds, the same for route and models.
         now: Monotonic seconds.
         jitter: Uniform numbers in [0, 1); see `Circuit`.
+        on_change: Called when a circuit opens or closes, before the report that caused it returns; raises nothing and
+            does not call the breaker.
     """
 
     def __init__(
-        self, config: CircuitConfig | None = None, *, now: Now, jitter: Callable[[], float] = random.random
+        self,
+        config: CircuitConfig | None = None,
+        *,
+        now: Now,
+        jitter: Callable[[], float] = random.random,
+        on_change: Callable[[BreakerChange], None] | None = None,
     ) -> None:
         self._config = config or CircuitConfig()
         self._now = now
         self._jitter = jitter
+        self._on_change = on_change
         self._route = Circuit(self._config, now, jitter=jitter)
         self._models: dict[str, Circuit] = {}
         self._model_closes = 0
@@ -150,7 +170,7 @@ class Breaker:
         """
         if effect is BreakerEffect.SUCCESS:
             model_closed = self._record_model_success(token)
-            return self._route.record_success(token.route) or model_closed
+            return self._record_success(None, self._route, token.route) or model_closed
         if effect is BreakerEffect.NONE:
             self._route.record_ignored(token.route)
             self._record_model_ignored(token)
@@ -160,7 +180,7 @@ class Breaker:
             self._route.record_ignored(token.route)
             self._record_model_failure(token, error_class, trip=trip, retry_after_s=retry_after_s)
         else:
-            self._route.record_failure(token.route, error_class, trip=trip, retry_after_s=retry_after_s)
+            self._record_failure(None, self._route, token.route, error_class, trip=trip, retry_after_s=retry_after_s)
             self._record_model_ignored(token)
         return False
 
@@ -168,7 +188,7 @@ class Breaker:
         """Report that a connection stands; return whether that closed a route opened by refused connections."""
         if self._route.error_class != CONNECT:
             return False
-        return self._route.record_success(token.route)
+        return self._record_success(None, self._route, token.route)
 
     def allow_probe(self) -> None:
         """Allow a probe of the route and of every model at once."""
@@ -182,11 +202,34 @@ class Breaker:
             models={name: circuit.statistics() for name, circuit in self._models.items()},
         )
 
+    def _record_success(self, model: str | None, circuit: Circuit, token: Pass) -> bool:
+        error_class, opened_at = circuit.error_class, circuit.opened_at
+        has_closed = circuit.record_success(token)
+        if has_closed and self._on_change is not None and opened_at is not None:
+            open_s = self._now() - opened_at
+            self._on_change(BreakerChange(model=model, error_class=error_class or "", open_s=open_s))
+        return has_closed
+
+    def _record_failure(
+        self,
+        model: str | None,
+        circuit: Circuit,
+        token: Pass,
+        error_class: str,
+        *,
+        trip: bool,
+        retry_after_s: float | None,
+    ) -> None:
+        was_closed = circuit.opened_at is None
+        circuit.record_failure(token, error_class, trip=trip, retry_after_s=retry_after_s)
+        if was_closed and self._on_change is not None and circuit.opened_at is not None:
+            self._on_change(BreakerChange(model=model, error_class=error_class, open_s=None))
+
     def _record_model_success(self, token: BreakerPass) -> bool:
         circuit = self._models.get(token.model) if token.model is not None else None
         if circuit is None or token.model is None or token.model_pass is None:
             return False
-        closed = circuit.record_success(token.model_pass)
+        closed = self._record_success(token.model, circuit, token.model_pass)
         self._model_closes += closed
         if circuit.is_pristine:
             del self._models[token.model]
@@ -210,7 +253,7 @@ class Breaker:
             circuit = self._models[token.model] = Circuit(self._config, self._now, jitter=self._jitter)
         # An attempt that began before the circuit existed counts in its first generation and in no later one.
         model_pass = token.model_pass or Pass(0, is_probe=False)
-        circuit.record_failure(model_pass, error_class, trip=trip, retry_after_s=retry_after_s)
+        self._record_failure(token.model, circuit, model_pass, error_class, trip=trip, retry_after_s=retry_after_s)
 
     def _forget_one(self) -> bool:
         """Forget the oldest model that is only counting; open circuits are kept."""

@@ -120,6 +120,7 @@ class Circuit:
         self._generation = 0
         self._row: deque[tuple[float, str]] = deque()
         self._error_class: str | None = None
+        self._opened_at: float | None = None
         self._next_probe_at = 0.0
         self._failed_probes = 0
         self._trips = 0
@@ -133,6 +134,11 @@ class Circuit:
     def error_class(self) -> str | None:
         """Why it last opened; `None` while closed."""
         return self._error_class
+
+    @property
+    def opened_at(self) -> float | None:
+        """When it last went from closed to open, monotonic seconds; `None` while closed."""
+        return self._opened_at
 
     @property
     def is_pristine(self) -> bool:
@@ -171,7 +177,7 @@ class Circuit:
             return False
         self._state = CircuitState.CLOSED
         self._generation += 1
-        self._error_class = None
+        self._error_class = self._opened_at = None
         self._failed_probes = 0
         return True
 
@@ -195,6 +201,7 @@ class Circuit:
                 return
             self._trips += 1
             self._generation += 1
+            self._opened_at = self._now()
         else:
             self._failed_probes += 1
         self._open(error_class, retry_after_s)

@@ -15,7 +15,6 @@ from worker.policy.answers import asks_about_nothing
 from worker.policy.model import ErrorEvent, Fault
 from worker.ports import BackendRequest
 from worker.telemetry.record import Recorder
-from worker.telemetry.tracing import NO_TRACER, Tracer
 from worker.wire.message import RequestMessage
 
 
@@ -24,9 +23,8 @@ class Attempts:
     Sends attempts.
 
     Args:
-        recorder: Is told of exceptions of the worker's own code.
+        recorder: Is told of exceptions in the worker's own code; its trace context goes out with each request.
         send_idempotency_key: Whether `Idempotency-Key` carries the message id.
-        tracer: Its context goes out with each request.
         wall_clock: Unix seconds.
     """
 
@@ -35,12 +33,10 @@ class Attempts:
         recorder: Recorder,
         *,
         send_idempotency_key: bool = False,
-        tracer: Tracer = NO_TRACER,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._recorder = recorder
         self._send_idempotency_key = send_idempotency_key
-        self._tracer = tracer
         self._wall_clock = wall_clock
 
     async def send(self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit) -> ErrorEvent:
@@ -68,7 +64,7 @@ class Attempts:
         headers["x-request-id"] = f"{message.message_id}-{message.delivery_attempt or 1}-{delivery.attempts}"
         if self._send_idempotency_key:
             headers["idempotency-key"] = message.message_id
-        self._tracer.inject(delivery, headers)
+        self._recorder.add_trace_context(delivery, headers)
         assert request.body is not None
         return BackendRequest(
             path=request.path,

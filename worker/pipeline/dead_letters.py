@@ -2,6 +2,7 @@
 
 from worker.delivery import Reply
 from worker.errors import PublishError
+from worker.policy.model import ErrorClass
 from worker.ports import Publisher
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
@@ -27,8 +28,12 @@ class DeadLetters:
         """
         Publish the original bytes with the reason in attributes; a broker that refuses them raises nothing here.
 
+        Only of requests that were answered with a retryable error, and of messages that are not requests.
+
         Cancellation: the copy may or may not be published.
         """
+        if not reply.retryable and reply.error_class != ErrorClass.BAD_MESSAGE:
+            return
         attributes = clip_attributes(
             {
                 "request_message_id": message.message_id,

@@ -44,11 +44,10 @@ from worker.policy.judge import (
     judge,
     report,
 )
-from worker.policy.model import Disposition, ErrorClass
+from worker.policy.model import Disposition
 from worker.ports import Settlement
 from worker.settings.schema import RequestSettings
 from worker.telemetry.record import Recorder
-from worker.telemetry.tracing import NO_TRACER, Tracer
 from worker.wire.message import ReceivedMessage, RequestMessage
 
 DEADLINE_SLACK_S = 0.01
@@ -76,11 +75,10 @@ class Processor:
         policy: Says what kind of failure an attempt's end is.
         attempts: Sends attempts.
         replier: Publishes answers.
-        recorder: Metrics and the canonical log line.
+        recorder: Is told what happens to each delivery.
         rules: Settings.
         deduper: Knows what was answered already.
         dead_letters: Takes copies of what failed for good; `None` for no copies.
-        tracer: Is told where each delivery stands.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
     """
@@ -96,7 +94,6 @@ class Processor:
         rules: Rules,
         deduper: Deduper,
         dead_letters: DeadLetters | None = None,
-        tracer: Tracer = NO_TRACER,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -109,7 +106,6 @@ class Processor:
         self._outage_detection_s = rules.outage_detection_s
         self._deduper = deduper
         self._dead_letters = dead_letters
-        self._tracer = tracer
         self._clock = clock
         self._wall_clock = wall_clock
         self._random = random.Random()  # noqa: S311 - jitter
@@ -147,7 +143,7 @@ class Processor:
             self._recorder.internal_error(delivery)
             settlement = Settlement.ACK if delivery.is_answered else Settlement.NACK
         finally:
-            self._tracer.end(delivery, settlement)
+            self._recorder.delivery_ends(delivery, settlement)
         return settlement
 
     async def _outcome(self, delivery: Delivery) -> Outcome:
@@ -169,10 +165,10 @@ class Processor:
         refused: MessageError | None = None
         try:
             delivery.request = self._reader.read(delivery.message)
-            self._tracer.begin(delivery, delivery.request.metadata)
+            self._recorder.delivery_starts(delivery, delivery.request.metadata)
         except MessageError as error:
             refused = error
-            self._tracer.begin(delivery, error.metadata)
+            self._recorder.delivery_starts(delivery, error.metadata)
         known = await self._deduper.get(delivery)
         if known is Dedupe.HIT:
             return AlreadyAnswered()
@@ -211,7 +207,7 @@ class Processor:
             delivery.decision = verdict.decision
             delivery.counted_attempts -= verdict.is_outage
             delivery.continuations += verdict.is_continuation
-            self._recorder.attempted(delivery, verdict.decision)
+            self._recorder.attempt_judged(delivery, verdict.decision)
             if verdict.decision.disposition is not Disposition.HOLD:
                 return verdict
             delay_s = verdict.delay_s
@@ -242,7 +238,6 @@ class Processor:
         result = delivery.start_attempt(self._clock(), self._wall_clock())
         decision = None
         self._recorder.attempt_starts(delivery)
-        self._tracer.attempt_starts(delivery)
         try:
             event = await self._attempts.send(delivery, request, route, permit)
             route.note_status(event)
@@ -254,15 +249,12 @@ class Processor:
             raise
         finally:
             delivery.resume_point = result.resume_point
-            self._recorder.attempt_ends()
-            self._tracer.attempt_ends(delivery, decision)
+            self._recorder.attempt_ends(delivery, decision)
         delivery.event, delivery.decision = event, decision
         end = AttemptEnd(event=event, decision=decision, can_resume=delivery.resume_point is not None)
         told = report(end, self._budget(delivery), is_refusal_fresh=permit.is_refusal_fresh(), is_probe=permit.is_probe)
         work = result.usage.output if decision.error_class is None else None
-        opened_by = route.report(permit, told, request.model, work=work)
-        if opened_by is not None:
-            self._recorder.breaker_opened(route.name, *opened_by)
+        route.report(permit, told, work=work)
         return end
 
     async def _judge_attempt(
@@ -297,10 +289,10 @@ class Processor:
     async def _settle(self, delivery: Delivery, outcome: Outcome) -> Settlement:
         match outcome:
             case AlreadyAnswered():
-                self._recorder.settled_again(delivery)
+                self._recorder.duplicate_acked(delivery)
                 return Settlement.ACK
             case Nack():
-                self._recorder.handed_back(delivery, outcome.reason)
+                self._recorder.nacked(delivery, outcome.reason)
                 return Settlement.NACK
             case Reply():
                 delivery.cancelled_at = await self._grace.finish(
@@ -319,5 +311,5 @@ class Processor:
         delivery.is_answered = True
         self._recorder.answered(delivery, published)
         await self._deduper.put(delivery, published)
-        if self._dead_letters is not None and (published.retryable or published.error_class == ErrorClass.BAD_MESSAGE):
+        if self._dead_letters is not None:
             await self._dead_letters.copy(delivery.message, published)

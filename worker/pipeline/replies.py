@@ -21,10 +21,10 @@ from worker.errors import PublishError, PublishRefusedError, ReplyRejectedError
 from worker.pipeline.routes import Intake
 from worker.policy.model import Backoff, ErrorClass
 from worker.policy.reply import reply_too_large_body
+from worker.policy.table import ROWS
 from worker.ports import Publisher
 from worker.telemetry.logs import get_logger
-from worker.telemetry.metrics import Metrics
-from worker.telemetry.tracing import NO_TRACER, Tracer
+from worker.telemetry.record import Recorder
 from worker.wire.message import (
     MAX_PUBSUB_MESSAGE_BYTES,
     clip_attributes,
@@ -60,31 +60,28 @@ class Replier:
 
     Args:
         publisher: The topic.
-        metrics: Durations and failures.
+        recorder: Is told about each publish; its trace context is sent with the answer.
         intake: Paused while answers cannot be published.
         copy_attributes: Patterns of request attributes that an answer carries too.
         lease_s: How long a delivery may be kept, counted from its receipt.
-        tracer: Is told about each publish; its context is sent with the answer.
         clock: Monotonic seconds.
     """
 
     def __init__(
         self,
         publisher: Publisher,
-        metrics: Metrics,
+        recorder: Recorder,
         intake: Intake,
         *,
         copy_attributes: tuple[str, ...] = (),
         lease_s: float,
-        tracer: Tracer = NO_TRACER,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._publisher = publisher
-        self._metrics = metrics
+        self._recorder = recorder
         self._intake = intake
         self._copy = copy_attributes
         self._lease_s = lease_s
-        self._tracer = tracer
         self._clock = clock
         self._stuck: set[Delivery] = set()
         self._random = random.Random()  # noqa: S311 - jitter
@@ -97,16 +94,16 @@ class Replier:
 
         Cancellation: the answer may or may not be published; the processor shields this call.
         """
-        self._tracer.publish_starts(delivery)
+        self._recorder.publish_starts(delivery)
         data, attributes = self._encode(delivery, reply)
-        started, tries, is_published = self._clock(), 0, False
+        started, tries, published_s = self._clock(), 0, None
         try:
             while True:
                 tries += 1
                 try:
                     await self._publisher.publish(data, attributes)
                 except ReplyRejectedError as error:
-                    self._metrics.publish_failures_total.labels("too_large").inc()
+                    self._recorder.publish_failed("too_large")
                     smaller = self._smaller(delivery, reply, message_bytes(data, attributes))
                     if smaller is None:
                         _log.error("error_reply_refused", error=str(error))
@@ -117,19 +114,18 @@ class Replier:
                     if not await self._wait(delivery, error, tries):
                         return None
                 else:
-                    is_published = True
-                    self._metrics.publish_duration_seconds.observe(self._clock() - started)
+                    published_s = self._clock() - started
                     if self._stuck:
                         self._recovered()
                     return reply
         finally:
             self._forget(delivery)
-            self._tracer.publish_ends(delivery, reply, tries=tries, is_published=is_published)
+            self._recorder.publish_ends(delivery, reply, tries=tries, published_s=published_s)
 
     async def _wait(self, delivery: Delivery, error: PublishError, tries: int) -> bool:
         """Count the failure and wait for the next publish; return false when the lease ends before it."""
         is_refused = isinstance(error, PublishRefusedError)
-        self._metrics.publish_failures_total.labels("refused" if is_refused else "retryable").inc()
+        self._recorder.publish_failed("refused" if is_refused else "retryable")
         if is_refused or tries >= PAUSE_AFTER_TRIES:
             if not self._stuck:
                 _log.error("publish_failed", error=str(error))
@@ -168,7 +164,7 @@ class Replier:
             return None if reply.metadata == b"{}" else replace(reply, metadata=b"{}")
         _log.error("reply_too_large", message_id=delivery.message.message_id, bytes=size)
         return Reply(
-            status_code=502,
+            status_code=ROWS[ErrorClass.REPLY_TOO_LARGE].fixed_status,
             body=reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.attempts),
             metadata=reply.metadata,
             error_class=ErrorClass.REPLY_TOO_LARGE,
@@ -191,7 +187,7 @@ class Replier:
             attributes["backend_request_id"] = delivery.result.backend_request_id
         if self._copy:  # after the worker's own: what is too many is left out at the end
             attributes |= self._copied(message.attributes)
-        self._tracer.inject(delivery, attributes)
+        self._recorder.add_trace_context(delivery, attributes)
         return clip_attributes(attributes)
 
     def _copied(self, attributes: Mapping[str, str]) -> dict[str, str]:

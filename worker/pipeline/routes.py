@@ -7,15 +7,16 @@ Routes are tried in the order of the settings; the first whose patterns all matc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 
 from worker.errors import MessageError
-from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope
+from worker.flow.breaker import Breaker, BreakerChange, BreakerEffect, BreakerScope
 from worker.flow.circuit import CircuitConfig, CircuitState, CircuitStatistics, ProbeSchedule
 from worker.flow.clock import Clock
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.window.adaptive import AdaptiveWindow
 from worker.policy.judge import HEALTHY, BackendHealth, Report
-from worker.policy.model import BreakerAction, ErrorClass, ErrorEvent, Scope
+from worker.policy.model import ErrorClass, ErrorEvent, Scope
 from worker.ports import Backend
 from worker.settings.schema import RequestSettings, RouteMatch, RouteSettings
 from worker.wire.http import is_success
@@ -72,15 +73,15 @@ class Route:
         elif event.fault is None and is_success(event.status):
             self.forbidden_in_a_row = 0
 
-    def report(
-        self, permit: Permit, told: Report, model: str | None, *, work: int | None = None
-    ) -> tuple[str, str | None] | None:
+    def report(self, permit: Permit, told: Report, *, work: int | None = None) -> None:
         """
-        Give the permit back with what the gate is told; return class and model of a breaker that this opened.
+        Give the permit back with what the gate is told.
 
-        The model is `None` where the breaker of the whole route opened; `None` where no breaker opened.
+        Args:
+            permit: Of the attempt.
+            told: What its end says about the backend.
+            work: Output tokens of a good answer, where known.
         """
-        was_blocked, was_open = self.blocked_by(model) is not None, self.is_open()
         permit.finish(
             AttemptSignal(
                 breaker=BreakerEffect(told.breaker.value),
@@ -92,12 +93,6 @@ class Route:
                 work=work,
             )
         )
-        if told.breaker is BreakerAction.SUCCESS:
-            return None
-        is_open, circuit = self.is_open(), self.blocked_by(model)
-        if circuit is None or (was_blocked and not (is_open and not was_open)):
-            return None
-        return circuit.error_class or "", None if is_open else model
 
     def takes(self, model: str | None, path: str) -> bool:
         """Whether every list of patterns that is given matches."""
@@ -120,13 +115,31 @@ class Router:
         return None
 
 
-def build_route(settings: RouteSettings, backend: Backend, clock: Clock) -> Route:
-    """Return a route with its window and breaker behind a gate; `clock` is that of the running event loop."""
+def build_route(
+    settings: RouteSettings,
+    backend: Backend,
+    clock: Clock,
+    *,
+    on_breaker_change: Callable[[str, BreakerChange], None] | None = None,
+) -> Route:
+    """
+    Return a route with its window and breaker behind a gate.
+
+    Args:
+        settings: Of the route.
+        backend: Its server.
+        clock: That of the running event loop.
+        on_breaker_change: Called with the route's name when its breaker, or one of its models', opens or closes.
+    """
     window, breaker = settings.window, settings.breaker
     probe = ProbeSchedule(breaker.probe_interval_s, breaker.max_probe_interval_s)
     gate = RouteGate(
         AdaptiveWindow(window.initial, window.min, window.max, now=clock.now),
-        Breaker(CircuitConfig(failures=breaker.failures, probe=probe), now=clock.now),
+        Breaker(
+            CircuitConfig(failures=breaker.failures, probe=probe),
+            now=clock.now,
+            on_change=None if on_breaker_change is None else partial(on_breaker_change, settings.name),
+        ),
         clock,
     )
     return Route(name=settings.name, backend=backend, gate=gate, clock=clock, match=settings.match)

@@ -1,7 +1,8 @@
 """
-What is recorded about deliveries: metrics, the share of errors, `stats`, and one canonical log line per settlement.
+What is recorded about deliveries: metrics, the share of errors, `stats`, one canonical log line per settlement, spans.
 
-The processor says what happened; which metric or log field that becomes is known only here.
+The recorder is the one observer of the pipeline, which says what happened; which metric, log field or span that becomes
+is known only here and in the tracer behind the recorder.  An observer never writes to the delivery.
 Levels: info = answered, warning = nacked or held, error = a person must look.  Bodies and keys never appear.
 
 `measure` computes what one attempt measured, for `stats`, metrics, log and spans alike, so that a report over the
@@ -25,11 +26,13 @@ from typing import Any
 import msgspec
 
 from worker.delivery import Delivery, Reply
+from worker.flow.breaker import BreakerChange
 from worker.policy.model import Decision, Disposition
-from worker.ports import AttemptResult
+from worker.ports import AttemptResult, Settlement
 from worker.telemetry.error_share import DamageMeter
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import LabelCap, Metrics
+from worker.telemetry.tracing import Tracer
 from worker.wire.usage import NO_USAGE, Usage
 
 _log = get_logger("worker")
@@ -73,13 +76,14 @@ def measure(result: AttemptResult, *, is_good: bool) -> Measures:
 
 class Recorder:
     """
-    Writes down what happened.
+    Records what happens to deliveries.
 
     Args:
         metrics: The catalogue.
         damage: Counts answers by error class.
+        tracer: Is told what concerns spans; `None`: tracing is off.
         paths: Paths that may stand in a label.
-        models: Models that may stand in a label; a few others pass as well.
+        models: Models that may stand in a label; a few others may as well.
         include_stats: Whether answers carry `stats`.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
@@ -90,6 +94,7 @@ class Recorder:
         metrics: Metrics,
         damage: DamageMeter,
         *,
+        tracer: Tracer | None = None,
         paths: tuple[str, ...] = (),
         models: tuple[str, ...] = (),
         include_stats: bool = False,
@@ -98,6 +103,7 @@ class Recorder:
     ) -> None:
         self._metrics = metrics
         self._damage = damage
+        self._tracer = tracer or Tracer()
         self._paths = LabelCap(paths, limit=0)
         self._models = LabelCap(models)
         self._include_stats = include_stats
@@ -119,18 +125,32 @@ class Recorder:
             return (delivery.backend or "none", "none", "none")
         return (delivery.backend or "none", self._paths.label(request.path), self._models.label(request.model))
 
+    def delivery_starts(self, delivery: Delivery, metadata: bytes) -> None:
+        """Note that the worker starts with a delivery; `metadata` is the request's, raw JSON."""
+        self._tracer.begin(delivery, metadata)
+
+    def delivery_ends(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Note that nothing more will be said about a delivery; how it was settled has been recorded before."""
+        self._tracer.end(delivery, settlement)
+
+    def add_trace_context(self, delivery: Delivery, carrier: dict[str, str]) -> None:
+        """Add the trace of the attempt or publish that runs to headers or attributes."""
+        self._tracer.inject(delivery, carrier)
+
     def attempt_starts(self, delivery: Delivery) -> None:
         """Note the start of an attempt, and with the first one the time in the queue."""
+        self._tracer.attempt_starts(delivery)
         self._metrics.in_flight.inc()
         if delivery.attempts == 1 and delivery.queue_s is not None:
             self._child(self._metrics.queue_wait_seconds, *self._route(delivery)).observe(delivery.queue_s)
 
-    def attempt_ends(self) -> None:
-        """Note the end of an attempt, however it ended."""
+    def attempt_ends(self, delivery: Delivery, decision: Decision | None) -> None:
+        """Note the end of an attempt and what kind of end it is, `None` when it was cancelled."""
         self._metrics.in_flight.dec()
+        self._tracer.attempt_ends(delivery, decision)
 
-    def attempted(self, delivery: Delivery, decision: Decision) -> None:
-        """Note what was decided about an attempt, budgets included."""
+    def attempt_judged(self, delivery: Delivery, decision: Decision) -> None:
+        """Note the final decision about an attempt."""
         error_class = decision.error_class or "none"
         self._child(
             self._metrics.attempts_total, delivery.backend or "none", error_class, decision.disposition.value
@@ -143,23 +163,42 @@ class Recorder:
         if decision.disposition is Disposition.HOLD:
             _log.warning("attempt_held", **self._line(delivery))
 
-    def breaker_opened(self, backend: str, error_class: str, model: str | None) -> None:
-        """Note that a breaker opened: a model's, or the route's when `model` is `None`."""
-        self._metrics.breaker_trips_total.labels(backend, error_class).inc()
-        of_model = {} if model is None else {"model": model}
-        _log.warning("breaker_opened", backend=backend, error_class=error_class, **of_model)
+    def breaker_changed(self, backend: str, change: BreakerChange) -> None:
+        """Note that a breaker opened or closed."""
+        fields = {"backend": backend, "error_class": change.error_class}
+        if change.model is not None:
+            fields["model"] = change.model
+        if change.open_s is None:
+            self._metrics.breaker_trips_total.labels(backend, change.error_class).inc()
+            _log.warning("breaker_opened", **fields)
+        else:
+            _log.info("breaker_closed", **fields, open_s=round(change.open_s, 3))
 
     def duplicate(self, kind: str) -> None:
         """Count a delivery that needs no backend: `in_flight` or `answered`."""
         self._metrics.duplicates_total.labels(kind).inc()
 
     def internal_error(self, delivery: Delivery) -> None:
-        """Write the traceback of an exception nobody foresaw; called while it is handled."""
+        """Log the traceback of an unexpected exception; called while it is handled."""
         self._metrics.internal_errors_total.inc()
         _log.exception("internal_error", message_id=delivery.message.message_id)
 
+    def publish_starts(self, delivery: Delivery) -> None:
+        """Note that the first publish of an answer starts."""
+        self._tracer.publish_starts(delivery)
+
+    def publish_failed(self, kind: str) -> None:
+        """Count a publish that failed: `retryable`, `refused` or `too_large`."""
+        self._metrics.publish_failures_total.labels(kind).inc()
+
+    def publish_ends(self, delivery: Delivery, reply: Reply, *, tries: int, published_s: float | None) -> None:
+        """Note what the broker has after `published_s` seconds, or did not accept (`None`), after so many publishes."""
+        if published_s is not None:
+            self._metrics.publish_duration_seconds.observe(published_s)
+        self._tracer.publish_ends(delivery, reply, tries=tries, is_published=published_s is not None)
+
     def answered(self, delivery: Delivery, reply: Reply) -> None:
-        """Note an answer that the broker has."""
+        """Note that the broker has the answer."""
         route = self._route(delivery)
         outcome = "ok" if reply.error_class is None else "error_reply"
         self._child(self._metrics.deliveries_total, "ack", reply.error_class or "ok").inc()
@@ -198,23 +237,25 @@ class Recorder:
         is_good = decision is not None and decision.error_class is None
         return measure(result, is_good=is_good)
 
-    def settled_again(self, delivery: Delivery) -> None:
-        """Note a redelivery of what was answered already."""
+    def duplicate_acked(self, delivery: Delivery) -> None:
+        """Note the redelivery of a message that was answered before."""
         self.duplicate("answered")
         self._child(self._metrics.deliveries_total, "ack", "duplicate").inc()
         _log.info("duplicate_acked", **self._line(delivery))
 
-    def handed_back(self, delivery: Delivery, reason: str) -> None:
-        """Note a nack."""
-        self._child(self._metrics.deliveries_total, "nack", reason).inc()
-        self._child(self._metrics.requests_total, *self._route(delivery), "nack", "none").inc()
+    def nacked(self, delivery: Delivery, reason: str) -> None:
+        """Note a nack without an answer."""
+        self._count_nack(delivery, reason)
         _log.warning("delivery_nacked", **self._line(delivery), reason=reason)
 
     def unpublished(self, delivery: Delivery, reply: Reply) -> None:
         """Note a nack because the answer could not be published in time."""
-        self._child(self._metrics.deliveries_total, "nack", "publish_failed").inc()
-        self._child(self._metrics.requests_total, *self._route(delivery), "nack", "none").inc()
+        self._count_nack(delivery, "publish_failed")
         _log.error("delivery_nacked", **self._line(delivery), reason="publish_failed", status_code=reply.status_code)
+
+    def _count_nack(self, delivery: Delivery, reason: str) -> None:
+        self._child(self._metrics.deliveries_total, "nack", reason).inc()
+        self._child(self._metrics.requests_total, *self._route(delivery), "nack", "none").inc()
 
     def stats(self, delivery: Delivery) -> bytes | None:
         """Return the `stats` object of an answer, `None` where answers carry none; absent values are null."""
@@ -256,8 +297,9 @@ class Recorder:
             "attempts": delivery.attempts,
             "total_s": round(self._clock() - delivery.received_at, 4),
         }
-        if delivery.trace is not None:
-            line["trace_id"] = delivery.trace.trace_id
+        trace_id = self._tracer.trace_id(delivery)
+        if trace_id is not None:
+            line["trace_id"] = trace_id
         if delivery.queue_s is not None:
             line["queue_s"] = round(delivery.queue_s, 3)
         if delivery.held_s:

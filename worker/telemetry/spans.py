@@ -1,5 +1,5 @@
 """
-Spans of a delivery: what `worker.telemetry.tracing.Tracer` is told, as OpenTelemetry.
+Spans of a delivery: what a `worker.telemetry.tracing.Tracer` is told, as OpenTelemetry's spans.
 
     process SUBSCRIPTION (CONSUMER)      child of the publisher's span, from the receipt to the settlement
     ├── chat MODEL (CLIENT)              one per attempt; its context goes to the backend
@@ -33,6 +33,7 @@ from worker.delivery import Delivery, Reply
 from worker.policy.model import Decision
 from worker.ports import AttemptResult, Settlement
 from worker.telemetry.record import measure
+from worker.telemetry.tracing import Tracer
 from worker.wire.endpoints import endpoint_of
 
 _MAX_CHARS = 256
@@ -72,7 +73,7 @@ _decode_metadata = msgspec.json.Decoder(_Metadata).decode
 
 @dataclass(slots=True, eq=False)
 class Trace:
-    """What is remembered about a delivery, in `Delivery.trace`."""
+    """What the tracer remembers about a delivery."""
 
     trace_id: str
     """32 hex digits, for the log."""
@@ -86,9 +87,9 @@ class Trace:
     reply: Reply | None = None
 
 
-class SpanTracer:
+class SpanTracer(Tracer):
     """
-    Makes spans; see `worker.telemetry.tracing.Tracer`.
+    Makes spans of what it is told; see `worker.telemetry.tracing.Tracer`.
 
     Args:
         spans: Starts them.
@@ -119,6 +120,8 @@ class SpanTracer:
         self._close = close
         self._clock = clock
         self._wall_clock = wall_clock
+        self._traces: dict[Delivery, Trace] = {}
+        """Of the deliveries between `begin` and `end`."""
 
     def begin(self, delivery: Delivery, metadata: bytes) -> None:
         """Start the span `process` at the delivery's receipt, below the publisher's."""
@@ -143,14 +146,14 @@ class SpanTracer:
             start_time=_nanoseconds(delivery.received_at + offset_s),
         )
         trace_id = f"{span.get_span_context().trace_id:032x}"
-        delivery.trace = Trace(trace_id, span, set_span_in_context(span, Context()), offset_s)
+        self._traces[delivery] = Trace(trace_id, span, set_span_in_context(span, Context()), offset_s)
 
     def end(self, delivery: Delivery, settlement: Settlement) -> None:
         """End the span `process`."""
-        trace: Trace | None = delivery.trace
+        trace = self._traces.pop(delivery, None)
         if trace is None:
             return
-        if trace.inner is not None:  # only an exception nobody foresaw leaves one open
+        if trace.inner is not None:  # only an unexpected exception leaves one open
             trace.inner.end(self._now(trace))
         if trace.process.is_recording():
             reply, decision = trace.reply, delivery.decision
@@ -173,7 +176,7 @@ class SpanTracer:
 
     def attempt_starts(self, delivery: Delivery) -> None:
         """Start a CLIENT span."""
-        trace, request = delivery.trace, delivery.request
+        trace, request = self._traces.get(delivery), delivery.request
         if trace is None or request is None:
             return
         operation = endpoint_of(request.path).operation
@@ -196,7 +199,7 @@ class SpanTracer:
 
     def attempt_ends(self, delivery: Delivery, decision: Decision | None) -> None:
         """End it, at the end of the attempt itself where there was one."""
-        trace, result = delivery.trace, delivery.result
+        trace, result = self._traces.get(delivery), delivery.result
         if trace is None or trace.inner is None:
             return
         span, trace.inner = trace.inner, None
@@ -214,7 +217,7 @@ class SpanTracer:
 
     def publish_starts(self, delivery: Delivery) -> None:
         """Start a PRODUCER span."""
-        trace = delivery.trace
+        trace = self._traces.get(delivery)
         if trace is None:
             return
         name, attributes = self._send
@@ -224,7 +227,7 @@ class SpanTracer:
 
     def publish_ends(self, delivery: Delivery, reply: Reply, *, tries: int, is_published: bool) -> None:
         """End it."""
-        trace = delivery.trace
+        trace = self._traces.get(delivery)
         if trace is None or trace.inner is None:
             return
         span, trace.inner, trace.reply = trace.inner, None, reply
@@ -239,12 +242,17 @@ class SpanTracer:
 
     def inject(self, delivery: Delivery, carrier: dict[str, str]) -> None:
         """Add `traceparent`, and `tracestate` where there is one."""
-        trace = delivery.trace
+        trace = self._traces.get(delivery)
         if trace is not None:
             _propagator.inject(carrier, set_span_in_context(trace.inner or trace.process, Context()))
 
+    def trace_id(self, delivery: Delivery) -> str | None:
+        """See `Tracer.trace_id`."""
+        trace = self._traces.get(delivery)
+        return None if trace is None else trace.trace_id
+
     async def aclose(self) -> None:
-        """Send what is left; see `worker.telemetry.otel`."""
+        """See `Tracer.aclose` and `worker.telemetry.otel`."""
         await self._close()
 
     def _now(self, trace: Trace) -> int:

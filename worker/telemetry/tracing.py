@@ -1,78 +1,52 @@
 """
-Tracing as the pipeline sees it: what it tells about a delivery, and the tracer that does not listen.
+Tracing as the recorder sees it: what it tells a tracer about a delivery.  This tracer does nothing with it.
 
-The pipeline calls these methods at fixed places and knows nothing of spans; `worker.telemetry.otel` makes spans of the
-calls, and is imported only where tracing is on.  `NO_TRACER` costs a few empty calls per message and allocates nothing.
+The recorder calls these methods at fixed points and knows nothing of spans; `worker.telemetry.spans` makes spans of the
+calls, and is imported only where tracing is on.
 """
-
-from typing import Protocol
 
 from worker.delivery import Delivery, Reply
 from worker.policy.model import Decision
 from worker.ports import Settlement
 
 
-class Tracer(Protocol):
+class Tracer:
     """
-    Is told about deliveries; raises nothing, awaits nothing.
+    What a tracer is told about deliveries; it raises nothing, awaits nothing, and writes to no delivery.
 
-    What it has to remember about one is in `Delivery.trace`.  The order is: `begin`, any number of pairs
-    `attempt_starts` and `attempt_ends`, at most one pair `publish_starts` and `publish_ends`, `end`.
+    The order is: `begin`, any number of pairs `attempt_starts` and `attempt_ends`, at most one pair `publish_starts`
+    and `publish_ends`, `end`.  These methods ignore everything: tracing is off.
 
     Threads: the event loop's only.
     """
 
     def begin(self, delivery: Delivery, metadata: bytes) -> None:
-        """Note that a delivery is worked on; `metadata` is the request's, raw JSON."""
+        """Note that the worker starts with a delivery; `metadata` is the request's, raw JSON."""
 
     def end(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Note how it was settled; also of a delivery that never began."""
+        """Note how a delivery was settled, also one for which `begin` was never called."""
 
     def attempt_starts(self, delivery: Delivery) -> None:
         """Note that an attempt starts; its number is in `delivery.attempts`."""
 
     def attempt_ends(self, delivery: Delivery, decision: Decision | None) -> None:
-        """Note what was decided about the attempt, `None` when it was given up."""
+        """Note the decision about the attempt, `None` when it was cancelled."""
 
     def publish_starts(self, delivery: Delivery) -> None:
-        """Note that an answer is about to be published."""
+        """Note that the first publish of an answer starts."""
 
     def publish_ends(self, delivery: Delivery, reply: Reply, *, tries: int, is_published: bool) -> None:
-        """Note what the broker has, or what it did not take."""
+        """Note what the broker has, or did not accept, after so many publishes."""
 
     def inject(self, delivery: Delivery, carrier: dict[str, str]) -> None:
-        """Add the context of what is under way (attempt, publish) to headers or attributes, in W3C's form."""
+        """Add the context of the attempt or publish that runs to headers or attributes, in W3C's form."""
+
+    def trace_id(self, delivery: Delivery) -> str | None:
+        """Return the id of the delivery's trace, 32 hex digits; `None` without one."""
 
     async def aclose(self) -> None:
-        """Send what is left, for a bounded time; idempotent."""
+        """
+        Send the spans that are left, for a bounded time; idempotent.
 
-
-class NoTracer:
-    """Does not listen."""
-
-    def begin(self, delivery: Delivery, metadata: bytes) -> None:
-        """Do nothing."""
-
-    def end(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Do nothing."""
-
-    def attempt_starts(self, delivery: Delivery) -> None:
-        """Do nothing."""
-
-    def attempt_ends(self, delivery: Delivery, decision: Decision | None) -> None:
-        """Do nothing."""
-
-    def publish_starts(self, delivery: Delivery) -> None:
-        """Do nothing."""
-
-    def publish_ends(self, delivery: Delivery, reply: Reply, *, tries: int, is_published: bool) -> None:
-        """Do nothing."""
-
-    def inject(self, delivery: Delivery, carrier: dict[str, str]) -> None:
-        """Do nothing."""
-
-    async def aclose(self) -> None:
-        """Do nothing."""
-
-
-NO_TRACER: Tracer = NoTracer()
+        Cancellation: spans that are left are lost.
+        """

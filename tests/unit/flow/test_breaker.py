@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.fakeclock import FakeClock
-from worker.flow.breaker import MAX_MODELS, Breaker, BreakerEffect, BreakerScope
+from worker.flow.breaker import CONNECT, MAX_MODELS, Breaker, BreakerChange, BreakerEffect, BreakerScope
 from worker.flow.circuit import CircuitState
 
 
@@ -145,3 +145,40 @@ def test_open_circuits_are_kept_and_further_models_have_none(clock):
         trip_model(breaker, f"m{index}")
     assert not breaker.allows_model("m0")
     assert breaker.allows_model(f"m{MAX_MODELS}")
+
+
+def test_a_circuit_that_opens_or_closes_is_reported_once(clock):
+    """Failures of attempts that started before, and probes that fail, report nothing; the time open is the whole."""
+    changes: list[BreakerChange] = []
+    breaker = Breaker(now=clock.now, jitter=lambda: 0.0, on_change=changes.append)
+    passes = [breaker.enter() for _ in range(4)]
+    for token in passes:
+        breaker.report(token, BreakerEffect.COUNT, error_class=CONNECT)
+    clock.advance(1.0)
+    breaker.report(breaker.enter(), BreakerEffect.COUNT, error_class="server_error")
+    clock.advance(2.0)
+    probe = breaker.enter()
+    breaker.report(probe, BreakerEffect.SUCCESS)
+    breaker.report(breaker.enter(), BreakerEffect.SUCCESS)
+    assert changes == [
+        BreakerChange(model=None, error_class=CONNECT, open_s=None),
+        BreakerChange(model=None, error_class="server_error", open_s=3.0),
+    ]
+
+
+def test_the_circuit_of_a_model_is_reported_with_its_model(clock):
+    """Also when a connection that stands, or a model's own probe, closes a circuit."""
+    changes: list[BreakerChange] = []
+    breaker = Breaker(now=clock.now, jitter=lambda: 0.0, on_change=changes.append)
+    trip_model(breaker, "a")
+    breaker.report(breaker.enter(), BreakerEffect.TRIP, error_class=CONNECT)
+    clock.advance(1.0)
+    probe = breaker.enter("a")
+    assert breaker.connected(probe)
+    breaker.report(probe, BreakerEffect.SUCCESS)
+    assert [(change.model, change.error_class, change.open_s) for change in changes] == [
+        ("a", "not_ready", None),
+        (None, CONNECT, None),
+        (None, CONNECT, 1.0),
+        ("a", "not_ready", 1.0),
+    ]

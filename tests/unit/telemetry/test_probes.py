@@ -70,7 +70,7 @@ async def test_before_it_has_started_it_is_alive_but_not_ready(party: Party) -> 
 
 
 def test_it_begins_as_starting() -> None:
-    """Nobody is told it has started before it has."""
+    """It is not reported as started before it has."""
     assert Party().probes.startup_failure == "starting"
 
 
@@ -157,7 +157,7 @@ async def test_an_unknown_host_is_an_unusable_setting() -> None:
 
 
 async def test_closing_ends_listening_and_may_be_repeated(party: Party) -> None:
-    """After closing nobody answers, and no task is left."""
+    """After closing no server answers, and no task is left."""
     await party.probes.aclose()
     await party.probes.aclose()
     with pytest.raises(aiohttp.ClientConnectionError):

@@ -1,5 +1,6 @@
 """What is recorded: one line and one count per settlement, times and tokens, and never what a requester wrote."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from tests.support.fakes import GOOD_BODY, REFUSED, Answer, FakeBackend, FakePublisher, status
+from tests.support.fakes import GOOD, GOOD_BODY, REFUSED, Answer, FakeBackend, FakePublisher, status
 from tests.support.pipeline import Pipeline, a_delivery, data, message
 from tests.support.virtual_time import unix_time, virtual_time
 from worker.errors import PublishRefusedError
@@ -17,7 +18,7 @@ from worker.telemetry.metrics import Metrics
 from worker.telemetry.record import Measures, Recorder, measure
 from worker.wire.usage import Usage
 
-SECRET = "the prompt of somebody"
+SECRET = "the prompt of a requester"
 
 
 def _settlements(logs) -> list[dict]:
@@ -73,7 +74,7 @@ async def test_a_late_answer_is_told_as_what_it_is(logs) -> None:
 
 
 @virtual_time
-async def test_what_is_handed_back_is_a_warning_with_its_reason(logs) -> None:
+async def test_a_nack_is_a_warning_with_its_reason(logs) -> None:
     """One line and one count, by class; a drain is a reason of its own."""
     pipeline = Pipeline(FakeBackend(status(500)))
     await pipeline.handle(message(attempt=1))
@@ -100,7 +101,7 @@ async def test_what_is_held_is_a_warning_and_no_settlement(logs) -> None:
 
 @virtual_time
 async def test_an_answer_that_cannot_be_published_needs_a_person(logs) -> None:
-    """An error line, a nack of that reason, and a count of the request as handed back."""
+    """An error line, a nack of that reason, and a count of the request as nacked."""
     pipeline = Pipeline(publisher=FakePublisher(), lease_s=60.0)
     pipeline.publisher.always = PublishRefusedError("gone")
     await pipeline.handle()
@@ -197,6 +198,23 @@ def test_a_count_that_is_nonsense_costs_no_answer(count: int) -> None:
         assert pipeline.count("internal_errors_total") == 0
 
     run()
+
+
+@virtual_time
+async def test_a_breaker_is_logged_when_it_opens_and_when_it_closes(logs) -> None:
+    """Once each, whatever runs at the time; the second line says how long the backend got probes only."""
+    pipeline = Pipeline(FakeBackend(then=REFUSED))
+    handling = [pipeline.start(message(attempt=1)) for _ in range(8)]
+    await asyncio.sleep(20)
+    pipeline.backend.then = GOOD
+    await asyncio.gather(*handling)
+    opened, closed = [line for line in logs if line["event"].startswith("breaker_")]
+    assert (opened["event"], opened["log_level"]) == ("breaker_opened", "warning")
+    assert (closed["event"], closed["log_level"]) == ("breaker_closed", "info")
+    assert opened["backend"] == closed["backend"] == "fake"
+    assert opened["error_class"] == closed["error_class"] == "connect"
+    assert 20 < closed["open_s"] < 25
+    assert "model" not in opened
 
 
 # Times and tokens of an attempt: one computation for stats, metrics, log and spans.
@@ -299,7 +317,7 @@ async def test_stats_of_a_streamed_answer() -> None:
 
 @virtual_time
 async def test_stats_of_a_broken_stream() -> None:
-    """When its first token came and when it broke; no tokens, since nobody counted them."""
+    """When its first token came and when it broke; no tokens, since none were counted."""
     pipeline = Pipeline(FakeBackend(then=BROKEN), include_stats=True)
     await pipeline.handle(message(attempt=5))
     stats = pipeline.answer.json["stats"]

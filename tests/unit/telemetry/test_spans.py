@@ -14,7 +14,7 @@ from tests.support.virtual_time import EPOCH, settle, unix_time, virtual_time
 from worker.errors import PublishRefusedError, PublishRetryableError
 from worker.telemetry.spans import find_parent
 
-SECRET = "the prompt of somebody"
+SECRET = "the prompt of a requester"
 OTHER = "00-11111111111111111111111111111111-2222222222222222-01"
 USAGE = {
     "prompt_tokens": 812, "completion_tokens": 156,
@@ -169,10 +169,10 @@ async def test_every_try_is_a_span_and_failures_say_why():
         (lambda: {"backend": status(500)}, "server_error", "nack"),
         (lambda: {"backend": Answer(error=RuntimeError("bug"))}, "internal_error", "nack"),
     ],
-    ids=["refused", "path", "no request", "late", "handed back", "bug"],
+    ids=["refused", "path", "no request", "late", "nacked", "bug"],
 )
 def test_what_went_wrong_with_a_delivery_is_its_error_type(build, error, settlement):
-    """The same word as in metrics, logs and attributes, whether it is answered or handed back."""
+    """The same word as in metrics, logs and attributes, whether it is answered or nacked."""
 
     @virtual_time
     async def run():
