@@ -9,13 +9,17 @@ process, however it ends.
 
 import argparse
 import asyncio
+import json
+import signal
 import sys
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker.brokers.broker import Broker
-from worker.cli.children import Child, ChildError, WorkerChild
+from worker.cli.arguments import EXIT_INTERRUPTED, EXIT_USAGE, at_least_one
+from worker.cli.loop import on_signals, run_loop
 from worker.client import (
     COPY_ATTRIBUTES,
     AnswerHandler,
@@ -27,17 +31,169 @@ from worker.client import (
     print_summary,
 )
 from worker.emulators.openai import SimOptions
-from worker.errors import SettingsError
+from worker.errors import SettingsError, WorkerError
 from worker.policy.engine import load_policy
 from worker.ports import Settlement
 from worker.settings.load import load_settings
 from worker.settings.schema import PubSubSettings
+from worker.telemetry.logs import configure_logs
 from worker.telemetry.metrics import Metrics
 from worker.wire.message import ReceivedMessage
 
 PROJECT, REQUESTS, RESPONSES = "local", "requests", "responses"
 ANSWERS_IN_FLIGHT = 1000
-EXIT_INTERRUPTED = 130
+MAX_RESTARTS = 5
+"""A worker that dies more often than this has a cause that starting it again does not cure."""
+STOP_S = 10.0
+
+
+class ChildError(WorkerError):
+    """A process of the tree ended that should not have; permanent for this run."""
+
+
+class Child:
+    """
+    One process below this one; ends when this one does.
+
+    Args:
+        name: For messages.
+        arguments: Of `inference-worker`.
+    """
+
+    def __init__(self, name: str, *arguments: str) -> None:
+        self.name = name
+        self._arguments = arguments
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self, stdout: int | None = None, stderr: int | None = None) -> asyncio.subprocess.Process:
+        """Start it in a session of its own, so that Ctrl-C reaches this process alone."""
+        command = [sys.executable, "-m", "worker", "--watch-stdin", *self._arguments]
+        self.process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            limit=1 << 22,
+        )
+        return self.process
+
+    async def read_address(self, stream: asyncio.StreamReader | None, mark: str) -> str:
+        """
+        Return the address it announces in the first line that holds `mark`.
+
+        Raises:
+            ChildError: It ended before.
+        """
+        assert stream is not None
+        lines: list[str] = []
+        while line := (await stream.readline()).decode("utf-8", "replace"):
+            lines.append(line.rstrip())
+            if mark in line:
+                return next(word for word in line.replace(";", " ").split() if ":" in word and word[-1].isalnum())
+        raise ChildError(f"{self.name} did not start: {' '.join(lines[-3:])}")
+
+    async def stop(self) -> None:
+        """Ask it to stop, and end it when it does not."""
+        if self.process is None or self.process.returncode is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+
+
+class WorkerChild(Child):
+    """The worker: started again when it dies; its log is kept on request and its warnings are shown, each once."""
+
+    def __init__(self, log: BinaryIO | None, backend_url: str, *arguments: str) -> None:
+        super().__init__("the worker", *arguments)
+        self._log = log
+        self._backend_url = backend_url
+        self._told: set[tuple[str, str]] = set()
+
+    async def supervise(self) -> None:
+        """
+        Run it until cancelled.
+
+        Raises:
+            ChildError: It cannot use its settings, or died too often.
+        """
+        for _ in range(MAX_RESTARTS):
+            process = await self.start(stderr=asyncio.subprocess.PIPE)
+            last = await self._follow(process.stderr)
+            code = await process.wait()
+            if code == EXIT_USAGE:
+                raise ChildError(f"the worker cannot start: {last}")
+            _say(f"the worker ended with {code}; starting it again")
+        raise ChildError(f"the worker died {MAX_RESTARTS} times; last words: {last}")
+
+    async def _follow(self, stream: asyncio.StreamReader | None) -> str:
+        """Read its log to the end; return the last line that says why it ended."""
+        assert stream is not None
+        last = ""
+        while line := await stream.readline():
+            if self._log is not None:
+                self._log.write(line)
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                last = (last + " " if last.startswith("inference-worker:") else "") + line.decode(
+                    "utf-8", "replace"
+                ).strip()
+                continue
+            if entry.get("level") in {"warning", "error"}:
+                last = entry.get("error") or entry["event"]
+                self._tell(entry)
+        return last
+
+    def _tell(self, entry: Mapping[str, Any]) -> None:
+        key = (entry["event"], str(entry.get("error_class")))
+        if key not in self._told and len(self._told) < 20:  # noqa: PLR2004 - a hint, not a log
+            self._told.add(key)
+            error = entry.get("error") or entry.get("reason") or ""
+            where = self._backend_url if entry.get("backend") == "default" else entry.get("backend")
+            details = ", ".join(filter(None, (entry.get("error_class"), where)))
+            event = entry["event"].replace("_", " ")  # docs/operations.md has a sentence for each
+            text = f"{entry['level']}: {event}{f': {error}' if error else ''}"
+            _say(" ".join(f"{text}{f' ({details})' if details else ''}".split()))
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"worker: {text}\n")
+    sys.stderr.flush()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("input", metavar="INPUT", help="requests, one a line; - for standard input; .gz and .zst work")
+    parser.add_argument("output", metavar="OUTPUT", help="answers, one a line; run again it goes on where it stopped")
+    parser.add_argument("--backend-url", metavar="URL", help="your OpenAI-compatible server; default: a simulated one")
+    parser.add_argument(
+        "--concurrency", metavar="N", type=at_least_one, default=64, help="requests at once at most (64)"
+    )
+    parser.add_argument("--latency", default="50ms", help="of the simulated backend (50ms)")
+    parser.add_argument("--config", metavar="FILE", help="settings of the worker")
+    parser.add_argument("--log", metavar="FILE", help="append the worker's log to this file")
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Answer the file; return the exit code."""
+    configure_logs("auto", "error")
+
+    async def main() -> int:
+        task = asyncio.ensure_future(run_local(namespace))
+        on_signals(task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+    return run_loop(main)
 
 
 def _open_log(path: str) -> BinaryIO:

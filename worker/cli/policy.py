@@ -8,16 +8,15 @@ import argparse
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from worker.errors import SettingsError
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
 
-def add_policy(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("policy", help="what the worker does about errors")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's one action."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     explain = actions.add_parser("explain", help="print the decision about an answer and the rule that made it")
     explain.add_argument("--config", metavar="FILE", help="settings with rules of your own")
@@ -47,10 +46,10 @@ def add_policy(commands: Any) -> None:
     around.add_argument("--draining", action="store_true", help="the worker is shutting down")
     around.add_argument("--breaker-open", metavar="CLASS", help="the breaker is open, by errors of this class")
     around.add_argument("--forbidden-in-a-row", type=int, default=0, metavar="N", help="403s without a success between")
-    explain.set_defaults(command=_explain)
 
 
-def _explain(namespace: argparse.Namespace) -> int:
+def run(namespace: argparse.Namespace) -> int:
+    """Print the verdict and the way to it."""
     from worker.policy.budgets import Budget  # noqa: PLC0415
     from worker.policy.engine import load_policy  # noqa: PLC0415
     from worker.policy.explain import explain  # noqa: PLC0415

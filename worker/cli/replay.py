@@ -5,6 +5,7 @@ Takes copies made by `dead_letter.topic`, and what Pub/Sub itself dead-lettered.
 has confirmed the new message, so an interrupted replay loses nothing; it may send one twice.
 """
 
+import argparse
 import asyncio
 import sys
 import time
@@ -12,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worker.brokers.broker import Broker
+from worker.cli.arguments import add_settings, at_least_one, settings_from
+from worker.cli.loop import run_loop
 from worker.errors import PublishError, ReplyRejectedError
 from worker.ports import Publisher, Settlement
 from worker.settings.schema import PubSubSettings
-from worker.telemetry.logs import get_logger
+from worker.telemetry.logs import configure_logs, get_logger
 from worker.telemetry.metrics import Metrics
 from worker.wire.message import ReceivedMessage
 
@@ -29,8 +32,32 @@ OURS = frozenset({"request_message_id", "error_class", "status_code"})
 _log = get_logger("replay")
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_settings(parser)
+    parser.add_argument("subscription", metavar="SUBSCRIPTION", help="where the copies or dead letters are")
+    parser.add_argument("topic", metavar="TOPIC", help="the request topic")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="messages at most")
+    parser.add_argument("--quiet", type=float, default=10.0, metavar="S", help="end after this long without any (10)")
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Send the messages back; return the exit code."""
+    namespace.set += [
+        f"pubsub.request_subscription={namespace.subscription}",
+        f"pubsub.response_topic={namespace.topic}",
+    ]
+    settings = settings_from(namespace, needs_backend=False)
+    configure_logs(settings.log.format, settings.log.level)
+
+    async def main() -> int:
+        return await replay(settings.pubsub, namespace.topic, limit=namespace.limit, quiet_s=namespace.quiet)
+
+    return run_loop(main)
+
+
 def original_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
-    """Return the attributes the request had, of our copy or of a message that Pub/Sub dead-lettered."""
+    """Return the attributes the request had, of a worker's copy or of a message that Pub/Sub dead-lettered."""
     if set(attributes) >= OURS:
         return {key.removeprefix(ORIGINAL): value for key, value in attributes.items() if key.startswith(ORIGINAL)}
     return {key: value for key, value in attributes.items() if not key.startswith(BROKERS_OWN)}
@@ -46,9 +73,9 @@ class _Replay:
     last_at: float = 0.0
 
     async def take(self, message: ReceivedMessage) -> Settlement:
-        """Send one back; over the limit it stays where it is."""
+        """Publish one again; a message over the limit stays where it is."""
         if self.limit is not None and self.sent + self.under_way >= self.limit:
-            await asyncio.Event().wait()  # kept until the drain hands it back: a nack would bring it again at once
+            await asyncio.Event().wait()  # kept until the drain nacks it: a nack now would bring it again at once
         self.under_way += 1
         self.last_at = time.monotonic()
         try:
@@ -57,7 +84,7 @@ class _Replay:
             self.failed += 1
             _log.error("replay_failed", message_id=message.message_id, error=str(error))
             if isinstance(error, ReplyRejectedError):
-                await asyncio.Event().wait()  # no later try will do better
+                await asyncio.Event().wait()  # no later attempt will do better
             return Settlement.NACK
         finally:
             self.under_way -= 1
@@ -67,7 +94,7 @@ class _Replay:
 
 async def replay(settings: PubSubSettings, topic: str, *, limit: int | None, quiet_s: float) -> int:
     """
-    Send everything back until nothing has come for `quiet_s` seconds; return the exit code.
+    Publish everything again until nothing has come for `quiet_s` seconds; return the exit code.
 
     Args:
         settings: `request_subscription` is where the copies are.

@@ -4,38 +4,30 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
+from worker.cli.arguments import at_least_one
 from worker.errors import WorkerError
 
 _STANDARD = "-"
 
 
-def add_report(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("report", help="statistics of a finished run, from the answers it wrote")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument("output", metavar="OUTPUT", help="answers, one a line; - for standard input; .gz and .zst work")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     form.add_argument("--html", metavar="FILE", help="write one page that opens offline; - for standard output")
     parser.add_argument(
         "--min-tail",
-        type=_at_least_one,
+        type=at_least_one,
         default=5,
         metavar="N",
         help="mark percentiles that fewer than N answers lie beyond (5)",
     )
-    parser.set_defaults(command=_report)
 
 
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _report(namespace: argparse.Namespace) -> int:
+def run(namespace: argparse.Namespace) -> int:
+    """Print or write the report; return 1 when the answers could not be read to the end."""
     from worker.client.report import read_report, render_page, render_text  # noqa: PLC0415 - a tenth of a second
 
     report, failure = read_report(namespace.output, min_tail=namespace.min_tail)
@@ -47,7 +39,7 @@ def _report(namespace: argparse.Namespace) -> int:
         sys.stdout.write(render_text(report))
     if failure is not None:
         sys.stdout.flush()
-        sys.stderr.write(f"inference-worker: {failure}; the report is about what stands before\n")
+        sys.stderr.write(f"inference-worker: {failure}; the report covers what stands before it\n")
         return 1
     return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.cli.memory import YOUNG_OBJECTS, tune_collector
+from worker.cli.run import YOUNG_OBJECTS, tune_collector
 
 
 @pytest.fixture(autouse=True)
@@ -52,5 +52,5 @@ def test_cycles_are_still_collected() -> None:
 
 def test_importing_tunes_nothing() -> None:
     """Only the edge of the process decides over the collector."""
-    code = "import gc, worker.cli.memory, worker.cli.main; print(gc.get_freeze_count())"
+    code = "import gc, worker.cli.run, worker.cli.main; print(gc.get_freeze_count())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"0"
