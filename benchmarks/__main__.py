@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "The simulated backend": (["benchmarks/simbackend.py"], ["--requests", "2000"]),
     "Server-sent events": (["benchmarks/sse.py"], ["--repeat", "2"]),
     "Scaling, a model": (["-m", "benchmarks.scaling"], []),
+    "The gate": (["-m", "benchmarks.gate"], ["--admissions", "5000", "--rounds", "1"]),
     "The adaptive window": (["benchmarks/window.py"], ["--seeds", "1", "--only", "short"]),
 }
 

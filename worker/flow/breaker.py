@@ -113,11 +113,6 @@ class Breaker:
         self._model_closes = 0
 
     @property
-    def state(self) -> CircuitState:
-        """The route's state."""
-        return self._route.state
-
-    @property
     def is_closed(self) -> bool:
         """Whether the route's circuit is closed, so that an attempt is no probe of it."""
         return self._route.state is CircuitState.CLOSED

@@ -80,7 +80,7 @@ def test_a_models_failure_does_not_decide_the_routes_probe(clock):
     assert probe.is_probe
     assert not breaker.allows_route()
     breaker.report(probe, BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL)
-    assert breaker.state is CircuitState.OPEN
+    assert breaker.statistics().route.state is CircuitState.OPEN
     assert breaker.allows_route()
     assert not breaker.allows_model("a")
 

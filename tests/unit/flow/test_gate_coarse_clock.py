@@ -20,7 +20,7 @@ LONGEST_WAIT_S = 10_000.0
 
 
 class CoarseClock:
-    """Each look at it takes some microseconds; it shows whole milliseconds and rounds a timer's wait to the nearest."""
+    """Reading it takes some microseconds; it shows whole milliseconds and rounds a timer's wait to the nearest."""
 
     def __init__(self, look_us: int) -> None:
         self._us = 1_000_000_400

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from tests.support.fakeclock import FakeClock, settle
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
 from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope
-from worker.flow.circuit import CircuitState
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.queue import AdmissionOrder
 from worker.flow.window.adaptive import AdaptiveWindow
@@ -139,7 +138,7 @@ def test_closing_ends_every_wait_whatever_the_state(actions):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(ACTIONS, max_size=40))
 def test_an_open_breaker_never_has_two_probes(actions):
-    """Between two reports at most one probe of the route is under way, unless the first is out of patience."""
+    """Between two reports at most one probe of the route is under way, unless the first is older than `probe_patience_s`."""
 
     async def scenario() -> None:
         world = World()
@@ -151,7 +150,7 @@ def test_an_open_breaker_never_has_two_probes(actions):
             live = {permit for permit in world.permits if permit.is_probe}
             for permit in live - started.keys():
                 started[permit] = (world.clock.now(), trips)
-            if world.breaker.state is CircuitState.CLOSED or action == ("allow_probe",):
+            if world.breaker.is_closed or action == ("allow_probe",):
                 started = dict.fromkeys(started, (float("-inf"), -1))
             recent = [p for p in live if started[p][1] == trips and world.clock.now() - started[p][0] < 30.0]
             assert len(recent) <= 1

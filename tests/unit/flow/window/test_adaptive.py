@@ -1,9 +1,13 @@
 """The rule: it grows while no request waits, shrinks once for each overload, and takes nothing else for congestion."""
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.support.driving import Driver
-from worker.flow.window.adaptive import DecreaseCheck, Outcome
+from tests.support.fakeclock import FakeClock
+from worker.flow.window.adaptive import AdaptiveWindow, DecreaseCheck, Outcome, Ticket
 
 
 def test_it_starts_small(driver):
@@ -92,7 +96,7 @@ def test_long_requests_are_not_congestion_when_their_size_is_known(driver):
 
 
 def test_long_requests_are_not_congestion_when_they_are_streamed(driver):
-    """Their first bytes come as soon as ever."""
+    """Their first bytes arrive as early as before."""
     for seconds in (1.0, 1.0, 1.0, 1.0, 600.0, 600.0, 600.0):
         tickets = driver.start(streamed=True)
         driver.clock.advance(0.1)
@@ -255,3 +259,188 @@ def test_without_a_decrease_nothing_is_undone():
     assert check.judge(9.0) is None
     check.reset()
     assert check.judge(9.0) is None
+
+
+# Refusals: one decrease for each set of requests under way, pauses, and what comes after.
+
+
+def test_a_flight_that_waited_and_is_refused_decreases_once(driver):
+    """After waiting has shrunk the window, a refusal from the same flight is not fresh."""
+    driver.flights(4, 1.0)
+    tickets = driver.start()
+    refused = tickets.pop(0)
+    driver.serve(tickets, 4.0)
+    limit = driver.window.limit
+    assert driver.window.statistics().decreases == 1
+    assert not driver.refuse(refused)
+    assert driver.window.limit == limit
+
+
+def test_where_waiting_came_first_a_refused_level_is_no_ceiling(driver):
+    """A backend that queues and then refuses is judged by its queue, so growth needs no credit there."""
+    driver.flights(4, 1.0)
+    driver.flights(3, 1.5)
+    driver.refuse(driver.start()[-1])
+    assert driver.window._refusals.allowed(10.0, 64.0) == 64.0
+
+
+def test_a_flight_of_refusals_decreases_once(driver):
+    """Only the first of them is fresh."""
+    tickets = driver.start()
+    assert [driver.refuse(ticket) for ticket in reversed(tickets)] == [True] + [False] * 7
+    statistics = driver.window.statistics()
+    assert (statistics.limit, statistics.rejected, statistics.decreases) == (7, 8, 1)
+
+
+def test_other_failures_change_nothing(driver):
+    """A backend that is down is left to the breaker."""
+    for _ in range(20):
+        for ticket in driver.start():
+            driver.window.finish(ticket, Outcome.NEUTRAL)
+    assert driver.window.limit == 8
+
+
+def test_a_pause_closes_the_window_for_exactly_its_time(driver):
+    """The window believes what it is told; a limit of the pause is set by the caller."""
+    for pause_s in (3.0, 86400.0):
+        tickets = driver.start(1)
+        driver.refuse(tickets[0], pause_s)
+        assert driver.window.opens_at() == driver.clock.now() + pause_s
+        assert not driver.window.has_room()
+        driver.clock.advance(pause_s)
+        assert driver.window.has_room()
+
+
+def test_after_a_pause_the_window_ramps_up(driver):
+    """The end of a pause causes no burst."""
+    driver.flights(4, 1.0)
+    tickets = driver.start()
+    driver.refuse(tickets[0], 5.0)
+    for ticket in tickets[1:]:
+        driver.window.finish(ticket, Outcome.NEUTRAL)
+    driver.clock.advance(5.0)
+    assert len(driver.start()) == 1
+    driver.clock.advance(1.0)
+    assert len(driver.start()) > 20
+
+
+def test_a_pause_for_a_step_above_what_is_served_closes_that_step(driver):
+    """The others, served as before, go on."""
+    driver.flights(1, 1.0)
+    tickets = driver.start()
+    driver.serve(tickets[:-1], 1.0)
+    above = driver.start()[-1]
+    driver.refuse(above, 30.0)
+    assert driver.window.statistics().closed_until is None
+
+
+def test_at_the_minimum_one_attempt_may_start(driver):
+    """Whatever is refused, an attempt must be able to show when capacity is back."""
+    for _ in range(50):
+        for ticket in driver.start():
+            driver.refuse(ticket)
+    assert driver.window.limit == 1
+    assert driver.window.has_room()
+
+
+def test_after_a_storm_it_is_back_at_once(driver):
+    """One served attempt restores what was known before everything was refused."""
+    driver.flights(4, 1.0)
+    for _ in range(20):
+        for ticket in driver.start():
+            driver.refuse(ticket)
+    assert driver.window.limit == 1
+    driver.serve(driver.start(), 1.0)
+    driver.clock.advance(1.0)
+    assert driver.window.limit == 64
+
+
+def test_the_first_byte_after_a_storm_is_enough(driver):
+    """The end of a generation need not be awaited to know that requests are accepted again."""
+    driver.flights(4, 1.0)
+    for _ in range(20):
+        for ticket in driver.start():
+            driver.refuse(ticket)
+    driver.window.first_byte(driver.start(1, streamed=True)[0])
+    driver.clock.advance(1.0)
+    assert driver.window.limit == 64
+
+
+def test_a_reopened_window_ramps_up(driver):
+    """After an outage not everything starts in the same instant."""
+    driver.flights(4, 1.0)
+    driver.window.reopen()
+    assert len(driver.start()) == 1
+    driver.clock.advance(1.0)
+    assert len(driver.start()) == 63
+
+
+# Whatever ends how and when.
+
+
+LONGEST_PAUSE_S = 60.0
+
+
+class WindowMachine(RuleBasedStateMachine):
+    """Whatever ends how and when, the window stays within its bounds, never stops for good, and counts right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.window = AdaptiveWindow(5, 2, 40, now=self.clock.now)
+        self.tickets: list[Ticket] = []
+
+    @rule(count=st.integers(1, 50), streamed=st.booleans())
+    def start(self, count: int, streamed: bool) -> None:
+        for _ in range(count):
+            if self.window.has_room():
+                self.tickets.append(self.window.start(streamed=streamed))
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome), pause_s=st.none() | st.floats(0, LONGEST_PAUSE_S))
+    def end(self, data: st.DataObject, outcome: Outcome, pause_s: float | None) -> None:
+        index = data.draw(st.integers(0, len(self.tickets) - 1))
+        work = data.draw(st.none() | st.floats(0, 1e6))
+        limit = self.window._limit.target
+        ticket = self.tickets.pop(index)
+        is_fresh = self.window.is_refusal_fresh(ticket)
+        self.window.finish(ticket, outcome, work=work, pause_s=pause_s)
+        if outcome is Outcome.OVERLOAD:
+            assert self.window._limit.target <= limit
+            assert is_fresh or self.window._limit.target == limit
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        self.window.first_byte(self.tickets[data.draw(st.integers(0, len(self.tickets) - 1))])
+
+    @rule()
+    def serve_all(self) -> None:
+        for ticket in self.tickets:
+            self.window.finish(ticket, Outcome.OK)
+        self.tickets.clear()
+
+    @rule(seconds=st.floats(0, 100))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule()
+    def reopen(self) -> None:
+        self.window.reopen()
+
+    @invariant()
+    def within_bounds(self) -> None:
+        assert 2 <= self.window.limit <= 40
+        assert self.window.in_flight == len(self.tickets)
+
+    @invariant()
+    def never_stuck(self) -> None:
+        """Without anything under way there is room now, or at an instant that is announced and no pause away."""
+        if self.window.in_flight == 0 and not self.window.has_room():
+            at = self.window.opens_at()
+            assert at is not None
+            assert 0 < at - self.clock.now() <= LONGEST_PAUSE_S + 0.001
+
+
+WindowMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+test_window_laws = WindowMachine.TestCase

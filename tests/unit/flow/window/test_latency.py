@@ -43,8 +43,8 @@ def test_long_tails_alone_are_no_waiting(clock, kind):
     assert wrong <= 3
 
 
-def test_small_answers_tell_most(clock):
-    """What a size explains is off in proportion to it; half of the rounds are right to an eightieth of the mean time."""
+def test_small_answers_weigh_most(clock):
+    """The error grows with the size; half of the rounds are right to an eightieth of the mean time."""
     rng = random.Random(5)
     meter = a_meter(rng, clock, Kind.SIZED)
     errors = []
@@ -57,7 +57,7 @@ def test_small_answers_tell_most(clock):
 
 @pytest.mark.parametrize(("kind", "off_by"), [(Kind.SIZED, 1.0), (Kind.WHOLE, 2.0), (Kind.FIRST_BYTE, 0.6)])
 def test_a_queue_is_measured_in_seconds(clock, kind, off_by):
-    """Eight seconds of waiting are read as about eight, whatever the times are made of."""
+    """Eight seconds of waiting are measured as about eight, whatever the times are made of."""
     rng = random.Random(2)
     meter = a_meter(rng, clock, kind)
     readings = []
@@ -82,7 +82,7 @@ def test_the_share_is_that_of_the_window_by_littles_law(clock):
 
 
 def test_the_best_kind_present_decides(clock):
-    """Where first bytes are reported they are what is judged."""
+    """Where first bytes are reported, they are judged."""
     meter = LatencyMeter(clock.now)
     for _ in range(8):
         meter.first_byte(0.1)
@@ -171,7 +171,7 @@ def test_the_line_finds_the_seconds_per_token():
 
 
 def test_equal_sizes_and_falling_times_have_no_slope():
-    """Where nothing can be told about sizes, they explain nothing."""
+    """Sizes from which no slope can be computed explain nothing."""
     line = SizeLine()
     assert line.slope == 0.0
     for _ in range(100):

@@ -68,7 +68,7 @@ def test_a_served_attempt_ends_the_row(clock):
 
 
 def test_an_old_answer_does_not_end_the_row(clock):
-    """Growth and mildness need an attempt that began after the evidence they override."""
+    """Only an attempt that started after the refusal is evidence against it."""
     flight = Flight(clock, 100.0)
     old = flight.next_number()
     flight.refuse(in_flight=100)
@@ -124,7 +124,7 @@ def test_credit_does_not_pile_up(clock):
 
 
 def test_a_refusal_is_risked_now_and_then_without_credit(clock):
-    """With few answers the way up must not stay shut for hours."""
+    """With few answers the limit must not stay low for hours."""
     flight = Flight(clock, 33.0)
     flight.serve(in_flight=32)
     flight.refuse(in_flight=33)
@@ -151,7 +151,7 @@ def test_where_waiting_warns_there_is_no_ceiling(clock):
 
 
 def test_a_storm_is_forgotten_when_it_is_over(clock):
-    """A row in which even a lone attempt was refused was no matter of how many: back to the limit before it."""
+    """A row in which even a lone attempt was refused was not caused by their number: the limit before it is restored."""
     flight = Flight(clock, 40.0)
     flight.serve(in_flight=40)
     for in_flight in (40, 30, 12, 4, 1, 1):
@@ -171,7 +171,7 @@ def test_a_row_that_did_not_come_far_down_is_remembered(clock):
 
 
 def test_a_limit_restored_by_mistake_costs_one_refusal(clock):
-    """A capacity that really fell to less than an eighth is above what was served then: the limit is there at once."""
+    """A capacity that really fell to less than an eighth is refused above what was served then, and found at once."""
     flight = Flight(clock, 64.0)
     flight.serve(in_flight=64)
     for in_flight in (64, 48, 24, 8):

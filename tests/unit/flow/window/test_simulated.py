@@ -49,7 +49,7 @@ def test_the_backends_queue_is_not_filled():
 
 
 def test_an_outage_leaves_the_window_as_it_was():
-    """Refused connections are the breaker's affair: full use within five seconds of the recovery."""
+    """Refused connections are left to the breaker: full use within five seconds of the recovery."""
     phases = (Phase(seconds=10, capacity=32), Phase(seconds=30, capacity=0), Phase(seconds=10, capacity=32))
     result = run(Scenario(name="test", sizes="short", phases=phases, queue=1.0))
     assert result.rejected == 0
@@ -76,6 +76,6 @@ def test_the_simulated_backend_does_what_a_backend_can():
 
 
 def test_a_rule_that_does_not_measure_waiting_fills_the_queue():
-    """What the comparison is about can be seen in it."""
+    """The comparison shows what it is meant to show."""
     aibrix = Simulation(short(queue=math.inf), AIBrix, 0).run()
     assert aibrix.mean_wait_s > 5 * run(short(queue=math.inf)).mean_wait_s
