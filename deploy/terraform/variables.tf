@@ -68,7 +68,7 @@ variable "ack_deadline_seconds" {
 }
 
 variable "minimum_backoff_seconds" {
-  description = "Wait before the first redelivery of a message that was handed back; doubles with each."
+  description = "Wait before the first redelivery of a nacked message; doubles with every further nack."
   type        = number
   default     = 10
 
