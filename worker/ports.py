@@ -45,7 +45,7 @@ class BackendRequest:
     timeout_s: float | None = None
     """What is left until the request's deadline; `None` for the route's own limit alone."""
     resume_point: ResumePoint | None = None
-    """What an earlier try had generated; the backend goes on from it if it can, and starts anew otherwise."""
+    """What an earlier attempt had generated; the backend goes on from it if it can, and starts anew otherwise."""
     on_connected: Callable[[], None] | None = None
     """Called when a connection stands and the request is on its way, for each request that is sent; must not raise."""
     on_first_token: Callable[[], None] | None = None
@@ -87,9 +87,9 @@ class AttemptResult:
     partial: bytes | None = None
     """What came of an answer that is not whole, as a JSON object of the answer's shape; `None` when nothing did."""
     resume_point: ResumePoint | None = None
-    """What another try can go on from; `None` when it would have to start anew."""
+    """What another attempt can go on from; `None` when it would have to start anew."""
     salvaged_tokens: int | None = None
-    """Tokens of an earlier try that this answer begins with; `None` when it was generated in one go."""
+    """Tokens of an earlier attempt that this answer begins with; `None` when it was generated in one go."""
     _usage: Usage | None = field(default=None, init=False, repr=False, compare=False)
 
     @property

@@ -22,7 +22,7 @@ from worker.wire.body import RequestBody
 
 @contextlib.asynccontextmanager
 async def full_backlog() -> AsyncIterator[str]:
-    """An address where the kernel drops every further SYN: nobody accepts and the queue is full."""
+    """An address where the kernel drops every further SYN: nothing accepts and the queue is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -43,7 +43,7 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_refused_connection_was_not_sent(scheme: str) -> None:
-    """Nobody listens."""
+    """Nothing listens."""
     attempt = Attempt(f"{scheme}://127.0.0.1:{free_port()}")
     error = await attempt.fail()
     assert attempt.outcome(error) == (Fault.CONNECT, Phase.CONNECT, None)
@@ -130,11 +130,11 @@ async def test_no_response_is_a_lost_connection(script: Script) -> None:
     async with raw_server(script) as server:
         attempt = Attempt(server.url)
         assert attempt.outcome(await attempt.fail()) == (Fault.CONNECTION_LOST, Phase.HEADERS, None)
-        assert server.connections == 1  # nothing below us tries again
+        assert server.connections == 1  # nothing below the backend sends it again
 
 
 async def test_a_kept_connection_that_was_closed_meanwhile_is_lost_and_not_retried() -> None:
-    """Whether the second request arrived nobody knows, so it is not sent again by a library."""
+    """The second request may have arrived, so no library sends it again."""
 
     async def once(connection: Connection) -> None:
         await connection.read_request()
@@ -201,7 +201,7 @@ async def test_a_request_that_was_not_sent_to_its_end_is_told_apart(script: Scri
 
 
 async def test_a_timeout_closes_the_connection() -> None:
-    """What nobody waits for is not left running where the server can notice."""
+    """An attempt that ended leaves no connection that the server could notice."""
     async with raw_server(hangs) as server:
         await Attempt(server.url, {"first_byte_s": 0.05}).fail()
         await until(lambda: server.closed_by_peer)

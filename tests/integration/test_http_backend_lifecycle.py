@@ -99,7 +99,7 @@ async def test_a_probe_asks_the_health_path(status: str, verdict: bool, open_bac
 
 
 async def test_a_probe_never_raises(open_backend: Open) -> None:
-    """Nobody there, garbage or a reset are `False`; no health path is `None`."""
+    """No server, garbage or a reset are `False`; no health path is `None`."""
 
     async def garbage(connection: Connection) -> None:
         await connection.read_request()
@@ -169,7 +169,7 @@ async def test_another_transport_may_be_handed_in(error: Exception, fault: Fault
 
 @pytest.mark.parametrize("size", [2, SLICE_BYTES + 1])
 async def test_another_transport_gets_a_request_that_lacks_nothing(size: int) -> None:
-    """Every header that stands on the wire, the whole body, the limits of connecting; nobody adds to it later."""
+    """Every header that stands on the wire, the whole body, the limits of connecting; nothing is added later."""
     transport = OtherTransport(httpx.Response(200, content=b"{}"))
     settings = {"name": "r", "base_url": "http://h:8000/v1", "api_key": "sk-1", "timeouts": {"connect_s": 3}}
     backend = HttpBackend(RouteSettings.model_validate(settings), transport)

@@ -79,7 +79,7 @@ async def test_a_packed_body_is_handed_over_unpacked(transport: AiohttpTransport
 
 
 async def test_a_body_that_is_not_read_costs_the_connection(transport: AiohttpTransport) -> None:
-    """Closing the response waits for nobody."""
+    """Closing the response does not wait for the server."""
 
     async def begin(connection: Connection) -> None:
         await connection.read_request()

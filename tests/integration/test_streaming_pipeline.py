@@ -82,7 +82,7 @@ async def test_out_of_tries_the_partial_goes_out(sim: SimBackend, open_backend: 
 
 @pytest.mark.parametrize("kind", BREAKS)
 async def test_a_retry_says_nothing_twice(sim: SimBackend, open_backend: Open, kind: str) -> None:
-    """After a redelivery the answer is the whole one and its tokens are those of the last try."""
+    """After a redelivery the answer is the whole one and its tokens are those of the last attempt."""
     expected = await whole(open_backend, sim)
     await sim.control({"mode": "stream", "break": kind, "after_events": 8, "count": 1})
     pipeline = pipeline_of(open_backend, sim)
@@ -120,7 +120,7 @@ async def test_a_broken_stream_is_continued(
 
 
 async def test_it_is_continued_more_than_once(sim: SimBackend, open_backend: Open) -> None:
-    """Each try adds its part."""
+    """Each attempt adds its part."""
     expected = await whole(open_backend, sim)
     await sim.control({"mode": "stream", "break": "rst", "after_events": 8, "count": 2})
     pipeline = pipeline_of(open_backend, sim, continuation="vllm")
@@ -145,7 +145,7 @@ async def test_out_of_tries_all_parts_go_out(sim: SimBackend, open_backend: Open
 
 @pytest.mark.parametrize("dialect", ["openai", "azure"])
 async def test_a_server_that_refuses_starts_anew(sim: SimBackend, open_backend: Open, dialect: str) -> None:
-    """The same try then asks for the whole answer, and gets it."""
+    """The same attempt then asks for the whole answer, and gets it."""
     await sim.control({"settings": {"dialect": dialect}})
     expected = await whole(open_backend, sim)
     await sim.control({"mode": "stream", "break": "rst", "after_events": 8, "count": 1})
@@ -157,7 +157,7 @@ async def test_a_server_that_refuses_starts_anew(sim: SimBackend, open_backend: 
 
 
 async def test_what_is_not_text_starts_anew(sim: SimBackend, open_backend: Open) -> None:
-    """Thoughts cannot be put into a message: the message is handed back."""
+    """Thoughts cannot be put into a message: the delivery is nacked."""
     await sim.control({"settings": {"reasoning_tokens": 4}})
     await sim.control({"mode": "stream", "break": "rst", "after_events": 8, "count": 1})
     pipeline = pipeline_of(open_backend, sim, continuation="vllm")
@@ -166,7 +166,7 @@ async def test_what_is_not_text_starts_anew(sim: SimBackend, open_backend: Open)
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_what_was_salvaged_outlives_other_failures(sim: SimBackend, open_backend: Open, status: int) -> None:
-    """The try that was to go on was answered with an error: the one after it goes on."""
+    """The attempt that was to go on was answered with an error: the one after it goes on."""
     expected = await whole(open_backend, sim)
     broken = {"mode": "stream", "break": "rst", "after_events": 8, "count": 1}
     error = {"error": {"message": "no", "type": "t", "param": None, "code": None}}

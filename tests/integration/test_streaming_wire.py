@@ -78,7 +78,7 @@ async def test_the_request_is_the_given_one_with_two_more_keys(open_backend: Ope
 
 
 async def test_what_asks_for_a_stream_itself_is_sent_byte_for_byte(open_backend: Open) -> None:
-    """Also with spaces nobody else would put there."""
+    """Also with white space in unusual places."""
     body = b'{ "stream" :true , "stream_options": {"include_usage":true}, "messages":[] } '
     async with raw_server(replies(stream(*WHOLE))) as server:
         await invoke(open_backend(server.url), CHAT, body)
@@ -130,7 +130,7 @@ async def test_a_stream_under_another_name_is_a_stream(content_type: str, open_b
     assert (text(result), result.stream_usage) == ("Hello", {"prompt_tokens": 3, "completion_tokens": 2})
 
 
-async def test_a_stream_nobody_asked_for_is_assembled(open_backend: Open) -> None:
+async def test_a_stream_that_was_not_asked_for_is_assembled(open_backend: Open) -> None:
     """Some servers know nothing else."""
     async with raw_server(replies(stream(*WHOLE))) as server:
         result = await invoke(open_backend(server.url, stream="never"), CHAT, BODY)
@@ -145,7 +145,7 @@ async def test_what_cannot_be_assembled_stays_what_it_is(open_backend: Open) -> 
 
 
 async def test_a_compressed_stream_is_unpacked(open_backend: Open) -> None:
-    """Nobody asked for it, some proxies do it anyway."""
+    """Some proxies compress although that was not asked for."""
     packed = gzip.compress(b"".join(WHOLE))
     pieces = [packed[at : at + 20] for at in range(0, len(packed), 20)]
     async with raw_server(replies(stream(*pieces, extra="Content-Encoding: gzip\r\n"))) as server:
@@ -268,7 +268,7 @@ async def test_a_completion_is_continued_on_any_server(open_backend: Open) -> No
 
 
 async def test_what_was_salvaged_survives_a_server_that_is_away(open_backend: Open) -> None:
-    """A refused connection leaves it for the next try, and for the answer if there is none."""
+    """A refused connection leaves it for the next attempt, and for the answer if there is none."""
     backend, result = open_backend("http://127.0.0.1:1", continuation="vllm"), AttemptResult()
     request = BackendRequest(path=CHAT, body=RequestBody(BODY), resume_point=ResumePoint(text="Hel", tokens=1))
     with pytest.raises(BackendError) as caught:

@@ -6,8 +6,8 @@ no client around it.  Any other `httpx.AsyncBaseTransport` may take its place.  
 route is prepared once.
 
 One attempt is one call of `invoke`, and one request unless the server refuses a form of streaming before it generates
-anything (`negotiation`).  An answer that comes as a stream is assembled by `streaming`.  Which phase an attempt reached
-is told by the kind of exception; the difference decides whether a GPU may have worked.
+anything (`negotiation`).  An answer that comes as a stream is assembled by `streams.reading`.  The kind of an exception
+tells which phase an attempt reached, and so whether a GPU may have worked.
 
 Source: https://www.python-httpx.org/exceptions/.  ADR 0001 has the reasons for httpx's API without its client.
 """
@@ -112,7 +112,11 @@ class HttpBackend:
         return self._negotiator.form(endpoint_of(path), body) is not Form.UNARY
 
     async def invoke(self, request: BackendRequest, result: AttemptResult) -> None:
-        """Make one attempt and fill the result; see `worker.ports.Backend.invoke`."""
+        """
+        Make one attempt and fill the result; see `worker.ports.Backend.invoke`.
+
+        Cancellation: closes the connection; what came is in the result.
+        """
         result.started = time.monotonic()
         limit = self._timeouts.total_s if request.timeout_s is None else min(self._timeouts.total_s, request.timeout_s)
         timer = AttemptTimer(self._timeouts, limit)
@@ -120,9 +124,9 @@ class HttpBackend:
             plan = self._negotiator.plan(request)
             async with timer:
                 while True:
-                    plan.begin(result)
+                    plan.reset(result)
                     await self._exchange(request, plan, result, timer)
-                    if not plan.retreat(result):
+                    if not plan.fall_back(result):
                         break
             result.phase = Phase.PARSE
         except BackendError:
@@ -191,7 +195,11 @@ class HttpBackend:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def probe(self) -> bool | None:
-        """See `worker.ports.Backend.probe`."""
+        """
+        Ask the health path; see `worker.ports.Backend.probe`.
+
+        Cancellation: leaves nothing behind.
+        """
         if self._health_url is None:
             return None
         try:
@@ -204,7 +212,11 @@ class HttpBackend:
         return is_success(response.status_code)
 
     async def aclose(self) -> None:
-        """Close every connection; idempotent."""
+        """
+        Close every connection; idempotent.
+
+        Cancellation: connections may stay open until the process ends; call it again.
+        """
         await self._transport.aclose()
 
 

@@ -1,7 +1,7 @@
 """
 Settings of one backend, and of the routes that lead to several.
 
-Part of `worker.settings.schema`, which says how they are read; nobody else imports this module.
+Part of `worker.settings.schema`, which says how they are read, and imported only there.
 """
 
 from collections.abc import Iterable
@@ -126,8 +126,8 @@ class BackendSettings(Section):
     also with tools, log probabilities and several choices, and a refusal is the answer.  `never`: none.  See
     docs/streaming.md."""
     continuation: ContinuationMode = "off"
-    """Whether a try after a broken stream goes on from the text that came, instead of generating it again.  `vllm`,
-    `sglang`: in that server's own way, for chats and completions; `prompt`: completions only, on any server."""
+    """Whether the attempt after a broken stream goes on from the text that came, instead of generating it again.
+    `vllm`, `sglang`: in that server's own way, for chats and completions; `prompt`: completions only, on any server."""
     max_response_bytes: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 64_000_000
     """A longer response, of a stream all its events together, is cut off and answered as an error; bounds memory."""
 

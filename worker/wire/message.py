@@ -167,7 +167,7 @@ def _find_repeated(data: bytes, fields: Mapping[str, bytes]) -> str | None:
     """
     Return a key that stands twice in a valid object, `None` when there is none.
 
-    Of such a key the parser kept the last value; which one the requester meant nobody knows
+    Of such a key the parser kept the last value; which one the requester meant cannot be known
     (https://datatracker.ietf.org/doc/html/rfc8259#section-4).  The values need no second parse: walking over the ones
     that were kept must lead exactly to the end.
     """

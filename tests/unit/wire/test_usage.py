@@ -63,7 +63,7 @@ def test_usage_is_read_by_either_name(usage: dict[str, object], expected: Usage)
     ids=lambda body: repr(body[:30]),
 )
 def test_what_cannot_be_read_is_no_usage(body: bytes) -> None:
-    """Nonsense in an answer is nobody's error: there is just no count."""
+    """Nonsense in an answer is no error: there is just no count."""
     assert read_usage(body) is None
 
 

@@ -153,7 +153,11 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         return httpx.Response(response.status, headers=headers, stream=_Body(response, request), request=request)
 
     async def aclose(self) -> None:
-        """Close every connection; idempotent."""
+        """
+        Close every connection; idempotent.
+
+        Cancellation: connections may stay open until the process ends; call it again.
+        """
         if self._session is not None:
             await self._session.close()
 
@@ -179,7 +183,11 @@ class _Body(httpx.AsyncByteStream):
         return chunk
 
     async def aclose(self) -> None:
-        """Give the connection back, or close it if not everything was read."""
+        """
+        Return the connection to the pool, or close it if not everything was read.
+
+        Cancellation: the connection is released all the same.
+        """
         self._response.release()
         try:
             await self._response.wait_for_close()

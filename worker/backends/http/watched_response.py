@@ -1,11 +1,12 @@
 """
-An aiohttp response that tells when its request is on its way, and whose body fails when its connection ends.
+An aiohttp response that says when its request is on its way, and whose body fails when its connection ends.
 
-It begins to exist when a connection stands and the request was handed to it, long before any answer; whoever wants to
-know that leaves a function in `on_connected`, the session in between having no place for one.
+aiohttp makes the response object when a connection stands and the request was handed to it, long before any answer.
+The function in `on_connected` is called at that moment; a context variable, because the session between the transport
+and the response has no place for an argument.
 
 aiohttp 3.14's C parser forgets the body when its framing turns out to be broken after the headers were delivered (an
-illegal chunk header, say): the connection is closed, and whoever reads the body waits for ever.  So the end of the
+illegal chunk header, say): the connection is closed, and the reader of the body waits for ever.  So the end of the
 connection is watched, and a body that then has neither ended nor failed is failed here.
 
 One watch per connection, not per response: a kept connection sees thousands.  A response that was complete with its
@@ -72,7 +73,7 @@ class WatchedResponse(aiohttp.ClientResponse):
             if closed is not None:
                 closed.add_done_callback(watch)
         watch.content = self.content
-        if closed is None:  # it ended before anybody asked
+        if closed is None:  # it ended before it was asked for
             watch.fail()
         self.content.on_eof(watch.forget)
         return self

@@ -4,7 +4,7 @@ Going on where a stream broke: the request that continues a text instead of gene
 Pure.  Only plain text can be continued, by servers that leave the last message open (`continue_final_message` of vLLM
 and SGLang), or in completions by appending it to the prompt.  What makes a server start over or count anew (a grammar,
 tools, several choices, an echoed prompt) is not continued.  The operator says by `continuation` that the server can:
-one that ignores the keys would begin a second answer, which nobody could tell from a continuation.
+one that ignores the keys would begin a second answer, which cannot be told from a continuation.
 
 Source: https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/openai/protocol.py (both keys, which exclude
 each other there), https://github.com/sgl-project/sglang/blob/main/python/sglang/srt/entrypoints/openai/serving_chat.py
@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from worker.backends.request.stream import Call, Form, choices_of, form_changes, maker
+from worker.backends.request.stream import Call, Form, accumulator_maker, choices_of, form_changes
 from worker.backends.streams.accumulator import Accumulator
 from worker.ports import ResumePoint
 from worker.settings.schema import ContinuationMode
@@ -83,7 +83,7 @@ def continue_call(
     return Call(
         body=body.with_changes(changes),
         form=form,
-        new_accumulator=maker(endpoint, body, prefix={0: resume_point.text}),
+        new_accumulator=accumulator_maker(endpoint, body, prefix={0: resume_point.text}),
         salvaged_tokens=resume_point.tokens,
     )
 

@@ -1,9 +1,10 @@
 """
-What a server can be asked for: forms of a request, from the best one down to what it takes.
+In which form a request is sent when a server refuses some: from the best form down to one that it accepts.
 
 A server that cannot stream, or does not know `stream_options`, says so with a 400 before it has generated anything.
-The same attempt then asks in the next lower form, and what a server did take is remembered by API and model, since
-behind one gateway models differ.  A guess corrects itself: if the lower form is refused as well, it was not the form.
+The same attempt then asks in the next lower form.  A form that was accepted is remembered by API and model, since the
+models behind one gateway differ.  A wrong guess teaches nothing: if the lower form is refused as well, the form was
+not the reason.
 
 Source: OpenAI refuses streams of some models to some organisations with `param: stream`,
 https://github.com/lobehub/lobehub/issues/9385.
@@ -41,7 +42,7 @@ Key = tuple[Endpoint, bytes]
 
 class Negotiator:
     """
-    Chooses the form of every attempt against one backend and remembers what it refused.
+    Chooses the form of every attempt against one backend and remembers which forms it refused.
 
     Args:
         name: Of the route, for the log.
@@ -54,7 +55,7 @@ class Negotiator:
         self.stream = stream
         self.continuation = continuation
         self._best: dict[Key, Form] = {}
-        self._told: set[Key] = set()
+        self._logged: set[Key] = set()
 
     def plan(self, request: BackendRequest) -> "Plan":
         """Return the plan of one attempt."""
@@ -66,17 +67,17 @@ class Negotiator:
         return wanted if wanted is Form.UNARY else min(wanted, self._best.get(_key(endpoint, body), wanted))
 
     def remember(self, key: Key, form: Form, reason: str) -> None:
-        """Note that the server took no better form than this one."""
+        """Note that the server accepted no better form than this one."""
         if len(self._best) >= MAX_REMEMBERED:
             self._best.clear()
         self._best[key] = form
         refused = "stream_options" if form is Form.STREAM else "stream"
         _log.warning("streaming_refused", **self._line(key), refused=refused, error=reason)
 
-    def tell_refused_continuation(self, key: Key, reason: str) -> None:
-        """Write down, once for each API and model, that a text was not continued."""
-        if key not in self._told and len(self._told) < MAX_REMEMBERED:
-            self._told.add(key)
+    def note_refused_continuation(self, key: Key, reason: str) -> None:
+        """Log, once for each API and model, that a text was not continued."""
+        if key not in self._logged and len(self._logged) < MAX_REMEMBERED:
+            self._logged.add(key)
             _log.warning("continuation_refused", **self._line(key), error=reason)
 
     def _line(self, key: Key) -> Mapping[str, str]:
@@ -86,7 +87,7 @@ class Negotiator:
 
 class Plan:
     """
-    One attempt's requests, one after the other until the server takes one.
+    One attempt's requests, one after the other until the server accepts one.
 
     Attributes:
         call: What is to be sent now.
@@ -99,18 +100,17 @@ class Plan:
         self._refusal: str | None = None
         self.call = self._first(negotiator.form(self._endpoint, request.body))
 
-    def begin(self, result: AttemptResult) -> None:
-        """Make the result ready for the call: nothing of an answer to an earlier one stays in it."""
+    def reset(self, result: AttemptResult) -> None:
+        """Clear the result of an earlier call's answer; what a continuation goes on from stays in it."""
         result.status, result.headers, result.body, result.is_whole = None, {}, b"", False
         result.partial, result.resume_point, result.salvaged_tokens = None, None, None
         if self.call.salvaged_tokens is not None:
-            # Whatever happens to this call, what it goes on from is not lost by it.
             prefix = self.call.new_accumulator()
             result.partial = encode_partial(prefix) if prefix is not None else None
             result.resume_point = self._request.resume_point
 
-    def retreat(self, result: AttemptResult) -> bool:
-        """Take the next lower form if the answer refuses this one; returns whether there is something to send."""
+    def fall_back(self, result: AttemptResult) -> bool:
+        """Fall back to the next lower form if the answer refuses this one; returns whether there is a call to send."""
         if self.call.form is Form.UNARY:
             self._learn(result)
             return False
@@ -152,12 +152,12 @@ class Plan:
         if result.streamed or not (is_good or result.status in _REFUSALS):
             return False
         reason = "no stream" if is_good else _message_of(result)
-        self._negotiator.tell_refused_continuation(_key(self._endpoint, self._request.body), reason)
+        self._negotiator.note_refused_continuation(_key(self._endpoint, self._request.body), reason)
         self.call = build_call(self._endpoint, self._request.body, self.call.form)
         return True
 
     def _lower_form(self, result: AttemptResult) -> Form | None:
-        """Return the form to try instead when the answer blames this one."""
+        """Return the form to ask for instead when the answer names this one as its reason."""
         if result.status not in _REFUSALS:
             return None
         facts = normalise(result.status, result.headers, result.body)
@@ -172,7 +172,7 @@ class Plan:
         return form
 
     def _learn(self, result: AttemptResult) -> None:
-        """Remember a lower form that was taken."""
+        """Remember a lower form that was accepted."""
         if self._refusal is not None and is_success(result.status):
             self._negotiator.remember(_key(self._endpoint, self._request.body), self.call.form, self._refusal[:300])
 

@@ -67,7 +67,7 @@ class Call:
     new_accumulator: Callable[[], Accumulator | None] = lambda: None
     """Makes what assembles the answer, should it come as a stream; returns `None` where nothing can."""
     salvaged_tokens: int | None = None
-    """Of the try that this one goes on from; `None` when it starts anew."""
+    """Of the attempt that this one goes on from; `None` when it starts anew."""
 
 
 def wanted_form(mode: StreamMode, endpoint: Endpoint, body: RequestBody) -> Form:
@@ -123,10 +123,10 @@ def form_changes(form: Form, endpoint: Endpoint, body: RequestBody) -> dict[str,
 def build_call(endpoint: Endpoint, body: RequestBody, form: Form) -> Call:
     """Return the call for a request that starts anew."""
     changes = form_changes(form, endpoint, body)
-    return Call(body=body.with_changes(changes), form=form, new_accumulator=maker(endpoint, body))
+    return Call(body=body.with_changes(changes), form=form, new_accumulator=accumulator_maker(endpoint, body))
 
 
-def maker(
+def accumulator_maker(
     endpoint: Endpoint, body: RequestBody, prefix: Mapping[int, str] | None = None
 ) -> Callable[[], Accumulator | None]:
     """Return what makes the accumulator of a request; usage is left out if the request itself streams without it."""

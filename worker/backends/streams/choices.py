@@ -86,7 +86,7 @@ class ChoicesAccumulator(Accumulator):
             choices: How many choices the request asks for; fewer are not a complete answer.
             keep_usage: Whether the result has a `usage`.  An unstreamed answer always has one; `False` is for a request
                 that asked for a stream without `stream_options.include_usage`.
-            prefix: Text by choice index that an earlier try generated and this one continues.
+            prefix: Text by choice index that an earlier attempt generated and this one continues.
         """
         super().__init__()
         self._expected = choices

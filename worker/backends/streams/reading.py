@@ -64,7 +64,7 @@ class StreamedAnswer:
         accumulator: Assembles it.
         result: Filled in place.
         max_bytes: Limit of all events together.
-        resume_point: What an answer that ended as it did leaves for another try.
+        resume_point: What an answer that ended as it did leaves for another attempt.
         clock: Monotonic seconds, as of `result.started`.
     """
 

@@ -8,7 +8,7 @@ nothing else.  `benchmarks/sse.py` shows what it is worth.
 
 Log probabilities are most of the bytes where they are asked for, and the worker has no use for them: their entries are
 checked for being JSON and kept as they came (`msgspec.Raw`), so that they stand in the answer byte for byte.  The one
-thing that msgspec does not check in what it only passes on is UTF-8, so whoever decodes has to.
+thing that msgspec does not check in what it only passes on is UTF-8, so the decoding side has to.
 """
 
 from typing import Any

@@ -103,7 +103,7 @@ async def test_without_a_limit_of_the_first_sign_the_total_holds() -> None:
 
 @virtual_time
 async def test_what_was_stopped_never_ends_by_itself() -> None:
-    """The answer is there; whoever waits again all the same is bounded again."""
+    """The answer is there; a wait that begins afterwards is bounded again."""
     timer = AttemptTimer(LIMITS, 5000)
     async with timer:
         timer.restart_idle()

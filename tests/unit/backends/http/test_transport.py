@@ -1,4 +1,4 @@
-"""A prepared request: the same as httpx's own, whoever looks at it and whoever does not."""
+"""A prepared request is the same as httpx's own, whether its headers were asked for or not."""
 
 from collections.abc import Mapping
 
@@ -37,7 +37,7 @@ def test_one_requests_own_headers_come_before_those_of_all():
 
 
 def test_what_was_changed_in_the_headers_is_sent():
-    """Whoever looks may also write, into the headers or in their place; of this request alone."""
+    """The headers may be changed or replaced; those of this request alone."""
     request = a_request()
     request.headers["x-team"] = "c"
     request.headers["x-new"] = "d"

@@ -65,13 +65,13 @@ def test_a_server_that_refuses_streams_is_asked_for_a_whole_answer(refusal: Atte
     known = negotiator()
     plan = known.plan(a_request())
     assert sent(plan) == STREAMED
-    assert plan.retreat(refusal)
+    assert plan.fall_back(refusal)
     assert sent(plan) == {}
-    assert not plan.retreat(answered(200))
+    assert not plan.fall_back(answered(200))
     for _ in range(2):
         later = known.plan(a_request())
         assert sent(later) == {}
-        assert not later.retreat(answered(200))
+        assert not later.fall_back(answered(200))
     assert [line["refused"] for line in logs] == ["stream"]
     assert form(known, a_request()) is Form.UNARY
 
@@ -84,9 +84,9 @@ def test_a_server_that_refuses_stream_options_streams_without(
     """The tokens are then unknown, the rest is as good."""
     known = negotiator(mode)
     plan = known.plan(a_request())
-    assert plan.retreat(refusal)
+    assert plan.fall_back(refusal)
     assert sent(plan) == {"stream": True}
-    assert not plan.retreat(answered(200, streamed=True))
+    assert not plan.fall_back(answered(200, streamed=True))
     assert sent(known.plan(a_request())) == {"stream": True}
     assert [line["refused"] for line in logs] == ["stream_options"]
     assert form(known, a_request()) is Form.STREAM
@@ -95,16 +95,16 @@ def test_a_server_that_refuses_stream_options_streams_without(
 def test_one_refusal_after_the_other() -> None:
     """First the options, then the stream: the third request is the plain one."""
     plan = negotiator().plan(a_request(stream=True))
-    assert plan.retreat(REFUSES_OPTIONS[0])
-    assert plan.retreat(REFUSES_STREAMS[0])
+    assert plan.fall_back(REFUSES_OPTIONS[0])
+    assert plan.fall_back(REFUSES_STREAMS[0])
     assert sent(plan) == {}
-    assert not plan.retreat(REFUSES_STREAMS[0])
+    assert not plan.fall_back(REFUSES_STREAMS[0])
 
 
 def test_always_takes_the_refusal_for_the_answer() -> None:
     """The operator wants streams or nothing."""
     plan = negotiator("always").plan(a_request())
-    assert not plan.retreat(REFUSES_STREAMS[0])
+    assert not plan.fall_back(REFUSES_STREAMS[0])
     assert sent(plan) == STREAMED
 
 
@@ -117,15 +117,15 @@ def test_a_refusal_for_another_reason_is_the_answer() -> None:
         answered(401, "stream"),
         answered(200, "stream"),
     ]:
-        assert not negotiator().plan(a_request()).retreat(result)
+        assert not negotiator().plan(a_request()).fall_back(result)
 
 
 def test_a_wrong_guess_is_not_remembered(logs: list[Any]) -> None:
     """An error that only mentions streams, a prompt echoed in it for example, comes again for the whole answer."""
     known = negotiator()
     plan = known.plan(a_request())
-    assert plan.retreat(answered(400, "bad input: 'how do I stream a film?'"))
-    assert not plan.retreat(answered(400, "bad input: 'how do I stream a film?'"))
+    assert plan.fall_back(answered(400, "bad input: 'how do I stream a film?'"))
+    assert not plan.fall_back(answered(400, "bad input: 'how do I stream a film?'"))
     assert sent(known.plan(a_request())) == STREAMED
     assert logs == []
 
@@ -135,8 +135,8 @@ def test_a_server_that_then_fails_has_not_taken_anything(status: int) -> None:
     """It is asked for a stream the next time."""
     known = negotiator()
     plan = known.plan(a_request())
-    assert plan.retreat(REFUSES_STREAMS[0])
-    assert not plan.retreat(answered(status))
+    assert plan.fall_back(REFUSES_STREAMS[0])
+    assert not plan.fall_back(answered(status))
     assert sent(known.plan(a_request())) == STREAMED
 
 
@@ -144,8 +144,8 @@ def test_models_and_apis_are_remembered_apart() -> None:
     """Behind one gateway one model may stream and another one not."""
     known = negotiator()
     plan = known.plan(a_request())
-    plan.retreat(REFUSES_STREAMS[0])
-    plan.retreat(answered(200))
+    plan.fall_back(REFUSES_STREAMS[0])
+    plan.fall_back(answered(200))
     assert sent(known.plan(a_request(model="other")))["stream"] is True
     assert sent(known.plan(a_request("/v1/completions", prompt="x")))["stream"] is True
 
@@ -155,8 +155,8 @@ def test_what_is_remembered_is_bounded() -> None:
     known = negotiator()
     for number in range(MAX_REMEMBERED + 10):
         plan = known.plan(a_request(model=f"m{number}"))
-        plan.retreat(REFUSES_STREAMS[0])
-        plan.retreat(answered(200))
+        plan.fall_back(REFUSES_STREAMS[0])
+        plan.fall_back(answered(200))
     assert len(known._best) <= MAX_REMEMBERED
 
 
@@ -175,7 +175,7 @@ def test_a_body_that_is_no_object_is_sent_as_it_is() -> None:
     """The server will say what is wrong with it; there is nothing to retreat to."""
     plan = negotiator().plan(BackendRequest(path=CHAT, body=RequestBody(b"nonsense")))
     assert plan.call.body == b"nonsense"
-    assert not plan.retreat(REFUSES_STREAMS[0])
+    assert not plan.fall_back(REFUSES_STREAMS[0])
 
 
 # Going on from a text
@@ -186,7 +186,7 @@ def test_a_continuation_is_sent_and_its_text_is_safe_before_anything_comes() -> 
     plan = negotiator("auto", "vllm").plan(a_request(resume_point=RESUME_POINT))
     assert sent(plan)["continue_final_message"] is True
     result = AttemptResult(status=503, headers={"a": "b"}, body=b"old")
-    plan.begin(result)
+    plan.reset(result)
     assert (result.status, result.headers, result.body, result.resume_point) == (None, {}, b"", RESUME_POINT)
     assert json.loads(result.partial or b"")["choices"][0]["message"]["content"] == "Hel"
 
@@ -197,23 +197,23 @@ def test_a_server_that_refuses_to_go_on_is_asked_anew(refusal: AttemptResult, lo
     known = negotiator("auto", "vllm")
     for _ in range(2):
         plan = known.plan(a_request(resume_point=RESUME_POINT))
-        assert plan.retreat(refusal)
+        assert plan.fall_back(refusal)
         assert (sent(plan), plan.call.salvaged_tokens) == (STREAMED, None)
         result = AttemptResult()
-        plan.begin(result)
+        plan.reset(result)
         assert (result.partial, result.resume_point) == (None, None)
         accumulator = plan.call.new_accumulator()
         assert accumulator is not None
         accumulator.feed_all([event(delta(content="New")), event(delta("stop"))])
         assert json.loads(accumulator.result())["choices"][0]["message"]["content"] == "New"
-        assert not plan.retreat(answered(200, streamed=True))
+        assert not plan.fall_back(answered(200, streamed=True))
     assert [line["event"] for line in logs] == ["continuation_refused"]
 
 
 def test_a_whole_answer_to_a_continuation_is_none() -> None:
     """It would be the rest without its beginning: the request starts anew."""
     plan = negotiator("auto", "vllm").plan(a_request(resume_point=RESUME_POINT))
-    assert plan.retreat(answered(200, streamed=False))
+    assert plan.fall_back(answered(200, streamed=False))
     assert sent(plan) == STREAMED
 
 
@@ -221,7 +221,7 @@ def test_a_whole_answer_to_a_continuation_is_none() -> None:
 def test_other_ends_of_a_continuation_are_its_end(result: AttemptResult) -> None:
     """What fails for another reason is continued the next time."""
     plan = negotiator("auto", "vllm").plan(a_request(resume_point=RESUME_POINT))
-    assert not plan.retreat(result)
+    assert not plan.fall_back(result)
     assert plan.call.salvaged_tokens == 1
 
 

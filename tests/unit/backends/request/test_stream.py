@@ -137,7 +137,7 @@ def test_without_usage_the_options_go() -> None:
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/images/generations"])
 def test_a_stream_that_is_not_wanted_is_not_asked_for(path: str) -> None:
-    """`stream: true` would bring events where nobody reads them; what does not ask for them is left alone."""
+    """`stream: true` would bring events where nothing reads them; what does not ask for them is left alone."""
     assert asked(path, {"a": 1, **ON, "stream_options": USAGE}, Form.UNARY) == {"a": 1}
     assert asked(path, {"a": 1, **OFF}, Form.UNARY) == {"a": 1, **OFF}
 

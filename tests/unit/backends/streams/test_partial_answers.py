@@ -76,7 +76,7 @@ async def test_tries_left_it_is_handed_back_without_an_answer() -> None:
 def test_a_final_error_inside_a_stream_is_answered_with_its_status(
     error: dict[str, Any], code: int, error_class: str
 ) -> None:
-    """Text had come, the message is at fault: that status, the partial, at the first try."""
+    """Text had come, the message is at fault: that status, the partial, at the first attempt."""
 
     @virtual_time
     async def run() -> None:
@@ -141,7 +141,7 @@ async def test_a_retry_has_nothing_of_the_broken_try() -> None:
 
 @virtual_time
 async def test_the_partial_is_that_of_the_last_try() -> None:
-    """A try that was refused outright leaves nothing, whatever the one before had."""
+    """An attempt that was refused outright leaves nothing, whatever the one before had."""
     pipeline = Pipeline(FakeBackend(broken(Fault.IDLE_TIMEOUT), status(500)), hold_max_s=0.001)
     assert await pipeline.handle(message(attempt=1, message_id="m")) is NACK
     await pipeline.handle(message(attempt=5, message_id="m"))

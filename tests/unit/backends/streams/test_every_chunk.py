@@ -141,7 +141,7 @@ def check_whole(answer: Any, whole: dict[str, Any]) -> None:
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("name", WHOLE)
 def test_broken_behind_any_chunk(name: str, failure: str) -> None:
-    """Out of tries: all of the text until then in an error; behind the protocol's end, the whole answer with a 200."""
+    """Out of attempts: all of the text until then in an error; behind the protocol's end, the whole answer with a 200."""
     blocks, whole = WHOLE[name]
     error, codes = FAILURES[failure]
 
