@@ -126,6 +126,13 @@ class Breaker:
         circuit = self._models.get(model) if model is not None else None
         return circuit is None or circuit.allows()
 
+    def stopping(self, model: str | None) -> CircuitStatistics | None:
+        """Return the circuit that keeps a model's attempts back: the route's, else the model's; `None` while closed."""
+        for circuit in (self._route, self._models.get(model) if model is not None else None):
+            if circuit is not None and circuit.state is not CircuitState.CLOSED:
+                return circuit.statistics()
+        return None
+
     def route_changes_at(self) -> float | None:
         """Return the instant from which the route allows an attempt without any report; `None` while closed."""
         return self._route.changes_at()

@@ -21,6 +21,7 @@ from typing import Self
 
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
 from worker.flow.breaker import Breaker, BreakerEffect, BreakerPass, BreakerScope, BreakerStatistics
+from worker.flow.circuit import CircuitStatistics
 from worker.flow.clock import Clock, TimerHandle
 from worker.flow.queue import AdmissionOrder, Waiter, WaitQueue
 from worker.flow.window.adaptive import AdaptiveWindow, Outcome, Ticket, WindowStatistics
@@ -227,6 +228,15 @@ class RouteGate:
         self._breaker.allow_probe()
         self._queue.release()
         self._pump()
+
+    def stopping(self, model: str | None = None) -> CircuitStatistics | None:
+        """Return the circuit that keeps a model's attempts back: the route's, else the model's; `None` while closed."""
+        return self._breaker.stopping(model)
+
+    @property
+    def waiting(self) -> int:
+        """Callers of `admit` that wait, held messages included."""
+        return len(self._queue)
 
     def statistics(self) -> GateStatistics:
         """Return a snapshot."""

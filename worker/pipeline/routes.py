@@ -11,7 +11,7 @@ from functools import partial
 
 from worker.errors import MessageError
 from worker.flow.breaker import Breaker, BreakerChange, BreakerEffect, BreakerScope
-from worker.flow.circuit import CircuitConfig, CircuitState, CircuitStatistics, ProbeSchedule
+from worker.flow.circuit import CircuitConfig, CircuitStatistics, ProbeSchedule
 from worker.flow.clock import Clock
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.window.adaptive import AdaptiveWindow
@@ -43,27 +43,18 @@ class Route:
 
     def is_open(self) -> bool:
         """Whether the breaker keeps attempts back."""
-        return self.breaker().state is not CircuitState.CLOSED
-
-    def blocked_by(self, model: str | None) -> CircuitStatistics | None:
-        """Return the circuit that keeps a model's attempts back: the route's, else the model's own; `None`: none."""
-        breaker = self.gate.statistics().breaker
-        own = breaker.models.get(model) if model is not None else None
-        for circuit in (breaker.route, own):
-            if circuit is not None and circuit.state is not CircuitState.CLOSED:
-                return circuit
-        return None
+        return self.gate.stopping() is not None
 
     def health(self, model: str | None) -> BackendHealth:
         """Return what the gate knows of the backend that concerns a model's next attempt."""
-        circuit = self.blocked_by(model)
+        circuit = self.gate.stopping(model)
         if circuit is None:
             return HEALTHY
         probe_at = circuit.next_probe_at
         return BackendHealth(
             stopped_by=ErrorClass(circuit.error_class) if circuit.error_class else ErrorClass.OVERLOADED,
             next_probe_s=None if probe_at is None else probe_at - self.clock.now(),
-            has_others_waiting=self.gate.statistics().waiting > 0,
+            has_others_waiting=self.gate.waiting > 0,
         )
 
     def note_status(self, event: ErrorEvent) -> None:
