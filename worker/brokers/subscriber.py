@@ -29,12 +29,13 @@ from google.cloud.pubsub_v1.subscriber.message import Message
 from worker.brokers.flow_control import Held, LimitedTransport
 from worker.brokers.stream import Stream, received
 from worker.errors import BrokerResourceError
+from worker.policy.backoff import Backoff
 from worker.ports import Handler, Settlement
 from worker.settings.schema import PubSubSettings
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 
-REOPEN_BACKOFF_S = (0.1, 30.0)
+REOPEN_BACKOFF = Backoff(base_s=0.1, max_s=30.0, jitter=0.0)
 """First and longest wait before a stream that ended by itself is opened again."""
 HEALTHY_AFTER_S = 60.0
 """A stream that lived this long resets the backoff."""
@@ -115,7 +116,7 @@ class PubSubSubscriber:
     async def run(self, handler: Handler) -> None:
         """Deliver until drained; see `worker.ports.Subscriber.run`."""
         self._handler = handler
-        backoff = REOPEN_BACKOFF_S[0]
+        reopens = 1
         try:
             while not self._stopping.is_set():
                 stream = Stream(self._client, self.subscription, self._settings, self._arrived)
@@ -126,13 +127,14 @@ class PubSubSubscriber:
                 if self._stopping.is_set():
                     break
                 self.is_open = False
-                backoff = REOPEN_BACKOFF_S[0] if time.monotonic() - stream.opened_at > HEALTHY_AFTER_S else backoff
+                reopens = 1 if time.monotonic() - stream.opened_at > HEALTHY_AFTER_S else reopens
+                backoff = REOPEN_BACKOFF.ceiling_s(reopens)
                 await asyncio.wait({stream.closed}, timeout=backoff)  # at once when nothing of it is running
                 stream.raise_if_permanent(was_kept_back=self._held.keeps_back)
                 self._metrics.subscription_reopens_total.inc()
                 _log.warning("pull_reopened", error=str(stream.error or ""))
                 await self._first(asyncio.sleep(backoff), self._stopping.wait())
-                backoff = min(backoff * 2, REOPEN_BACKOFF_S[1])
+                reopens += 1
                 self._streams = {known for known in self._streams if not known.closed.done()}
         except asyncio.CancelledError:
             await self.drain(0)

@@ -27,6 +27,10 @@ from worker.client.ports import Answers, LineSink, LineSource, Publish
 from worker.client.slots import Slots
 from worker.client.tally import Progress, Summary, Tally
 from worker.errors import PublishRetryableError, ReplyRejectedError
+from worker.policy.backoff import Backoff
+
+PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)
+"""Between publishes of one line: short at first, as most failures are; 10 s so that a recovery is noticed."""
 
 OnProgress = Callable[[Progress], None]
 
@@ -41,9 +45,7 @@ class DriveTuning:
     """Longest time between two reports of progress."""
     publish_patience_s: float = 600.0
     """How long the publishing of one line is tried again; after that the run ends with the broker's error."""
-    publish_backoff_s: float = 0.1
-    """First wait before a publish is tried again; doubles, with full jitter."""
-    max_publish_backoff_s: float = 10.0
+    publish_backoff: Backoff = PUBLISH_BACKOFF
     close_grace_s: float = 5.0
     """How long an interrupted run waits for a blocked output before it gives up the lines not written."""
 
@@ -189,7 +191,7 @@ class Drive:
 
     async def _publish_patiently(self, prepared: Prepared) -> None:
         began = self._clock()
-        limit = self._tuning.publish_backoff_s
+        failures = 0
         while prepared.line_id in self._waiting:  # an unconfirmed publish may have been one: its answer ends the tries
             try:
                 await self._publish(prepared.data, prepared.attributes)
@@ -197,8 +199,8 @@ class Drive:
                 if self._clock() - began >= self._tuning.publish_patience_s:
                     raise
                 self._tally.publish_retries += 1
-                await self._sleep(self._rng.uniform(0, limit))
-                limit = min(2 * limit, self._tuning.max_publish_backoff_s)
+                failures += 1
+                await self._sleep(self._tuning.publish_backoff.delay_s(failures, self._rng.random()))
             else:
                 return
 

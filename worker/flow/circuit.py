@@ -21,6 +21,12 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from worker.flow.clock import Now
+from worker.policy.backoff import Backoff
+
+PROBE_JITTER = 0.1
+"""Share of a wait for a probe that is random, so that many workers do not probe in step.  House decision."""
+PROBE_BACKOFF = Backoff(base_s=1.0, max_s=4.0, jitter=PROBE_JITTER)
+"""4 s at most, so that full rate is back within 5 s of the backend's recovery; a refused probe costs nothing."""
 
 
 class CircuitState(StrEnum):
@@ -34,18 +40,6 @@ class CircuitState(StrEnum):
     """One probe is under way; nothing else starts."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeSchedule:
-    """Waits between probes: `first_s`, doubled with every failed probe, never above `max_s`."""
-
-    first_s: float
-    max_s: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.first_s <= self.max_s:
-            raise ValueError(f"need 0 < first_s <= max_s, not {self.first_s} and {self.max_s}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitConfig:
     """When a circuit opens and how the return of the backend is noticed."""
@@ -56,11 +50,13 @@ class CircuitConfig:
     """Counted failures in a row of one class that open it.  A refused connection says more than a 500: 3."""
     window_s: float = 30.0
     """A row is broken by this much time: older failures no longer count.  Seconds."""
-    probe: ProbeSchedule = ProbeSchedule(1.0, 4.0)
-    """4 s at most, so that full rate is back within 5 s of the backend's recovery; a refused probe costs nothing."""
-    class_probe: Mapping[str, ProbeSchedule] = field(
+    probe: Backoff = PROBE_BACKOFF
+    class_probe: Mapping[str, Backoff] = field(
         default_factory=lambda: MappingProxyType(
-            {"auth": ProbeSchedule(10.0, 60.0), "quota": ProbeSchedule(30.0, 300.0)}
+            {
+                "auth": Backoff(base_s=10.0, max_s=60.0, jitter=PROBE_JITTER),
+                "quota": Backoff(base_s=30.0, max_s=300.0, jitter=PROBE_JITTER),
+            }
         )
     )
     """Classes that seldom end by themselves.  Refused credentials are probed seldom, so that the account is not locked;
@@ -108,8 +104,8 @@ class Circuit:
     Args:
         config: The thresholds.
         now: Monotonic seconds.
-        jitter: Uniform numbers in [0, 1); shortens a wait of the schedule, and stretches a Retry-After, by up to a
-            tenth, so that many workers do not probe in step.
+        jitter: Uniform numbers in [0, 1); shortens a wait of the backoff, and stretches a Retry-After, by up to
+            `PROBE_JITTER` of it.
     """
 
     def __init__(self, config: CircuitConfig, now: Now, *, jitter: Callable[[], float] = random.random) -> None:
@@ -191,7 +187,7 @@ class Circuit:
             token: The value that `enter` returned.
             error_class: Remembered and shown while open.
             trip: Open at once instead of counting.
-            retry_after_s: The server's Retry-After, seconds; replaces the wait of the schedule, up to
+            retry_after_s: The server's Retry-After, seconds; replaces the wait of the backoff, up to
                 `max_retry_after_s`.
         """
         if token.generation != self._generation:
@@ -249,13 +245,13 @@ class Circuit:
         return len(self._row) >= self._config.failures
 
     def _open(self, error_class: str, retry_after_s: float | None) -> None:
-        schedule = self._config.class_probe.get(error_class, self._config.probe)
-        # 2**30 is far above any ratio of max_s to first_s; the bound only keeps the float finite.
-        wait = min(schedule.max_s, schedule.first_s * 2.0 ** min(self._failed_probes, 30))
-        spread = -0.1 * self._jitter()
-        if retry_after_s is not None:
-            wait, spread = min(max(retry_after_s, 0.0), self._config.max_retry_after_s), -spread
+        jitter = self._jitter()
+        if retry_after_s is None:
+            backoff = self._config.class_probe.get(error_class, self._config.probe)
+            wait = backoff.delay_s(self._failed_probes + 1, 1.0 - jitter)
+        else:
+            wait = min(max(retry_after_s, 0.0), self._config.max_retry_after_s) * (1.0 + PROBE_JITTER * jitter)
         self._state = CircuitState.OPEN
         self._row.clear()
         self._error_class = error_class
-        self._next_probe_at = self._now() + wait * (1.0 + spread)
+        self._next_probe_at = self._now() + wait

@@ -19,7 +19,8 @@ import msgspec
 from worker.delivery import Delivery, Reply
 from worker.errors import PublishError, PublishRefusedError, ReplyRejectedError
 from worker.pipeline.routes import Intake
-from worker.policy.model import Backoff, ErrorClass
+from worker.policy.backoff import Backoff
+from worker.policy.model import ErrorClass
 from worker.policy.reply import reply_too_large_body
 from worker.policy.table import ROWS
 from worker.ports import Publisher
@@ -32,7 +33,7 @@ from worker.wire.message import (
     message_bytes,
 )
 
-PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)
+PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0, jitter=0.5)
 """Between publishes of one answer: short at first, as most failures are; 10 s so that a recovery is noticed."""
 PAUSE_AFTER_TRIES = 3
 """Retryable failures of one answer after which the intake is paused: about a second of failures."""
@@ -131,8 +132,7 @@ class Replier:
                 _log.error("publish_failed", error=str(error))
             self._stuck.add(delivery)
             self._intake.set(UNPUBLISHABLE, holds=True)
-        ceiling = min(PUBLISH_BACKOFF.max_s, PUBLISH_BACKOFF.base_s * 2.0 ** min(tries - 1, 16))
-        delay = self._random.uniform(ceiling / 2, ceiling)
+        delay = PUBLISH_BACKOFF.delay_s(tries, self._random.random())
         if self._clock() - delivery.received_at + delay >= self._lease_s:
             _log.error("publish_abandoned", message_id=delivery.message.message_id)
             return False

@@ -11,10 +11,11 @@ from functools import partial
 
 from worker.errors import MessageError
 from worker.flow.breaker import Breaker, BreakerChange, BreakerEffect, BreakerScope
-from worker.flow.circuit import CircuitConfig, CircuitStatistics, ProbeSchedule
+from worker.flow.circuit import PROBE_JITTER, CircuitConfig, CircuitStatistics
 from worker.flow.clock import Clock
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.window.adaptive import AdaptiveWindow
+from worker.policy.backoff import Backoff
 from worker.policy.judge import HEALTHY, BackendHealth, Report
 from worker.policy.model import ErrorClass, ErrorEvent, Scope
 from worker.ports import Backend
@@ -123,7 +124,7 @@ def build_route(
         on_breaker_change: Called with the route's name when its breaker, or one of its models', opens or closes.
     """
     window, breaker = settings.window, settings.breaker
-    probe = ProbeSchedule(breaker.probe_interval_s, breaker.max_probe_interval_s)
+    probe = Backoff(base_s=breaker.probe_interval_s, max_s=breaker.max_probe_interval_s, jitter=PROBE_JITTER)
     gate = RouteGate(
         AdaptiveWindow(window.initial, window.min, window.max, now=clock.now),
         Breaker(

@@ -15,9 +15,6 @@ from dataclasses import dataclass, replace
 from worker.policy.model import Decision, Disposition
 from worker.policy.own_replies import deadline_passed
 
-_MAX_DOUBLINGS = 32
-"""2**32 s is beyond every `max_s`; keeps the power a small number however often was tried."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
@@ -87,19 +84,14 @@ def next_delay_s(decision: Decision, attempt: int, jitter: float) -> float:
     """
     Return how many seconds to wait before the next attempt in this process.
 
-    The backend's Retry-After is a lower bound, full jitter keeps a held queue from coming back in step:
-    `max(retry_after, jitter * min(max_s, base_s * 2**(attempt - 1)))`.
+    The backend's Retry-After is a lower bound of the decision's backoff.
 
     Args:
-        decision: Brings the backoff and the backend's hint.
+        decision: Has both.
         attempt: Attempts so far, from 1.
         jitter: A uniform random number in [0, 1).
-
-    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ (full jitter).
     """
-    doublings = min(max(attempt - 1, 0), _MAX_DOUBLINGS)
-    ceiling = min(decision.backoff.max_s, decision.backoff.base_s * 2.0**doublings)
-    return max(decision.retry_after_s or 0.0, jitter * ceiling)
+    return max(decision.retry_after_s or 0.0, decision.backoff.delay_s(attempt, jitter))
 
 
 def _attempts_used_up(decision: Decision, budget: Budget) -> bool:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from worker.policy.backoff import Backoff
 from worker.policy.budgets import Budget
 from worker.policy.engine import Classified, ErrorPolicy
 from worker.policy.hook import HookOutcome
 from worker.policy.judge import HEALTHY, OUTAGE_DETECTION_S, AttemptEnd, BackendHealth, Report, Verdict, judge, report
-from worker.policy.model import Backoff, BreakerAction, Decision, Disposition, ErrorEvent
+from worker.policy.model import BreakerAction, Decision, Disposition, ErrorEvent
 from worker.policy.normalise import Facts, normalise
 from worker.policy.signals import match_signal
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from worker.policy.backoff import Backoff
+
 
 class ErrorClass(StrEnum):
     """What kind of failure it was; one member per row of the table."""
@@ -141,14 +143,6 @@ class ErrorEvent:
     """The broker's count, from 1; `None` when the subscription does not count."""
     attempts: int = 1
     """Attempts of this delivery in this process, this one included, from 1."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backoff:
-    """Full-jitter exponential backoff between attempts here: uniform(0, min(max_s, base_s * 2**(attempt-1)))."""
-
-    base_s: float = 1.0
-    max_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

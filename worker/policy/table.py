@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from worker.policy.answers import Flaw, find_flaw
+from worker.policy.backoff import Backoff
 from worker.policy.model import (
-    Backoff,
     BreakerAction,
     Decision,
     Disposition,

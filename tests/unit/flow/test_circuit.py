@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from tests.support.fakeclock import FakeClock
-from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass, ProbeSchedule
+from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass
 
 
 def a_circuit(clock: FakeClock, *, jitter: float = 0.0, **config: object) -> Circuit:
@@ -232,12 +232,6 @@ def test_impossible_settings_are_refused(config):
     """A configuration that can never work cannot be built."""
     with pytest.raises(ValueError, match=r"count from 1|must be positive"):
         CircuitConfig(**config)
-
-
-def test_an_impossible_schedule_is_refused():
-    """The first wait is positive and not above the longest."""
-    with pytest.raises(ValueError, match="first_s"):
-        ProbeSchedule(2.0, 1.0)
 
 
 # Whatever is reported in whatever order.

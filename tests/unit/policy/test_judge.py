@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.policy.backoff import Backoff
 from worker.policy.budgets import Budget
 from worker.policy.judge import (
     DEADLINE_MARGIN_S,
@@ -26,7 +27,7 @@ from worker.policy.judge import (
     judge,
     report,
 )
-from worker.policy.model import Backoff, BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Phase
+from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Phase
 from worker.policy.table import ROWS
 
 REPLY, NACK, HOLD = Disposition.REPLY, Disposition.NACK, Disposition.HOLD

@@ -9,7 +9,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from worker.policy.model import Backoff, Decision, Disposition, ErrorClass, ErrorEvent
+from worker.policy.backoff import Backoff
+from worker.policy.model import Decision, Disposition, ErrorClass, ErrorEvent
 from worker.policy.normalise import Facts
 from worker.policy.retry_after import retry_after_s
 from worker.policy.rules.model import Match, Range, Rule
