@@ -28,13 +28,13 @@ from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, build_store
 from worker.pipeline.processor import Processor, Rules
 from worker.pipeline.replies import Replier
-from worker.pipeline.routes import Intake, Router, build_route
+from worker.pipeline.routes import IntakePause, Router, build_route
 from worker.policy.engine import load_policy
 from worker.policy.hook import HookOutcome, HookReport
 from worker.settings.conflicts import section_of
 from worker.settings.schema import Settings
 from worker.supervisor import Supervisor
-from worker.telemetry.error_share import DamageMeter
+from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.probes import Probes
@@ -179,10 +179,10 @@ class Service:
     ) -> None:
         """Put the parts together, bottom up."""
         settings, metrics, clock = self._settings, self._metrics, LoopClock()
-        damage = DamageMeter(settings.policy.damage.window_s, now=time.monotonic)
+        error_share = ErrorShare(settings.policy.error_limit.window_s, now=time.monotonic)
         recorder = Recorder(
             metrics,
-            damage,
+            error_share,
             tracer=self._tracer,
             paths=tuple(settings.request.allowed_paths),
             models=tuple(model for route in settings.all_routes() for model in route.match.models),
@@ -192,7 +192,7 @@ class Service:
             build_route(route, backend, clock, on_breaker_change=recorder.breaker_changed)
             for route, backend in zip(settings.all_routes(), backends, strict=True)
         )
-        intake = Intake(routes, self._intake_changed)
+        intake = IntakePause(routes, self._intake_changed)
         replier = Replier(
             publisher,
             recorder,
@@ -213,7 +213,7 @@ class Service:
         )
         assert self._subscriber is not None
         self._subscriber.on_stopped = self._processor.begin_drain
-        self._supervisor = Supervisor(routes, metrics, damage, settings.policy.damage, intake)
+        self._supervisor = Supervisor(routes, metrics, error_share, settings.policy.error_limit, intake)
 
     def _build_dead_letters(self, broker: Broker) -> DeadLetters | None:
         if self._settings.dead_letter.topic is None:

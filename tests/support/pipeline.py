@@ -20,7 +20,7 @@ from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, MemoryStore
 from worker.pipeline.processor import Processor, Rules
 from worker.pipeline.replies import Replier
-from worker.pipeline.routes import Intake, Route, Router, build_route
+from worker.pipeline.routes import IntakePause, Route, Router, build_route
 from worker.policy.engine import ErrorPolicy
 from worker.policy.judge import OUTAGE_DETECTION_S
 from worker.ports import Settlement
@@ -32,7 +32,7 @@ from worker.settings.schema import (
     RouteSettings,
     WindowSettings,
 )
-from worker.telemetry.error_share import DamageMeter
+from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.record import Recorder
 from worker.wire.message import ReceivedMessage, RequestMessage
@@ -84,10 +84,10 @@ class Pipeline:
         self.clock = LoopClock()
         window = more.pop("window", 16)
         matches = more.pop("matches", [RouteMatch()] * max(1, len(backends)))
-        self.damage = DamageMeter(300.0, now=loop_time)
+        self.error_share = ErrorShare(300.0, now=loop_time)
         self.recorder = Recorder(
             self.metrics,
-            self.damage,
+            self.error_share,
             tracer=more.pop("tracer", None),
             include_stats=more.pop("include_stats", False),
             clock=loop_time,
@@ -98,7 +98,7 @@ class Pipeline:
             for backend, match in zip(backends or (self.backend,), matches, strict=True)
         )
         self.pauses: list[tuple[str, bool]] = []
-        self.intake = Intake(self.routes, lambda reason, holds: self.pauses.append((reason, holds)))
+        self.intake = IntakePause(self.routes, lambda reason, holds: self.pauses.append((reason, holds)))
         lease_s = more.pop("lease_s", LEASE_S)
         self.replier = Replier(
             self.publisher,

@@ -1,4 +1,4 @@
-"""The slow pulse: gauges, recovery that no message brings about, and too many errors."""
+"""What is checked once a second: gauges, a backend's recovery, and too many errors."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,7 @@ from worker.flow.queue import AdmissionOrder
 from worker.policy.engine import ErrorPolicy
 from worker.policy.rules.load import parse_rules
 from worker.ports import Settlement
-from worker.settings.schema import DamageSettings
+from worker.settings.schema import ErrorLimitSettings
 from worker.supervisor import Supervisor
 from worker.wire.body import RequestBody
 from worker.wire.message import RequestMessage
@@ -21,9 +21,14 @@ from worker.wire.message import RequestMessage
 UNAUTHORIZED = status(401)
 
 
-def _supervisor(pipeline: Pipeline, **damage: Any) -> Supervisor:
+def _supervisor(pipeline: Pipeline, **error_limit: Any) -> Supervisor:
     return Supervisor(
-        pipeline.routes, pipeline.metrics, pipeline.damage, DamageSettings(**damage), pipeline.intake, clock=loop_time
+        pipeline.routes,
+        pipeline.metrics,
+        pipeline.error_share,
+        ErrorLimitSettings(**error_limit),
+        pipeline.intake,
+        clock=loop_time,
     )
 
 
@@ -35,17 +40,17 @@ async def _stop(*tasks: "asyncio.Task[Any]") -> None:
 
 @virtual_time
 async def test_gauges_show_window_breaker_and_holding() -> None:
-    """What nobody reports is looked at: the window, who is held, and for how long the breaker was open."""
+    """The window, what is held, and for how long the breaker was open."""
     pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED), window=7)
     supervisor = _supervisor(pipeline)
-    await supervisor.look()
+    await supervisor.check()
     assert pipeline.count("window_limit", "fake") == 7
     assert pipeline.count("breaker_state", "fake") == 0
     handling = pipeline.start(message(attempt=1))
     await asyncio.sleep(1)
-    await supervisor.look()
+    await supervisor.check()
     await asyncio.sleep(5)
-    await supervisor.look()
+    await supervisor.check()
     assert pipeline.count("held_messages", "fake") == 1
     assert pipeline.count("breaker_state", "fake") == 2
     assert pipeline.count("paused_seconds_total", "fake") == 6
@@ -81,12 +86,12 @@ async def test_a_rotated_key_is_told_once_though_no_message_comes(logs: list[Any
 
     pipeline.backend.has_new_key = True
     for _ in range(5):
-        await supervisor.look()
+        await supervisor.check()
     assert told() == 1
     pipeline.backend.has_new_key = False
-    await supervisor.look()
+    await supervisor.check()
     pipeline.backend.has_new_key = True
-    await supervisor.look()
+    await supervisor.check()
     assert told() == 2
 
 
@@ -99,19 +104,19 @@ async def test_a_health_path_that_answers_again_lets_one_message_through() -> No
     handling = pipeline.start(message(attempt=1))
     await settle()
     for _ in range(3):
-        await supervisor.look()
+        await supervisor.check()
         await settle()
     assert len(pipeline.backend.requests) == 1
     pipeline.backend.healthy = True
     for _ in range(3):
-        await supervisor.look()
+        await supervisor.check()
         await settle()
     assert len(pipeline.backend.requests) == 2
     pipeline.backend.healthy = False
-    await supervisor.look()
+    await supervisor.check()
     pipeline.backend.healthy = True
     pipeline.backend.then = GOOD
-    await supervisor.look()
+    await supervisor.check()
     await handling
     assert loop_time() == 0
 
@@ -121,7 +126,7 @@ async def test_a_closed_breaker_asks_no_health_path() -> None:
     """While the backend works nothing is asked but requests."""
     pipeline = Pipeline()
     pipeline.backend.healthy = True
-    await _supervisor(pipeline).look()
+    await _supervisor(pipeline).check()
     assert pipeline.backend.probes == 0
 
 
@@ -169,11 +174,11 @@ async def _fail(pipeline: Pipeline, route: Any) -> None:
 
 
 @virtual_time
-async def test_the_pulse_survives_a_bug(logs: list[Any]) -> None:
-    """What fails in one second is written down, and the next second looks again."""
+async def test_a_bug_does_not_end_the_checks(logs: list[Any]) -> None:
+    """What fails in one second is logged, and the next second checks again."""
     pipeline = Pipeline()
     supervisor = _supervisor(pipeline)
-    pipeline.damage.dominant = _raise
+    pipeline.error_share.dominant = _raise
     running = asyncio.ensure_future(supervisor.run())
     await asyncio.sleep(3.5)
     assert pipeline.count("internal_errors_total") == 4
@@ -191,12 +196,12 @@ async def test_many_errors_of_one_class_are_told_once_and_shown(logs: list[Any])
     pipeline = Pipeline()
     supervisor = _supervisor(pipeline, min_answers=10)
     for _ in range(9):
-        pipeline.damage.add("auth")
-    await supervisor.look()
+        pipeline.error_share.add("auth")
+    await supervisor.check()
     assert pipeline.metrics.error_answer_share._metrics == {}
     for _ in range(3):
-        pipeline.damage.add(None)
-        await supervisor.look()
+        pipeline.error_share.add(None)
+        await supervisor.check()
     told = [line for line in logs if line["event"] == "error_share_high"]
     assert [(line["error_class"], line["log_level"]) for line in told] == [("auth", "error")]
     assert pipeline.count("error_answer_share", "auth") == 0.75
@@ -211,7 +216,7 @@ async def test_the_intake_pauses_on_errors_only_if_wanted_and_opens_by_itself() 
     supervisor = _supervisor(pipeline, min_answers=10, pause_share=0.9)
     running = asyncio.ensure_future(supervisor.run())
     for _ in range(20):
-        pipeline.damage.add("invalid_request")
+        pipeline.error_share.add("invalid_request")
     await asyncio.sleep(2)
     assert pipeline.intake.reasons == ("errors",)
     handling = pipeline.start()
@@ -225,7 +230,7 @@ async def test_the_intake_pauses_on_errors_only_if_wanted_and_opens_by_itself() 
 
 @virtual_time
 async def test_details_name_every_backend_and_why_nothing_starts() -> None:
-    """What `/readyz` shows: breaker, class, window, who runs and who waits, and the reasons of a pause."""
+    """What `/readyz` shows: breaker, class, window, what runs and waits, and the reasons of a pause."""
     pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED), window=5)
     handling = pipeline.start(message(attempt=1))
     await settle()

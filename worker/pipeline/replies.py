@@ -18,7 +18,7 @@ import msgspec
 
 from worker.delivery import Delivery, Reply
 from worker.errors import PublishError, PublishRefusedError, ReplyRejectedError
-from worker.pipeline.routes import Intake
+from worker.pipeline.routes import IntakePause
 from worker.policy.backoff import Backoff
 from worker.policy.model import ErrorClass
 from worker.policy.reply import reply_too_large_body
@@ -72,7 +72,7 @@ class Replier:
         self,
         publisher: Publisher,
         recorder: Recorder,
-        intake: Intake,
+        intake: IntakePause,
         *,
         copy_attributes: tuple[str, ...] = (),
         lease_s: float,

@@ -170,12 +170,12 @@ class RequestReader:
         return request
 
 
-class Intake:
+class IntakePause:
     """
-    Whether messages may be started at all, for reasons that concern the whole worker.
+    Pauses the start of attempts for reasons that concern the whole worker.
 
-    Each reason pauses every gate; they open again when the last reason is gone.  Attempts under way go on, leases are
-    kept, and since no slot frees, the broker's flow control stops the pull by itself.
+    Each reason pauses every gate; the gates resume when the last reason is gone.  Attempts under way go on, leases are
+    kept, and since no slot frees, the broker's flow control stops the pull.
 
     Args:
         routes: Their gates are paused and resumed.
@@ -189,7 +189,7 @@ class Intake:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why nothing is started; empty while open."""
+        """Why nothing is started; empty while nothing is paused."""
         return tuple(sorted(self._reasons))
 
     def set(self, reason: str, holds: bool) -> None:

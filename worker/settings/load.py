@@ -29,12 +29,12 @@ _SERVICE_LINK = re.compile(
 """Variables Kubernetes sets for a Service named `worker` or `worker-…`; they are not ours
 (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables)."""
 _SERVICE_ADDRESS = re.compile(r"^(?:tcp|udp|sctp)://")
-"""What the variable `…_PORT` of a service link holds; with any other value it is somebody's mistyped setting."""
+"""What the variable `…_PORT` of a service link holds; with any other value the variable is a mistyped setting."""
 _UNION_TAGS = ("literal[", "constrained-")
 """How pydantic names the branches of a union in the location of a fault."""
 _SHOWN_CHARS = 80
 _REQUIRED = ": is required"
-"""What is missing may stand in a file that could not be read."""
+"""End of the faults that are not reported when the file could not be read: the value may stand in it."""
 
 
 def config_file() -> str | None:

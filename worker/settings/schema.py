@@ -6,59 +6,22 @@ A variable's name is the key's path with two underscores between sections: `WORK
 `pubsub.project_id`.  Unknown keys fail wherever they stand, and so do combinations that cannot work; every fault is
 named in one message.  Values are frozen; secrets never survive `repr`.
 
-`docs/settings.md` is generated from the docstrings below (`make docs`), and `make check` fails when it is stale.
-Loading is in `worker.settings.load`; this module reads nothing.
+`docs/settings.md` is generated from the docstrings below (`make docs`), in the order of `Settings`, which is the order
+of the classes as well; `make check` fails when the page is stale.  Loading is in `worker.settings.load`; this module
+reads nothing.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from worker.settings.backend import (
-    BackendSettings,
-    BreakerSettings,
-    ContinuationMode,
-    RouteMatch,
-    RouteSettings,
-    Seconds,
-    Section,
-    StreamMode,
-    TimeoutSettings,
-    WindowSettings,
-    refuse_own_headers,
-)
-from worker.settings.setup import SetupSettings
-from worker.settings.tracing import TracingSettings
 from worker.wire.http import is_header
 
-__all__ = [
-    "INFERENCE_PATHS",
-    "BackendSettings",
-    "BreakerSettings",
-    "ContinuationMode",
-    "DamageSettings",
-    "DeadLetterSettings",
-    "DedupeSettings",
-    "DrainSettings",
-    "HttpSettings",
-    "LogSettings",
-    "PolicySettings",
-    "PubSubSettings",
-    "PublishSettings",
-    "ReplySettings",
-    "RequestSettings",
-    "RouteMatch",
-    "RouteSettings",
-    "Settings",
-    "SetupSettings",
-    "StreamMode",
-    "TimeoutSettings",
-    "TracingSettings",
-    "WindowSettings",
-]
-
-SubscriptionName = Annotated[str, Field(pattern=r"^(?:[^/\s]*|projects/[^/\s]+/subscriptions/[^/\s]+)$")]
-TopicName = Annotated[str, Field(pattern=r"^(?:[^/\s]*|projects/[^/\s]+/topics/[^/\s]+)$")]
+DAY_S = 86_400
+MAX_RETENTION_S = 31 * DAY_S
+"""The longest that Pub/Sub keeps a message."""
 
 INFERENCE_PATHS = (
     "/v1/chat/completions",
@@ -71,6 +34,50 @@ INFERENCE_PATHS = (
     "/v1/images/generations",
 )
 """The OpenAI inference paths that take JSON, with the two that vLLM, SGLang and TGI add (rerank, score)."""
+
+Seconds = Annotated[float, Field(gt=0, le=MAX_RETENTION_S)]
+"""A duration in seconds, at most as long as Pub/Sub keeps a message."""
+SubscriptionName = Annotated[str, Field(pattern=r"^(?:[^/\s]*|projects/[^/\s]+/subscriptions/[^/\s]+)$")]
+TopicName = Annotated[str, Field(pattern=r"^(?:[^/\s]*|projects/[^/\s]+/topics/[^/\s]+)$")]
+Retention = Annotated[int, Field(ge=600, le=MAX_RETENTION_S)]
+RetryBackoff = Annotated[float, Field(ge=0, le=600)]
+"""Bounds of the service
+(https://cloud.google.com/pubsub/docs/reference/rest/v1/projects.subscriptions), like those of `Retention`."""
+StreamMode = Literal["auto", "always", "never", "as_requested"]
+ContinuationMode = Literal["off", "vllm", "sglang", "prompt"]
+
+_OWN_HEADERS = {"authorization", "connection", "content-length", "host", "transfer-encoding"}
+"""What the worker sets itself: the key, and what frames one request on a connection
+(https://datatracker.ietf.org/doc/html/rfc9112#section-6.3)."""
+
+_Names = TypeVar("_Names", bound=Iterable[str])
+
+
+def refuse_own_headers(names: _Names) -> _Names:
+    """
+    Return the names of headers, all of which an operator or a requester may choose.
+
+    Raises:
+        ValueError: One of them is the worker's own.
+    """
+    for name in names:
+        if name.lower() in _OWN_HEADERS:
+            raise ValueError(f"{name!r} is set by the worker itself")
+    return names
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, docstrings below fields are their documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, data: Any) -> Any:
+        """Take a known key without a value for its default: a section whose lines are all commented out is `null`."""
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
 
 
 class PublishSettings(Section):
@@ -116,6 +123,116 @@ class PubSubSettings(Section):
     publish: PublishSettings = PublishSettings()
 
 
+class TimeoutSettings(Section):
+    """Bounds of one attempt against the backend."""
+
+    connect_s: Seconds = 5.0
+    """TCP and TLS."""
+    first_byte_s: Seconds | None = None
+    """From the request to the first sign of the answer: the response's headers, and of a stream the first generated
+    text, since servers send headers before they begin.  Default: `total_s`, because a server that does not stream
+    sends its headers only when the answer is complete."""
+    idle_s: Seconds = 120.0
+    """Longest silence inside an answer that has begun.  In a stream only data counts, keep-alive comments do not; set
+    it above the longest thinking that the server does without showing it."""
+    total_s: Seconds = 480.0
+    """The whole attempt.  Must be less than `drain.grace_s`, or a rollout would cut requests."""
+
+
+class WindowSettings(Section):
+    """The adaptive number of requests that may run at once against one backend."""
+
+    initial: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """Where it starts after a start of the process."""
+    min: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """It never shrinks below this, however overloaded the backend is."""
+    max: Annotated[int, Field(ge=1, le=10_000)] = 64
+    """It never grows beyond this.  Must not exceed `pubsub.max_in_flight`."""
+
+
+class BreakerSettings(Section):
+    """When a backend gets no more requests, and how its recovery is noticed."""
+
+    failures: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Counted failures in a row that open it.  Refused connections open it after 3; bad credentials, exhausted quota
+    and a model that is still loading at once."""
+    probe_interval_s: Seconds = 1.0
+    """First wait before one message is let through as a probe; doubles with every failed probe."""
+    max_probe_interval_s: Seconds = 4.0
+    """Longest wait between probes; with the probe itself, full rate again within 5 s of the backend's recovery."""
+    health_path: Annotated[str, Field(pattern=r"^/[!-~]*$")] | None = None
+    """Path asked with GET every second while the breaker is open, for example `/health`; when it begins to answer
+    2xx, a probe is let through at once.  It follows `base_url` without the `/v1` at its end."""
+
+
+class BackendSettings(Section):
+    """One OpenAI-compatible server, or a service in front of several."""
+
+    base_url: str = ""
+    """`http://host:port`, with a prefix if the server has one.  A prefix that ends in `/v1` is not doubled with the
+    `/v1` of the request's path.  Required."""
+    api_key: SecretStr | None = None
+    """Sent as `Authorization: Bearer`.  Prefer `api_key_file`."""
+    api_key_file: str | None = None
+    """File that holds the key; read again when it changes, so that rotating a Secret needs no restart."""
+    headers: dict[str, SecretStr] = {}
+    """Headers added to every request; shown masked, since some servers take their key in one."""
+    timeouts: TimeoutSettings = TimeoutSettings()
+    window: WindowSettings = WindowSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    stream: StreamMode = "as_requested"
+    """Which chat completions, completions and responses the backend is asked to stream; the worker assembles the
+    answer, and the requester gets one JSON body in any case.  `as_requested`: those whose body says `"stream": true`;
+    every other body reaches the backend byte for byte.  `auto`: those whose assembled answer equals the whole one, if
+    the server does not refuse; it notices a generation that hangs and measures the time to the first token.  `always`:
+    also with tools, log probabilities and several choices, and a refusal is the answer.  `never`: none.  See
+    docs/streaming.md."""
+    continuation: ContinuationMode = "off"
+    """Whether the attempt after a broken stream goes on from the text that came, instead of generating it again.
+    `vllm`, `sglang`: in that server's own way, for chats and completions; `prompt`: completions only, on any server."""
+    max_response_bytes: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 64_000_000
+    """A longer response, of a stream all its events together, is cut off and answered as an error; bounds memory."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _usable_url(cls, value: str) -> str:
+        if not value:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or any(char.isspace() for char in value):
+            raise ValueError("must be http://host[:port] or https://host[:port]")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("must not carry credentials, a query or a fragment")
+        if parts.port == 0:  # reading the port raises ValueError for what is none
+            raise ValueError("must name a port from 1 to 65535")
+        return value.rstrip("/")
+
+    @field_validator("headers")
+    @classmethod
+    def _plain_headers(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, text in value.items():
+            if not is_header(name, text.get_secret_value()):
+                raise ValueError(f"{name!r} is not a usable header")
+        return refuse_own_headers(value)
+
+
+class RouteMatch(Section):
+    """Which requests a route takes; every list that is given must match, by shell pattern, case-sensitive."""
+
+    models: list[str] = []
+    """Patterns for the body's `model`."""
+    paths: list[str] = []
+    """Patterns for the request's path."""
+
+
+class RouteSettings(BackendSettings):
+    """One of several backends."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    """Stands in metrics, logs and the reply's attribute `backend`."""
+    match: RouteMatch = RouteMatch()
+
+
 class RequestSettings(Section):
     """What a request message may ask for."""
 
@@ -144,21 +261,21 @@ class ReplySettings(Section):
     """Add a `stats` object with the measured times and tokens."""
 
 
-class DamageSettings(Section):
-    """When most answers are errors of one class, somebody should look before a million more are given."""
+class ErrorLimitSettings(Section):
+    """When one error class dominates the answers: a bad deployment would answer a million messages with errors."""
 
     window_s: Seconds = 300.0
-    """Stretch of time looked at."""
+    """Length of the sliding window whose answers are counted."""
     min_answers: Annotated[int, Field(ge=1)] = 100
-    """Fewer answers than this in the window say nothing."""
+    """With fewer answers than this in the window nothing is concluded."""
     warn_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of one error class from which it is logged and shown."""
+    """Share of one error class from which an error is logged."""
     pause_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share from which no further message is started until the window has emptied; `null`: never."""
 
 
 class PolicySettings(Section):
-    """What is done about errors: see docs/error-policy.md."""
+    """How errors are handled: see docs/error-policy.md."""
 
     rules: list[dict[str, Any]] = Field(default_factory=list)
     """Operators' rules, tried before the built-in table; first match wins."""
@@ -169,7 +286,7 @@ class PolicySettings(Section):
     `pubsub.max_lease_duration_s`, so that an outage shorter than the lease burns no delivery attempt."""
     reply_on_last_attempt: bool = True
     """Answer with the last error instead of letting the message be dead-lettered silently."""
-    damage: DamageSettings = DamageSettings()
+    error_limit: ErrorLimitSettings = ErrorLimitSettings()
 
 
 class DedupeSettings(Section):
@@ -223,8 +340,54 @@ class LogSettings(Section):
     format: Literal["auto", "json", "console"] = "auto"
     """`auto`: JSON unless standard error is a terminal."""
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest level written: info for an answer, warning for what is handed back or held, error for what a person must
-    look at.  Libraries write from warning on."""
+    """Lowest level written: info for an answer, warning for a delivery that is nacked or held, error for what an
+    operator must look at.  Libraries write from warning on."""
+
+
+class TracingSettings(Section):
+    """OpenTelemetry traces of every message: see docs/tracing.md.  Needs the extra `otel`."""
+
+    enabled: bool = False
+    """Continue the trace that a request brings along, and send spans.  Off, none of it is even imported."""
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(?:/[^\s@]*)?$")] | None = None
+    """Where spans are sent by OTLP over HTTP, without `/v1/traces`: `http://collector:4318`.  Default:
+    `OTEL_EXPORTER_OTLP_ENDPOINT`, or else port 4318 of this host.  Credentials belong into
+    `OTEL_EXPORTER_OTLP_HEADERS`."""
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of traces that are recorded, among those that begin here; where a request brings a trace along, its
+    publisher has decided.  An unrecorded trace is passed on all the same."""
+    service_name: Annotated[str, Field(min_length=1, max_length=255)] = "inference-worker"
+    """`service.name` of the spans."""
+
+
+class SetupSettings(Section):
+    """What `inference-worker setup` creates, for those without Terraform; the worker itself does not read it."""
+
+    request_topic: TopicName | None = None
+    """Topic that requests are published to.  Default: the request subscription's id without a `-worker` at its end;
+    `setup` asks for one where it has none."""
+    response_subscription: SubscriptionName | None = None
+    """A subscription to the response topic, from which the answers are collected; `null`: none is created."""
+    dead_letter_topic: TopicName | None = None
+    """Where Pub/Sub puts what was delivered `max_delivery_attempts` times.  Default: the request topic's id with
+    `-dead-letters`; empty text: no dead-letter policy.  It gets a subscription named like it, with `-hold`: without one
+    the messages would be gone."""
+    dead_letter_retention_s: Retention = MAX_RETENTION_S
+    """How long the hold subscriptions keep a message; 31 days is the longest that Pub/Sub allows."""
+    max_delivery_attempts: Annotated[int, Field(ge=5, le=100)] = 20
+    """Deliveries before a message is dead-lettered.  Every nack costs one, also after a Spot eviction; the worker
+    answers the last one itself."""
+    minimum_backoff_s: RetryBackoff = 10
+    """First wait before a nacked message is delivered again."""
+    maximum_backoff_s: RetryBackoff = 600
+    """Longest wait before a nacked message is delivered again."""
+    ack_deadline_s: Annotated[int, Field(ge=10, le=600)] = 60
+    """How long until the messages of a killed worker are delivered again; a running worker extends its leases."""
+    retention_s: Retention = 7 * DAY_S
+    """How long a message that is not acked is kept."""
+    worker_member: Annotated[str, Field(pattern=r"^[^\s'\"$`]*$")] = ""
+    """The worker's identity as IAM writes it (`serviceAccount:…`, `principal://…`): `setup` then prints which of its
+    roles are missing.  Empty: the credentials that run `setup` are checked instead."""
 
 
 class Settings(Section):

@@ -1,10 +1,10 @@
 """
-How much of what was answered lately is an error of one class.
+Which share of the recent answers are errors of one class.
 
-A queue of a million messages behind a bad deploy would be answered with a million errors, each of them correct.  The
-meter makes that visible while it is hundreds, and lets an operator set a limit at which the pull pauses instead.
+A million messages behind a bad deployment would be answered with a million errors, each of them correct.  The share
+shows that after a few hundred, and `policy.error_limit` may pause the intake then.
 
-Answers are counted in buckets of a sliding time, so memory is bounded by buckets x classes, not by answers.
+Answers are counted in the buckets of a sliding window, so memory is bounded by buckets x classes, not by answers.
 Source: the limit on dead-lettering of Sentry's Arroyo, applied to error answers.
 """
 
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from worker.flow.clock import Now
 
 BUCKETS = 30
-"""House decision: the sliding time moves in steps of a thirtieth, so a share is at most 3.4 % of its time late."""
+"""House decision: the window slides in steps of a thirtieth, so an answer counts at most 3.4 % of it too long."""
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
-    """The error class most answers of the sliding time have."""
+class DominantError:
+    """The most frequent error class of the window."""
 
     error_class: str
     share: float
@@ -28,19 +28,19 @@ class Damage:
     """Answers of this class."""
 
 
-class DamageMeter:
+class ErrorShare:
     """
-    Counts answers by error class over a sliding time.
+    Counts answers by error class over a sliding window.
 
     Args:
-        horizon_s: Length of the sliding time, seconds.
+        window_s: Length of the window, seconds.
         now: Monotonic seconds.
     """
 
-    def __init__(self, horizon_s: float = 300.0, *, now: Now) -> None:
-        if horizon_s <= 0:
-            raise ValueError("horizon_s must be positive")
-        self._width_s = horizon_s / BUCKETS
+    def __init__(self, window_s: float = 300.0, *, now: Now) -> None:
+        if window_s <= 0:
+            raise ValueError("window_s must be positive")
+        self._width_s = window_s / BUCKETS
         self._now = now
         self._buckets: deque[tuple[int, Counter[str | None]]] = deque()
         self._totals: Counter[str | None] = Counter()
@@ -55,37 +55,21 @@ class DamageMeter:
 
     @property
     def answers(self) -> int:
-        """Answers of the sliding time, good ones included."""
+        """Answers in the window, good ones included."""
         self._expire()
         return self._totals.total()
 
-    def dominant(self) -> Damage | None:
+    def dominant(self) -> DominantError | None:
         """Return the most frequent error class, the first by name among equals; `None` without any error."""
         self._expire()
         errors = [(count, name) for name, count in self._totals.items() if name is not None]
         if not errors:
             return None
         count, name = min(errors, key=lambda each: (-each[0], each[1]))
-        return Damage(name, count / self._totals.total(), count)
-
-    def exceeds(self, limit_share: float, min_count: int) -> bool:
-        """
-        Whether one class makes up more than its share.
-
-        Args:
-            limit_share: Share of all answers that is still borne, 0 to 1; exactly this much is not more.
-            min_count: Errors of the class below which nothing is concluded: two of two are no trend.
-        """
-        damage = self.dominant()
-        return damage is not None and damage.count >= min_count and damage.share > limit_share
-
-    def clear(self) -> None:
-        """Forget everything: an operator has looked."""
-        self._buckets.clear()
-        self._totals.clear()
+        return DominantError(name, count / self._totals.total(), count)
 
     def _expire(self) -> int:
-        """Drop what is too old; return the present bucket's index."""
+        """Drop what is too old; return the current bucket's index."""
         index = int(self._now() // self._width_s)
         while self._buckets and self._buckets[0][0] <= index - BUCKETS:
             self._totals -= self._buckets.popleft()[1]

@@ -11,8 +11,7 @@ from contextlib import suppress
 from importlib.metadata import version
 
 from worker.errors import SettingsError
-from worker.settings.schema import Settings
-from worker.settings.tracing import TracingSettings
+from worker.settings.schema import Settings, TracingSettings
 
 FLUSH_S = 5.0
 """How long the end of the process waits for the last spans; a collector that hangs must not cost the grace."""

@@ -29,7 +29,7 @@ from worker.delivery import Delivery, Reply
 from worker.flow.breaker import BreakerChange
 from worker.policy.model import Decision, Disposition
 from worker.ports import AttemptResult, Settlement
-from worker.telemetry.error_share import DamageMeter
+from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import LabelCap, Metrics
 from worker.telemetry.tracing import Tracer
@@ -80,7 +80,7 @@ class Recorder:
 
     Args:
         metrics: The catalogue.
-        damage: Counts answers by error class.
+        error_share: Counts answers by error class.
         tracer: Is told what concerns spans; `None`: tracing is off.
         paths: Paths that may stand in a label.
         models: Models that may stand in a label; a few others may as well.
@@ -92,7 +92,7 @@ class Recorder:
     def __init__(
         self,
         metrics: Metrics,
-        damage: DamageMeter,
+        error_share: ErrorShare,
         *,
         tracer: Tracer | None = None,
         paths: tuple[str, ...] = (),
@@ -102,7 +102,7 @@ class Recorder:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._metrics = metrics
-        self._damage = damage
+        self._error_share = error_share
         self._tracer = tracer or Tracer()
         self._paths = LabelCap(paths, limit=0)
         self._models = LabelCap(models)
@@ -203,7 +203,7 @@ class Recorder:
         outcome = "ok" if reply.error_class is None else "error_reply"
         self._child(self._metrics.deliveries_total, "ack", reply.error_class or "ok").inc()
         self._child(self._metrics.requests_total, *route, outcome, str(reply.status_code)).inc()
-        self._damage.add(reply.error_class)
+        self._error_share.add(reply.error_class)
         if reply.truncated:
             self._child(self._metrics.partial_responses_total, reply.error_class or "none").inc()
         measures = self._measures(delivery)

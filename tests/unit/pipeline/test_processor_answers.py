@@ -42,9 +42,9 @@ async def test_an_answer_too_large_is_counted_as_the_error_it_became() -> None:
     assert await pipeline.handle() is ACK
     assert pipeline.answer.attributes["error_class"] == "reply_too_large"
     assert pipeline.count("deliveries_total", "ack", "reply_too_large") == 1
-    damage = pipeline.damage.dominant()
-    assert damage is not None
-    assert damage.error_class == "reply_too_large"
+    dominant = pipeline.error_share.dominant()
+    assert dominant is not None
+    assert dominant.error_class == "reply_too_large"
 
 
 # Well-formedness.

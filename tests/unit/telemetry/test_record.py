@@ -120,7 +120,7 @@ async def test_a_redelivery_is_told_apart_from_an_answer(logs) -> None:
     assert [line["event"] for line in _settlements(logs)] == ["delivery_answered", "duplicate_acked"]
     assert pipeline.count("deliveries_total", "ack", "ok") == 1
     assert pipeline.count("deliveries_total", "ack", "duplicate") == 1
-    assert pipeline.damage.answers == 1
+    assert pipeline.error_share.answers == 1
 
 
 @virtual_time
@@ -142,11 +142,11 @@ async def test_counts_times_and_tokens_of_answers() -> None:
         "publish_duration_seconds_count 2.0",
     ):
         assert f"inference_worker_{line}\n" in text
-    assert pipeline.damage.answers == 2
+    assert pipeline.error_share.answers == 2
 
 
 def _recorder(pipeline: Pipeline, **more: object) -> Recorder:
-    return Recorder(Metrics(), pipeline.damage, wall_clock=unix_time, **more)
+    return Recorder(Metrics(), pipeline.error_share, wall_clock=unix_time, **more)
 
 
 @virtual_time
