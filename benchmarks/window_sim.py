@@ -5,7 +5,7 @@ Discrete events, no sleeping, deterministic by seed.  The backend runs up to `ca
 to `queue` times as many more, first come first served; beyond that it refuses.  Running requests share one speed, a
 function of how many they are, so that a batch engine that slows down a little (`slowdown`), and a server that shares
 its processor (`sharing`), are the same few lines.  A worker always has messages, leases at most `LEASED` of them, keeps
-refused ones for a backoff with full jitter, or for the backend's Retry-After, and tries those first.  The breaker is
+refused ones for a backoff with full jitter, or for the backend's Retry-After, and sends those first.  The breaker is
 the worker's own, for every rule.
 """
 
@@ -48,7 +48,7 @@ class Request:
     owner: "Worker"
     work: float
     tokens: float
-    tries: int = 0
+    attempts: int = 0
     sent_at: float = 0.0
     ticket: Any = None
     circuit_pass: Pass | None = None
@@ -118,8 +118,8 @@ class Worker:
             self.circuit.record_failure(token, CONNECT)
         elif is_fresh or token.is_probe:
             self.circuit.record_failure(token, "overloaded")
-        request.tries += 1
-        delay = self.simulation.rng.uniform(0, min(60.0, 2.0 ** (request.tries - 1))) + 0.01
+        request.attempts += 1
+        delay = self.simulation.rng.uniform(0, min(60.0, 2.0 ** (request.attempts - 1))) + 0.01
         self.simulation.at(now + max(delay, retry_after_s or 0.0), lambda: self._retry(request))
 
     def _retry(self, request: Request) -> None:

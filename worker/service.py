@@ -42,7 +42,7 @@ from worker.telemetry.record import Recorder
 from worker.telemetry.tracing import Tracer
 
 START_RETRY_S = 2.0
-"""Wait between tries to reach Pub/Sub at start; the startup probe ends them after two minutes."""
+"""Wait between attempts to reach Pub/Sub at start; the startup probe ends them after two minutes."""
 FIRST_PULL_S = 2.0
 """How long the first pull must last before the worker counts as started, where its permission could not be checked."""
 HURRY_SETTLE_S = 2.0

@@ -26,7 +26,7 @@ ALL_AT_ONCE = "emulator 0.8.20 sends everything it has, 300 MB of it, in one res
 NOTHING = Limits()
 ATTEMPTS = Limits(attempts=True)
 THE_MESSAGES_OWN = Limits(attempts=True, error_replies=True)
-"""What breaks for one message alone may be its fault: it runs out of attempts, or of its class's tries."""
+"""What breaks for one message alone may be its fault: it runs out of attempts, or of its class's attempts."""
 REPEATED = Limits(attempts=True, wasted=None)
 CUT = Limits(attempts=True, wasted=None, duplicates=True)
 """What ends between a publish and its confirmation, or its ack, is done again."""

@@ -25,7 +25,7 @@ class Limits:
     """What a disaster may cost."""
 
     error_replies: bool = False
-    """Whether answers may be errors (the message's own fault, or a class with a limit of tries)."""
+    """Whether answers may be errors (the message's own fault, or a class with a limit of attempts)."""
     attempts: bool = False
     """Whether delivery attempts may be spent."""
     wasted: int | None = 0

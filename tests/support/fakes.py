@@ -213,7 +213,7 @@ class FakePublisher:
         """Raised by every publish that has no entry in `failures`."""
         self.limit = limit
         self.published: list[Published] = []
-        self.tries = 0
+        self.attempts = 0
         self.is_closed = False
         self._gate = asyncio.Event()
         self._gate.set()
@@ -226,7 +226,7 @@ class FakePublisher:
         self._gate.set()
 
     async def publish(self, data: bytes, attributes: Mapping[str, str]) -> str:
-        self.tries += 1
+        self.attempts += 1
         size = message_bytes(data, attributes)
         if size > self.limit:
             raise ReplyRejectedError(f"{size} bytes; the limit is {self.limit}")

@@ -35,7 +35,7 @@ from worker.wire.message import (
 
 PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0, jitter=0.5)
 """Between publishes of one answer: short at first, as most failures are; 10 s so that a recovery is noticed."""
-PAUSE_AFTER_TRIES = 3
+PAUSE_AFTER_ATTEMPTS = 3
 """Retryable failures of one answer after which the intake is paused: about a second of failures."""
 UNPUBLISHABLE = "publish"
 """Why the intake is paused."""
@@ -97,10 +97,10 @@ class Replier:
         """
         self._recorder.publish_starts(delivery)
         data, attributes = self._encode(delivery, reply)
-        started, tries, published_s = self._clock(), 0, None
+        started, attempts, published_s = self._clock(), 0, None
         try:
             while True:
-                tries += 1
+                attempts += 1
                 try:
                     await self._publisher.publish(data, attributes)
                 except ReplyRejectedError as error:
@@ -112,7 +112,7 @@ class Replier:
                     reply = smaller
                     data, attributes = self._encode(delivery, reply)
                 except PublishError as error:
-                    if not await self._wait(delivery, error, tries):
+                    if not await self._wait(delivery, error, attempts):
                         return None
                 else:
                     published_s = self._clock() - started
@@ -121,18 +121,18 @@ class Replier:
                     return reply
         finally:
             self._forget(delivery)
-            self._recorder.publish_ends(delivery, reply, tries=tries, published_s=published_s)
+            self._recorder.publish_ends(delivery, reply, attempts=attempts, published_s=published_s)
 
-    async def _wait(self, delivery: Delivery, error: PublishError, tries: int) -> bool:
+    async def _wait(self, delivery: Delivery, error: PublishError, attempts: int) -> bool:
         """Count the failure and wait for the next publish; return false when the lease ends before it."""
         is_refused = isinstance(error, PublishRefusedError)
         self._recorder.publish_failed("refused" if is_refused else "retryable")
-        if is_refused or tries >= PAUSE_AFTER_TRIES:
+        if is_refused or attempts >= PAUSE_AFTER_ATTEMPTS:
             if not self._stuck:
                 _log.error("publish_failed", error=str(error))
             self._stuck.add(delivery)
             self._intake.set(UNPUBLISHABLE, holds=True)
-        delay = PUBLISH_BACKOFF.delay_s(tries, self._random.random())
+        delay = PUBLISH_BACKOFF.delay_s(attempts, self._random.random())
         if self._clock() - delivery.received_at + delay >= self._lease_s:
             _log.error("publish_abandoned", message_id=delivery.message.message_id)
             return False

@@ -65,23 +65,23 @@ class Route:
         elif event.fault is None and is_success(event.status):
             self.forbidden_in_a_row = 0
 
-    def report(self, permit: Permit, told: Report, *, work: int | None = None) -> None:
+    def report(self, permit: Permit, report: Report, *, work: int | None = None) -> None:
         """
-        Give the permit back with what the gate is told.
+        End the permit and tell the gate how the attempt went.
 
         Args:
             permit: Of the attempt.
-            told: What its end says about the backend.
+            report: What its end says about the backend.
             work: Output tokens of a good answer, where known.
         """
         permit.finish(
             AttemptSignal(
-                breaker=BreakerEffect(told.breaker.value),
-                overload=told.is_overload,
-                error_class=told.error_class or "",
-                scope=BreakerScope.MODEL if told.scope is Scope.MODEL else BreakerScope.ROUTE,
-                retry_after_s=told.retry_after_s,
-                pause_s=told.pause_s,
+                breaker=BreakerEffect(report.breaker.value),
+                overload=report.is_overload,
+                error_class=report.error_class or "",
+                scope=BreakerScope.MODEL if report.scope is Scope.MODEL else BreakerScope.ROUTE,
+                retry_after_s=report.retry_after_s,
+                pause_s=report.pause_s,
                 work=work,
             )
         )

@@ -24,7 +24,7 @@ class Backoff:
     max_s: float = 60.0
     """Longest wait after any failure, seconds."""
     jitter: float = 1.0
-    """Share of a wait that is random, so that many do not try again in step: 1 is full jitter, 0 none."""
+    """Share of a wait that is random, so that many do not repeat in step: 1 is full jitter, 0 none."""
 
     def __post_init__(self) -> None:
         if not 0 < self.base_s <= self.max_s:

@@ -121,7 +121,7 @@ def _spent_of_nack(budget: Budget) -> str | None:
     """
     Return the name of what makes this nack the last one, or `None` when the message will come again.
 
-    Where attempts are not counted the age ends the retries, but a message that was never tried is not refused for it.
+    Where attempts are not counted the age ends the retries, but a message without an attempt is not refused for it.
     The age ends them even with `reply_on_last_attempt` off: without counting no dead-letter topic takes over.
     """
     if budget.delivery_attempt is not None and budget.max_delivery_attempts is not None:

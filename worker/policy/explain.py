@@ -66,7 +66,7 @@ def explain(
         policy: With the operator's rules and hooks.
         event: What happened.
         budget: What is left to spend on the delivery.
-        health: What the gate knows of the backend once it was told.
+        health: What the gate knows of the backend after the report.
         can_resume: The attempt left something that the next one can go on from.
         consecutive_forbidden: 403s in a row on this route, this one included.
     """
@@ -102,19 +102,19 @@ def _ask_hooks(policy: ErrorPolicy, event: ErrorEvent, default: Decision) -> tup
     return answer.decision, f"{asked}: {said}{answer.detail and f' ({answer.detail})'}"
 
 
-def _gate_text(told: Report) -> str:
-    """Return what breaker and window are told."""
+def _gate_text(outcome: Report) -> str:
+    """Return what breaker and window learn."""
     parts = {
-        BreakerAction.SUCCESS: "the breaker is told of a success",
-        BreakerAction.NONE: "the breaker is told nothing",
-        BreakerAction.COUNT: f"one failure in a row for the breaker of the {told.scope}",
-        BreakerAction.TRIP: f"the breaker of the {told.scope} opens at once",
+        BreakerAction.SUCCESS: "a success for the breaker",
+        BreakerAction.NONE: "nothing for the breaker",
+        BreakerAction.COUNT: f"one failure in a row for the breaker of the {outcome.scope}",
+        BreakerAction.TRIP: f"the breaker of the {outcome.scope} opens at once",
     }
-    text = [parts[told.breaker]]
-    if told.is_overload:
+    text = [parts[outcome.breaker]]
+    if outcome.is_overload:
         text.append("the window decreases, once for all that was refused together")
-    if told.pause_s:
-        text.append(f"the window pauses for {told.pause_s:g} s")
+    if outcome.pause_s:
+        text.append(f"the window pauses for {outcome.pause_s:g} s")
     return "; ".join(text)
 
 

@@ -2,10 +2,10 @@
 What is done with a delivery: the only code that says reply, nack or hold.
 
 Theory of operation.  Whatever can end a step of a delivery is a value: an attempt ended (`AttemptEnd`), the gate let it
-not start (`NotAdmitted`), its deadline passed (`DeadlinePassed`), no route takes it (`NoRoute`), the worker is told to
+not start (`NotAdmitted`), its deadline passed (`DeadlinePassed`), no route takes it (`NoRoute`), the worker has to
 stop (`Cancelled`), the worker's own code failed (`Unexpected`).  `judge` turns such a value, together with what is left
 to spend (`Budget`) and what the gate knows of the backend (`BackendHealth`), into a `Verdict`.  `report` says what the
-gate is told about an attempt; the gate applies it as it is.  `inference-worker policy explain` runs this code.
+gate learns of an attempt; the gate applies it as it is.  `inference-worker policy explain` runs this code.
 
 The kind of a failure comes from the table, the operator's rules and the hooks (`engine`), as a proposed `Decision`.
 Here it meets the circumstances, in this order:
@@ -90,7 +90,7 @@ class DeadlinePassed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancelled:
-    """The worker was told to stop while the delivery was worked on."""
+    """The worker was stopped while the delivery was worked on."""
 
     last: Decision | None = None
     """About the latest attempt, a whole answer included; `None` when none was judged."""
@@ -129,7 +129,7 @@ HEALTHY = BackendHealth()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What the gate is told about an attempt; it is applied as it stands."""
+    """What the gate learns of an attempt; it is applied as it stands."""
 
     breaker: BreakerAction
     scope: Scope = Scope.BACKEND
@@ -160,7 +160,7 @@ class Verdict:
 
 def report(end: AttemptEnd, budget: Budget, *, is_refusal_fresh: bool = True, is_probe: bool = False) -> Report:
     """
-    Return what the gate is told about an attempt.
+    Return what the gate learns of an attempt.
 
     An overload is first of all the window's affair: a crowd that is refused together is one sign for the breaker, so
     that only a refusal the window has not reacted to yet counts there, or that of a probe.
@@ -201,7 +201,7 @@ def judge(  # noqa: PLR0911 - one return a kind of end
     Args:
         end: What happened.
         budget: What is left to spend on the delivery.
-        health: What the gate knows of the backend after it was told.
+        health: What the gate knows of the backend after the report.
         jitter: A uniform random number in [0, 1), for the wait before the next attempt.
     """
     match end:

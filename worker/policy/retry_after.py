@@ -1,5 +1,5 @@
 """
-What the backend wishes about the next try: how long to wait, and whether to try at all.
+The backend's hint about the next attempt: how long to wait, and whether there shall be one.
 
 Pure: the clock is an argument.  A hint that cannot be read is no hint; it never fails an answer.
 """

@@ -191,11 +191,11 @@ class Recorder:
         """Count a publish that failed: `retryable`, `refused` or `too_large`."""
         self._metrics.publish_failures_total.labels(kind).inc()
 
-    def publish_ends(self, delivery: Delivery, reply: Reply, *, tries: int, published_s: float | None) -> None:
+    def publish_ends(self, delivery: Delivery, reply: Reply, *, attempts: int, published_s: float | None) -> None:
         """Note what the broker has after `published_s` seconds, or did not accept (`None`), after so many publishes."""
         if published_s is not None:
             self._metrics.publish_duration_seconds.observe(published_s)
-        self._tracer.publish_ends(delivery, reply, tries=tries, is_published=published_s is not None)
+        self._tracer.publish_ends(delivery, reply, attempts=attempts, is_published=published_s is not None)
 
     def answered(self, delivery: Delivery, reply: Reply) -> None:
         """Note that the broker has the answer."""

@@ -13,7 +13,7 @@ makes no span negative.  No body and no key ever stands in a span.
 Source: https://www.w3.org/TR/trace-context/; names of attributes,
 https://opentelemetry.io/docs/specs/semconv/messaging/gcp-pubsub/ and
 https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/client-inference.md.  That page wants
-one span over all tries of a client; here each try is one, because there may be hours between them.
+one span over all attempts of a client; here each attempt is one, because there may be hours between them.
 """
 
 import time
@@ -225,7 +225,7 @@ class SpanTracer(Tracer):
             name, trace.context, SpanKind.PRODUCER, attributes=attributes, start_time=self._now(trace)
         )
 
-    def publish_ends(self, delivery: Delivery, reply: Reply, *, tries: int, is_published: bool) -> None:
+    def publish_ends(self, delivery: Delivery, reply: Reply, *, attempts: int, is_published: bool) -> None:
         """End it."""
         trace = self._traces.get(delivery)
         if trace is None or trace.inner is None:
@@ -234,7 +234,7 @@ class SpanTracer(Tracer):
         values = {
             "inference_worker.status_code": reply.status_code,
             "inference_worker.error_class": reply.error_class,
-            "inference_worker.publish_tries": tries,
+            "inference_worker.publish_attempts": attempts,
         }
         span.set_attributes(_known(values))
         _fail(span, None if is_published else "publish_failed")

@@ -35,7 +35,7 @@ class Tracer:
     def publish_starts(self, delivery: Delivery) -> None:
         """Note that the first publish of an answer starts."""
 
-    def publish_ends(self, delivery: Delivery, reply: Reply, *, tries: int, is_published: bool) -> None:
+    def publish_ends(self, delivery: Delivery, reply: Reply, *, attempts: int, is_published: bool) -> None:
         """Note what the broker has, or did not accept, after so many publishes."""
 
     def inject(self, delivery: Delivery, carrier: dict[str, str]) -> None:

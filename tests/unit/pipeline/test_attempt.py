@@ -121,7 +121,7 @@ async def test_a_lonely_403_is_the_requests_and_three_in_a_row_are_ours() -> Non
 
 @virtual_time
 async def test_an_exception_of_the_adapter_is_an_internal_error(logs) -> None:
-    """It becomes a decision with a traceback in the log; the breaker is told nothing."""
+    """It becomes a decision with a traceback in the log; the breaker learns nothing."""
     pipeline = Pipeline(FakeBackend(Answer(error=RuntimeError("bug"))))
     decision = await _make(pipeline)
     assert (decision.disposition, decision.error_class) == (Disposition.NACK, ErrorClass.INTERNAL_ERROR)
@@ -146,7 +146,7 @@ async def test_cancelled_it_gives_the_slot_back_and_says_nothing() -> None:
 
 @virtual_time
 async def test_the_event_holds_what_came() -> None:
-    """Rules and hooks see phase, status, headers, body, fault and the counts of tries."""
+    """Rules and hooks see phase, status, headers, body, fault and the counts of attempts."""
     answer = status(500, b"boom", headers={"x-a": "1"}, fault=Fault.CONNECTION_LOST, phase=Phase.BODY)
     pipeline, delivery = Pipeline(FakeBackend(answer)), a_delivery(REQUEST, message(attempt=3))
     await _make(pipeline, delivery=delivery)

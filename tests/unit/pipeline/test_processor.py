@@ -23,7 +23,7 @@ async def test_publish_is_confirmed_before_ack() -> None:
     pipeline.publisher.hold()
     handling = pipeline.start()
     await settle()
-    assert pipeline.publisher.tries == 1
+    assert pipeline.publisher.attempts == 1
     assert not handling.done()
     pipeline.publisher.let_go()
     assert await handling is ACK
@@ -138,7 +138,7 @@ async def test_a_failed_server_is_a_nack_and_nothing_is_published() -> None:
 
 @virtual_time
 async def test_the_last_delivery_attempt_is_answered() -> None:
-    """Where a nack would be dead-lettered silently the requester gets the error, with the number of tries."""
+    """Where a nack would be dead-lettered silently the requester gets the error, with the number of attempts."""
     pipeline = Pipeline(FakeBackend(then=status(500, b'{"error":{"message":"cuda","type":"x","code":1}}')))
     assert await pipeline.handle(message(attempt=5)) is ACK
     assert pipeline.answer.json["status_code"] == 500

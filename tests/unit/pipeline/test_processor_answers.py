@@ -19,7 +19,7 @@ async def test_a_failed_publish_never_repeats_the_inference() -> None:
     failures = [PublishRetryableError("away")] * 20
     pipeline = Pipeline(publisher=FakePublisher(*failures))
     assert await pipeline.handle() is ACK
-    assert (len(pipeline.backend.requests), pipeline.publisher.tries) == (1, 21)
+    assert (len(pipeline.backend.requests), pipeline.publisher.attempts) == (1, 21)
 
 
 @virtual_time
@@ -93,7 +93,7 @@ def test_whatever_the_backend_sends_the_answer_is_json(code: int, body: bytes, a
 
 @virtual_time
 async def test_stats_stand_in_the_answer_when_wanted() -> None:
-    """With `reply.include_stats` an answer tells its times, tokens and tries."""
+    """With `reply.include_stats` an answer tells its times, tokens and attempts."""
     pipeline = Pipeline(FakeBackend(Answer(seconds=2.0)), include_stats=True)
     await pipeline.handle(message(attempt=1, publish_time=unix_time() - 30))
     stats = pipeline.answer.json["stats"]

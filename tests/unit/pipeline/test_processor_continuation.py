@@ -40,7 +40,7 @@ async def test_a_broken_stream_is_continued_in_this_process() -> None:
 
 @virtual_time
 async def test_it_counts_against_the_limit_of_its_class() -> None:
-    """Three tries of a stream that breaks, and the last one's partial is the answer."""
+    """Three attempts of a stream that breaks, and the last one's partial is the answer."""
     rest = ResumePoint(text="Hello", tokens=5)
     backend = Continuing(
         broken(resume_point=RESUME_POINT), broken(resume_point=rest), broken(text="Hello wor", resume_point=rest)
@@ -53,7 +53,7 @@ async def test_it_counts_against_the_limit_of_its_class() -> None:
 
 @virtual_time
 async def test_the_brokers_count_is_heeded() -> None:
-    """A third delivery of a class that has three tries is its last one: nothing is continued."""
+    """A third delivery of a class that has three attempts is its last one: nothing is continued."""
     backend = Continuing(then=broken(resume_point=RESUME_POINT))
     pipeline = Pipeline(backend)
     assert await pipeline.handle(message(attempt=3)) is ACK

@@ -9,7 +9,7 @@ from tests.support.pipeline import METADATA, Pipeline, a_delivery, data, message
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.delivery import Delivery, Reply
 from worker.errors import PublishRefusedError, PublishRetryableError, ReplyRejectedError
-from worker.pipeline.replies import PAUSE_AFTER_TRIES, PUBLISH_BACKOFF
+from worker.pipeline.replies import PAUSE_AFTER_ATTEMPTS, PUBLISH_BACKOFF
 from worker.ports import AttemptResult
 from worker.wire.message import ReceivedMessage
 
@@ -32,7 +32,7 @@ async def test_the_answer_is_published_as_the_wire_has_it() -> None:
 @virtual_time
 async def test_a_hiccup_is_tried_again_without_pausing() -> None:
     """One or two failures say nothing yet; the waits are short at first."""
-    pipeline = Pipeline(publisher=FakePublisher(*[PublishRetryableError("a")] * (PAUSE_AFTER_TRIES - 1)))
+    pipeline = Pipeline(publisher=FakePublisher(*[PublishRetryableError("a")] * (PAUSE_AFTER_ATTEMPTS - 1)))
     assert await pipeline.replier.publish(_delivery(), REPLY) is REPLY
     assert loop_time() < 0.5
     assert pipeline.pauses == []
@@ -173,7 +173,7 @@ async def test_a_broker_that_refuses_everything_gets_it_back() -> None:
     """When not even the smallest error is taken the message is nacked, at once."""
     pipeline = Pipeline(publisher=FakePublisher(*[ReplyRejectedError("schema")] * 9))
     assert await pipeline.replier.publish(_delivery(), REPLY) is None
-    assert pipeline.publisher.tries == 3
+    assert pipeline.publisher.attempts == 3
     assert loop_time() == 0
 
 

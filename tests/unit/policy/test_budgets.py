@@ -120,7 +120,7 @@ def test_a_hold_that_runs_out_on_the_last_attempt_is_answered():
     [(1, 1, NACK), (2, 1, NACK), (3, 1, REPLY), (1, 3, REPLY), (None, 2, NACK), (None, 3, REPLY), (7, 1, REPLY)],
 )
 def test_tries_are_counted_by_the_broker_or_here_whichever_is_more(delivery_attempt, attempts, expected):
-    """A class's limit of tries is reached by either count; a change of pods resets only ours."""
+    """A class's limit of attempts is reached by either count; a change of pods resets only ours."""
     decision = a_decision(max_attempts=3)
     result = apply_budgets(decision, a_budget(delivery_attempt=delivery_attempt, counted_attempts=attempts))
     assert expected is result.disposition
@@ -168,8 +168,8 @@ def test_every_combination_ends_in_a_sound_decision():
         "reply_on_last_attempt": (False, True),
     }
     decisions = [
-        a_decision(disposition, max_attempts=tries, hold_max_s=bound)
-        for disposition, tries, bound in itertools.product(Disposition, (None, 3), (None, 10.0))
+        a_decision(disposition, max_attempts=attempts, hold_max_s=bound)
+        for disposition, attempts, bound in itertools.product(Disposition, (None, 3), (None, 10.0))
     ]
     for values in itertools.product(*axes.values()):
         budget = Budget(hold_max_s=500.0, **dict(zip(axes, values, strict=True)))
@@ -195,8 +195,8 @@ def check_sound(before: Decision, budget: Budget, after: Decision) -> None:
             assert budget.message_age_s <= budget.max_message_age_s
     if after.disposition is not REPLY:
         assert budget.deadline_left_s is None or budget.deadline_left_s > 0
-        tries = max(budget.delivery_attempt or 0, budget.counted_attempts)
-        assert before.max_attempts is None or tries < before.max_attempts or budget.counted_attempts == 0
+        attempts = max(budget.delivery_attempt or 0, budget.counted_attempts)
+        assert before.max_attempts is None or attempts < before.max_attempts or budget.counted_attempts == 0
 
 
 def test_retry_after_is_a_lower_bound():

@@ -147,7 +147,7 @@ def test_behind_an_open_breaker_it_is_an_outage_first():
 
 @pytest.mark.parametrize("left_s", [DEADLINE_MARGIN_S, 0.0, -5.0])
 def test_an_attempt_that_the_deadline_cut_says_nothing_about_the_backend(left_s):
-    """The breaker is told nothing, and the answer names the deadline."""
+    """The breaker learns nothing, and the answer names the deadline."""
     event = ErrorEvent(backend="b", path="/p", phase=Phase.BODY, fault=Fault.TOTAL_TIMEOUT)
     end, budget = an_end(event=event), replace(FIRST, deadline_left_s=left_s)
     assert judge(end, budget).decision.error_class is ErrorClass.DEADLINE_EXCEEDED

@@ -204,7 +204,7 @@ async def test_an_answer_that_needs_several_tries_is_one_publish():
     kept = KeptSpans()
     publisher = FakePublisher(PublishRetryableError("away"), PublishRetryableError("away"))
     await Pipeline(publisher=publisher, tracer=kept.tracer).handle()
-    assert kept.one("send").attributes["inference_worker.publish_tries"] == 3
+    assert kept.one("send").attributes["inference_worker.publish_attempts"] == 3
     publisher.always = PublishRefusedError("gone")
     kept = KeptSpans()
     await Pipeline(publisher=publisher, tracer=kept.tracer, lease_s=60.0).handle()
