@@ -23,8 +23,9 @@ from worker.cli.loop import on_signals, run_loop
 from worker.client import (
     COPY_ATTRIBUTES,
     AnswerHandler,
+    BatchRun,
     ClientError,
-    Drive,
+    Display,
     Summary,
     build_display,
     open_run,
@@ -240,7 +241,7 @@ async def run_local(options: argparse.Namespace) -> int:
         publisher = broker.publisher(names.request_topic)
         stack.push_async_callback(publisher.aclose)
         display = stack.enter_context(build_display(sys.stderr))
-        run = Drive(
+        run = BatchRun(
             reader,
             resumed.writer,
             publisher.publish,
@@ -249,23 +250,23 @@ async def run_local(options: argparse.Namespace) -> int:
             answered=resumed.answered,
             on_progress=display,
         )
-        return await _drive(run, worker, display)
+        return await _run_beside(worker, run, display)
 
 
-async def _drive(run: Drive, worker: WorkerChild, display: Any) -> int:
+async def _run_beside(worker: WorkerChild, run: BatchRun, display: Display) -> int:
     supervised = asyncio.ensure_future(worker.supervise())
-    driving = asyncio.ensure_future(run.run())
+    answering = asyncio.ensure_future(run.run())
     summary: Summary | None = None
     try:
-        await asyncio.wait({supervised, driving}, return_when=asyncio.FIRST_COMPLETED)
-        if driving.done():
-            summary = driving.result()
+        await asyncio.wait({supervised, answering}, return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            summary = answering.result()
         else:
             supervised.result()  # raises: it ends only by failing
     finally:
-        for task in (supervised, driving):
+        for task in (supervised, answering):
             task.cancel()
-        await asyncio.gather(supervised, driving, return_exceptions=True)
+        await asyncio.gather(supervised, answering, return_exceptions=True)
         display.close()
         print_summary(summary or run.summary(), sys.stderr)
     return 0 if summary is not None and summary.is_complete else 1

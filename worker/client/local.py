@@ -36,7 +36,7 @@ OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DriveTuning:
+class RunTuning:
     """Bounds and times of a run; the defaults suit `local` and `submit`."""
 
     window_bytes: int = 256 * 1024 * 1024
@@ -60,7 +60,7 @@ class _Waiting:
     published_at: float
 
 
-class Drive:
+class BatchRun:
     """
     One run over one input; use it once.
 
@@ -81,7 +81,7 @@ class Drive:
         window: int,
         answered: Container[str] | None = None,
         on_progress: OnProgress | None = None,
-        tuning: DriveTuning | None = None,
+        tuning: RunTuning | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -90,7 +90,7 @@ class Drive:
         self._answers = answers
         self._answered = AnsweredLines() if answered is None else answered
         self._on_progress = on_progress
-        self._tuning = tuning or DriveTuning()
+        self._tuning = tuning or RunTuning()
         self._clock = clock
         self._sleep = sleep
         self._rng = random.Random()  # noqa: S311 - jitter
@@ -216,7 +216,7 @@ class Drive:
         elif (line_number(line_id) or self._last_number + 1) <= self._last_number:
             self._tally.duplicates += 1
         else:
-            self._tally.strangers += 1
+            self._tally.unmatched_answers += 1
 
     async def _finish(self, line_id: str, answer: Answer) -> None:
         """Write the line of an answer; the first answer takes the line's place away, so there is no second."""
@@ -239,25 +239,6 @@ class Drive:
     def _report(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self.progress())
-
-
-async def drive(
-    reader: LineSource,
-    writer: LineSink,
-    publish: Publish,
-    answers: Answers,
-    *,
-    window: int,
-    on_progress: OnProgress | None = None,
-    answered: Container[str] | None = None,
-) -> Summary:
-    """
-    Answer every line of the reader and return what it came to; see `Drive` for arguments, errors and cancellation.
-
-    Cancellation: as `Drive.run`; use that class to have the summary of an interrupted run.
-    """
-    run = Drive(reader, writer, publish, answers, window=window, on_progress=on_progress, answered=answered)
-    return await run.run()
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

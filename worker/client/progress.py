@@ -2,7 +2,7 @@
 How far a run is, on standard error: a bar on a terminal, a plain line every five seconds anywhere else.
 
 Both are called with every `Progress` and decide themselves what is worth showing.  A run that stalls still shows its
-line, since the drive reports on a clock as well.
+line, since the run reports on a clock as well.
 """
 
 import time

@@ -1,9 +1,8 @@
-"""The table at the end of a run, on standard error, and the same as JSON."""
+"""The table at the end of a run, on standard error."""
 
 from collections.abc import Iterator
 from typing import TextIO
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -28,11 +27,6 @@ def print_summary(summary: Summary, stream: TextIO) -> None:
     console.print(table)
 
 
-def summary_json(summary: Summary) -> bytes:
-    """Return the summary as one line of JSON with its newline; the keys are the fields of `Summary`."""
-    return msgspec.json.encode(summary.as_dict()) + b"\n"
-
-
 def headline(summary: Summary) -> str:
     """Return what a person wants to know first."""
     total = summary.skipped + summary.answered
@@ -51,7 +45,7 @@ def rows(summary: Summary) -> Iterator[tuple[str, str]]:
         **{f"status {name}": count for name, count in summary.status_classes.items()},
         **{f"error {name}": count for name, count in summary.error_classes.items()},
         "duplicates dropped": summary.duplicates,
-        "foreign answers dropped": summary.strangers,
+        "unmatched answers dropped": summary.unmatched_answers,
         "publishes repeated": summary.publish_retries,
     }
     yield from ((name, f"{count:,}") for name, count in counts.items() if count)

@@ -6,8 +6,7 @@ What a run has come to: counts that grow, and two frozen views of them.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from worker.client.io.outputs import Answer
 from worker.client.sketch import QuantileSketch
@@ -73,8 +72,8 @@ class Summary:
     """Error answers by class, the most frequent first."""
     duplicates: int
     """Answers dropped because their line had one."""
-    strangers: int
-    """Answers dropped because they belong to no line of this input."""
+    unmatched_answers: int
+    """Answers dropped because no line of this input has their id."""
     publish_retries: int
     """Publishes that failed and were tried again."""
     duration_s: float
@@ -88,10 +87,6 @@ class Summary:
     """From handing a line to the broker to its answer, within 1 %; `None` without answers from the broker."""
     latency_p90_s: float | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; keys in the order of the fields."""
-        return asdict(self)
-
 
 class Tally:
     """The counts of one run; not thread-safe, the event loop owns it."""
@@ -102,7 +97,7 @@ class Tally:
         self.answered = 0
         self.errors = 0
         self.duplicates = 0
-        self.strangers = 0
+        self.unmatched_answers = 0
         self.publish_retries = 0
         self._input_tokens: int | None = None
         self._output_tokens: int | None = None
@@ -154,7 +149,7 @@ class Tally:
             status_classes=dict(sorted(self._statuses.items())),
             error_classes=dict(sorted(self._classes.items(), key=lambda item: (-item[1], item[0]))),
             duplicates=self.duplicates,
-            strangers=self.strangers,
+            unmatched_answers=self.unmatched_answers,
             publish_retries=self.publish_retries,
             duration_s=duration_s,
             lines_per_s=self.answered / span,

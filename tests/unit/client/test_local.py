@@ -13,7 +13,7 @@ from tests.unit.client.fake_broker import FakeBroker, echo
 from worker.client.answered import AnsweredLines
 from worker.client.errors import ClientError, InputError, OutputError
 from worker.client.io.lines import RawLine
-from worker.client.local import Drive, DriveTuning, drive
+from worker.client.local import BatchRun, RunTuning
 from worker.errors import PublishRefusedError, PublishRetryableError, ReplyRejectedError
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES
 
@@ -72,8 +72,8 @@ def some_lines(count):
     return [kinds[number % 3](number) for number in range(count)]
 
 
-def a_drive(source, sink, broker, **options):
-    return Drive(source, sink, broker.publish, broker.answers, **{"window": 8, **options})
+def a_run(source, sink, broker, **options):
+    return BatchRun(source, sink, broker.publish, broker.answers, **{"window": 8, **options})
 
 
 async def until(condition):
@@ -95,7 +95,7 @@ async def test_exactly_one_answer_a_line(*, count, seed, window, max_turns, dupl
     """However answers are reordered, delayed and repeated, each line gets one, and is published once."""
     source, sink = Source(some_lines(count), bunch), Sink()
     broker = FakeBroker(seed=seed, duplicates=duplicates, max_turns=max_turns)
-    summary = await a_drive(source, sink, broker, window=window).run()
+    summary = await a_run(source, sink, broker, window=window).run()
     assert sorted(sink.ids) == sorted(source.ids)
     assert len(broker.published) == count
     assert (summary.lines, summary.answered, summary.unanswered, summary.is_complete) == (count, count, 0, True)
@@ -108,7 +108,7 @@ async def test_exactly_one_answer_a_line(*, count, seed, window, max_turns, dupl
 async def test_answers_have_the_shape_of_their_lines():
     """A message gets a message's line, a batch line OpenAI's, what is neither a 400 in a message's line."""
     sink = Sink()
-    await a_drive(Source(some_lines(3)), sink, FakeBroker()).run()
+    await a_run(Source(some_lines(3)), sink, FakeBroker()).run()
     message, batch, bad = sorted(sink.lines, key=lambda line: line["id"].removeprefix("batch_req_"))
     usage = {"prompt_tokens": 3, "completion_tokens": 5}
     assert (message["status_code"], message["metadata"]) == (200, {"n": 0})
@@ -135,7 +135,7 @@ async def test_no_more_than_the_window_is_unanswered(window):
         peak = max(peak, len(broker.published) + 1 - sink.data.count(b"\n"))
         return await original(data, attributes)
 
-    await Drive(source, sink, publish, broker.answers, window=window).run()
+    await BatchRun(source, sink, publish, broker.answers, window=window).run()
     assert min(window, 2) <= peak <= window  # how much of it is used depends on who is quicker
 
 
@@ -150,8 +150,8 @@ async def test_bytes_bound_the_window_as_well():
         peak = max(peak, len(broker.published) + 1 - sink.data.count(b"\n"))
         return await broker.publish(data, attributes)
 
-    tuning = DriveTuning(window_bytes=2500)
-    await Drive(Source(lines), sink, publish, broker.answers, window=10, tuning=tuning).run()
+    tuning = RunTuning(window_bytes=2500)
+    await BatchRun(Source(lines), sink, publish, broker.answers, window=10, tuning=tuning).run()
     assert peak == 2
 
 
@@ -163,20 +163,20 @@ async def test_answered_lines_are_not_asked_again():
     for line_id in source.ids[:6]:
         answered.add(line_id)
     answered.add("line-7-00000000")
-    summary = await a_drive(source, sink, broker, answered=answered).run()
+    summary = await a_run(source, sink, broker, answered=answered).run()
     assert sorted(sink.ids) == sorted(source.ids[6:])
     assert len(broker.published) == 4
     assert (summary.lines, summary.skipped, summary.answered, summary.is_complete) == (10, 6, 4, True)
 
 
-async def test_duplicates_and_strangers_are_dropped():
+async def test_duplicate_and_unmatched_answers_are_dropped():
     """A second answer to a line and answers to other inputs are counted, acked and not written."""
     source, sink, broker = Source([a_message(0), a_message(1)], bunch=1), Sink(), FakeBroker(duplicates=1.0)
     broker.inject(b'{"status_code":200,"metadata":{},"body":{}}', {"line_id": "line-99-00000000"})
     broker.inject(b'{"status_code":200,"metadata":{},"body":{}}', {})
-    summary = await a_drive(source, sink, broker, window=1).run()
+    summary = await a_run(source, sink, broker, window=1).run()
     assert sorted(sink.ids) == sorted(source.ids)
-    assert summary.strangers == 4
+    assert summary.unmatched_answers == 4
     assert summary.duplicates >= 1
 
 
@@ -192,7 +192,7 @@ async def test_an_answer_is_acked_only_when_it_is_written():
 
         await broker.answers(checked)
 
-    await Drive(Source([a_message(n) for n in range(20)]), sink, broker.publish, answers, window=20).run()
+    await BatchRun(Source([a_message(n) for n in range(20)]), sink, broker.publish, answers, window=20).run()
     assert seen
     assert all(seen)
 
@@ -206,7 +206,7 @@ async def test_publish_is_tried_again():
         waits.append(seconds)
 
     source = Source([a_message(0)])
-    summary = await a_drive(source, sink, broker, sleep=sleep).run()
+    summary = await a_run(source, sink, broker, sleep=sleep).run()
     assert sink.ids == source.ids
     assert summary.publish_retries == len(waits) == 5
     assert all(0 <= wait <= 0.1 * 2**turn for turn, wait in enumerate(waits))
@@ -226,7 +226,7 @@ async def test_answered_line_is_not_published_again():
         await until(lambda: sink.data)
 
     source = Source([a_message(0)])
-    await Drive(source, sink, publish, broker.answers, window=1, sleep=sleep).run()
+    await BatchRun(source, sink, publish, broker.answers, window=1, sleep=sleep).run()
     assert sink.ids == source.ids
     assert list(tries.values()) == [1]
 
@@ -241,7 +241,7 @@ async def test_patience_with_the_broker_ends():
     async def publish(data, attributes, /):
         raise PublishRetryableError("unavailable")
 
-    run = Drive(
+    run = BatchRun(
         Source([a_message(0)]),
         Sink(),
         publish,
@@ -249,7 +249,7 @@ async def test_patience_with_the_broker_ends():
         window=1,
         sleep=sleep,
         clock=lambda: now[0],
-        tuning=DriveTuning(publish_patience_s=50),
+        tuning=RunTuning(publish_patience_s=50),
     )
     with pytest.raises(PublishRetryableError, match="unavailable"):
         await run.run()
@@ -270,7 +270,7 @@ async def test_refused_publish_ends_the_run():
 
     source = Source([a_message(number) for number in range(10)])
     with pytest.raises(PublishRefusedError, match="gone"):
-        await Drive(source, sink, publish, broker.answers, window=1).run()
+        await BatchRun(source, sink, publish, broker.answers, window=1).run()
     assert sink.ids == source.ids[:5]
     assert broker.is_settled
 
@@ -278,7 +278,7 @@ async def test_refused_publish_ends_the_run():
 async def test_rejected_message_is_answered_here():
     """A message the broker does not take gets an error answer instead of being lost or ending the run."""
     broker, sink = FakeBroker(failures=[ReplyRejectedError("invalid")]), Sink()
-    summary = await a_drive(Source([a_message(0), a_message(1)]), sink, broker).run()
+    summary = await a_run(Source([a_message(0), a_message(1)]), sink, broker).run()
     first = next(line for line in sink.lines if line["status_code"] == 400)
     assert first["metadata"] == {"n": 0}
     assert first["body"]["error"]["code"] == "request_rejected"
@@ -290,7 +290,7 @@ async def test_line_over_the_limit_is_answered_here():
     """A line that no message can carry is answered with a 413 and never published."""
     broker, sink = FakeBroker(), Sink()
     large = b'{"path":"/v1/x","metadata":{"n":7},"body":{"a":"%s"}}' % (b"x" * MAX_PUBSUB_MESSAGE_BYTES)
-    summary = await a_drive(Source([large, a_message(1)]), sink, broker).run()
+    summary = await a_run(Source([large, a_message(1)]), sink, broker).run()
     assert len(broker.published) == 1
     answer = next(line for line in sink.lines if line["status_code"] == 413)
     assert (answer["metadata"], answer["body"]["error"]["code"]) == ({"n": 7}, "request_too_large")
@@ -301,7 +301,7 @@ async def test_line_over_the_limit_is_answered_here():
 async def test_damaged_input_is_answered_up_to_the_damage():
     """What was read before the damage is answered, then the error is raised."""
     source, sink = Source(some_lines(20), failure=InputError("in.gz: is damaged")), Sink()
-    run = a_drive(source, sink, FakeBroker(max_turns=10))
+    run = a_run(source, sink, FakeBroker(max_turns=10))
     with pytest.raises(InputError, match="damaged"):
         await run.run()
     assert sorted(sink.ids) == sorted(source.ids)
@@ -312,7 +312,7 @@ async def test_failed_output_ends_the_run():
     """A full disk ends the run with that error; nothing that was not written is acked."""
     source, sink, broker = Source([a_message(n) for n in range(50)]), Sink(limit=10), FakeBroker(max_turns=5)
     with pytest.raises(OutputError, match="No space left"):
-        await a_drive(source, sink, broker, window=3).run()
+        await a_run(source, sink, broker, window=3).run()
     assert broker.acked <= len(sink.ids) <= 10
     assert broker.is_settled
 
@@ -324,7 +324,7 @@ async def test_answers_that_end_early_are_an_error():
         await asyncio.sleep(0)
 
     with pytest.raises(ClientError, match="the answers ended"):
-        await drive(Source([a_message(0)]), Sink(), FakeBroker().publish, answers, window=1)
+        await BatchRun(Source([a_message(0)]), Sink(), FakeBroker().publish, answers, window=1).run()
 
 
 async def test_failure_of_the_receiving_end_is_raised():
@@ -334,14 +334,14 @@ async def test_failure_of_the_receiving_end_is_raised():
         raise PublishRefusedError("the subscription is gone")
 
     with pytest.raises(PublishRefusedError, match="subscription is gone"):
-        await drive(Source([a_message(0)]), Sink(), FakeBroker().publish, answers, window=1)
+        await BatchRun(Source([a_message(0)]), Sink(), FakeBroker().publish, answers, window=1).run()
 
 
 async def test_cancelling_keeps_what_was_answered():
     """Ctrl-C in the middle settles the receiving end, keeps every answer that came, and a resumed run does the rest."""
     lines = [a_message(number) for number in range(60)]
     source, sink, broker = Source(lines), Sink(), FakeBroker(max_turns=3)
-    run = a_drive(source, sink, broker, window=4)
+    run = a_run(source, sink, broker, window=4)
     running = asyncio.ensure_future(run.run())
     await until(lambda: sink.data.count(b"\n") >= 20)
     running.cancel()
@@ -354,7 +354,7 @@ async def test_cancelling_keeps_what_was_answered():
     answered = AnsweredLines()
     for line_id in sink.ids:
         answered.add(line_id)
-    await a_drive(Source(lines), sink, FakeBroker(), answered=answered).run()
+    await a_run(Source(lines), sink, FakeBroker(), answered=answered).run()
     assert sorted(sink.ids) == sorted(source.ids)
 
 
@@ -369,7 +369,7 @@ async def test_cancelling_waits_for_a_slow_output():
             gate.wait()
             sink.write(data)
 
-    run = a_drive(Source([a_message(n) for n in range(5)]), SlowSink(), broker)
+    run = a_run(Source([a_message(n) for n in range(5)]), SlowSink(), broker)
     running = asyncio.ensure_future(run.run())
     await until(lambda: entered.is_set() and not run._waiting and len(broker.published) == 5)
     running.cancel()
@@ -385,8 +385,8 @@ async def test_progress_is_reported_and_ends_complete():
     """Progress is reported while the run goes on and once at its end, with counts that only grow."""
     seen = []
     source = Source([a_message(n) for n in range(30)])
-    tuning = DriveTuning(progress_interval_s=0)
-    run = a_drive(source, Sink(), FakeBroker(), on_progress=seen.append, tuning=tuning)
+    tuning = RunTuning(progress_interval_s=0)
+    run = a_run(source, Sink(), FakeBroker(), on_progress=seen.append, tuning=tuning)
     await run.run()
     assert len(seen) > 2
     assert [state.answered for state in seen] == sorted(state.answered for state in seen)
@@ -405,7 +405,7 @@ async def test_summary_counts_tokens_and_latency():
         now[0] += 2.0
         return await broker.publish(data, attributes)
 
-    run = Drive(
+    run = BatchRun(
         Source([a_message(n) for n in range(10)]), Sink(), publish, broker.answers, window=1, clock=lambda: now[0]
     )
     summary = await run.run()
@@ -418,7 +418,7 @@ async def test_summary_counts_tokens_and_latency():
 async def test_memory_does_not_grow_with_the_input():
     """Nothing is kept of a line that was answered."""
     broker = FakeBroker()
-    run = a_drive(Source([a_message(n) for n in range(300)]), Sink(), broker, window=5)
+    run = a_run(Source([a_message(n) for n in range(300)]), Sink(), broker, window=5)
     await run.run()
     assert run._waiting == {}
     assert (run._slots.count, run._slots.bytes) == (0, 0)
@@ -427,5 +427,5 @@ async def test_memory_does_not_grow_with_the_input():
 
 async def test_empty_input_ends_at_once():
     """An input without lines is complete."""
-    summary = await a_drive(Source([]), Sink(), FakeBroker()).run()
+    summary = await a_run(Source([]), Sink(), FakeBroker()).run()
     assert (summary.lines, summary.is_complete, summary.latency_p50_s, summary.input_tokens) == (0, True, None, None)

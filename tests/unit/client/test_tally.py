@@ -1,14 +1,13 @@
 """Counts, quantiles, and how they are shown."""
 
 import io
-import json
 
 import pytest
 
 from worker.client.io.lines import Refusal
 from worker.client.io.outputs import Answer, local_answer
 from worker.client.progress import BarDisplay, PlainDisplay, build_display, describe
-from worker.client.summary import headline, print_summary, rows, summary_json
+from worker.client.summary import headline, print_summary, rows
 from worker.client.tally import Progress, Tally
 
 
@@ -55,17 +54,6 @@ def test_summary_without_usage_has_no_tokens():
     assert (summary.input_tokens, summary.output_tokens, summary.output_tokens_per_s) == (None, None, None)
     names = [name for name, _ in rows(summary)]
     assert "input tokens" not in names
-    assert json.loads(summary_json(summary))["input_tokens"] is None
-
-
-def test_summary_as_json_is_one_line_of_its_fields():
-    """The JSON has the summary's fields in their order, on one line."""
-    summary = Tally().summary(duration_s=1.0, is_input_read=True)
-    data = summary_json(summary)
-    assert data.endswith(b"}\n")
-    assert data.count(b"\n") == 1
-    assert json.loads(data) == summary.as_dict()
-    assert next(iter(json.loads(data))) == "is_complete"
 
 
 def test_table_shows_what_happened_and_nothing_else():
