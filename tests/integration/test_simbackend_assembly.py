@@ -8,11 +8,10 @@ import pytest
 from tests.support.simbackend_streams import ME, a_call, says, written
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import SSEParser
-from worker.emulators.openai.answers import chat_body, completion_body
+from worker.emulators.openai.answers import chat_body, chunk_events, completion_body
 from worker.emulators.openai.dialects import DIALECTS
 from worker.emulators.openai.responses import response_body, response_events
 from worker.emulators.openai.sse import PLAIN, StreamFault, script
-from worker.emulators.openai.stream import chunk_events
 from worker.emulators.openai.validation import Endpoint
 from worker.wire.endpoints import endpoint_of
 

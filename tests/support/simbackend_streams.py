@@ -4,14 +4,12 @@ import json
 import re
 from typing import Any
 
-from worker.emulators.openai.answers import Identity
+from worker.emulators.openai.answers import Identity, chunk_events
 from worker.emulators.openai.dialects import DIALECTS
-from worker.emulators.openai.dice import Dice
-from worker.emulators.openai.events import Event
 from worker.emulators.openai.generation import Generation, generate
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.sse import BOM, Act, Write
-from worker.emulators.openai.stream import chunk_events
+from worker.emulators.openai.seeded import Dice
+from worker.emulators.openai.sse import BOM, Act, Event, Write
 from worker.emulators.openai.validation import Call, Endpoint, check
 
 ME = Identity("job-1", 1_800_000_000)

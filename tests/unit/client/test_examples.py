@@ -15,7 +15,7 @@ import pytest
 from examples import make_requests
 from worker.client.io.files import open_input
 from worker.client.io.lines import Shape, prepare
-from worker.emulators.openai.error_shapes import SimError
+from worker.emulators.openai.dialects import SimError
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.validation import Endpoint, check, decode
 from worker.errors import MessageError

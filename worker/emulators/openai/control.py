@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.emulators.openai.behaviours import MATCH_READERS, Behaviour, Facts, Match
-from worker.emulators.openai.latency import parse_duration
-from worker.emulators.openai.modes import MODES, Mode, Stage
-from worker.emulators.openai.options import SimOptions, with_changes
-from worker.emulators.openai.readers import Reader, integer, optional, share, text
+from worker.emulators.openai.faults import MATCH_READERS, MODES, Behaviour, Facts, Match, Mode, Stage
+from worker.emulators.openai.options import Reader, SimOptions, integer, optional, share, text, with_changes
+from worker.emulators.openai.timing import parse_duration
 
 
 class ControlError(ValueError):

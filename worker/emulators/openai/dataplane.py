@@ -1,8 +1,9 @@
 """
-One request from arrival to answer: the order in which a model server looks at things.
+One request from arrival to answer, in the order in which a model server looks at things.
 
-Behaviours first (an outage does not check keys), then the key, the path, the body, the rate, the room, chance, and at
-last the answer.  Everything decided here is decided by pure modules; this one waits and writes.
+Behaviours first (an outage does not check keys), then the key, the path, the body, the rate, the free slots, chance,
+and at last the answer.  Pure modules decide; this one waits and writes.  With `zero_cost` an answer is bytes made once,
+with the caller's request id put in: it is for measuring the caller, so requests are neither parsed nor validated.
 """
 
 import asyncio
@@ -15,23 +16,66 @@ import msgspec
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from worker.emulators.openai.behaviours import Behaviour, Facts
-from worker.emulators.openai.continuation import opened_answer
+from worker.emulators.openai.answers import Identity, chat_body, completion_body, embedding_body
 from worker.emulators.openai.control import Director
-from worker.emulators.openai.dialects import DIALECTS
-from worker.emulators.openai.dice import Dice
-from worker.emulators.openai.error_shapes import Answer, Kind, SimError, error_answer
-from worker.emulators.openai.faults import Drop, Hang, hint, instead
-from worker.emulators.openai.gate import Gate
-from worker.emulators.openai.generation import subject
-from worker.emulators.openai.latency import TokenBucket
-from worker.emulators.openai.modes import Stage
+from worker.emulators.openai.dialects import DIALECTS, Answer, Kind, SimError, error_answer
+from worker.emulators.openai.faults import Behaviour, Drop, Facts, Hang, Stage, hint, instead
+from worker.emulators.openai.generation import generate, subject
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.prepared import Prepared, prepare
-from worker.emulators.openai.sender import SENT, SENT_AND_CLOSE, Sender
-from worker.emulators.openai.serving import Order, Serving
+from worker.emulators.openai.responses import response_body
+from worker.emulators.openai.seeded import Dice
+from worker.emulators.openai.serving import Gate, Order, Serving
 from worker.emulators.openai.stats import Stats
-from worker.emulators.openai.validation import Call, check, decode, deployment_of, endpoint_of
+from worker.emulators.openai.timing import TokenBucket
+from worker.emulators.openai.transport import SENT, SENT_AND_CLOSE, Sender, response_head
+from worker.emulators.openai.validation import Call, Endpoint, check, decode, deployment_of, endpoint_of, opened_answer
+
+_MARK = "\x01"
+"""Stands for the request id while the bytes are made; JSON writes it as an escape that occurs nowhere else."""
+_ESCAPED_MARK = msgspec.json.encode(_MARK)[1:-1]
+_SAMPLES: Mapping[Endpoint, dict[str, object]] = {
+    Endpoint.CHAT: {"messages": [{"role": "user", "content": "Say something."}]},
+    Endpoint.COMPLETIONS: {"prompt": "Say something."},
+    Endpoint.RESPONSES: {"input": "Say something."},
+    Endpoint.EMBEDDINGS: {"input": "Say something.", "dimensions": 8},
+}
+_BODIES = {
+    Endpoint.CHAT: chat_body,
+    Endpoint.COMPLETIONS: completion_body,
+    Endpoint.RESPONSES: response_body,
+}
+
+
+def body_of(call: Call, options: SimOptions, identity: Identity, dice: Dice) -> dict[str, object]:
+    """Return the unary body of a call as nothing but its seed and itself make it."""
+    if call.endpoint is Endpoint.EMBEDDINGS:
+        return embedding_body(call, options.seed)
+    return _BODIES[call.endpoint](call, generate(call, dice, options), DIALECTS[options.dialect], identity)
+
+
+class Prepared:
+    """The bytes of one path's answer."""
+
+    def __init__(self, endpoint: Endpoint, options: SimOptions, created: int) -> None:
+        """Make the answer once; `created` is Unix seconds."""
+        call = check(endpoint, {"model": "simulated", **_SAMPLES[endpoint]}, options)
+        body = msgspec.json.encode(body_of(call, options, Identity(_MARK, created), Dice(options.seed, endpoint)))
+        self._parts = body.split(_ESCAPED_MARK)
+        self._fixed = sum(map(len, self._parts))
+        self._marks = len(self._parts) - 1
+
+    def bytes_for(self, request_id: str) -> bytes:
+        """Return the whole HTTP answer, head included, for a keep-alive connection."""
+        shown = msgspec.json.encode(request_id)[1:-1]
+        length = self._fixed + self._marks * len(shown)
+        head = response_head(200, "application/json", {"x-request-id": request_id}, length=length)
+        return head + shown.join(self._parts)
+
+
+def prepare(options: SimOptions, created: int) -> Mapping[str, Prepared]:
+    """Return the prepared answers by path."""
+    return {endpoint.value: Prepared(endpoint, options, created) for endpoint in Endpoint}
+
 
 _MODELS = "/v1/models"
 _DEFAULT_MODEL = "simulated"

@@ -1,26 +1,285 @@
 """
-What a behaviour makes of a request: the answer, or the lack of one.
+What the server can do wrong: the modes, the behaviour that sets one for some requests, and its effect on an answer.
 
-Pure.  `instead` serves the modes that never look at the request, `alter` those that spoil a good answer, `stream_fault`
-those that break a stream; carrying it out on a socket is the data plane's work.
+Pure: the clock is an argument, chance comes from the seed.  `control` reads behaviours with the table `MODES` and
+chooses among them.  `instead` is the answer of a mode that never looks at the request, `alter` damages a good answer,
+`stream_fault` says how a stream breaks; the data plane does it on a socket.  `docs/simbackend.md` lists every row of
+`MODES`; a test compares them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from worker.emulators.openai.behaviours import Behaviour
-from worker.emulators.openai.error_shapes import Answer, Kind, SimError, error_answer
-from worker.emulators.openai.modes import Stage
-from worker.emulators.openai.retry_after import RetryAfter
-from worker.emulators.openai.sse import PLAIN, Break, StreamFault
+from worker.emulators.openai.dialects import Answer, Kind, SimError, error_answer
+from worker.emulators.openai.options import Reader, choice, flag, headers, integer, optional, text, texts
+from worker.emulators.openai.seeded import Dice
+from worker.emulators.openai.sse import LINE_ENDINGS, PLAIN, Break, StreamFault
+from worker.emulators.openai.timing import RetryAfter, parse_duration, parse_retry_after
+
+
+class Stage(StrEnum):
+    """When in a request's life a mode steps in."""
+
+    OK = "ok"
+    """Never: the request is served as usual, and no later behaviour is looked at."""
+    INSTEAD = "instead"
+    """Before anything is checked; the request is not served."""
+    ALTER = "alter"
+    """After a request was served; what is sent is changed or delayed."""
+    STREAM = "stream"
+    """The same, for requests with `"stream": true` only; others are not matched."""
+    LISTENER = "listener"
+    """It concerns the socket, not requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One parameter of a mode."""
+
+    read: Reader
+    default: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One way to misbehave."""
+
+    name: str
+    stage: Stage
+    meaning: str
+    params: Mapping[str, Param] = field(default_factory=dict)
+    whole_server: bool = False
+    """Without a path filter it also hits `/health`, `/v1/models` and unknown paths, not just inference paths."""
+    unary_only: bool = False
+    """It changes one JSON body, so requests with `"stream": true` are not matched."""
+
+
+_SECONDS = Param(optional(parse_duration))
+_HINT = Param(parse_retry_after)
+_MESSAGE = Param(optional(text))
+_SIZE = Param(optional(integer(0)))
+_USAGE_ON = choice("own_chunk", "empty_delta", "finish_chunk", "first_chunk")
+_BREAKS = [kind.value for kind in Break]
+_MAX_OVERSIZE_BYTES = 1 << 30
+
+_STREAM_PARAMS: Mapping[str, Param] = {
+    "break": Param(choice(*_BREAKS), "none"),
+    "after_bytes": _SIZE,
+    "after_events": _SIZE,
+    "idle_s": _SECONDS,
+    "comment_every_s": Param(parse_duration, 0.2),
+    "error": Param(choice(*(kind.value for kind in Kind)), "server_error"),
+    "error_status": Param(optional(integer(400, 599))),
+    "missing_done": Param(flag, default=False),
+    "missing_finish_reason": Param(flag, default=False),
+    "missing_last_blank": Param(flag, default=False),
+    "line_ending": Param(choice(*LINE_ENDINGS), "lf"),
+    "bom": Param(flag, default=False),
+    "split_bytes": Param(optional(integer(1))),
+    "multiline": Param(flag, default=False),
+    "usage_on": Param(optional(_USAGE_ON)),
+}
+
+_OUTAGE = {"status": Param(integer(500, 599), 500), "message": _MESSAGE, "retry_after": _HINT}
+_HINTED = {"message": _MESSAGE, "retry_after": _HINT}
+
+_ROWS = (
+    Mode("ok", Stage.OK, "answers as usual"),
+    Mode("outage_5xx", Stage.INSTEAD, "an error in the dialect's JSON", _OUTAGE, whole_server=True),
+    Mode(
+        "html_502",
+        Stage.INSTEAD,
+        "a proxy's HTML page",
+        {"status": Param(integer(400, 599), 502)},
+        whole_server=True,
+    ),
+    Mode("not_ready", Stage.INSTEAD, "503 while a model loads", {"retry_after": _HINT}, whole_server=True),
+    Mode("overloaded", Stage.INSTEAD, "503 (TGI: 429) because of too much work", _HINTED),
+    Mode("rate_limit", Stage.INSTEAD, "429 rate limit", _HINTED),
+    Mode("quota", Stage.INSTEAD, "insufficient quota", {"status": Param(choice(429, 402), 429)}),
+    Mode("unauthorized", Stage.INSTEAD, "401 whatever key was sent"),
+    Mode("forbidden", Stage.INSTEAD, "403"),
+    Mode("model_not_found", Stage.INSTEAD, "404 for the request's model"),
+    Mode("content_filter", Stage.INSTEAD, "400 of a content filter"),
+    Mode("context_length", Stage.INSTEAD, "the prompt is too long, whatever its length"),
+    Mode(
+        "raw",
+        Stage.INSTEAD,
+        "exactly this status, body and headers",
+        {
+            "status": Param(integer(200, 999), 200),
+            "body": Param(text, ""),
+            "content_type": Param(text, "application/json"),
+            "headers": Param(headers, {}),
+        },
+    ),
+    Mode("hang", Stage.INSTEAD, "never answers; closes after hang_s", {"hang_s": _SECONDS}, whole_server=True),
+    Mode("reset", Stage.INSTEAD, "TCP reset instead of an answer", whole_server=True),
+    Mode("close", Stage.INSTEAD, "connection closed without an answer", whole_server=True),
+    Mode("empty_200", Stage.INSTEAD, "200 with no body at all"),
+    Mode(
+        "truncated_json",
+        Stage.ALTER,
+        "Content-Length is right, the body stops early",
+        {"after_bytes": _SIZE},
+        unary_only=True,
+    ),
+    Mode("half_json", Stage.ALTER, "a whole HTTP answer with half its JSON", {"after_bytes": _SIZE}, unary_only=True),
+    Mode("nan_json", Stage.ALTER, "JSON with NaN and Infinity in it", unary_only=True),
+    Mode("json_array", Stage.ALTER, "the body as the one element of an array", unary_only=True),
+    Mode("bad_gzip", Stage.ALTER, "says gzip and is not", unary_only=True),
+    Mode(
+        "oversize",
+        Stage.ALTER,
+        "the body padded to at least this many bytes",
+        {"bytes": Param(integer(1, _MAX_OVERSIZE_BYTES), 11_000_000)},
+    ),
+    Mode("empty_choices", Stage.ALTER, "no choices, no data, no output"),
+    Mode(
+        "abort",
+        Stage.ALTER,
+        "every choice has this finish_reason",
+        {"finish_reason": Param(text, "abort")},
+    ),
+    Mode("say", Stage.ALTER, "answers exactly this text", {"text": Param(text, "")}),
+    Mode("slow_first_byte", Stage.ALTER, "waits before the head", {"delay_s": Param(parse_duration, 10.0)}),
+    Mode("slow_body", Stage.ALTER, "waits between head and body", {"delay_s": Param(parse_duration, 10.0)}),
+    Mode("stream", Stage.STREAM, "breaks or bends streams", _STREAM_PARAMS),
+    Mode(
+        "refuse",
+        Stage.LISTENER,
+        "closes the listening socket: connections are refused",
+        {"connections": Param(choice("drop", "keep"), "drop")},
+    ),
+)
+MODES: Mapping[str, Mode] = {row.name: row for row in _ROWS}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a filter can see of a request."""
+
+    path: str
+    model: str | None
+    stream: bool
+    headers: Mapping[str, str]
+    """Case-insensitive names."""
+    data: bytes
+    """The body as it came."""
+    metadata: Mapping[str, Any]
+    """The body's own `metadata` object; empty when there is none."""
+    is_inference: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Filters, all of which must hold; None does not filter."""
+
+    path: str | None = None
+    """Shell pattern, for example `/v1/chat/*`."""
+    model: str | None = None
+    """Shell pattern."""
+    stream: bool | None = None
+    header: Mapping[str, str] | None = None
+    """Header names and a text each value must contain."""
+    metadata: Mapping[str, str] | None = None
+    """Keys of the body's `metadata` and a text each value must contain."""
+    body: str | None = None
+    """A text the body must contain, compared as UTF-8 bytes."""
+
+    def holds(self, facts: Facts) -> bool:
+        """Return whether the request passes every filter."""
+        return (
+            (self.path is None or fnmatchcase(facts.path, self.path))
+            and (self.model is None or (facts.model is not None and fnmatchcase(facts.model, self.model)))
+            and (self.stream is None or facts.stream is self.stream)
+            and (self.body is None or self.body.encode() in facts.data)
+            and all(part in facts.headers.get(name, "\0") for name, part in (self.header or {}).items())
+            and all(part in str(facts.metadata.get(key, "\0")) for key, part in (self.metadata or {}).items())
+        )
+
+
+MATCH_READERS: Mapping[str, Reader] = {
+    "path": text,
+    "model": text,
+    "stream": flag,
+    "header": texts,
+    "metadata": texts,
+    "body": text,
+}
+
+
+@dataclass(slots=True)
+class Behaviour:
+    """One thing to do wrong; the counters are the only parts that change."""
+
+    mode: Mode
+    params: Mapping[str, Any]
+    name: str
+    match: Match = field(default_factory=Match)
+    count: int | None = None
+    """Requests it hits before it is spent; None is no limit."""
+    skip: int = 0
+    """Matching requests it lets pass first."""
+    probability: float = 1.0
+    """Share of the remaining matching requests that it hits."""
+    for_s: float | None = None
+    """Seconds it lasts; None is until it is removed."""
+    after_s: float = 0.0
+    """Seconds before it begins."""
+    since_s: float = 0.0
+    """Clock reading when it was set."""
+    seen: int = 0
+    """Matching requests while it was active."""
+    hits: int = 0
+
+    def state(self, now_s: float) -> str:
+        """Return `pending`, `active` or `spent`."""
+        begins_s = self.since_s + self.after_s
+        if now_s < begins_s:
+            return "pending"
+        over = self.for_s is not None and now_s >= begins_s + self.for_s
+        return "spent" if over or (self.count is not None and self.hits >= self.count) else "active"
+
+    def takes(self, facts: Facts, now_s: float, seed: int) -> bool:
+        """Return whether it hits this request, and count that it was asked."""
+        wrong_form = facts.stream if self.mode.unary_only else self.mode.stage is Stage.STREAM and not facts.stream
+        in_scope = facts.is_inference or self.mode.whole_server or self.match.path is not None
+        if self.state(now_s) != "active" or not in_scope or wrong_form:
+            return False
+        if not self.match.holds(facts):
+            return False
+        self.seen += 1
+        if self.seen <= self.skip:
+            return False
+        if self.probability < 1 and Dice(seed, self.name, self.seen).uniform("hit") >= self.probability:
+            return False
+        self.hits += 1
+        return True
+
+    def as_json(self, now_s: float) -> dict[str, Any]:
+        """Return it as it was set, with what became of it."""
+        given = {key: value for key in MATCH_READERS if (value := getattr(self.match, key)) is not None}
+        limits = {"count": self.count, "skip": self.skip, "probability": self.probability}
+        times = {"for_s": self.for_s, "after_s": self.after_s}
+        outcome = {"state": self.state(now_s), "seen": self.seen, "hits": self.hits}
+        params = {key: value if _is_json(value) else str(value) for key, value in self.params.items()}
+        return {"mode": self.mode.name, "name": self.name, **params, "match": given, **limits, **times, **outcome}
+
+
+def _is_json(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float | bool | dict)
+
 
 _PAGE = (
     "<html>\r\n<head><title>{status} {reason}</title></head>\r\n<body>\r\n<center><h1>{status} {reason}</h1></center>"
     "\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
 )
 """The shape of nginx's built-in error page."""
-_REASONS = {502: "Bad Gateway", 503: "Service Temporarily Unavailable", 504: "Gateway Time-out"}
+_REASON_PHRASES = {502: "Bad Gateway", 503: "Service Temporarily Unavailable", 504: "Gateway Time-out"}
 _AUTO_WAIT_S = 1.0
 """What `auto` means for an error that is not caused by a limit: there is no real wait to tell."""
 
@@ -88,7 +347,7 @@ def instead(  # noqa: PLR0911 - one return per mode
     match behaviour.mode.name:
         case "html_502":
             status = params["status"]
-            page = _PAGE.format(status=status, reason=_REASONS.get(status, "Error"))
+            page = _PAGE.format(status=status, reason=_REASON_PHRASES.get(status, "Error"))
             return Answer(status, page.encode(), "text/html")
         case "empty_200":
             return Answer(200, b"")

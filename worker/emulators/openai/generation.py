@@ -12,13 +12,10 @@ from typing import Any
 
 import msgspec
 
-from worker.emulators.openai.checks import text_list
-from worker.emulators.openai.continuation import rest_of
-from worker.emulators.openai.dice import Dice
+from worker.emulators.openai.fields import text_list
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.plausible import plausible
+from worker.emulators.openai.seeded import Dice, cut, plausible, spell
 from worker.emulators.openai.validation import Call, Endpoint
-from worker.emulators.openai.vocabulary import cut, spell
 
 _EFFORT_TOKENS = 12
 """Reasoning tokens of a request that has `reasoning_effort` when the server's own setting is 0."""
@@ -214,3 +211,15 @@ def _limit(choice: Choice, budget: int) -> None:
         left -= len(call.arguments)
         kept.append(call)
     choice.tool_calls = kept
+
+
+def rest_of(tokens: list[str], begun: str) -> list[str]:
+    """Return the tokens behind a text that they begin with; all of them when they begin otherwise."""
+    if not "".join(tokens).startswith(begun):
+        return tokens
+    said = 0
+    for place, token in enumerate(tokens):
+        if said + len(token) > len(begun):
+            return [token[len(begun) - said :], *tokens[place + 1 :]]
+        said += len(token)
+    return []

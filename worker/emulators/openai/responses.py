@@ -9,8 +9,8 @@ from typing import Any
 
 from worker.emulators.openai.answers import Identity
 from worker.emulators.openai.dialects import Dialect
-from worker.emulators.openai.events import Event
 from worker.emulators.openai.generation import Choice, Generation
+from worker.emulators.openai.sse import Event
 from worker.emulators.openai.validation import Call
 
 _WHOLE = frozenset({"stop", "tool_calls"})

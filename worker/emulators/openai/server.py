@@ -1,31 +1,109 @@
 """
-The simulated server: two listeners, one data plane, one control plane, one lifecycle.
+The simulated server: two listeners, the control API below `/sim/`, one lifecycle.
 
-`SimBackend` belongs to the event loop it was started on; `SimBackendThread` gives it a loop of its own.
+`SimBackend` belongs to the event loop it was started on; `SimBackendThread` gives it a loop of its own.  Both listeners
+serve `/sim/`; only the second stays reachable while the first refuses connections.
 """
 
 import asyncio
+import json
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from worker.emulators.openai.control import Director
-from worker.emulators.openai.controlplane import PREFIX, RESET_PARTS, handle_control
+from worker.emulators.openai.control import ControlError, Director
 from worker.emulators.openai.dataplane import DataPlane
-from worker.emulators.openai.gate import Gate
-from worker.emulators.openai.listener import Listener
 from worker.emulators.openai.options import SimOptions, as_json
+from worker.emulators.openai.serving import Gate
 from worker.emulators.openai.stats import Stats
+from worker.emulators.openai.transport import Listener
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
     from aiohttp.http_parser import RawRequestMessage
     from aiohttp.streams import StreamReader
     from aiohttp.web_protocol import RequestHandler
+
+
+PREFIX = "/sim/"
+_METHODS: Mapping[str, tuple[str, ...]] = {
+    "/sim/control": ("GET", "POST"),
+    "/sim/stats": ("GET",),
+    "/sim/reset": ("POST",),
+}
+RESET_PARTS = ("stats", "behaviours", "settings")
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    body = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return web.Response(text=body, status=status, content_type="application/json")
+
+
+def _error(status: int, message: str) -> web.Response:
+    return _json({"error": {"message": message, "type": "control_error", "param": None, "code": None}}, status)
+
+
+async def _document(request: BaseRequest) -> Any:
+    """Return the JSON of the body, None for an empty one; raises ControlError."""
+    data = await request.read()
+    if not data.strip():
+        return None
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ControlError(f"the body is not JSON: {error}") from None
+
+
+def reset_parts(document: object) -> set[str]:
+    """
+    Return what a reset concerns: everything, or the list under `only`.
+
+    Raises:
+        ControlError: other keys, or unknown parts.
+    """
+    if document is None:
+        return set(RESET_PARTS)
+    if not isinstance(document, Mapping) or (unknown := sorted(document.keys() - {"only"})):
+        given = document if not isinstance(document, Mapping) else ", ".join(unknown)
+        raise ControlError(f'a reset takes nothing or {{"only": [...]}}; unknown: {given!r}')
+    parts = document.get("only", list(RESET_PARTS))
+    if not isinstance(parts, list) or not parts or not set(map(str, parts)) <= set(RESET_PARTS):
+        raise ControlError(f"only: must be a list of {', '.join(RESET_PARTS)}, not {parts!r}")
+    return set(parts)
+
+
+async def handle_control(backend: "SimBackend", request: BaseRequest) -> web.Response:
+    """
+    Answer one request under `/sim/`.
+
+    Cancellation: a control document is taken in wholly or not at all; the listener may follow a moment later.
+    """
+    path = request.path
+    methods = _METHODS.get(path)
+    if methods is None:
+        return _error(HTTPStatus.NOT_FOUND, f"there are {', '.join(_METHODS)}")
+    if request.method not in methods:
+        return _error(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {' or '.join(methods)}")
+    try:
+        if path == "/sim/stats":
+            return _json(backend.snapshot(series=request.query.get("series", "0") not in {"0", "", "false"}))
+        if path == "/sim/reset":
+            await backend.reset(reset_parts(await _document(request)))
+        elif request.method == "POST":
+            await backend.control(await _document(request), spared=request.protocol)
+    except ControlError as error:
+        return _error(HTTPStatus.BAD_REQUEST, str(error))
+    response = _json(backend.state())
+    if not backend.is_listening:
+        response.force_close()
+    return response
+
 
 MAX_REQUEST_BYTES = 64 << 20
 """Six times the largest message Pub/Sub carries; a larger body gets a 413."""

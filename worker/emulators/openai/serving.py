@@ -1,35 +1,124 @@
 """
-A request in service: generate, wait as long as a model would, and send, whole or in pieces.
+A request in service: the slots, the time an answer takes, and sending it, whole or in pieces.
 
-A generation counts as completed when its last byte has been handed to the socket; one whose client leaves, or whose
-answer is cut on purpose, counts its tokens as undelivered.
+A generation counts as completed when the socket has its last byte; the tokens of one whose client disconnects, or whose
+answer is cut on purpose, count as undelivered.
 """
 
 import asyncio
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from worker.emulators.openai.answers import Identity, chat_body, completion_body, embedding_body
-from worker.emulators.openai.behaviours import Behaviour
+from worker.emulators.openai.answers import Identity, chat_body, chunk_events, completion_body, embedding_body
 from worker.emulators.openai.control import Director
-from worker.emulators.openai.dialects import DIALECTS
-from worker.emulators.openai.dice import Dice
-from worker.emulators.openai.error_shapes import Answer
-from worker.emulators.openai.faults import alter, alter_body, said, stream_fault
-from worker.emulators.openai.gate import Gate
+from worker.emulators.openai.dialects import DIALECTS, Answer
+from worker.emulators.openai.faults import Behaviour, alter, alter_body, said, stream_fault
 from worker.emulators.openai.generation import Generation, generate
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.pace import Pace, pace
 from worker.emulators.openai.responses import response_body, response_events
-from worker.emulators.openai.sender import Sender, StreamSender
+from worker.emulators.openai.seeded import Dice
 from worker.emulators.openai.sse import Act, End, Wait, Write, script
 from worker.emulators.openai.stats import Stats
-from worker.emulators.openai.stream import chunk_events
+from worker.emulators.openai.transport import Sender, StreamSender
 from worker.emulators.openai.validation import Call, Endpoint
+
+
+class Gate:
+    """Slots for requests in service; one event loop."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        """Allow `limit` requests at once; None is no limit."""
+        self._limit = limit
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self.in_service = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._queue)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a request could enter at once without overtaking one that waits."""
+        return self._limit is None or (self.in_service < self._limit and not self._queue)
+
+    def set_limit(self, limit: int | None) -> None:
+        """Change the limit; a higher one lets waiting requests in."""
+        self._limit = limit
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._queue and (self._limit is None or self.in_service < self._limit):
+            future = self._queue.popleft()
+            if not future.done():
+                self.in_service += 1
+                future.set_result(None)
+
+    async def enter(self) -> None:
+        """
+        Wait for a slot and take it; call `leave` once for it.
+
+        Cancellation: no slot is kept, even if it was granted at the same moment.
+        """
+        if self.has_room:
+            self.in_service += 1
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._queue.append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future in self._queue:
+                self._queue.remove(future)
+            if future.done() and not future.cancelled():
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Give a slot back; the request that has waited longest gets it."""
+        self.in_service -= 1
+        self._admit()
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds since a request entered service."""
+
+    first_s: float
+    total_s: float
+
+    def due_s(self, tokens: int, of: int) -> float:
+        """Return when `tokens` of `of` tokens have been generated; the first byte is never before `first_s`."""
+        return self.first_s + (self.total_s - self.first_s) * (tokens / of if of else 1.0)
+
+
+def pace(options: SimOptions, tokens: int, roll: Callable[[], Dice], factor: float) -> Pace:
+    """
+    Return the pace of one answer.
+
+    Latency is the least time to a whole answer; a generation speed adds its time to the first token.  The same holds
+    streamed and not, so that a rehearsal can compare the two.
+
+    Args:
+        options: The distributions.
+        tokens: Length of the answer.
+        roll: Makes what the draws come from: the request's body and how often it was seen. Not asked without latency.
+        factor: By what everything takes longer because of the crowd.
+    """
+    if options.latency.is_zero and options.ttft is None and options.tokens_per_s is None:
+        return Pace(0.0, 0.0)
+    luck = roll()
+    latency_s = options.latency.draw(luck.uniform("latency"))
+    first_s = latency_s if options.ttft is None else options.ttft.draw(luck.uniform("ttft"))
+    generation_s = tokens / options.tokens_per_s if options.tokens_per_s else 0.0
+    return Pace(first_s * factor, max(latency_s, first_s + generation_s) * factor)
+
 
 _NOBODY = Dice(0)
 _BODIES = {

@@ -1,8 +1,10 @@
 """
-From events to the bytes of a server-sent event stream, whole or broken on purpose.
+Events, and the bytes of a server-sent event stream that carries them, whole or broken on purpose.
 
 Pure: `script` turns events and a `StreamFault` into acts (write these bytes, wait, end like this) that the server only
-has to perform.  The format is https://html.spec.whatwg.org/multipage/server-sent-events.html.
+has to perform.
+
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html.
 """
 
 from dataclasses import dataclass
@@ -11,9 +13,22 @@ from typing import Any, Literal
 
 import msgspec
 
-from worker.emulators.openai.dialects import UsageOn
-from worker.emulators.openai.error_shapes import Kind, SimError, stream_error
-from worker.emulators.openai.events import Event
+from worker.emulators.openai.dialects import Kind, SimError, UsageOn, stream_error
+
+
+@dataclass(slots=True)
+class Event:
+    """One event: what it says and how much generation it stands for."""
+
+    payload: dict[str, Any] | None
+    """The JSON of the data field; None is the literal `[DONE]`."""
+    name: str | None = None
+    """The event field; None leaves it out."""
+    tokens: int = 0
+    """Tokens that were generated for it; paces the stream."""
+    terminal: bool = False
+    """Whether the Responses API ends with it."""
+
 
 Ending = Literal["done", "rst", "fin", "mid_chunk", "bad_chunk", "unframed"]
 """

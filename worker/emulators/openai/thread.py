@@ -5,9 +5,8 @@ import threading
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Self, TypeVar
 
-from worker.emulators.openai.controlplane import RESET_PARTS
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.server import SimBackend
+from worker.emulators.openai.server import RESET_PARTS, SimBackend
 
 T = TypeVar("T")
 

@@ -14,11 +14,23 @@ from typing import Any
 
 import msgspec
 
-from worker.emulators.openai.checks import boolean, integer, missing, number, one_of, text_list, wrong_type, wrong_value
-from worker.emulators.openai.contents import MESSAGE_TOKENS, item_tokens, message_tokens, tools_of
-from worker.emulators.openai.error_shapes import Kind, SimError
+from worker.emulators.openai.dialects import Dialect, Kind, SimError
+from worker.emulators.openai.fields import (
+    MESSAGE_TOKENS,
+    boolean,
+    integer,
+    item_tokens,
+    message_tokens,
+    missing,
+    number,
+    one_of,
+    text_list,
+    tools_of,
+    wrong_type,
+    wrong_value,
+)
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.vocabulary import count_tokens
+from worker.emulators.openai.seeded import count_tokens
 
 
 class Endpoint(StrEnum):
@@ -267,3 +279,35 @@ def _embedding(call: Call) -> None:
         raise wrong_value("input", "Invalid 'input': input cannot be an empty string.")
     integer(call.body, "dimensions", 1, 8192)
     one_of("encoding_format", call.body.get("encoding_format", "float"), ("float", "base64"))
+
+
+_FLAGS = ("continue_final_message", "add_generation_prompt")
+
+
+def opened_answer(body: Mapping[str, Any], dialect: Dialect) -> tuple[Mapping[str, Any], str]:
+    """
+    Return what the request would be without the beginning of its answer, and that beginning; empty when it has none.
+
+    Args:
+        body: The decoded request.
+        dialect: What the server makes of the keys.
+
+    Raises:
+        SimError: The server does not know them, or they contradict each other.
+    """
+    if dialect.final_message == "ignored" or not any(flag in body for flag in _FLAGS):
+        return body, ""
+    if dialect.final_message == "refused":
+        name = next(flag for flag in _FLAGS if flag in body)
+        raise SimError(Kind.INVALID_REQUEST, f"Unrecognized request argument supplied: {name}")
+    if body.get("continue_final_message") is not True:
+        return body, ""
+    if body.get("add_generation_prompt") is True:
+        text = "Cannot set both `continue_final_message` and `add_generation_prompt` to True."
+        raise SimError(Kind.INVALID_REQUEST, text)
+    messages = body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, dict) or last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+        return body, ""
+    kept = {key: value for key, value in body.items() if key not in _FLAGS}
+    return {**kept, "messages": (messages or [])[:-1]}, last["content"]

@@ -6,13 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.emulators.openai.continuation import opened_answer, rest_of
-from worker.emulators.openai.dialects import DIALECTS
-from worker.emulators.openai.dice import Dice
-from worker.emulators.openai.error_shapes import SimError
-from worker.emulators.openai.generation import generate, subject
+from worker.emulators.openai.dialects import DIALECTS, SimError
+from worker.emulators.openai.generation import generate, rest_of, subject
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.validation import Endpoint, check
+from worker.emulators.openai.seeded import Dice
+from worker.emulators.openai.validation import Endpoint, check, opened_answer
 
 USER = {"role": "user", "content": "hello"}
 BODY: dict[str, Any] = {"model": "m", "messages": [USER]}

@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
-from worker.emulators.openai.behaviours import Facts
 from worker.emulators.openai.control import ControlError, Director
-from worker.emulators.openai.modes import MODES, Stage
+from worker.emulators.openai.faults import MODES, Facts, Stage
 from worker.emulators.openai.options import SimOptions
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.emulators.openai.behaviours import MATCH_READERS
 from worker.emulators.openai.control import Director
 from worker.emulators.openai.dialects import DIALECTS
-from worker.emulators.openai.modes import MODES, Mode
+from worker.emulators.openai.faults import MATCH_READERS, MODES, Mode
 from worker.emulators.openai.options import SimOptions, add_arguments
 from worker.emulators.openai.stats import Stats
 

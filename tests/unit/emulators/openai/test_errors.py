@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from worker.emulators.openai.dialects import DIALECTS
-from worker.emulators.openai.error_shapes import Kind, SimError, error_answer, stream_error
+from worker.emulators.openai.dialects import DIALECTS, Kind, SimError, error_answer, stream_error
 
 FACTS: dict[str, Any] = {"model": "m", "tokens": 200, "window": 100, "method": "POST", "path": "/x"}
 

@@ -9,13 +9,11 @@ import pytest
 
 from worker.emulators.openai.answers import Identity, chat_body, completion_body, embedding_body
 from worker.emulators.openai.dialects import DIALECTS
-from worker.emulators.openai.dice import Dice
 from worker.emulators.openai.generation import Generation, generate, subject
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.plausible import plausible
 from worker.emulators.openai.responses import response_body
+from worker.emulators.openai.seeded import WORDS, Dice, cut, plausible, spell
 from worker.emulators.openai.validation import Call, Endpoint, check
-from worker.emulators.openai.vocabulary import WORDS, cut, spell
 
 ME = Identity("job-1", 1_800_000_000)
 USER = {"role": "user", "content": "hello"}

@@ -6,12 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.emulators.openai.capacity import parse_capacity
-from worker.emulators.openai.dice import Dice
-from worker.emulators.openai.latency import TokenBucket, parse_duration, parse_latency, parse_rate, show_duration
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.pace import pace
-from worker.emulators.openai.retry_after import parse_retry_after
+from worker.emulators.openai.seeded import Dice
+from worker.emulators.openai.serving import pace
+from worker.emulators.openai.timing import (
+    TokenBucket,
+    parse_capacity,
+    parse_duration,
+    parse_latency,
+    parse_rate,
+    parse_retry_after,
+    show_duration,
+)
 
 NOW_S = 1_800_000_000.0
 

@@ -7,11 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.simbackend_streams import ME, a_call, events_of, read, says, written
-from worker.emulators.openai.dialects import DIALECTS
-from worker.emulators.openai.error_shapes import Kind
-from worker.emulators.openai.events import Event
+from worker.emulators.openai.dialects import DIALECTS, Kind
 from worker.emulators.openai.responses import response_events
-from worker.emulators.openai.sse import BOM, PLAIN, Break, End, StreamFault, Wait, Write, frame, script
+from worker.emulators.openai.sse import BOM, PLAIN, Break, End, Event, StreamFault, Wait, Write, frame, script
 from worker.emulators.openai.validation import Endpoint
 
 

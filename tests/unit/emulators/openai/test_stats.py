@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from worker.emulators.openai.gate import Gate
+from worker.emulators.openai.serving import Gate
 from worker.emulators.openai.stats import MAX_PATHS, Stats, Tally
 
 

@@ -5,13 +5,12 @@ from typing import Any
 import pytest
 
 from tests.support.simbackend_streams import ME, a_call, events_of, read, says, written
-from worker.emulators.openai.answers import chat_body, completion_body
+from worker.emulators.openai.answers import chat_body, chunk_events, completion_body
 from worker.emulators.openai.dialects import DIALECTS, Dialect
 from worker.emulators.openai.generation import Generation
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.responses import response_body, response_events
 from worker.emulators.openai.sse import script
-from worker.emulators.openai.stream import chunk_events
 from worker.emulators.openai.validation import Endpoint, check
 
 TOOLS = [

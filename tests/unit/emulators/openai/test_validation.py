@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.emulators.openai.error_shapes import Kind, SimError
+from worker.emulators.openai.dialects import Kind, SimError
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.validation import Call, Endpoint, check, decode, deployment_of, endpoint_of
 
