@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.conftest import Broker
+from tests.support.waiting import eventually
 from worker.brokers.connection import async_channel, sync_channel
 from worker.brokers.publisher import PubSubPublisher
 from worker.brokers.subscriber import PubSubSubscriber
@@ -56,8 +57,12 @@ class Exam:
 
     async def until(self, count: int, limit_s: float = 60.0) -> None:
         """Wait until the handler saw so many deliveries."""
+        await self.until_true(lambda: len(self.seen) >= count, limit_s)
+
+    async def until_true(self, condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+        """Wait for something that is to be asked anew at each delivery."""
         async with asyncio.timeout(limit_s), self._changed:
-            await self._changed.wait_for(lambda: len(self.seen) >= count)
+            await self._changed.wait_for(condition)
 
     @asynccontextmanager
     async def run(
@@ -204,13 +209,13 @@ async def test_never_more_than_max_in_flight_handlers_run(broker: Broker) -> Non
     async with a_publisher(broker, topic) as publisher:
         await asyncio.gather(*(publisher.publish(b"%d" % index, {}) for index in range(60)))
 
-    async def a_moment(_: ReceivedMessage) -> Settlement:
-        await asyncio.sleep(0.01)
+    async def when_all_run(_: ReceivedMessage) -> Settlement:
+        await exam.until_true(lambda: exam.running >= 7 or len(exam.seen) >= 60)
         return Settlement.ACK
 
-    async with exam.run(a_moment):
+    async with exam.run(when_all_run):
         await exam.until(60)
-    assert exam.peak <= 7
+    assert exam.peak == 7
     assert len({message.data for message in exam.seen}) == 60
 
 
@@ -231,18 +236,19 @@ async def test_no_more_is_leased_than_max_in_flight(broker: Broker) -> None:
 async def test_a_lease_outlives_the_ack_deadline(broker: Broker) -> None:
     """A handler that needs longer than the ack deadline is not delivered a second time."""
     topic = broker.admin.topic()
-    exam = Exam(broker, broker.admin.subscription(topic))  # deadline 10 s
+    subscription = broker.admin.subscription(topic)  # deadline 10 s
+    exam = Exam(broker, subscription)
 
     async def slow(_: ReceivedMessage) -> Settlement:
-        await asyncio.sleep(13)
+        await asyncio.sleep(11.5)
         return Settlement.ACK
 
     broker.admin.publish(topic, b"x")
     async with exam.run(slow):
         await exam.until(1)
-        await asyncio.sleep(14)
-        assert len(exam.seen) == 1
-        assert exam.running == 0
+        await eventually(lambda: exam.running == 0, what="the handler ends")
+    assert broker.admin.is_empty(subscription)
+    assert len(exam.seen) == 1
 
 
 async def test_a_drain_waits_for_handlers_and_their_acks_arrive(broker: Broker) -> None:
@@ -261,10 +267,10 @@ async def test_a_drain_waits_for_handlers_and_their_acks_arrive(broker: Broker) 
     async with exam.run(wait) as task:
         await exam.until(3)
         drain = asyncio.create_task(exam.subscriber.drain(30))
-        await asyncio.sleep(0.2)
-        assert not drain.done()
+        await eventually(lambda: not exam.subscriber.is_open, what="the pull ends")
         broker.admin.publish(topic, b"late")
-        await asyncio.sleep(0.3)
+        assert [item.data for item in await asyncio.to_thread(broker.admin.take, subscription, 1)] == [b"late"]
+        assert not drain.done()
         gate.set()
         await asyncio.wait_for(drain, 10)
         await asyncio.wait_for(task, 5)
@@ -309,7 +315,7 @@ async def test_a_shorter_grace_wins(broker: Broker) -> None:
     async with exam.run(forever):
         await exam.until(1)
         patient = asyncio.create_task(exam.subscriber.drain(600))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)  # it has begun
         await exam.subscriber.drain(0)
         await asyncio.wait_for(patient, 5)
 
@@ -335,14 +341,15 @@ async def test_a_missing_subscription_is_a_permanent_error(broker: Broker) -> No
 
 async def test_a_subscription_deleted_under_us_is_a_permanent_error(broker: Broker) -> None:
     """A running pull ends when its subscription is gone."""
-    subscription = broker.admin.subscription(broker.admin.topic())
+    topic = broker.admin.topic()
+    subscription = broker.admin.subscription(topic)
     exam = Exam(broker, subscription)
-    task = asyncio.create_task(exam.subscriber.run(ack))
-    await asyncio.sleep(0.5)
-    broker.admin.subscriber.delete_subscription(request={"subscription": subscription})
-    with pytest.raises(BrokerResourceError):
-        await asyncio.wait_for(task, 30)
-    await exam.subscriber.drain(0)
+    broker.admin.publish(topic, b"x")
+    async with exam.run(ack) as task:
+        await exam.until(1)
+        broker.admin.subscriber.delete_subscription(request={"subscription": subscription})
+        with pytest.raises(BrokerResourceError):
+            await asyncio.wait_for(task, 30)
 
 
 async def test_an_exactly_once_subscription_works(broker: Broker) -> None:

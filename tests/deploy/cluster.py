@@ -26,6 +26,7 @@ from tests.deploy.engine import Engine
 from tests.deploy.manifests import Variant
 from tests.support.admin import Admin, seconds
 from tests.support.rig import Answers, chat
+from tests.support.waiting import until
 
 EMULATOR_COMMAND = ["gcloud", "beta", "emulators", "pubsub", "start", "--project=local", "--host-port=0.0.0.0:8085"]
 
@@ -34,16 +35,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_until(condition: Any, limit_s: float, what: str) -> Any:
-    """Ask until the answer is true or the time is over."""
-    until = time.monotonic() + limit_s
-    while time.monotonic() < until:
-        if (found := condition()) not in (None, False):
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {limit_s:g} s: {what}")
 
 
 class Cluster:
@@ -74,8 +65,8 @@ class Cluster:
         simulated = ("simbackend", "--host=0.0.0.0", "--port=8000", *backend)
         self.backend = self._beside("backend", 8000, self.image, *simulated)
         if broker == "emulator":
-            wait_until(lambda: self._get(f"http://{self.address}/"), 60, "the emulator serves")
-        wait_until(lambda: self._get(f"http://{self.backend}/sim/stats"), 30, "the backend serves")
+            until(lambda: self._get(f"http://{self.address}/"), 60, "the emulator serves")
+        until(lambda: self._get(f"http://{self.backend}/sim/stats"), 30, "the backend serves")
         self.admin = Admin(self.address, "local")
 
     def _beside(self, alias: str, port: int, image: str, *command: str) -> str:
@@ -172,7 +163,7 @@ class Cluster:
         return self._get(f"http://127.0.0.1:{self.port}{path}")
 
     def wait_ready(self) -> None:
-        wait_until(lambda: self.probe("/readyz"), 60, "the worker is ready")
+        until(lambda: self.probe("/readyz"), 60, "the worker is ready")
 
     def stats(self) -> dict[str, Any]:
         return dict(json.loads(self._get(f"http://{self.backend}/sim/stats") or "{}"))

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.deploy import manifests
-from tests.deploy.cluster import Cluster, cluster, wait_until
+from tests.deploy.cluster import Cluster, cluster
 from tests.deploy.engine import Engine, NoEngineError, find_engine
 from tests.deploy.tools import ROOT
+from tests.support.waiting import until
 
 IMAGE = "localhost/inference-worker:dev"
 """What overlays/emulator names."""
@@ -120,7 +121,7 @@ def test_a_missing_subscription_is_named(started: Callable[..., Cluster]):
     """The log says in one line what is missing; the pod starts again until it is there, and then works."""
     pod = started()
     pod.play()
-    line = wait_until(lambda: pod.event("startup_failed"), 30, "the worker gives up")
+    line = until(lambda: pod.event("startup_failed"), 30, "the worker gives up")
     assert "inference-requests-worker does not exist" in line["error"]
     pod.create_resources()
     pod.wait_ready()
@@ -211,7 +212,7 @@ def test_what_runs_at_sigterm_is_answered(started: Callable[..., Cluster]):
     pod.play()
     pod.wait_ready()
     pod.publish(8)
-    wait_until(lambda: pod.stats()["requests"] == 8, 30, "they run")
+    until(lambda: pod.stats()["requests"] == 8, 30, "they run")
     assert pod.stats()["in_flight"] > 0
     code, took = pod.terminate(limit_s=60)
     assert (code, took < 30) == (0, True), "drained"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.rig import Rig, chat, rig, until
+from tests.support.rig import Rig, chat, rig
+from tests.support.waiting import until
 from worker.emulators.openai import SimOptions
 from worker.emulators.pubsub import LocalPubSubThread
 
@@ -70,7 +71,7 @@ def test_a_second_sigterm_ends_it_at_once(slow_rig: Rig) -> None:
     worker.wait_started()
     until(lambda: worker.metric("inference_worker_in_flight") >= 5)
     worker.terminate()
-    time.sleep(0.5)
+    until(lambda: worker.get("/readyz")[0] == 503, what="the drain begins")
     assert worker.process.poll() is None, "the first signal waits for what runs"
     worker.terminate()
     started = time.monotonic()

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,17 +13,19 @@ from typing import Any
 import pytest
 
 from examples.make_requests import build
-from tests.support.rig import until
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+AWAY = "http://127.0.0.1:9"
+"""Nothing listens there."""
 
 
 @contextmanager
-def _local(*arguments: object) -> Iterator["subprocess.Popen[str]"]:
+def _local(*arguments: object, stderr: Any = subprocess.PIPE) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, "-m", "worker", "local", *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         try:
             yield process
         finally:
@@ -175,13 +176,12 @@ def test_mistakes_are_told_before_anything_starts(
 def test_a_backend_that_is_away_is_waited_for_and_told(tmp_path: Path) -> None:
     """Nothing is answered with an error; the terminal says what it waits for."""
     output, requests = tmp_path / "out.jsonl", _requests(tmp_path / "in.jsonl", 5)
-    with _local(requests, output, "--backend-url", "http://127.0.0.1:9") as process:
-        time.sleep(8)
+    told = tmp_path / "stderr"
+    with told.open("w") as stream, _local(requests, output, "--backend-url", AWAY, stderr=stream) as process:
+        until(lambda: f"attempt held: The backend could not be reached. (connect, {AWAY})" in told.read_text())
+        until(lambda: f"breaker opened (connect, {AWAY})" in told.read_text())
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "attempt held: The backend could not be reached. (connect, http://127.0.0.1:9)" in err
-        assert "breaker opened (connect, http://127.0.0.1:9)" in err
+        assert process.wait(60) == 130
         assert not output.read_bytes()
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.rig import chat, rig, until
+from tests.support.rig import chat, rig
+from tests.support.waiting import until
 from worker.emulators.pubsub import LocalPubSubThread
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.rig import Rig, WorkerProcess, rig, until
+from tests.support.rig import Rig, WorkerProcess, rig
+from tests.support.waiting import until
 from worker.client.io.outputs import decode_answer, message_line
 from worker.client.report import RunReport, read_report
 from worker.client.report.results import Spread

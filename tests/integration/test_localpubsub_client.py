@@ -6,8 +6,7 @@ It knows the server by `PUBSUB_EMULATOR_HOST` only, as a user's program would.
 
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +21,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
+from tests.support.waiting import until
 from worker.emulators.pubsub import LocalPubSubThread, SubscriptionSnapshot
 
 TOPIC = "projects/any-project/topics/requests"
@@ -80,14 +80,6 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
         running.close()
 
 
-def eventually(check: Callable[[], bool]) -> None:
-    """Wait until the condition holds."""
-    deadline = time.monotonic() + WAIT_S
-    while not check():
-        assert time.monotonic() < deadline, "the state was never reached"
-        time.sleep(0.005)
-
-
 def test_five_hundred_messages_are_received_and_acked(program: Program) -> None:
     """Each message is received and acked once, with its attributes."""
     program.set_up()
@@ -96,7 +88,7 @@ def test_five_hundred_messages_are_received_and_acked(program: Program) -> None:
         received = [program.next() for _ in message_ids]
         for message in received:
             message.ack()
-        eventually(lambda: program.state.acked_count == 500)
+        until(lambda: program.state.acked_count == 500)
     assert {message.message_id for message in received} == set(message_ids)
     assert {int(message.data) for message in received} == set(range(500))
     assert all(dict(message.attributes) == {"origin": "test"} for message in received)
@@ -132,13 +124,13 @@ def test_a_nack_is_redelivered_after_the_backoff(program: Program) -> None:
             message = program.next()
             assert message.delivery_attempt == attempt
             message.nack()
-            eventually(lambda: bool(program.state.backing_off))
+            until(lambda: bool(program.state.backing_off))
             assert list(program.state.backing_off.values()) == [pytest.approx(wait, abs=5)]
             program.server.advance(wait)
         message = program.next()
         assert message.delivery_attempt == 5
         message.nack()
-        eventually(lambda: program.state.dead_lettered_count == 1)
+        until(lambda: program.state.dead_lettered_count == 1)
 
 
 def test_exactly_once_tells_the_second_ack_from_the_first(program: Program) -> None:
@@ -171,7 +163,7 @@ def test_a_deleted_subscription_ends_the_future(program: Program) -> None:
     """The future raises NotFound at once."""
     program.set_up()
     with program.subscribed() as future:
-        eventually(lambda: program.state.receivers == 1)
+        until(lambda: program.state.receivers == 1)
         program.subscriber.delete_subscription(subscription=SUBSCRIPTION)
         with pytest.raises(NotFound, match="resource=requests-worker"):
             future.result(WAIT_S)
@@ -184,7 +176,7 @@ def test_a_broken_stream_is_reopened_by_the_client(program: Program) -> None:
     with program.subscribed():
         program.publish(b"1")
         program.next().ack()
-        eventually(lambda: program.state.acked_count == 1)
+        until(lambda: program.state.acked_count == 1)
         assert program.faults.break_streams(grpc.StatusCode.UNAVAILABLE, subscription_path=SUBSCRIPTION) == 1
         program.publish(b"2")
         assert program.next().data == b"2"
@@ -211,7 +203,7 @@ def test_ordered_messages_arrive_in_order_also_after_a_nack(program: Program) ->
 
     future = program.subscriber.subscribe(SUBSCRIPTION, handle)
     assert done.wait(WAIT_S)
-    eventually(lambda: not program.state.delivery_attempts)
+    until(lambda: not program.state.delivery_attempts)
     future.cancel()
     future.result(WAIT_S)
     last_run = settled[max(index for index, data in enumerate(settled) if data == b"7") :]
@@ -237,7 +229,7 @@ def test_keys_are_not_stuck_after_a_reconnect(program: Program) -> None:
             message = program.next()
             message.ack()
             seen.add(message.message_id)
-        eventually(lambda: not program.state.delivery_attempts)
+        until(lambda: not program.state.delivery_attempts)
 
 
 def test_five_megabytes_pass_over_a_channel_without_limits(program: Program) -> None:
@@ -256,7 +248,7 @@ def test_five_megabytes_pass_over_a_channel_without_limits(program: Program) -> 
         message = program.next()
         assert message.data == data
         message.ack()
-        eventually(lambda: program.state.acked_count == 1)
+        until(lambda: program.state.acked_count == 1)
         future.cancel()
         future.result(WAIT_S)
         publisher.stop()

@@ -7,7 +7,8 @@ import pytest
 from google.api_core import exceptions
 from google.protobuf import duration_pb2
 
-from tests.support.localpubsub_google import SUBSCRIPTION, TOPIC, Google, Stream, eventually, running
+from tests.support.localpubsub_google import SUBSCRIPTION, TOPIC, Google, Stream, running
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from tests.support.simbackend_client import CHAT, STREAM, post, raw
+from tests.support.waiting import eventually
 from worker.emulators.openai import SimBackend
 
 
@@ -162,9 +163,7 @@ async def test_a_refusal_ordered_through_the_refused_port(sim: SimBackend, http:
         assert (response.status, (await response.json())["listening"]) == (200, False)
     with pytest.raises(aiohttp.ClientConnectorError):
         await post(http, sim)
-    async with asyncio.timeout(10):
-        while not sim.is_listening:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)  # the listener has no event of its own
+    await eventually(lambda: sim.is_listening)
     assert (await post(http, sim))[0] == 200
 
 

@@ -14,6 +14,7 @@ from tests.support.raw_http import Connection, Script, answer, raw_server
 from tests.support.streaming_bodies import canon
 from tests.support.streaming_chunks import delta
 from tests.support.streaming_reading import DONE, HEL, LO, STOP, WHOLE, sse
+from tests.support.waiting import eventually
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest, ResumePoint
@@ -175,14 +176,16 @@ async def test_too_many_bytes_end_the_stream(open_backend: Open) -> None:
 async def test_the_end_of_the_connection_does_not_spoil_a_whole_answer(open_backend: Open) -> None:
     """A reset behind the last finish reason."""
 
+    result = AttemptResult()
+
     async def script(connection: Connection) -> None:
         await connection.read_request()
         await connection.send(b"".join(stream(HEL, LO, STOP, end=False)))
-        await asyncio.sleep(0.05)  # a reset overtakes data
+        await eventually(lambda: result.first_token_at is not None)  # it has read the segment; a reset overtakes data
         connection.reset()
 
     async with raw_server(script) as server:
-        result = await invoke(open_backend(server.url), CHAT, BODY)
+        await open_backend(server.url).invoke(BackendRequest(path=CHAT, body=RequestBody(BODY)), result)
     assert (text(result), result.missing_done, result.phase) == ("Hello", True, Phase.PARSE)
 
 

@@ -12,6 +12,7 @@ from google.pubsub_v1 import types
 
 from tests.chaos.server import ChaosServer
 from tests.support.admin import Admin
+from tests.support.waiting import eventually
 from worker.brokers.connection import sync_channel
 from worker.brokers.stream import LEASE_EXTENSION_S
 from worker.brokers.subscriber import PubSubSubscriber
@@ -46,7 +47,7 @@ class Bench:
         if message.data == b"slow":
             await self.release.wait()
         if message.data == b"blocking":
-            time.sleep(13)  # noqa: ASYNC251 - the point: the loop does not turn for longer than the ack deadline
+            time.sleep(11.5)  # noqa: ASYNC251 - the point: the loop does not turn for longer than the ack deadline
         return Settlement.ACK
 
     async def until_seen(self, count: int) -> None:
@@ -86,7 +87,7 @@ async def test_a_stream_that_ends_by_itself_is_replaced_before_its_work_ends(ben
 
 
 async def test_a_lease_outlives_a_blocked_event_loop(bench: Bench) -> None:
-    """Thirteen seconds without a turn of the loop, over an ack deadline of ten: no second delivery."""
+    """Eleven seconds without a turn of the loop, over an ack deadline of ten: no second delivery."""
     task = asyncio.create_task(bench.subscriber.run(bench.handle))
     bench.admin.publish(bench.topic, b"blocking")
     await bench.until_seen(1)
@@ -137,9 +138,12 @@ def narrow() -> Iterator[Bench]:
 
 async def until_leased(bench: Bench, count: int) -> None:
     """Wait until the server has leased out so many."""
-    async with asyncio.timeout(10):
-        while len(bench.inspect().leased) != count:  # noqa: ASYNC110 - the server announces nothing
-            await asyncio.sleep(0.02)
+    await eventually(lambda: len(bench.inspect().leased) == count, what=f"{count} leased")
+
+
+async def break_a_stream(bench: Bench) -> None:
+    """Break the stream that is open, or the next: the library takes a moment to open another."""
+    await eventually(lambda: bench.faults.break_streams(grpc.StatusCode.UNAVAILABLE) > 0, what="an open stream")
 
 
 async def test_one_settled_delivery_makes_room_for_one(narrow: Bench) -> None:
@@ -164,8 +168,7 @@ async def test_streams_that_break_in_a_long_outage_do_not_pile_up_deliveries(nar
         narrow.admin.publish(narrow.topic, b"slow")
     await until_leased(narrow, 10)
     for _ in range(3):
-        await asyncio.sleep(0.3)  # the library reopens at most so often
-        narrow.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
+        await break_a_stream(narrow)
         await until_leased(narrow, 20)
     assert len(narrow.seen) == 10
     assert narrow.metrics.registry.get_sample_value("inference_worker_leased_messages") == 20
@@ -187,9 +190,7 @@ async def test_a_stream_refused_while_it_is_kept_back_is_opened_again(narrow: Be
     await until_leased(narrow, 20)
     narrow.faults.fail("StreamingPull", grpc.StatusCode.INVALID_ARGUMENT, times=3)
     narrow.faults.break_streams(grpc.StatusCode.DATA_LOSS)
-    async with asyncio.timeout(20):
-        while narrow.metrics.subscription_reopens_total._value.get() < 5:  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.02)
+    await eventually(lambda: narrow.metrics.subscription_reopens_total._value.get() >= 5)
     assert not task.done()
     narrow.release.set()
     await narrow.until_seen(30)
@@ -223,7 +224,7 @@ async def test_a_stream_that_is_kept_back_does_not_begin_at_its_end(narrow: Benc
     for leased in (10, 20):
         await until_leased(narrow, leased)
         narrow.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
-    await asyncio.sleep(0.3)  # the third stream is kept back
+    await eventually(lambda: narrow.faults.calls("StreamingPull") == 3, what="the third stream, which is kept back")
     drain = asyncio.create_task(narrow.subscriber.drain(5))
     narrow.release.set()
     await drain
@@ -241,8 +242,7 @@ async def test_what_waits_behind_its_ordering_key_counts_as_held() -> None:
             bench.admin.publisher.transport.publish(types.PublishRequest(topic=bench.topic, messages=ten))
         await until_leased(bench, 10)
         for _ in range(3):
-            await asyncio.sleep(0.3)  # the library reopens at most so often
-            bench.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
+            await break_a_stream(bench)
             await until_leased(bench, 20)
         assert len(bench.seen) == 2
         bench.release.set()
@@ -291,7 +291,6 @@ async def test_a_hurry_cuts_the_wait_for_the_last_acks() -> None:
     """A second SIGTERM while the broker is away ends what the first left a minute for."""
     async with a_broker_that_goes_away() as subscriber, asyncio.timeout(30):
         drain = asyncio.create_task(subscriber.drain(0.1))
-        while subscriber._closing is None:  # noqa: ASYNC110 - nothing announces the last wait
-            await asyncio.sleep(0.02)
+        await eventually(lambda: subscriber._closing is not None)
         subscriber.hurry(0.1)
         await drain

@@ -1,7 +1,7 @@
 """The embedded server over real gRPC on the test's own loop, driven through Google's generated asyncio clients."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -103,10 +103,3 @@ async def running() -> AsyncIterator[Google]:
     """A server, and clients whose channel takes messages of any size."""
     async with LocalPubSub() as server, grpc.aio.insecure_channel(server.address, options=UNLIMITED) as channel:
         yield Google(channel, server)
-
-
-async def eventually(check: Callable[[], bool]) -> None:
-    """Wait until the condition holds."""
-    async with asyncio.timeout(10):
-        while not check():  # noqa: ASYNC110 - the server has no event for every state a test may wait for
-            await asyncio.sleep(0.005)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.admin import Admin
+from tests.support.waiting import until
 from worker.emulators.openai import SimBackendThread, SimOptions
 
 
@@ -28,14 +29,6 @@ def chat(index: int, text: str = "hello", **body: Any) -> bytes:
     """Return a request message; every index has a body of its own, so that repeats can be told apart."""
     content = {"model": "m", "messages": [{"role": "user", "content": f"{text} {index}"}], **body}
     return json.dumps({"path": "/v1/chat/completions", "metadata": {"index": index}, "body": content}).encode()
-
-
-def until(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
-    """Wait until something is true; fail when it does not come true in time."""
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.02)
 
 
 @dataclass
@@ -124,14 +117,10 @@ class WorkerProcess:
 
     def wait_started(self, limit_s: float = 30.0) -> int:
         """Wait until it pulls; return its HTTP port."""
-        until = time.monotonic() + limit_s
-        while time.monotonic() < until:
-            if (started := self.event("worker_started")) is not None:
-                return int(started["http_port"])
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.02)
-        raise AssertionError(f"the worker did not start:\n{self.log_path.read_text()[-2000:]}")
+        until(lambda: self.event("worker_started") or self.process.poll() is not None, limit_s, "the worker starts")
+        started = self.event("worker_started")
+        assert started is not None, f"the worker did not start:\n{self.log_path.read_text()[-2000:]}"
+        return int(started["http_port"])
 
     def get(self, path: str) -> tuple[int, str]:
         """Ask one of its probes."""

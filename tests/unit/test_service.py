@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.support.admin import Admin
+from tests.support.waiting import eventually
 from worker.emulators.openai import SimBackendThread, SimOptions, parse_latency
 from worker.emulators.pubsub import LocalPubSubThread
 from worker.errors import BrokerResourceError, SettingsError
@@ -93,12 +94,6 @@ async def bench(broker: Admin, backend: SimBackendThread) -> AsyncIterator[Bench
     await asyncio.gather(*bench.running, return_exceptions=True)
 
 
-async def _until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - another thread's doing; there is no event for it
-            await asyncio.sleep(0.01)
-
-
 async def _get(service: Service, path: str) -> tuple[int, dict[str, Any]]:
     assert service._probes._runner is not None
     port = service._probes._runner.addresses[0][1]
@@ -112,7 +107,7 @@ async def test_a_message_is_answered_and_a_stop_lets_it_finish(bench: Bench) -> 
     service = Service(bench.settings())
     running = bench.start(service)
     await bench.publish(REQUEST)
-    await _until(lambda: service._metrics.in_flight._value.get() == 1)
+    await eventually(lambda: service._metrics.in_flight._value.get() == 1)
     assert (await _get(service, "/readyz"))[0] == 200
     service.stop()
     assert (await _get(service, "/readyz"))[0] == 503
@@ -132,7 +127,7 @@ async def test_a_second_stop_does_not_wait_for_the_grace(bench: Bench, backend: 
     try:
         running = bench.start(service)
         await bench.publish(REQUEST)
-        await _until(lambda: service._metrics.in_flight._value.get() == 1)
+        await eventually(lambda: service._metrics.in_flight._value.get() == 1)
         service.stop()
         service.stop()
         assert await asyncio.wait_for(running, 8) == 0
@@ -167,7 +162,7 @@ async def test_a_subscription_that_is_deleted_ends_the_worker(bench: Bench) -> N
     service = Service(bench.settings())
     running = bench.start(service)
     await bench.publish(REQUEST)
-    await _until(lambda: service._metrics.in_flight._value.get() == 1)
+    await eventually(lambda: service._metrics.in_flight._value.get() == 1)
     await asyncio.to_thread(bench.admin.subscriber.delete_subscription, request={"subscription": bench.subscription})
     with pytest.raises(BrokerResourceError):
         await running
@@ -227,7 +222,7 @@ async def test_a_broker_that_is_away_is_waited_for_and_told(bench: Bench) -> Non
         address = f"127.0.0.1:{unused.getsockname()[1]}"
     service = Service(bench.settings(pubsub={"emulator_host": address}))
     running = bench.start(service)
-    await _until(lambda: "cannot be reached" in str(service._probes.startup_failure))
+    await eventually(lambda: "cannot be reached" in str(service._probes.startup_failure))
     status, document = await _get(service, "/startupz")
     assert (status, document["status"]) == (503, "failing")
     assert document["reason"].startswith("Pub/Sub cannot be reached: ")
@@ -275,7 +270,7 @@ async def test_cancelled_it_drains_at_once_and_closes(bench: Bench, backend: Sim
     service = Service(bench.settings())
     running = bench.start(service)
     await bench.publish(REQUEST)
-    await _until(lambda: service._metrics.in_flight._value.get() == 1)
+    await eventually(lambda: service._metrics.in_flight._value.get() == 1)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
