@@ -166,7 +166,7 @@ class RequestReader:
             if name not in self._rules.allowed_headers:
                 raise MessageError(f"header {name!r} is not allowed", param="headers", metadata=request.metadata)
         if request.body is None:
-            raise MessageError("body_uri is not enabled", param="body_uri", metadata=request.metadata)
+            raise MessageError("body_uri is not supported", param="body_uri", metadata=request.metadata)
         return request
 
 

@@ -151,8 +151,8 @@ def too_large(data: bytes) -> Refusal:
     return Refusal(
         status_code=413,
         code="request_too_large",
-        message=f"The request has {len(data)} bytes; a Pub/Sub message may have {MAX_PUBSUB_MESSAGE_BYTES} bytes with "
-        "its attributes. Put the body into object storage and name it with body_uri.",
+        message=f"The request has {len(data)} bytes; a Pub/Sub message holds at most {MAX_PUBSUB_MESSAGE_BYTES} bytes, "
+        "attributes included.",
         metadata=read_metadata_leniently(data),
     )
 

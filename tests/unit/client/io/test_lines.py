@@ -128,12 +128,21 @@ def test_custom_id_that_is_no_text_is_not_echoed(custom_id):
 
 
 def test_line_over_the_brokers_limit_is_refused_with_its_metadata():
-    """A line no message can carry gets a 413 that says so, and its metadata comes back."""
+    """A line no message can carry gets a 413 with its size and the limit, and its metadata comes back."""
     data = b'{"path":"/v1/x","metadata":{"n":9007199254740993},"body":{"a":"%s"}}' % (b"x" * MAX_PUBSUB_MESSAGE_BYTES)
     prepared = prepare(a_line(data))
     assert prepared.data == b""
     assert (prepared.refusal.status_code, prepared.refusal.code) == (413, "request_too_large")
     assert prepared.refusal.metadata == b'{"n":9007199254740993}'
+    assert f"has {len(data)} bytes" in prepared.refusal.message
+    assert f"at most {MAX_PUBSUB_MESSAGE_BYTES} bytes" in prepared.refusal.message
+
+
+def test_line_over_the_brokers_limit_is_not_advised_to_use_what_the_worker_refuses():
+    """The worker answers a message that names `body_uri` with a 400, so a refusal must not recommend it."""
+    prepared = prepare(a_line(b'{"path":"/v1/x","body":{"a":"%s"}}' % (b"x" * MAX_PUBSUB_MESSAGE_BYTES)))
+    for refusal in (prepared.refusal, rejected(b"x" * MAX_PUBSUB_MESSAGE_BYTES, "no")):
+        assert "body_uri" not in refusal.message
 
 
 def test_batch_line_over_the_brokers_limit_keeps_its_custom_id():
