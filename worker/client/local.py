@@ -1,14 +1,13 @@
 """
-The loop of a run: lines in, messages out, answers in, lines out.
+A run: read lines, publish messages, receive answers, write lines.
 
-A line is read only when there is room for it among the unanswered ones (`window`), published once, and forgotten when
-the line of its answer is with the operating system: memory does not depend on the length of the input.  Nothing is
-published again but what the broker did not confirm; an answer whose line is not waiting is a duplicate and is
-dropped.
+A run takes up a line only when the window of unanswered lines has room for it, publishes it once, and forgets it when
+the operating system has the line of its answer: memory does not depend on the length of the input.  A run publishes a
+line again only if the broker did not confirm it, and drops an answer whose line is not waiting.
 
-Four things run at once, under one task group: reading and publishing, receiving, watching the output, and the clock
-that reports progress.  The first failure ends them all.  A damaged input is different: what was read before the
-damage is answered first.  Whatever the end, the answers that arrived are written before the function returns.
+Four tasks run at once, under one task group: read and publish, receive, watch the output, and report progress.  The
+first failure ends them all.  A damaged input is different: the lines before the damage are answered first.  However a
+run ends, it first writes the answers that have arrived.
 """
 
 import asyncio
@@ -17,20 +16,19 @@ import time
 from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass
 
-from worker.client.answered import AnsweredLines, line_number
 from worker.client.errors import ClientError, InputError
-from worker.client.io.lane import Lane
-from worker.client.io.lines import LINE_ID, Prepared, RawLine, Shape, prepare, refuse, rejected
+from worker.client.io.batched_writer import BatchedWriter
+from worker.client.io.blocking import BlockingThread
+from worker.client.io.lines import LINE_ID, Prepared, RawLine, Shape, parse_line_id, prepare, refuse, rejected
 from worker.client.io.outputs import Answer, decode_answer, local_answer, output_line
-from worker.client.io.pump import OutputPump
 from worker.client.ports import Answers, LineSink, LineSource, Publish
-from worker.client.slots import Slots
 from worker.client.tally import Progress, Summary, Tally
 from worker.errors import PublishRetryableError, ReplyRejectedError
 from worker.policy.backoff import Backoff
 
 PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)
-"""Between publishes of one line: short at first, as most failures are; 10 s so that a recovery is noticed."""
+"""Between publishes of one line: short at first, since most failures are short; at most 10 s, so that a run notices a
+recovery soon."""
 
 OnProgress = Callable[[Progress], None]
 
@@ -42,17 +40,17 @@ class RunTuning:
     window_bytes: int = 256 * 1024 * 1024
     """Bytes of unanswered lines."""
     progress_interval_s: float = 0.25
-    """Longest time between two reports of progress."""
+    """Between two reports of progress."""
     publish_patience_s: float = 600.0
-    """How long the publishing of one line is tried again; after that the run ends with the broker's error."""
+    """How long the publish of one line is repeated; after that the run ends with the broker's error."""
     publish_backoff: Backoff = PUBLISH_BACKOFF
     close_grace_s: float = 5.0
-    """How long an interrupted run waits for a blocked output before it gives up the lines not written."""
+    """How long an interrupted run waits for a blocked output before it gives up the remaining lines."""
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """What must be known of a line until its answer comes; its data is the broker's by then."""
+    """What a run keeps of a line until its answer arrives; the broker has the data."""
 
     shape: Shape
     custom_id: bytes
@@ -60,15 +58,63 @@ class _Waiting:
     published_at: float
 
 
+class LineWindow:
+    """
+    Bounds the unanswered lines, by number and by bytes.
+
+    A line's bytes stand in the broker, in the worker and in the publisher's batches until it is answered; with the
+    embedded broker all of these are on one machine.  One task enters, any task leaves.
+
+    Args:
+        limit: Lines inside at once, at least 1.
+        limit_bytes: Their bytes together; a single larger line enters only when nothing else is inside.
+    """
+
+    def __init__(self, limit: int, limit_bytes: int) -> None:
+        if limit < 1:
+            raise ValueError("the window must be at least 1")
+        self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._changed = asyncio.Event()
+        self.count = 0
+        self.bytes = 0
+
+    async def enter(self, size: int) -> None:
+        """Wait for room for `size` bytes and take it.  Cancellation: takes nothing."""
+        while self.count and (self.count >= self._limit or self.bytes + size > self._limit_bytes):
+            self._changed.clear()
+            await self._changed.wait()
+        self.count += 1
+        self.bytes += size
+
+    def leave(self, size: int) -> None:
+        """Release the room of a line of `size` bytes."""
+        self.count -= 1
+        self.bytes -= size
+        self._changed.set()
+
+    async def wait_until_empty(self) -> None:
+        """Wait until no line is inside.  Cancellation: leaves nothing behind."""
+        while self.count:
+            self._changed.clear()
+            await self._changed.wait()
+
+
 class BatchRun:
     """
     One run over one input; use it once.
 
     Args:
-        reader: Input lines. writer: Answer lines. publish: Puts a message on the request topic. answers: Delivers the
-        response topic. window: Lines that may be unanswered at once, from 1. answered: Ids of lines that need no
-        answer. on_progress: Called on the event loop, at least every `progress_interval_s` seconds and at the end;
-        must be quick. tuning: Bounds and times. clock: Monotonic seconds. sleep: Waits between publishes.
+        reader: Input lines.
+        writer: Answer lines.
+        publish: Publishes a message to the request topic.
+        answers: Delivers the messages of the response topic.
+        window: Lines that may be unanswered at once, from 1.
+        answered: Ids of lines that already have an answer.
+        on_progress: Called on the event loop every `progress_interval_s` seconds and at the end; must be quick.
+        tuning: Bounds and times.
+        clock: Monotonic seconds.
+        sleep: Waits between publishes.
     """
 
     def __init__(
@@ -79,7 +125,7 @@ class BatchRun:
         answers: Answers,
         *,
         window: int,
-        answered: Container[str] | None = None,
+        answered: Container[str] = frozenset(),
         on_progress: OnProgress | None = None,
         tuning: RunTuning | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -88,14 +134,14 @@ class BatchRun:
         self._reader = reader
         self._publish = publish
         self._answers = answers
-        self._answered = AnsweredLines() if answered is None else answered
+        self._answered = answered
         self._on_progress = on_progress
         self._tuning = tuning or RunTuning()
         self._clock = clock
         self._sleep = sleep
         self._rng = random.Random()  # noqa: S311 - jitter
-        self._slots = Slots(window, self._tuning.window_bytes)
-        self._pump = OutputPump(writer)
+        self._window = LineWindow(window, self._tuning.window_bytes)
+        self._writer = BatchedWriter(writer)
         self._tally = Tally()
         self._waiting: dict[str, _Waiting] = {}
         self._publishing: set[asyncio.Task[None]] = set()
@@ -106,40 +152,40 @@ class BatchRun:
 
     async def run(self) -> Summary:
         """
-        Answer every line and return what it came to.
+        Answer every line and return the summary.
 
         Raises:
-            InputError: The input is damaged; everything before the damage is answered.
-            OutputError: An answer could not be written; what was written stays.
-            PublishError: The broker refused, or did not confirm for longer than the patience.
-            ClientError: The answers ended while lines were waiting.
+            InputError: The input is damaged; every line before the damage is answered.
+            OutputError: An answer could not be written; the answers written before stay.
+            PublishError: The broker refused a message, or did not confirm it within `publish_patience_s`.
+            ClientError: `answers` returned while lines were unanswered.
 
-        Cancellation: stops reading and publishing, lets `answers` settle, writes what has arrived and raises
-        CancelledError; `summary` then tells how far it came.
+        Cancellation: stops reading and publishing, lets `answers` settle, writes the answers that have arrived and
+        raises CancelledError; `summary` then describes the unfinished run.
         """
         self._started = self._clock()
         try:
             async with asyncio.TaskGroup() as group:
-                others = [group.create_task(part) for part in (self._receive(), self._pump.watch(), self._tick())]
+                others = [group.create_task(part) for part in (self._receive(), self._writer.watch(), self._tick())]
                 await self._feed(group)
-                await self._slots.empty()
+                await self._window.wait_until_empty()
                 for task in (*others, *self._publishing):
                     task.cancel()
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
         finally:
-            await self._pump.aclose(self._tuning.close_grace_s)
+            await self._writer.aclose(self._tuning.close_grace_s)
             self._report()
         if self._input_failure is not None:
             raise self._input_failure
         return self.summary()
 
     def summary(self) -> Summary:
-        """Return what the run has come to so far; also after a failure or a cancellation."""
+        """Return the summary of the run so far; also after a failure or a cancellation."""
         return self._tally.summary(duration_s=self._duration(), is_input_read=self._is_input_read)
 
     def progress(self) -> Progress:
-        """Return how far the run is."""
+        """Return the progress of the run so far."""
         return self._tally.progress(
             duration_s=self._duration(),
             lines_read=self._reader.lines_read,
@@ -152,9 +198,9 @@ class BatchRun:
         return 0.0 if self._started is None else self._clock() - self._started
 
     async def _feed(self, group: asyncio.TaskGroup) -> None:
-        lane = Lane("input")
+        thread = BlockingThread("input")
         try:
-            while lines := await lane.call(self._reader.read_lines):
+            while lines := await thread.call(self._reader.read_lines):
                 for line in lines:
                     await self._start(line, group)
         except InputError as error:
@@ -162,7 +208,7 @@ class BatchRun:
         else:
             self._is_input_read = True
         finally:
-            lane.close()
+            thread.close()
 
     async def _start(self, line: RawLine, group: asyncio.TaskGroup) -> None:
         """Publish one line in a task of its own, once there is room."""
@@ -173,26 +219,26 @@ class BatchRun:
             return
         prepared = prepare(line)
         size = len(line.data)
-        await self._slots.enter(size)
+        await self._window.enter(size)
         self._tally.lines += 1
         self._waiting[prepared.line_id] = _Waiting(prepared.shape, prepared.custom_id, size, self._clock())
-        task = group.create_task(self._ask(prepared))
+        task = group.create_task(self._publish_or_refuse(prepared))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
 
-    async def _ask(self, prepared: Prepared) -> None:
+    async def _publish_or_refuse(self, prepared: Prepared) -> None:
         if prepared.refusal is None:
             try:
-                await self._publish_patiently(prepared)
-            except ReplyRejectedError as error:  # named for the worker's side; here it is the request that does not fit
+                await self._publish_until_confirmed(prepared)
+            except ReplyRejectedError as error:  # raised for any message; here it is a request
                 prepared = refuse(prepared, rejected(prepared.data, str(error)))
         if prepared.refusal is not None:
             await self._finish(prepared.line_id, local_answer(prepared.refusal))
 
-    async def _publish_patiently(self, prepared: Prepared) -> None:
+    async def _publish_until_confirmed(self, prepared: Prepared) -> None:
         began = self._clock()
         failures = 0
-        while prepared.line_id in self._waiting:  # an unconfirmed publish may have been one: its answer ends the tries
+        while prepared.line_id in self._waiting:  # an unconfirmed publish may have arrived; its answer ends the loop
             try:
                 await self._publish(prepared.data, prepared.attributes)
             except PublishRetryableError:
@@ -206,20 +252,20 @@ class BatchRun:
 
     async def _receive(self) -> None:
         await self._answers(self._take)
-        raise ClientError(f"the answers ended while {self._slots.count} lines were waiting for theirs")
+        raise ClientError(f"the answers ended while {self._window.count} lines were unanswered")
 
     async def _take(self, data: bytes, attributes: Mapping[str, str], message_id: str) -> None:  # noqa: ARG002
         """Handle one message of the response topic; see `ports.AnswerHandler`."""
         line_id = attributes.get(LINE_ID, "")
         if line_id in self._waiting:
             await self._finish(line_id, decode_answer(data, attributes))
-        elif (line_number(line_id) or self._last_number + 1) <= self._last_number:
+        elif (key := parse_line_id(line_id)) is not None and key[0] <= self._last_number:
             self._tally.duplicates += 1
         else:
             self._tally.unmatched_answers += 1
 
     async def _finish(self, line_id: str, answer: Answer) -> None:
-        """Write the line of an answer; the first answer takes the line's place away, so there is no second."""
+        """Write the line of an answer; only the first answer of a line finds it in `_waiting`."""
         waiting = self._waiting.pop(line_id, None)
         if waiting is None:
             return
@@ -227,9 +273,9 @@ class BatchRun:
 
         def written() -> None:
             self._tally.count(answer, latency_s)
-            self._slots.leave(waiting.size)
+            self._window.leave(waiting.size)
 
-        await self._pump.put(output_line(line_id, waiting.shape, waiting.custom_id, answer), written)
+        await self._writer.write(output_line(line_id, waiting.shape, waiting.custom_id, answer), written)
 
     async def _tick(self) -> None:
         while True:
@@ -242,6 +288,6 @@ class BatchRun:
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first failure of a task group, or the group when it holds several kinds of surprises."""
+    """Return the first failure of a task group, out of nested groups too."""
     first = failures.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 import sys
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from worker.client.answered import AnsweredLines
 from worker.client.errors import DamagedStreamError, OutputError, describe_os_error
 from worker.client.io.codecs import Codec, Decoder, Encoder, codec_of
 from worker.client.io.files import CHUNK_BYTES, STANDARD, LineReader, LineWriter, open_input, open_output
+from worker.client.io.lines import parse_line_id
 from worker.client.io.splitter import LineSplitter
 
 if sys.platform != "win32":
@@ -32,6 +33,9 @@ RECOVERING_SUFFIX = ".recovering"
 """Ending of the file that a torn compressed output is rewritten into; a leftover is overwritten."""
 _HEADS = (b'{"id":"line-', b'{"id":"batch_req_line-')
 """How `outputs` begins a line."""
+_MAX_GAP = 1_048_576
+"""A number further beyond the end of the array of `AnsweredLines` does not extend it: 4 MiB.  Answers come out of order
+by at most the number of unanswered lines, which is far smaller."""
 
 
 class _Id(msgspec.Struct):
@@ -39,6 +43,52 @@ class _Id(msgspec.Struct):
 
 
 _decode_id = msgspec.json.Decoder(_Id).decode
+
+
+class AnsweredLines:
+    """
+    The ids of lines that have an answer: a set that only grows and takes four bytes a line.
+
+    The numbers of lines run through a file, so a hash can stand in an array at the place of its number.  Other ids go
+    into a plain set: a second hash for a number, because the input was edited between two runs, and a number far beyond
+    the others.
+    """
+
+    def __init__(self) -> None:
+        self._hashes = array("I")
+        """At number - 1 the hash, 0 for none."""
+        self._others: set[tuple[int, int]] = set()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, line_id: object) -> bool:
+        key = parse_line_id(line_id) if isinstance(line_id, str) else None
+        return key is not None and self._has(*key)
+
+    def add(self, line_id: str) -> bool:
+        """Add an id and return whether the text is one; adding it again changes nothing."""
+        key = parse_line_id(line_id)
+        if key is None:
+            return False
+        number, digest = key
+        if self._has(number, digest):
+            return True
+        self._count += 1
+        missing = number - len(self._hashes)
+        if missing > _MAX_GAP or digest == 0 or (missing <= 0 and self._hashes[number - 1]):
+            self._others.add(key)
+            return True
+        if missing > 0:
+            self._hashes.frombytes(bytes(self._hashes.itemsize * missing))
+        self._hashes[number - 1] = digest
+        return True
+
+    def _has(self, number: int, digest: int) -> bool:
+        if digest and number <= len(self._hashes) and self._hashes[number - 1] == digest:
+            return True
+        return (number, digest) in self._others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.client.fake_broker import FakeBroker, echo
-from worker.client.answered import AnsweredLines
 from worker.client.errors import ClientError, InputError, OutputError
 from worker.client.io.lines import RawLine
-from worker.client.local import BatchRun, RunTuning
+from worker.client.local import BatchRun, LineWindow, RunTuning
+from worker.client.resume import AnsweredLines
 from worker.errors import PublishRefusedError, PublishRetryableError, ReplyRejectedError
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES
 
@@ -421,7 +421,7 @@ async def test_memory_does_not_grow_with_the_input():
     run = a_run(Source([a_message(n) for n in range(300)]), Sink(), broker, window=5)
     await run.run()
     assert run._waiting == {}
-    assert (run._slots.count, run._slots.bytes) == (0, 0)
+    assert (run._window.count, run._window.bytes) == (0, 0)
     assert run._publishing == set()
 
 
@@ -429,3 +429,50 @@ async def test_empty_input_ends_at_once():
     """An input without lines is complete."""
     summary = await a_run(Source([]), Sink(), FakeBroker()).run()
     assert (summary.lines, summary.is_complete, summary.latency_p50_s, summary.input_tokens) == (0, True, None, None)
+
+
+async def test_line_window_bounds_number_and_bytes():
+    """Entering waits while there are too many lines or too many bytes inside."""
+    lines = LineWindow(2, 100)
+    await lines.enter(60)
+    third = asyncio.ensure_future(lines.enter(60))
+    await asyncio.sleep(0)
+    assert not third.done()
+    lines.leave(60)
+    await third
+    await lines.enter(10)
+    fourth = asyncio.ensure_future(lines.enter(1))
+    await asyncio.sleep(0)
+    assert not fourth.done()
+    lines.leave(10)
+    await fourth
+    assert (lines.count, lines.bytes) == (2, 61)
+
+
+async def test_line_window_lets_one_large_line_in():
+    """A line larger than the bound enters when it is alone."""
+    lines = LineWindow(5, 100)
+    await lines.enter(1000)
+    other = asyncio.ensure_future(lines.enter(0))
+    await asyncio.sleep(0)
+    assert not other.done()
+    lines.leave(1000)
+    await other
+
+
+async def test_line_window_waits_until_it_is_empty():
+    """`wait_until_empty` returns when the last line has left, at once when none is inside."""
+    lines = LineWindow(2, 100)
+    await lines.wait_until_empty()
+    await lines.enter(1)
+    waiting = asyncio.ensure_future(lines.wait_until_empty())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    lines.leave(1)
+    await waiting
+
+
+def test_window_of_nothing_is_refused():
+    """A window below one could never answer anything."""
+    with pytest.raises(ValueError, match="at least 1"):
+        LineWindow(0, 100)

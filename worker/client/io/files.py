@@ -1,7 +1,7 @@
 """
 Reading input lines and writing answer lines: plain, `.gz`, `.zst`, or `-` for standard input and output.
 
-Everything here blocks and belongs on a thread of its own (`lane`).  Both directions use constant memory: pieces of a
+Everything here blocks and belongs on a `BlockingThread`.  Both directions use constant memory: pieces of a
 quarter of a megabyte, lines of at most `MAX_LINE_BYTES`.  A write hands its bytes to the operating system before it
 returns, so that SIGKILL costs at most a torn last line; `resume` repairs that.  Compressed output is flushed with every
 write for the same reason: it is a few percent larger than in one piece.

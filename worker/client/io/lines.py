@@ -14,6 +14,7 @@ digits of the SHA-256 of its bytes, without byte order mark and line end.  A cha
 Source: batch lines, https://platform.openai.com/docs/api-reference/batch/request-input.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,6 +34,9 @@ COPY_ATTRIBUTES = (LINE_ID, LINE_SHAPE)
 MAX_LINE_BYTES = 32_000_000
 """A longer line is not kept in memory.  House decision: three times what a message can carry, so that lines which are
 merely too large for the broker can still have their metadata echoed."""
+
+_LINE_ID = re.compile(r"(?:batch_req_)?line-([1-9][0-9]{0,17})-([0-9a-f]{8})")
+"""A line's id, also as it stands in the output of a batch line."""
 
 _MAX_OVERHEAD_BYTES = 1024
 """What a broker may count beside data and attributes; a rejected message this close to the limit was too large."""
@@ -110,6 +114,12 @@ class _Keys(msgspec.Struct):
 
 _decode_keys = msgspec.json.Decoder(_Keys).decode
 _decode_text = msgspec.json.Decoder(str).decode
+
+
+def parse_line_id(text: str) -> tuple[int, int] | None:
+    """Return number and hash of a line id, with or without `batch_req_` before it; `None` for any other text."""
+    match = _LINE_ID.fullmatch(text)
+    return None if match is None else (int(match[1]), int(match[2], 16))
 
 
 def short_digest(data: bytes) -> str:

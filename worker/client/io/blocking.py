@@ -1,8 +1,8 @@
 """
-A thread for calls that block: reading a pipe that nobody fills, writing to one that nobody empties.
+A thread for calls that may block for ever, such as reading from an idle pipe or writing to a full one.
 
-Not `asyncio.to_thread`: its threads are joined when the interpreter ends, so that Ctrl-C would wait for the next line
-on standard input.  This thread is a daemon; one call at a time, in order.
+`asyncio.to_thread` does not serve: the interpreter joins its threads when it exits, so that Ctrl-C would wait for the
+next line on standard input.  This thread is a daemon; it makes one call at a time, in order.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Lane:
+class BlockingThread:
     """
-    Runs blocking calls one after the other on a thread of its own.
+    Runs blocking calls one after the other on its own thread.
 
     Args:
-        name: Of the thread, for debuggers.
+        name: Name of the thread, for debuggers.
     """
 
     def __init__(self, name: str) -> None:
@@ -32,14 +32,14 @@ class Lane:
         """
         Return what the function returns, or raise what it raises.
 
-        Cancellation: a call that has begun goes on and its result is dropped; one that waits may still be made.
+        Cancellation: a call that has begun continues and its result is dropped; a queued call may still be made.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._calls.put((future, lambda: function(*args, **kwargs)))
         return await future
 
     def close(self) -> None:
-        """Let the thread end after the calls it has; does not wait, since a call may block for ever."""
+        """End the thread after its queued calls; does not wait, since a call may block for ever."""
         self._calls.put(None)
 
     def _work(self) -> None:
@@ -47,11 +47,11 @@ class Lane:
             future, call = item
             try:
                 outcome: tuple[Any, BaseException | None] = (call(), None)
-            except BaseException as error:  # noqa: BLE001 - handed to the caller
+            except BaseException as error:  # noqa: BLE001 - raised at the caller
                 outcome = (None, error)
             try:
                 future.get_loop().call_soon_threadsafe(_settle, future, *outcome)
-            except RuntimeError:  # the loop has ended, and with it whoever waited
+            except RuntimeError:  # the loop has ended, and its waiting tasks with it
                 return
 
 

@@ -1,48 +1,51 @@
 """
-Output from the event loop: lines are collected while a write is under way and go out with the next one.
+Output from the event loop: lines that arrive during a write are collected and written together by the next one.
 
-One write a burst instead of one a line, no write on the event loop's thread, and whoever hands in a line can wait until
-it is with the operating system: that is what an ack waits for.
+A burst of lines takes one write, and no write runs on the event loop's thread.  `write` returns when the operating
+system has the line; only then is its answer acked.
 """
 
 import asyncio
 from collections.abc import Callable
 
-from worker.client.io.lane import Lane
+from worker.client.io.blocking import BlockingThread
 from worker.client.ports import LineSink
 
 _MAX_WRITE_BYTES = 4 * 1024 * 1024
 """Lines joined for one write; bounds the copy, a single line may be larger."""
 
+_Queued = tuple[bytes, "asyncio.Future[None]", Callable[[], None]]
+"""A line, the future of its `write`, and what to call after the write."""
 
-class OutputPump:
+
+class BatchedWriter:
     """
-    Writes lines to a sink on a thread of its own.
+    Writes lines to a sink on its own thread.
 
     Args:
-        sink: Where they go; not closed.
+        sink: Where the lines go; not closed.
     """
 
     def __init__(self, sink: LineSink) -> None:
         self._sink = sink
-        self._lane = Lane("output")
-        self._queue: list[tuple[bytes, asyncio.Future[None], Callable[[], None]]] = []
+        self._thread = BlockingThread("output")
+        self._queue: list[_Queued] = []
         self._task: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._failed = asyncio.Event()
 
-    async def put(self, line: bytes, written: Callable[[], None]) -> None:
+    async def write(self, line: bytes, written: Callable[[], None]) -> None:
         """
-        Write one line; returns when it is with the operating system.
+        Write one line; return when the operating system has it.
 
         Args:
             line: With its newline.
-            written: Called once when it is, on the event loop, also when nobody waits any more.
+            written: Called once after the write, on the event loop, also when the caller was cancelled.
 
         Raises:
-            OutputError: It was not written, and no later line will be.
+            OutputError: The line was not written, and no later line will be.
 
-        Cancellation: the line is written all the same.
+        Cancellation: the line is still written.
         """
         if self._failure is not None:
             raise self._failure
@@ -53,19 +56,19 @@ class OutputPump:
         await future
 
     async def watch(self) -> None:
-        """Raise the failure of a write once there is one; never returns.  Cancellation: leaves nothing behind."""
+        """Wait for a write to fail and raise its error; never returns.  Cancellation: leaves nothing behind."""
         await self._failed.wait()
         assert self._failure is not None
         raise self._failure
 
     async def aclose(self, grace_s: float) -> bool:
         """
-        Write what is left and end the thread; idempotent.
+        Write the remaining lines and end the thread; idempotent.
 
         Returns:
-            `False` when a write still blocked after `grace_s` seconds, or failed: the rest is not written.
+            `False` when a write failed or still blocks after `grace_s` seconds: the remaining lines are not written.
 
-        Cancellation: like `grace_s` over.
+        Cancellation: gives up the remaining lines at once, as after `grace_s` seconds.
         """
         try:
             if self._task is not None:
@@ -74,14 +77,14 @@ class OutputPump:
             is_idle = self._task is None
             if self._task is not None:
                 self._task.cancel()
-            self._lane.close()
+            self._thread.close()
         return is_idle and self._failure is None
 
     async def _run(self) -> None:
         try:
             while self._queue:
-                await self._write(self._next())
-        except Exception as error:  # noqa: BLE001 - raised by `watch` and by every `put`
+                await self._write_batch(self._next_batch())
+        except Exception as error:  # noqa: BLE001 - raised by `watch` and by every `write`
             self._failure = error
             self._failed.set()
             for _, future, _ in self._queue:
@@ -90,7 +93,7 @@ class OutputPump:
         finally:
             self._task = None
 
-    def _next(self) -> "list[tuple[bytes, asyncio.Future[None], Callable[[], None]]]":
+    def _next_batch(self) -> list[_Queued]:
         size = count = 0
         for line, _, _ in self._queue:
             size += len(line)
@@ -100,9 +103,9 @@ class OutputPump:
         batch, self._queue = self._queue[:count], self._queue[count:]
         return batch
 
-    async def _write(self, batch: "list[tuple[bytes, asyncio.Future[None], Callable[[], None]]]") -> None:
+    async def _write_batch(self, batch: list[_Queued]) -> None:
         try:
-            await self._lane.call(self._sink.write, b"".join(line for line, _, _ in batch))
+            await self._thread.call(self._sink.write, b"".join(line for line, _, _ in batch))
         except Exception as error:
             for _, future, _ in batch:
                 _fail(future, error)
