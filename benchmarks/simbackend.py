@@ -71,7 +71,7 @@ async def load(http: aiohttp.ClientSession, url: str, body: bytes, requests: int
 
 async def measure(name: str, arguments: tuple[str, ...], body: bytes, requests: int, connections: int) -> Result:
     """Run one case with a server of its own."""
-    command = (sys.executable, "-m", "worker.emulators.openai", "--port", "0", *arguments)
+    command = (sys.executable, "-m", "worker", "simbackend", "--port", "0", *arguments)
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
     try:
         assert process.stdout is not None

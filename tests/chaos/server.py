@@ -1,9 +1,5 @@
 """The embedded Pub/Sub server as disasters need it: it can go away and come back on its port, and let time pass."""
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any
-
 from worker.emulators.pubsub import LocalPubSubThread
 
 
@@ -17,12 +13,8 @@ class ChaosServer(LocalPubSubThread):
 
     def go_away(self) -> None:
         """Break every connection and close the port."""
-        self._wait_for(self._server.stop(0))
+        self._call(lambda: self._server.stop(0))
 
     def come_back(self) -> None:
         """Listen on the same port again."""
-        self._wait_for(self._server.start())
-
-    def _wait_for(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        assert self._loop is not None
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+        self._call(self._server.start)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.admin import Admin
 from tests.support.waiting import eventually
-from worker.emulators.openai import SimBackendThread, SimOptions, parse_latency
+from worker.emulators.openai import SimBackendThread, SimOptions
 from worker.emulators.pubsub import LocalPubSubThread
 from worker.errors import BrokerResourceError, SettingsError
 from worker.service import Service
@@ -41,7 +41,7 @@ def broker() -> Iterator[Admin]:
 @pytest.fixture(scope="module")
 def backend() -> Iterator[SimBackendThread]:
     """A server that answers after half a second."""
-    with SimBackendThread(SimOptions(latency=parse_latency("500ms"))) as server:
+    with SimBackendThread(SimOptions.of(latency="500ms")) as server:
         yield server
 
 

@@ -25,21 +25,29 @@ def run_localpubsub(namespace: argparse.Namespace) -> int:
 
 def add_simbackend(parser: argparse.ArgumentParser) -> None:
     """Add the options of the simulated backend."""
-    from worker.emulators.openai import add_arguments  # noqa: PLC0415 - no other command needs it
+    from worker.emulators.openai.options import add_arguments  # noqa: PLC0415 - no other command needs it
 
     add_arguments(parser)
 
 
 def run_simbackend(namespace: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
-    from worker.emulators.openai import announce, options_from, serve  # noqa: PLC0415 - needs an HTTP server
+    from worker.emulators.openai.options import options_from  # noqa: PLC0415 - no other command needs it
+    from worker.emulators.openai.server import SimBackend, serve  # noqa: PLC0415 - needs an HTTP server
+
+    def ready(backend: SimBackend) -> None:
+        print(
+            f"simulated OpenAI-compatible server: {backend.base_url}/v1\n"
+            f"control and statistics:             {backend.control_url}/sim/control and /sim/stats",
+            flush=True,
+        )
 
     try:
         options = options_from(namespace)
     except ValueError as error:
         raise SettingsError([str(error)]) from None
     where = f"{namespace.host}:{namespace.port}"
-    return serve_until_stopped(lambda: serve(options, namespace.host, namespace.port, on_ready=announce), where)
+    return serve_until_stopped(lambda: serve(options, namespace.host, namespace.port, on_ready=ready), where)
 
 
 def _announce(text: str) -> Callable[[str], None]:

@@ -7,7 +7,6 @@ serve `/sim/`; only the second stays reachable while the first refuses connectio
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
@@ -23,6 +22,7 @@ from worker.emulators.openai.options import SimOptions, as_json
 from worker.emulators.openai.serving import Gate
 from worker.emulators.openai.stats import Stats
 from worker.emulators.openai.transport import Listener
+from worker.emulators.thread import EmulatorThread
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
@@ -335,10 +335,46 @@ async def serve(
         await asyncio.Event().wait()
 
 
-def announce(backend: SimBackend) -> None:
-    """Tell a person where the server is."""
-    sys.stdout.write(
-        f"simulated OpenAI-compatible server: {backend.base_url}/v1\n"
-        f"control and statistics:             {backend.control_url}/sim/control and /sim/stats\n"
-    )
-    sys.stdout.flush()
+class SimBackendThread(EmulatorThread):
+    """
+    A `SimBackend` in its own thread.  Use it as `with SimBackendThread() as sim`, or call `start` and `stop`.
+
+    Threads: every method may be called from any thread but the server's own.
+    """
+
+    def __init__(self, options: SimOptions | None = None, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Take the arguments of `SimBackend`; nothing runs yet."""
+        super().__init__("simbackend")
+        self._backend = SimBackend(options, host, port)
+
+    @property
+    def base_url(self) -> str:
+        """As `SimBackend.base_url`."""
+        return self._backend.base_url
+
+    @property
+    def control_url(self) -> str:
+        """As `SimBackend.control_url`."""
+        return self._backend.control_url
+
+    def control(self, document: object) -> dict[str, Any]:
+        """Set behaviours and settings as `SimBackend.control` does."""
+        return self._call(lambda: self._backend.control(document))
+
+    def reset(self, parts: Collection[str] = RESET_PARTS) -> None:
+        """Zero the counters and restore the settings as `SimBackend.reset` does."""
+        self._call(lambda: self._backend.reset(parts))
+
+    def snapshot(self, *, series: bool = False) -> dict[str, Any]:
+        """Return the counters as `SimBackend.snapshot` does."""
+
+        async def read() -> dict[str, Any]:
+            return self._backend.snapshot(series=series)
+
+        return self._call(read)
+
+    async def _open(self) -> None:
+        await self._backend.start()
+
+    async def _close(self) -> None:
+        await self._backend.stop()
