@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tests.support.virtual_time import unix_time
+from worker.policy.backoff import Backoff
 from worker.ports import Handler, Settlement
 from worker.wire.message import ReceivedMessage
 
@@ -18,16 +19,24 @@ class FakeSubscriber:
     Args:
         max_in_flight: Handlers at once.
         max_attempts: Deliveries of one message; what is nacked once more goes to `dead`.  `None`: no policy.
-        backoff_s: Wait before a redelivery, in the loop's time.
+        backoff_s: Wait before the first redelivery, in the loop's time; doubles with each.
+        max_backoff_s: Longest wait before a redelivery; `None`: every wait is `backoff_s`.
     """
 
-    def __init__(self, *, max_in_flight: int = 100, max_attempts: int | None = None, backoff_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        max_in_flight: int = 100,
+        max_attempts: int | None = None,
+        backoff_s: float = 1.0,
+        max_backoff_s: float | None = None,
+    ) -> None:
         self.max_attempts = max_attempts
         self.settlements: list[tuple[str, int, Settlement]] = []
         """Message id, delivery attempt from 1, verdict; in the order of settling."""
         self.dead: list[str] = []
         self.in_flight = self.peak = 0
-        self._backoff_s = backoff_s
+        self._backoff = Backoff(base_s=backoff_s, max_s=max_backoff_s or backoff_s, jitter=0.0)
         self._slots = asyncio.Semaphore(max_in_flight)
         self._inbox: asyncio.Queue[tuple[ReceivedMessage, int]] = asyncio.Queue()
         self._ids = itertools.count(1)
@@ -89,7 +98,8 @@ class FakeSubscriber:
         if self.max_attempts is not None and attempt > self.max_attempts:
             self.dead.append(message.message_id)
             return
-        timer = asyncio.get_running_loop().call_later(self._backoff_s, self.deliver, message, attempt)
+        delay_s = self._backoff.ceiling_s(attempt - 1)
+        timer = asyncio.get_running_loop().call_later(delay_s, self.deliver, message, attempt)
         self._timers.add(timer)
 
     async def drain(self, grace_s: float) -> None:
