@@ -11,6 +11,7 @@ What is promised: no exception for any bytes; at most `MAX_BODY_BYTES` are parse
 What is refused: guessing.  Nothing here looks for words inside a text, since a server may echo the prompt in it.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -25,6 +26,12 @@ MAX_MESSAGE_BYTES = 2 * 1024
 
 _MAX_FIELD_BYTES = 256
 _TITLE = re.compile(rb"<title>([^<]{1,200})</title>", re.IGNORECASE)
+_GATEWAY = re.compile(
+    r"litellm\.\w{1,64}: (?:(?:litellm\.)?\w{1,64}(?:Error|Exception): )?(?:\w{1,64}Exception ?[-:] ?)?",
+    re.ASCII,
+)
+_DECODER = json.JSONDecoder(strict=False)
+_MAX_DETAILS = 16
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 """In bytes: line separators of Unicode (U+2028, U+0085) end no line of an event stream."""
 _STARTS = (b"data:", b"event:")
@@ -65,7 +72,7 @@ class Facts:
     """As text, also where the server sent a number."""
     param: str | None = None
     inner_code: str | None = None
-    """Azure's `innererror.code`."""
+    """Azure's `innererror.code`, or the `reason` in Google's `details`."""
     status_hint: int | None = None
     """An HTTP status (400..599) that the body names; all there is inside a stream."""
     status: int | None = None
@@ -163,15 +170,48 @@ def _of_object(document: dict[str, object]) -> Facts:
 def _facts(shape: Shape, fields: dict[str, object], *, message: str, kind: str | None) -> Facts:
     code, hint = _code(fields)
     inner = fields.get("innererror") or fields.get("inner_error")
+    inner_code = _text(inner.get("code")) if isinstance(inner, dict) else _reason(fields.get("details"))
     return Facts(
         shape=shape,
         message=bounded(message, MAX_MESSAGE_BYTES),
         type=kind,
         code=code,
         param=_text(fields.get("param")),
-        inner_code=_text(inner.get("code")) if isinstance(inner, dict) else None,
+        inner_code=inner_code,
         status_hint=hint,
     )
+
+
+def _reason(details: object) -> str | None:
+    """Return the reason out of Google's list of details (https://cloud.google.com/apis/design/errors#error_info)."""
+    if not isinstance(details, list):
+        return None
+    reasons = (_text(each.get("reason")) for each in details[:_MAX_DETAILS] if isinstance(each, dict))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def quoted_facts(facts: Facts) -> Facts | None:
+    """
+    Return what the provider behind a gateway said, `None` where the message does not quote one.
+
+    LiteLLM puts the names of its exceptions before the provider's words, which may be a whole JSON document with the
+    gateway's own remarks behind it.
+
+    Source: https://github.com/BerriAI/litellm/blob/main/litellm/litellm_core_utils/exception_mapping_utils.py
+    """
+    prefix = _GATEWAY.match(facts.message)
+    if prefix is None:
+        return None
+    words = facts.message[prefix.end() :]
+    document = None
+    if words.startswith(("{", "b'{", 'b"{')):
+        with contextlib.suppress(ValueError, RecursionError):
+            document, _ = _DECODER.raw_decode(words, words.index("{"))
+    if isinstance(document, dict):
+        quoted = _of_object(document)
+        if quoted.is_error:
+            return replace(quoted, status=facts.status)
+    return Facts(shape=facts.shape, message=words, status=facts.status)
 
 
 def _message(fields: dict[str, object]) -> str:

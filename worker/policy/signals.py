@@ -2,16 +2,16 @@
 The words by which servers say what went wrong: one row per known sign, in order, first match wins.
 
 Fields are compared by equality and the message by a pattern anchored at its first character, never searched: a prompt
-echoed in an error may contain any of these words and must not decide anything.  What no row knows is judged by its
-status alone, in `table`.  Patterns hold no
-nested repetition, so they run in linear time over the at most 2 KiB that a message has.
+echoed in an error may contain any of these words and must not decide anything.  A gateway that quotes its provider's
+error is judged by the quoted error first.  What no row knows is judged by its status alone, in `table`.  Patterns hold
+no nested repetition, so they run in linear time over the at most 2 KiB that a message has.
 """
 
 import re
 from dataclasses import dataclass
 
 from worker.policy.model import ErrorClass
-from worker.policy.normalise import Facts, Shape
+from worker.policy.normalise import Facts, Shape, quoted_facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,8 @@ class Signal:
     params: frozenset[str] = frozenset()
     """One of them must equal the param."""
     message: re.Pattern[str] | None = None
-    """Must match from the first character of the message."""
+    """Must match from the first character of the message.  Where it has the groups `requested` and `limit`, the first
+    number must be the larger one."""
 
     def matches(self, facts: Facts, status: int | None) -> bool:
         """Say whether the facts show this sign under a status."""
@@ -45,7 +46,16 @@ class Signal:
             return False
         if self.params and facts.param not in self.params:
             return False
-        return self.message is None or self.message.match(facts.message) is not None
+        if self.message is None:
+            return True
+        match = self.message.match(facts.message)
+        return match is not None and ("limit" not in match.re.groupindex or _is_over_limit(match))
+
+
+def _is_over_limit(match: re.Match[str]) -> bool:
+    if match["limit"] is None:  # an alternative of the pattern that names no numbers
+        return True
+    return int(match["requested"].replace(",", "")) > int(match["limit"].replace(",", ""))
 
 
 def begins(*alternatives: str) -> re.Pattern[str]:
@@ -53,10 +63,15 @@ def begins(*alternatives: str) -> re.Pattern[str]:
     return re.compile("(?:" + "|".join(alternatives) + ")", re.ASCII | re.DOTALL)
 
 
-_CLIENT = frozenset({400, 403, 413, 422})
+_CLIENT = frozenset({400, 403, 413, 422, 429})
+"""Statuses of a refused request; 429 too, with which some servers refuse what no waiting can make smaller."""
+_CLIENT_OR_500 = _CLIENT | {500}
+"""For words of servers that report the request's own fault as theirs."""
+_KEY_REFUSED = frozenset({400, 401, 403, 404, 412, 422, 424, 429, 500})
 _VLLM = "https://github.com/vllm-project/vllm"
 _SGLANG = "https://github.com/sgl-project/sglang"
 _LITELLM = "https://docs.litellm.ai/docs/exception_mapping"
+_LITELLM_ERRORS = "https://github.com/BerriAI/litellm/blob/main/litellm/proxy/_types.py"
 _SAGEMAKER = "https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html"
 _AWS_ERRORS = "https://docs.aws.amazon.com/sagemaker/latest/APIReference/CommonErrors.html"
 _OPENAI = "https://developers.openai.com/docs/guides/error-codes"
@@ -123,19 +138,91 @@ SIGNALS: tuple[Signal, ...] = (
         source=_AWS_ERRORS,
     ),
     Signal(
-        # Google calls a wrong key an invalid argument: without this row a revoked key would answer a whole queue.
-        error_class=ErrorClass.AUTH,
-        statuses=_statuses(400),
-        names=_names("invalid_argument"),
-        message=begins(r"API key not valid\.", r"API key expired\.", r"API Key not found\."),
-        source="https://github.com/micr0-dev/lexido/issues/54",
-    ),
-    Signal(
         error_class=ErrorClass.MODEL_NOT_FOUND,
         statuses=_statuses(400, 404),
         names=_names("validationerror", "validationexception"),
         message=begins(r"Endpoint \S{1,200} of account \S{1,64} not found"),
         source="https://github.com/aws/amazon-sagemaker-examples/issues/293",
+    ),
+    # -- the account: before the request's own fault, since a revoked key or an unpaid bill must not answer a queue ---
+    Signal(
+        error_class=ErrorClass.QUOTA,
+        names=_names(
+            "allocationquota.freetieronly arrearage billing_disabled billing_error billing_hard_limit_reached",
+            "billing_not_active budget_exceeded consumer_suspended credit_balance_exhausted",
+            "exceeded_current_quota_error",
+            "insufficient_balance insufficient_credits insufficient_funds insufficient_quota insufficient_user_quota",
+            "organization_restricted organization_spend_limit_exceeded organization_usage_limit_exceeded",
+            "payment_required paymentrequired paymentrequirederror project_spend_limit_exceeded",
+        ),
+        source=_OPENAI,
+    ),
+    Signal(
+        error_class=ErrorClass.QUOTA,
+        message=begins(
+            r"Your credit balance is too low",
+            r"You have reached your specified (?:API )?(?:workspace )?usage limits",
+            r"This organization has been disabled",
+        ),
+        source="https://docs.anthropic.com/en/api/errors",
+    ),
+    Signal(
+        error_class=ErrorClass.QUOTA,
+        message=begins(
+            r"(?:Authentication Error,? ?-? ?)?"
+            r"(?:Budget has been exceeded|Exceeded\w{0,32}Budget\b|Max budget limit reached)",
+            r"(?:litellm\.)?BudgetExceededError\b",
+        ),
+        source="https://docs.litellm.ai/docs/proxy/users",
+    ),
+    Signal(
+        error_class=ErrorClass.QUOTA,
+        message=begins(
+            r"Account \S{1,200} is suspended",
+            r"Your account \S{0,200} ?(?:is|has been) suspended",
+            r"(?:Your )?[Aa]ccount is not active, please check your billing",
+            r"Insufficient (?:[Bb]alance|[Cc]redits|[Ff]unds)\b",
+            r"(?:Billing hard limit has been reached|You have reached your (?:monthly )?spending limit)",
+            r"Your (?:newly created )?team \S{1,200} "
+            r"(?:has (?:either )?used all available credits|doesn't have any credits)",
+            r"Access denied, please make sure your account is in good standing",
+            r"This API method requires billing to be enabled",
+            r"You exceeded your current quota, please check your plan and billing details\.(?=.{0,1500}\blimit: 0\b)",
+        ),
+        source="https://docs.fireworks.ai/guides/quotas_usage/account-quotas",
+    ),
+    Signal(
+        # The key is good, the model is not among those it may use: the request's own fault.
+        error_class=ErrorClass.MODEL_NOT_FOUND,
+        names=_names(
+            "key_model_access_denied org_model_access_denied project_model_access_denied team_model_access_denied",
+            "user_model_access_denied",
+        ),
+        source=_LITELLM_ERRORS,
+    ),
+    Signal(
+        error_class=ErrorClass.AUTH,
+        statuses=_KEY_REFUSED,
+        names=_names(
+            "account_deactivated api_key_invalid auth_error authentication_error authenticationerror expired_api_key",
+            "expired_key expired_token incorrect_api_key_error invalid_api_key invalid_authentication",
+            "invalid_authentication_error invalid_iam_token invalidapikey key_disabled missing_api_key no_api_key",
+            "no_db_connection token_expired token_not_found_in_db unauthenticated",
+        ),
+        source=_LITELLM_ERRORS,
+    ),
+    Signal(
+        # xAI and Google refuse a wrong key with 400, several gateways with 403 or 500.
+        error_class=ErrorClass.AUTH,
+        statuses=_KEY_REFUSED,
+        message=begins(
+            r"(?:Incorrect|Invalid|Missing) API [Kk]ey\b",
+            r"API [Kk]ey (?:not valid|expired|not found|is invalid|has expired)\b",
+            r"Authentication Error\b",
+            r"Access denied due to (?:invalid|missing) subscription key",
+            r"No connected db\.\Z",
+        ),
+        source="https://docs.x.ai/docs/key-information/debugging",
     ),
     # -- the request's own fault ---------------------------------------------------------------------------------
     Signal(
@@ -158,8 +245,7 @@ SIGNALS: tuple[Signal, ...] = (
     ),
     Signal(
         error_class=ErrorClass.CONTEXT_LENGTH,
-        statuses=_CLIENT | {500},
-        names=_names("context_length_exceeded", "exceed_context_size_error"),
+        names=_names("context_length_exceeded", "exceed_context_size_error", "string_above_max_length"),
         source="https://github.com/ggml-org/llama.cpp/pull/15780",
     ),
     Signal(
@@ -201,10 +287,43 @@ SIGNALS: tuple[Signal, ...] = (
     ),
     Signal(
         error_class=ErrorClass.CONTEXT_LENGTH,
-        statuses=_statuses(500),
-        names=_names("server_error"),
-        message=begins(r"Context size has been exceeded\."),
+        statuses=_CLIENT_OR_500,
+        message=begins(
+            r"Context size has been exceeded\.",
+            r"input \(\d{1,12} tokens\) is too large to process",
+            r"input is (?:too large to process|larger than the max context size)",
+            r"[Tt]he request exceeds the available context size",
+            r"Requested tokens \(\d{1,12}\) exceed context window of \d",
+        ),
         source="https://github.com/ggml-org/llama.cpp/issues/19774",
+    ),
+    Signal(
+        error_class=ErrorClass.CONTEXT_LENGTH,
+        statuses=_CLIENT_OR_500,
+        message=begins(
+            r"(?:the )?input length exceeds the context length",
+            r"prompt is too long: \d{1,12} tokens > \d",
+            r"Prompt contains \d{1,12} tokens\b.{0,64} too large for model",
+            r"The input token count \(?\d{1,12}\)? exceeds the maximum number of tokens allowed",
+            r"Input is too long for requested model",
+        ),
+        source="https://docs.anthropic.com/en/docs/build-with-claude/context-windows",
+    ),
+    Signal(
+        # A rate limit that the request exceeds by itself: no waiting makes it smaller.
+        error_class=ErrorClass.CONTEXT_LENGTH,
+        message=begins(
+            r"Request too large for ",
+            r"Rate limit reached for [^\n]{1,600}?: Limit (?P<limit>\d[\d,]{0,14}), (?:Used [\d,]{1,15}, )?"
+            r"Requested (?P<requested>\d[\d,]{0,14})",
+        ),
+        source="https://community.openai.com/t/request-too-large-for-gpt-4-in-organization/",
+    ),
+    Signal(
+        error_class=ErrorClass.CONTEXT_LENGTH,
+        statuses=_CLIENT,
+        message=begins(r"Extra usage is required for long context requests"),
+        source="https://docs.anthropic.com/en/api/rate-limits",
     ),
     Signal(
         error_class=ErrorClass.CONTEXT_LENGTH,
@@ -212,25 +331,68 @@ SIGNALS: tuple[Signal, ...] = (
         message=begins(r"litellm\.ContextWindowExceededError\b"),
         source=_LITELLM,
     ),
-    # -- the fault of no single message: the account, the capacity, the model's state ----------------------------------
     Signal(
-        error_class=ErrorClass.QUOTA,
-        statuses=_statuses(402, 403, 429),
-        names=_names(
-            "billing_hard_limit_reached",
-            "credit_balance_exhausted",
-            "insufficient_quota",
-            "organization_spend_limit_exceeded",
-            "organization_usage_limit_exceeded",
-            "project_spend_limit_exceeded",
+        # A server without the projector or the encoder for it: no repeat can be answered.
+        error_class=ErrorClass.INVALID_REQUEST,
+        statuses=_CLIENT_OR_500 | {501},
+        message=begins(
+            r"(?:image|audio|video|file|multimodal|media|vision)s? (?:input )?(?:is|are) not supported\b",
+            r"[Tt]his (?:model|server) does not support (?:image|audio|video|file|multimodal|vision|tool)s?\b",
+            r"this model is missing data required for (?:image|audio|video) input",
+            r"(?:Failed|failed|Unable|unable) to (?:load|decode|process) (?:the )?(?:image|audio|video)\b",
         ),
+        source="https://github.com/ggml-org/llama.cpp/blob/master/tools/server/server-common.cpp",
+    ),
+    Signal(
+        error_class=ErrorClass.INVALID_REQUEST,
+        statuses=_CLIENT_OR_500,
+        message=begins(
+            r"['\"`]?(?:prompt|input|content|inputs|input_prefix|messages|query|documents)['\"`]? "
+            r"(?:must not be|cannot be|can not be|is|must be non-)-?\s?empty\b",
+            r"['\"`](?:prompt|input|content|messages|query|documents)['\"`] must be \w",
+        ),
+        source="https://github.com/ggml-org/llama.cpp/blob/master/tools/server/server.cpp",
+    ),
+    Signal(
+        # Validation of the request that a server reports as its own failure.
+        error_class=ErrorClass.INVALID_REQUEST,
+        statuses=_CLIENT_OR_500,
+        message=begins(
+            r"\d{1,4} validation errors?:\s+\{'type': '\w{1,64}', 'loc': \('body'",
+            r"\d{1,4} validation errors? for \w{0,64}Request\b",
+        ),
+        source="https://github.com/abetlen/llama-cpp-python/blob/main/llama_cpp/server/errors.py",
+    ),
+    Signal(
+        error_class=ErrorClass.INVALID_REQUEST,
+        names=_names("request_too_large", "payload_too_large"),
+        source="https://docs.anthropic.com/en/api/errors",
+    ),
+    # -- the fault of no single message: the capacity, the model's state ------------------------------
+    Signal(
+        error_class=ErrorClass.MODEL_NOT_FOUND,
+        names=_names("model_not_found", "deploymentnotfound", "model_decommissioned", "model_deprecated"),
         source=_OPENAI,
     ),
     Signal(
         error_class=ErrorClass.MODEL_NOT_FOUND,
-        statuses=_statuses(400, 403, 404),
-        names=_names("model_not_found", "deploymentnotfound"),
-        source=_OPENAI,
+        statuses=_CLIENT_OR_500 | {404},
+        message=begins(
+            r"(?:\d{3}: )?(?:\{'error': ['\"])?(?:/?[\w./-]{1,64}: ?)?Invalid model name passed in model=",
+        ),
+        source=_LITELLM_ERRORS,
+    ),
+    Signal(
+        # The gateway did not reach the server behind it.
+        error_class=ErrorClass.CONNECT,
+        statuses=_statuses(500, 502, 503),
+        message=begins(
+            r"Connection error\.",
+            r"Cannot connect to host ",
+            r"All connection attempts failed",
+            r"\[Errno 111\] Connection refused",
+        ),
+        source=_LITELLM_ERRORS,
     ),
     Signal(
         error_class=ErrorClass.MODEL_NOT_FOUND,
@@ -336,4 +498,6 @@ def match_signal(facts: Facts, status: int | None) -> Signal | None:
     """
     if facts.shape is Shape.EMPTY and facts.type is None:
         return None
-    return next((signal for signal in SIGNALS if signal.matches(facts, status)), None)
+    quoted = quoted_facts(facts)
+    known = (facts,) if quoted is None else (quoted, facts)
+    return next((signal for signal in SIGNALS for each in known if signal.matches(each, status)), None)
