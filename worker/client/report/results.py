@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from worker.client.report.timeline import Bin
 from worker.client.sketch import Bar
 
 PERCENTS = (50, 90, 99)
@@ -125,6 +124,17 @@ class GroupReport:
             "tokens": {kind: tokens.as_dict() for kind, tokens in self.tokens.items()},
             "durations": {name: spread.as_dict() for name, spread in self.durations.items()},
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    """The answers that were complete within one interval of time."""
+
+    start: float
+    """Unix seconds."""
+    good: int
+    errors: int
+    output_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,24 @@
 """
-Counts answers into a report, in constant memory whatever the file is like.  Pure.
+Counts the answers of an output file into a report, in constant memory.  Pure, except for `read_report`.
 
-Times are those of good answers, since a refusal within a millisecond is no fast answer; what errors took stands with
-their class.  Tokens are those of all answers, as in the worker's metrics.
+Durations are those of good answers, since a refusal within a millisecond is no fast answer; the durations of errors
+stand with their class.  Tokens are those of all answers, as in the worker's metrics.
 """
 
+import math
 from collections import Counter
+from collections.abc import Iterator
 
+from worker.client.errors import InputError
+from worker.client.io.files import open_input
+from worker.client.io.lines import MAX_LINE_BYTES
 from worker.client.report.results import (
     DURATIONS,
     HISTOGRAM_BARS,
     MIN_TAIL,
     PERCENTS,
     TOKEN_KINDS,
+    Bin,
     GroupReport,
     Percentile,
     RunReport,
@@ -21,14 +27,50 @@ from worker.client.report.results import (
     is_shown,
     is_weak,
 )
-from worker.client.report.sample import Sample
-from worker.client.report.timeline import Timeline
+from worker.client.report.sample import NoAnswerError, Sample, read_sample
 from worker.client.sketch import QuantileSketch
 
 MAX_GROUPS = 50
 """Models or error classes that are told apart; requesters choose the names, so there may be any number of them."""
 OTHERS = "(others)"
 UNKNOWN = "(unknown)"
+WIDTHS_S = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 86400, 7 * 86400, 28 * 86400, 364 * 86400)
+"""Widths of a bin, seconds."""
+MAX_BINS = 240
+"""More are narrower than what a plot can show; fewer than `MAX_BINS / 6` only for short runs."""
+
+
+def read_report(path: str, *, min_tail: int = MIN_TAIL) -> tuple[RunReport, InputError | None]:
+    """
+    Return the report about an output file and what kept it from being read to its end.
+
+    A file that is still written, or was left behind by a kill, may be torn: what stands before the damage is counted.
+
+    Args:
+        path: A file (`.gz` and `.zst` are read as such), a named pipe, or `-` for standard input.
+        min_tail: Values that must lie beyond a percentile for it not to be marked as weak.
+
+    Raises:
+        InputError: The file cannot be opened; permanent.
+    """
+    statistics = Statistics()
+    failure: InputError | None = None
+    reader = open_input(path)
+    try:
+        while lines := reader.read_lines():
+            for line in lines:
+                if not line.data:
+                    statistics.add_unreadable(line.number, f"it is longer than {MAX_LINE_BYTES:,} bytes")
+                    continue
+                try:
+                    statistics.add(read_sample(line.data))
+                except NoAnswerError as error:
+                    statistics.add_unreadable(line.number, str(error))
+    except InputError as error:
+        failure = error
+    finally:
+        reader.close()
+    return statistics.report("standard input" if path == "-" else path, min_tail), failure
 
 
 class Group:
@@ -99,6 +141,57 @@ class Group:
             missing=self.answers - tellers,
             per_s=self._timed_tokens[kind] / duration_s if tellers and duration_s else None,
         )
+
+
+class Timeline:
+    """
+    Counts answers by the time at which they ended, in bins that grow with the run; not thread-safe.
+
+    Bins start a tenth of a second wide.  When a run spans more than `MAX_BINS`, neighbours are merged into the next
+    width of `WIDTHS_S`, each of which is a multiple of the one before; answers may come in any order.
+    """
+
+    def __init__(self) -> None:
+        self._level = 0
+        self._bins: dict[int, list[int]] = {}
+        self._first = self._last = 0
+
+    @property
+    def width_s(self) -> float:
+        """Width of a bin now."""
+        return WIDTHS_S[self._level]
+
+    def add(self, moment: float, *, is_error: bool, output_tokens: int) -> None:
+        """Count one answer that ended at `moment`, Unix seconds."""
+        index = math.floor(moment / self.width_s)
+        if not self._bins:
+            self._first = self._last = index
+        self._first, self._last = min(self._first, index), max(self._last, index)
+        counts = self._bins.setdefault(index, [0, 0, 0])
+        counts[1 if is_error else 0] += 1
+        counts[2] += output_tokens
+        while self._last - self._first >= MAX_BINS and self._level + 1 < len(WIDTHS_S):
+            self._coarsen()
+
+    def bins(self) -> Iterator[Bin]:
+        """Yield every bin from the first to the last, empty ones too."""
+        if not self._bins:
+            return
+        for index in range(self._first, self._last + 1):
+            good, errors, tokens = self._bins.get(index, (0, 0, 0))
+            yield Bin(start=index * self.width_s, good=good, errors=errors, output_tokens=tokens)
+
+    def _coarsen(self) -> None:
+        factor = round(WIDTHS_S[self._level + 1] / self.width_s)
+        merged: dict[int, list[int]] = {}
+        for index, counts in self._bins.items():
+            target = merged.setdefault(index // factor, [0, 0, 0])
+            for kind, count in enumerate(counts):
+                target[kind] += count
+        self._bins = merged
+        self._first //= factor
+        self._last //= factor
+        self._level += 1
 
 
 class Statistics:

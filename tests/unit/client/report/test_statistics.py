@@ -1,19 +1,35 @@
-"""Counts, rates and percentiles, against arithmetic done another way."""
+"""Counts, rates, percentiles and bins, against arithmetic done another way; output files in every condition."""
 
+import gzip
+import itertools
 import json
 import statistics
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.client.report.answers import a_line, a_run
+from worker.client.errors import InputError
 from worker.client.report.results import DURATIONS, is_shown, is_weak
 from worker.client.report.sample import NoAnswerError, read_sample
-from worker.client.report.statistics import MAX_GROUPS, OTHERS, UNKNOWN, Statistics
+from worker.client.report.statistics import (
+    MAX_BINS,
+    MAX_GROUPS,
+    OTHERS,
+    UNKNOWN,
+    WIDTHS_S,
+    Statistics,
+    Timeline,
+    read_report,
+)
 
 positive = st.floats(0.001, 1000)
+T0 = 1_795_207_337.0
+moments = st.lists(st.floats(T0, T0 + 3e6), min_size=1, max_size=60)
+DATA = b"\n".join(a_run()[:-1]) + b"\n"
 
 
 def report_of(lines, **options):
@@ -24,6 +40,13 @@ def report_of(lines, **options):
         except NoAnswerError as error:
             counts.add_unreadable(number, str(error))
     return counts.report("out.jsonl", **options)
+
+
+def timeline_of(moments, **more):
+    timeline = Timeline()
+    for moment in moments:
+        timeline.add(moment, **{"is_error": False, "output_tokens": 2, **more})
+    return timeline
 
 
 def test_an_independent_count_of_a_run_agrees():
@@ -187,3 +210,81 @@ def test_memory_does_not_grow_with_the_run():
             counts.add(item)
         sizes.append(len(counts._timeline._bins) + len(counts._total.sketches["ttft_s"]._buckets))
     assert sizes[0] == sizes[1] == sizes[2]
+
+
+def test_each_width_is_a_multiple_of_the_one_before():
+    """Else merging neighbours would put answers into wrong bins."""
+    for narrow, wide in itertools.pairwise(WIDTHS_S):
+        assert wide / narrow == pytest.approx(round(wide / narrow))
+
+
+def test_good_answers_errors_and_tokens_stand_in_their_bin():
+    """A short run has bins of a tenth of a second; empty ones are there too."""
+    timeline = timeline_of([T0 + 0.05, T0 + 0.35])
+    timeline.add(T0 + 0.36, is_error=True, output_tokens=0)
+    counts = [(item.good, item.errors, item.output_tokens) for item in timeline.bins()]
+    assert counts == [(1, 0, 2), (0, 0, 0), (0, 0, 0), (1, 1, 2)]
+    assert timeline.width_s == 0.1
+
+
+@given(moments)
+def test_nothing_is_lost_when_bins_are_merged(moments):
+    """Every answer is in the bin of its time, in whatever order they come; there are never too many bins."""
+    timeline = timeline_of(moments)
+    bins = list(timeline.bins())
+    assert 1 <= len(bins) <= MAX_BINS
+    assert sum(item.good for item in bins) == len(moments)
+    for item in bins:
+        inside = [moment for moment in moments if item.start + 0.01 < moment < item.start + timeline.width_s - 0.01]
+        assert item.good >= len(inside)
+    assert timeline_of(moments[::-1]).width_s == timeline.width_s
+
+
+def test_a_long_run_has_enough_bins_to_see_something():
+    """Merging never leaves fewer than a sixth of the bins."""
+    assert len(list(timeline_of(T0 + second for second in range(0, 86_400, 7)).bins())) >= MAX_BINS // 6
+
+
+def test_nonsense_times_cost_no_memory():
+    """A clock that was wrong by decades makes the plot useless, and nothing worse."""
+    timeline = timeline_of([0.0, *(T0 + second for second in range(1000))])
+    assert len(list(timeline.bins())) <= MAX_BINS
+    assert sum(item.good for item in timeline.bins()) == 1001
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("out.jsonl", bytes), ("out.jsonl.gz", gzip.compress), ("out.jsonl.zst", zstandard.compress)],
+)
+def test_files_are_read_by_their_names(tmp_path, name, pack):
+    """Plain, gzip and zstd give the same report."""
+    path = tmp_path / name
+    path.write_bytes(pack(DATA))
+    report, failure = read_report(str(path))
+    assert (report.total.answers, report.total.errors, report.unreadable, failure) == (400, 20, 0, None)
+
+
+def test_a_torn_file_is_counted_up_to_the_tear(tmp_path):
+    """Also while a run is going on; what is wrong is told beside the report."""
+    path = tmp_path / "out.jsonl.gz"
+    path.write_bytes(gzip.compress(DATA[:-1000])[:-20])
+    report, failure = read_report(str(path))
+    assert 300 < report.total.answers < 400
+    assert isinstance(failure, InputError)
+    assert "ends in the middle" in str(failure)
+
+
+def test_a_line_that_is_no_answer_is_named_by_its_number(tmp_path):
+    """The first of them, with the reason; the others are counted."""
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b"\n".join([a_line(1), b"", b"nonsense", a_line(2), b'{"id":']))
+    report, failure = read_report(str(path))
+    assert (report.total.answers, report.unreadable, failure) == (2, 2, None)
+    assert report.first_unreadable[0] == 3
+    assert report.first_unreadable[1]
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path):
+    """There is nothing to report about."""
+    with pytest.raises(InputError, match=r"none\.jsonl: does not exist"):
+        read_report(str(tmp_path / "none.jsonl"))

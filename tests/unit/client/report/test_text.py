@@ -6,8 +6,7 @@ import pytest
 
 from tests.unit.client.report.answers import a_line, a_run
 from tests.unit.client.report.test_statistics import report_of
-from worker.client.report.numbers import amount, count, share, span
-from worker.client.report.text import render_text, table
+from worker.client.report.text import amount, count, render_text, share, span, table
 
 
 @pytest.mark.parametrize(
