@@ -17,8 +17,7 @@ from worker.client.local import BatchRun
 from worker.client.ports import AnswerHandler
 from worker.client.progress import Display, build_display
 from worker.client.resume import open_run
-from worker.client.summary import print_summary
-from worker.client.tally import Summary
+from worker.client.summary import Summary, print_summary
 
 __all__ = [
     "COPY_ATTRIBUTES",

@@ -22,7 +22,7 @@ from worker.client.io.blocking import BlockingThread
 from worker.client.io.lines import LINE_ID, Prepared, RawLine, Shape, parse_line_id, prepare, refuse, rejected
 from worker.client.io.outputs import Answer, decode_answer, local_answer, output_line
 from worker.client.ports import Answers, LineSink, LineSource, Publish
-from worker.client.tally import Progress, Summary, Tally
+from worker.client.summary import Progress, Summary, Tally
 from worker.errors import PublishRetryableError, ReplyRejectedError
 from worker.policy.backoff import Backoff
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from worker.client.tally import Progress
+from worker.client.summary import Progress
 
 PLAIN_INTERVAL_S = 5.0
 """Between two plain lines: often enough for a person who watches a log, seldom enough to be kept."""

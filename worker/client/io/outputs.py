@@ -27,13 +27,13 @@ from typing import Any
 import msgspec
 
 from worker.client.io.lines import Refusal, Shape
+from worker.wire.http import is_success
+from worker.wire.usage import NO_USAGE, read_usage
 
 _ABSENT = msgspec.Raw(b"")
 _MAX_MESSAGE_CHARS = 2_000
 """Bound of `error.message` in a batch line; the whole text stands in the body."""
 _BREAKS = bytes.maketrans(b"\r\n", b"  ")
-_FIRST_ERROR = 300
-"""Statuses from here on are no success; a redirect that reached us is none either."""
 
 _CODES = {
     400: "invalid_request",
@@ -74,7 +74,7 @@ class Answer:
     @property
     def is_error(self) -> bool:
         """Whether the status is no success."""
-        return self.status_code >= _FIRST_ERROR
+        return not is_success(self.status_code)
 
 
 class _Response(msgspec.Struct):
@@ -85,19 +85,7 @@ class _Response(msgspec.Struct):
     stats: msgspec.Raw = _ABSENT
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-
-
-class _UsageBody(msgspec.Struct):
-    usage: _Usage | None = None
-
-
 _decode_response = msgspec.json.Decoder(_Response).decode
-_decode_usage = msgspec.json.Decoder(_UsageBody).decode
 
 
 def decode_answer(data: bytes, attributes: Mapping[str, str]) -> Answer:
@@ -114,7 +102,7 @@ def decode_answer(data: bytes, attributes: Mapping[str, str]) -> Answer:
         text = f"What came back on the response topic is not an answer: {error}"
         return local_answer(Refusal(status_code=502, code="malformed_answer", message=text))
     body = _one_line(response.body)
-    tokens = _usage(body)
+    usage = read_usage(body or b"") or NO_USAGE
     return Answer(
         status_code=response.status_code,
         metadata=_one_line(response.metadata) or b"{}",
@@ -123,8 +111,8 @@ def decode_answer(data: bytes, attributes: Mapping[str, str]) -> Answer:
         stats=_one_line(response.stats),
         error_class=_error_class(response.status_code, attributes),
         request_id=attributes.get("backend_request_id") or attributes.get("request_message_id"),
-        input_tokens=tokens[0],
-        output_tokens=tokens[1],
+        input_tokens=usage.input,
+        output_tokens=usage.output,
     )
 
 
@@ -199,19 +187,8 @@ def _one_line(raw: msgspec.Raw) -> bytes | None:
     return data or None
 
 
-def _usage(body: bytes | None) -> tuple[int | None, int | None]:
-    """Return input and output tokens; chat and completions say prompt and completion for them."""
-    try:
-        usage = _decode_usage(body or b"{}").usage or _Usage()
-    except (msgspec.DecodeError, RecursionError):
-        return None, None
-    first = usage.input_tokens if usage.prompt_tokens is None else usage.prompt_tokens
-    second = usage.output_tokens if usage.completion_tokens is None else usage.completion_tokens
-    return first, second
-
-
 def _error_class(status_code: int, attributes: Mapping[str, str]) -> str | None:
-    if status_code < _FIRST_ERROR:
+    if is_success(status_code):
         return None
     return attributes.get("error_class") or "unclassified"
 
@@ -236,7 +213,7 @@ def _is_servers_answer(body: dict[str, Any]) -> bool:
         return True
     backend = error["backend"]
     status = backend.get("status") if isinstance(backend, dict) else None
-    return isinstance(status, int) and status >= 300  # noqa: PLR2004 - beyond success
+    return isinstance(status, int) and not is_success(status)
 
 
 def _explain(answer: Answer, body: dict[str, Any]) -> dict[str, str]:

@@ -12,13 +12,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from worker.wire.usage import Usage, read_usage
+from worker.wire.http import is_success
+from worker.wire.usage import NO_USAGE, Usage, read_usage
 
 _ABSENT = msgspec.Raw(b"")
-_FIRST_ERROR = 300
 _MAX_NAME_CHARS = 128
 """Longer names of models and errors are cut; they come from requesters and servers."""
-_NO_USAGE = Usage()
 
 _Duration = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -63,7 +62,7 @@ class Measured(msgspec.Struct, frozen=True):
     """When the last attempt started."""
     model: str | None = None
     error_class: str | None = None
-    tokens: Usage = _NO_USAGE
+    tokens: Usage = NO_USAGE
 
     @property
     def started(self) -> float | None:
@@ -127,7 +126,7 @@ def read_sample(line: bytes) -> Sample:
         return _batch_sample(parsed)
     if parsed.status_code is None:
         raise NoAnswerError("has neither `status_code` nor `custom_id`")
-    is_error = parsed.status_code >= _FIRST_ERROR
+    is_error = not is_success(parsed.status_code)
     return _sample(parsed, parsed.status_code, bytes(parsed.body), is_error=is_error)
 
 
@@ -136,7 +135,7 @@ def _batch_sample(line: _Line) -> Sample:
     if response is None and line.error is None:
         raise NoAnswerError("has neither `response` nor `error`")
     status = None if response is None else response.status_code
-    is_error = line.error is not None or (status or 0) >= _FIRST_ERROR
+    is_error = line.error is not None or (status is not None and not is_success(status))
     code = line.error.code if line.error is not None else None
     return _sample(line, status, b"" if response is None else bytes(response.body), is_error=is_error, code=code)
 
@@ -151,7 +150,7 @@ def _sample(line: _Line, status: int | None, body: bytes, *, is_error: bool, cod
         error_class=_error_class(stats, status, parsed, code) if is_error else None,
         model=_name(stats.model if stats is not None else None) or _name(parsed.model),
         is_truncated=is_error and parsed.truncated is True,
-        tokens=usage or _NO_USAGE,
+        tokens=usage or NO_USAGE,
         measured=stats,
     )
 
