@@ -1,5 +1,5 @@
 """
-How many requests a second the simulated server answers, so that nobody mistakes it for the bottleneck.
+How many requests a second the simulated server answers: a benchmark against it must stay below that.
 
 The server is a process of its own; the caller is aiohttp's client with kept connections.  Wall-clock rates include the
 caller, which needs more CPU than the server, so the server's own CPU time per request is printed too: its reciprocal is

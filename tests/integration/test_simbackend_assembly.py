@@ -11,7 +11,7 @@ from worker.backends.streams.sse import SSEParser
 from worker.emulators.openai.answers import chat_body, chunk_events, completion_body
 from worker.emulators.openai.dialects import DIALECTS
 from worker.emulators.openai.responses import response_body, response_events
-from worker.emulators.openai.sse import PLAIN, StreamFault, script
+from worker.emulators.openai.sse import PLAIN, StreamFault, stream_steps
 from worker.emulators.openai.validation import Endpoint
 from worker.wire.endpoints import endpoint_of
 
@@ -65,7 +65,7 @@ def test_streams_assemble_to_the_unary_body(dialect: str, endpoint: Endpoint, ex
         accumulator = accumulator_for(endpoint_of(endpoint), choices=call.body.get("n", 1))
         assert accumulator is not None
         parser = SSEParser()
-        data = written(script(events, fault, dialect))
+        data = written(stream_steps(events, fault, dialect))
         size = fault.split_bytes or len(data)
         for start in range(0, len(data), size):
             accumulator.feed_all(parser.feed(data[start : start + size]))

@@ -134,7 +134,7 @@ async def test_a_hang_can_end_by_itself(sim: SimBackend, http: aiohttp.ClientSes
 
 
 async def test_the_port_refuses_and_comes_back(sim: SimBackend, http: aiohttp.ClientSession) -> None:
-    """While it refuses nobody connects, requests in flight are reset, control still answers, the port stays the same."""
+    """While it refuses, connections fail, requests in flight are reset, control still answers, the port stays the same."""
     url = sim.base_url
     await sim.control({"mode": "hang"})
     caught = asyncio.ensure_future(post(http, sim))

@@ -8,8 +8,8 @@ from worker.emulators.openai.answers import Identity, chunk_events
 from worker.emulators.openai.dialects import DIALECTS
 from worker.emulators.openai.generation import Generation, generate
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.seeded import Dice
-from worker.emulators.openai.sse import BOM, Act, Event, Write
+from worker.emulators.openai.seeded import Draws
+from worker.emulators.openai.sse import BOM, Event, StreamStep, Write
 from worker.emulators.openai.validation import Call, Endpoint, check
 
 ME = Identity("job-1", 1_800_000_000)
@@ -30,7 +30,7 @@ def a_call(endpoint: Endpoint = Endpoint.CHAT, **body: Any) -> Call:
 
 def says(call: Call, body: bytes = b"x", **settings: Any) -> Generation:
     """Return what the model says."""
-    return generate(call, Dice(0, body), SimOptions.of(**settings))
+    return generate(call, Draws(0, body), SimOptions.of(**settings))
 
 
 def events_of(call: Call, dialect: str = "openai", **settings: Any) -> list[Event]:
@@ -50,6 +50,6 @@ def read(data: bytes) -> list[Any]:
     return payloads
 
 
-def written(acts: list[Act]) -> bytes:
-    """Return the bytes that a script writes."""
-    return b"".join(act.data for act in acts if isinstance(act, Write))
+def written(steps: list[StreamStep]) -> bytes:
+    """Return the bytes that the steps write."""
+    return b"".join(step.data for step in steps if isinstance(step, Write))

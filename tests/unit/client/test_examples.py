@@ -46,7 +46,7 @@ def status_of(line):
     try:
         check(Endpoint(request.path), decode(request.body.data), SimOptions())
     except SimError as error:
-        return error.spelled("openai").status, request.metadata
+        return error.in_dialect("openai").status, request.metadata
     return 200, request.metadata
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from worker.emulators.openai.dialects import Dialect, UsageOn
 from worker.emulators.openai.generation import Choice, Generation
-from worker.emulators.openai.seeded import Dice
+from worker.emulators.openai.seeded import Draws
 from worker.emulators.openai.sse import Event
 from worker.emulators.openai.validation import Call, Endpoint
 
@@ -172,7 +172,7 @@ def embedding_body(call: Call, seed: int) -> dict[str, Any]:
     as_text = call.body.get("encoding_format") == "base64"
     data = []
     for index, text in enumerate(call.inputs):
-        raw = struct.unpack(f"<{size}h", Dice(seed, call.model, text).data("embedding", 2 * size))
+        raw = struct.unpack(f"<{size}h", Draws(seed, call.model, text).data("embedding", 2 * size))
         norm = math.sqrt(math.fsum(number * number for number in raw)) or 1.0
         vector: list[float] | str = [round(number / norm, 8) for number in raw]
         if as_text:

@@ -1,7 +1,7 @@
 """
 What the server is told to do wrong, for whom, and for how long.
 
-Pure: `parse_control` checks a control document completely before anything changes, `Director` picks the behaviour for
+Pure: `parse_control` checks a control document completely before anything changes, `Controls` picks the behaviour for
 a request; the clock is handed in.  The first active behaviour in the list whose filters match a request decides; a
 request that none matches is served as usual.
 """
@@ -175,7 +175,7 @@ def _edited(document: Mapping[str, Any], kept: list[Behaviour], now_s: float, fa
     return kept
 
 
-class Director:
+class Controls:
     """Holds the behaviours and the options in force."""
 
     def __init__(self, options: SimOptions, clock: Callable[[], float]) -> None:

@@ -17,18 +17,26 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from worker.emulators.openai.answers import Identity, chat_body, completion_body, embedding_body
-from worker.emulators.openai.control import Director
+from worker.emulators.openai.control import Controls
 from worker.emulators.openai.dialects import DIALECTS, Answer, Kind, SimError, error_answer
-from worker.emulators.openai.faults import Behaviour, Drop, Facts, Hang, Stage, hint, instead
+from worker.emulators.openai.faults import Behaviour, Drop, Facts, Hang, Stage, replacement, retry_after_header
 from worker.emulators.openai.generation import generate, subject
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.responses import response_body
-from worker.emulators.openai.seeded import Dice
-from worker.emulators.openai.serving import Gate, Order, Serving
+from worker.emulators.openai.seeded import Draws
+from worker.emulators.openai.serving import Exchange, Serving, Slots
 from worker.emulators.openai.stats import Stats
 from worker.emulators.openai.timing import TokenBucket
 from worker.emulators.openai.transport import SENT, SENT_AND_CLOSE, Sender, response_head
-from worker.emulators.openai.validation import Call, Endpoint, check, decode, deployment_of, endpoint_of, opened_answer
+from worker.emulators.openai.validation import (
+    Call,
+    Endpoint,
+    check,
+    decode,
+    deployment_of,
+    endpoint_of,
+    split_continuation,
+)
 
 _MARK = "\x01"
 """Stands for the request id while the bytes are made; JSON writes it as an escape that occurs nowhere else."""
@@ -46,11 +54,11 @@ _BODIES = {
 }
 
 
-def body_of(call: Call, options: SimOptions, identity: Identity, dice: Dice) -> dict[str, object]:
+def body_of(call: Call, options: SimOptions, identity: Identity, draws: Draws) -> dict[str, object]:
     """Return the unary body of a call as nothing but its seed and itself make it."""
     if call.endpoint is Endpoint.EMBEDDINGS:
         return embedding_body(call, options.seed)
-    return _BODIES[call.endpoint](call, generate(call, dice, options), DIALECTS[options.dialect], identity)
+    return _BODIES[call.endpoint](call, generate(call, draws, options), DIALECTS[options.dialect], identity)
 
 
 class Prepared:
@@ -59,7 +67,7 @@ class Prepared:
     def __init__(self, endpoint: Endpoint, options: SimOptions, created: int) -> None:
         """Make the answer once; `created` is Unix seconds."""
         call = check(endpoint, {"model": "simulated", **_SAMPLES[endpoint]}, options)
-        body = msgspec.json.encode(body_of(call, options, Identity(_MARK, created), Dice(options.seed, endpoint)))
+        body = msgspec.json.encode(body_of(call, options, Identity(_MARK, created), Draws(options.seed, endpoint)))
         self._parts = body.split(_ESCAPED_MARK)
         self._fixed = sum(map(len, self._parts))
         self._marks = len(self._parts) - 1
@@ -80,25 +88,25 @@ def prepare(options: SimOptions, created: int) -> Mapping[str, Prepared]:
 _MODELS = "/v1/models"
 _DEFAULT_MODEL = "simulated"
 _LIMIT_WAIT_S = 1.0
-"""What `auto` tells a client that found no room: nobody knows when there will be some."""
+"""What `auto` tells a client that found no room: when there will be some is unknown."""
 
 
 class DataPlane:
     """Serves what clients of a model server ask for."""
 
-    def __init__(self, director: Director, stats: Stats, gate: Gate) -> None:
-        """Share the director, the counters and the slots with the control plane."""
-        self._director = director
+    def __init__(self, controls: Controls, stats: Stats, slots: Slots) -> None:
+        """Share the controls, the counters and the slots with the control plane."""
+        self._controls = controls
         self._stats = stats
-        self._gate = gate
-        self._serving = Serving(director, stats, gate)
+        self._slots = slots
+        self._serving = Serving(controls, stats, slots)
         self._bucket: tuple[float, TokenBucket] | None = None
         self._prepared: Mapping[str, Prepared] = {}
-        if director.options.zero_cost:
-            self._prepared = prepare(director.options, int(time.time()))
+        if controls.options.zero_cost:
+            self._prepared = prepare(controls.options, int(time.time()))
         self.drops = 0
         """How often the server itself dropped its connections; a client lost then has not left by itself."""
-        self.release = asyncio.Event()
+        self.end_hangs = asyncio.Event()
         """Set and replaced to let go of hanging requests."""
 
     async def handle(self, request: BaseRequest) -> web.StreamResponse:
@@ -113,11 +121,11 @@ class DataPlane:
         drops = self.drops
         status = "error"
         try:
-            if prepared is not None and not self._director.behaviours:
+            if prepared is not None and not self._controls.behaviours:
                 status = "200"
                 return await self._answer_prepared(request, prepared)
-            order, response = await self._serve(request, path)
-            status = order.status
+            exchange, response = await self._serve(request, path)
+            status = exchange.status
         except (asyncio.CancelledError, ConnectionError):
             left = self.drops == drops
             status = "disconnected" if left else "reset"
@@ -136,19 +144,19 @@ class DataPlane:
         transport.write(prepared.bytes_for(_clean(request.headers.get("X-Request-Id")) or "0"))
         return SENT if request.keep_alive else SENT_AND_CLOSE
 
-    async def _serve(self, request: BaseRequest, path: str) -> tuple[Order, web.StreamResponse]:
-        options = self._director.options
+    async def _serve(self, request: BaseRequest, path: str) -> tuple[Exchange, web.StreamResponse]:
+        options = self._controls.options
         given_id = _clean(request.headers.get("X-Request-Id"))
         try:
             data = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            order = Order(Sender(request, given_id or "too-large"), options, path)
-            return order, self._refuse(order, SimError(Kind.TOO_LARGE))
+            exchange = Exchange(Sender(request, given_id or "too-large"), options, path)
+            return exchange, self._refuse(exchange, SimError(Kind.TOO_LARGE))
         digest = hashlib.sha256(data).digest()
         body_key = int.from_bytes(digest[:8], "big")
         seen = self._stats.identify(given_id, body_key) if endpoint_of(path) is not None else 0
-        identity = given_id or Dice(options.seed, digest, seen).hex("id")
-        order = Order(
+        identity = given_id or Draws(options.seed, digest, seen).hex("id")
+        exchange = Exchange(
             Sender(request, identity),
             options,
             path,
@@ -157,77 +165,77 @@ class DataPlane:
             digest=digest,
             seen=seen,
         )
-        if self._director.behaviours:
+        if self._controls.behaviours:
             facts = _facts(request, path, data)
-            order.streamed = facts.stream
-            order.behaviour = self._director.choose(facts)
-            if order.behaviour is not None:
-                self._stats.by_mode[order.behaviour.mode.name] += 1
-                if order.behaviour.mode.stage is Stage.INSTEAD:
-                    return order, await self._misbehave(order, order.behaviour, facts)
+            exchange.streamed = facts.stream
+            exchange.behaviour = self._controls.choose(facts)
+            if exchange.behaviour is not None:
+                self._stats.by_mode[exchange.behaviour.mode.name] += 1
+                if exchange.behaviour.mode.stage is Stage.INSTEAD:
+                    return exchange, await self._misbehave(exchange, exchange.behaviour, facts)
         try:
-            return order, await self._route(request, order, data)
+            return exchange, await self._route(request, exchange, data)
         except SimError as error:
-            return order, self._refuse(order, error)
+            return exchange, self._refuse(exchange, error)
 
-    def _refuse(self, order: Order, error: SimError) -> web.StreamResponse:
-        answer = error_answer(order.options.dialect, error, path=order.path, streamed=order.streamed)
-        order.status = str(answer.status)
-        return order.sender.answer(answer)
+    def _refuse(self, exchange: Exchange, error: SimError) -> web.StreamResponse:
+        answer = error_answer(exchange.options.dialect, error, path=exchange.path, streamed=exchange.streamed)
+        exchange.status = str(answer.status)
+        return exchange.sender.answer(answer)
 
-    async def _misbehave(self, order: Order, behaviour: Behaviour, facts: Facts) -> web.StreamResponse:
+    async def _misbehave(self, exchange: Exchange, behaviour: Behaviour, facts: Facts) -> web.StreamResponse:
         """Do what an `instead` mode says."""
-        result = instead(
+        result = replacement(
             behaviour,
-            order.options.dialect,
-            path=order.path,
+            exchange.options.dialect,
+            path=exchange.path,
             streamed=facts.stream,
             model=facts.model,
-            window=order.options.context_window,
+            window=exchange.options.context_window,
             now_s=time.time(),
         )
         if isinstance(result, Answer):
-            order.status = str(result.status)
-            return order.sender.answer(result)
+            exchange.status = str(result.status)
+            return exchange.sender.answer(result)
         if isinstance(result, Drop):
-            order.status = result.how
-            return order.sender.reset() if result.how == "reset" else order.sender.close()
-        return await self._hang(order, result)
+            exchange.status = result.how
+            return exchange.sender.reset() if result.how == "reset" else exchange.sender.close()
+        return await self._hang(exchange, result)
 
-    async def _hang(self, order: Order, hang: Hang) -> web.StreamResponse:
-        order.status = "hung"
+    async def _hang(self, exchange: Exchange, hang: Hang) -> web.StreamResponse:
+        exchange.status = "hung"
         try:
             async with asyncio.timeout(hang.seconds):
-                await self.release.wait()
+                await self.end_hangs.wait()
         except TimeoutError:
             pass
-        return order.sender.close()
+        return exchange.sender.close()
 
-    async def _route(self, request: BaseRequest, order: Order, data: bytes) -> web.StreamResponse:
-        options, path = order.options, order.path
+    async def _route(self, request: BaseRequest, exchange: Exchange, data: bytes) -> web.StreamResponse:
+        options, path = exchange.options, exchange.path
         if path == "/health":
-            return order.send_json({"status": "ok"})
+            return exchange.send_json({"status": "ok"})
         _check_key(request, options)
         if path == _MODELS or path.startswith(_MODELS + "/"):
             if request.method != "GET":
                 raise SimError(Kind.METHOD, headers={"Allow": "GET"}, method=request.method, path=path)
-            return order.send_json(_models(options, path.removeprefix(_MODELS).strip("/")))
+            return exchange.send_json(_models(options, path.removeprefix(_MODELS).strip("/")))
         endpoint = endpoint_of(path)
         if endpoint is None:
             raise SimError(Kind.NOT_FOUND, method=request.method, path=path)
         if request.method != "POST":
             raise SimError(Kind.METHOD, headers={"Allow": "POST"}, method=request.method, path=path)
         body = decode(data)
-        order.streamed = body.get("stream") is True
-        about, begun = opened_answer(body, DIALECTS[options.dialect])
-        order.dice = Dice(options.seed, subject(about))
+        exchange.streamed = body.get("stream") is True
+        about, prefix = split_continuation(body, DIALECTS[options.dialect])
+        exchange.draws = Draws(options.seed, subject(about))
         call = check(endpoint, body, options, deployment=deployment_of(path))
-        call.begun = begun
+        call.prefix = prefix
         await self._admit(options)
         try:
-            return await self._in_service(order, call)
+            return await self._in_service(exchange, call)
         finally:
-            self._gate.leave()
+            self._slots.release()
 
     async def _admit(self, options: SimOptions) -> None:
         """Take a slot, perhaps after waiting; raises SimError when there is none to be had."""
@@ -236,22 +244,22 @@ class DataPlane:
                 self._bucket = (options.rate, TokenBucket(options.rate, time.monotonic()))
             wait_s = self._bucket[1].take(time.monotonic())
             if wait_s:
-                raise SimError(Kind.RATE_LIMIT, headers=hint(options.retry_after, wait_s, time.time()))
+                raise SimError(Kind.RATE_LIMIT, headers=retry_after_header(options.retry_after, wait_s, time.time()))
         full = self._serving.is_over_capacity(options)
         if options.overload == "reject":
-            full = full or not self._gate.has_room
-        elif options.max_queue is not None and not self._gate.has_room:
-            full = full or self._gate.waiting >= options.max_queue
+            full = full or not self._slots.has_free_slot
+        elif options.max_queue is not None and not self._slots.has_free_slot:
+            full = full or self._slots.waiting >= options.max_queue
         if full:
             kind = Kind.RATE_LIMIT if options.overload_status == 429 else Kind.OVERLOADED  # noqa: PLR2004 - the status
-            headers = hint(options.retry_after, _LIMIT_WAIT_S, time.time())
+            headers = retry_after_header(options.retry_after, _LIMIT_WAIT_S, time.time())
             raise SimError(kind, status=options.overload_status, headers=headers)
-        await self._gate.enter()
+        await self._slots.acquire()
 
-    async def _in_service(self, order: Order, call: Call) -> web.StreamResponse:
-        if order.options.error_rate and order.luck().uniform("error") < order.options.error_rate:
+    async def _in_service(self, exchange: Exchange, call: Call) -> web.StreamResponse:
+        if exchange.options.error_rate and exchange.event_draws().uniform("error") < exchange.options.error_rate:
             raise SimError(Kind.SERVER_ERROR)
-        return await self._serving.answer(order, call)
+        return await self._serving.answer(exchange, call)
 
 
 def _clean(request_id: str | None) -> str | None:

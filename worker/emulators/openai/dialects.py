@@ -146,7 +146,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Base:
+class _ErrorFields:
     status: int
     message: str
     type: str
@@ -154,36 +154,38 @@ class _Base:
     param: str | None = None
 
 
-_BASE: Mapping[Kind, _Base] = {
-    Kind.INVALID_REQUEST: _Base(400, "The request is not valid.", "invalid_request_error"),
-    Kind.TOO_LARGE: _Base(413, "The request is too large.", "invalid_request_error"),
-    Kind.CONTEXT_LENGTH: _Base(
+_ERRORS: Mapping[Kind, _ErrorFields] = {
+    Kind.INVALID_REQUEST: _ErrorFields(400, "The request is not valid.", "invalid_request_error"),
+    Kind.TOO_LARGE: _ErrorFields(413, "The request is too large.", "invalid_request_error"),
+    Kind.CONTEXT_LENGTH: _ErrorFields(
         400,
         "This model's maximum context length is {window} tokens. However, your request resulted in {tokens} tokens.",
         "invalid_request_error",
         "context_length_exceeded",
         "messages",
     ),
-    Kind.CONTENT_FILTER: _Base(
+    Kind.CONTENT_FILTER: _ErrorFields(
         400, "The request was refused by the content policy.", "invalid_request_error", "content_policy_violation"
     ),
-    Kind.UNAUTHORIZED: _Base(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
-    Kind.FORBIDDEN: _Base(403, "You may not use this resource.", "permission_error", "forbidden"),
-    Kind.MODEL_NOT_FOUND: _Base(
+    Kind.UNAUTHORIZED: _ErrorFields(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
+    Kind.FORBIDDEN: _ErrorFields(403, "You may not use this resource.", "permission_error", "forbidden"),
+    Kind.MODEL_NOT_FOUND: _ErrorFields(
         404, "The model `{model}` does not exist.", "invalid_request_error", "model_not_found", "model"
     ),
-    Kind.NOT_FOUND: _Base(404, "Invalid URL ({method} {path})", "invalid_request_error"),
-    Kind.METHOD: _Base(405, "Not allowed to {method} on {path}.", "invalid_request_error", "method_not_supported"),
-    Kind.RATE_LIMIT: _Base(429, "Rate limit reached for requests.", "requests", "rate_limit_exceeded"),
-    Kind.QUOTA: _Base(
+    Kind.NOT_FOUND: _ErrorFields(404, "Invalid URL ({method} {path})", "invalid_request_error"),
+    Kind.METHOD: _ErrorFields(
+        405, "Not allowed to {method} on {path}.", "invalid_request_error", "method_not_supported"
+    ),
+    Kind.RATE_LIMIT: _ErrorFields(429, "Rate limit reached for requests.", "requests", "rate_limit_exceeded"),
+    Kind.QUOTA: _ErrorFields(
         429,
         "You exceeded your current quota, please check your plan and billing details.",
         "insufficient_quota",
         "insufficient_quota",
     ),
-    Kind.SERVER_ERROR: _Base(500, "The server had an error while processing your request.", "server_error"),
-    Kind.OVERLOADED: _Base(503, "The server is currently overloaded.", "server_error", "server_is_overloaded"),
-    Kind.NOT_READY: _Base(503, "Loading model", "unavailable_error"),
+    Kind.SERVER_ERROR: _ErrorFields(500, "The server had an error while processing your request.", "server_error"),
+    Kind.OVERLOADED: _ErrorFields(503, "The server is currently overloaded.", "server_error", "server_is_overloaded"),
+    Kind.NOT_READY: _ErrorFields(503, "Loading model", "unavailable_error"),
 }
 
 _CLASS_NAMES = {
@@ -240,7 +242,7 @@ _VARIANTS: Mapping[tuple[str, Kind], Mapping[str, Any]] = {
     ("litellm", Kind.UNAUTHORIZED): {"type": "auth_error", "message": "Authentication Error, invalid proxy token"},
     ("litellm", Kind.RATE_LIMIT): {"type": "throttling_error"},
 }
-"""Where a dialect says it differently: replaced fields of `_Base`."""
+"""Where a dialect says it differently: replaced fields of `_ErrorFields`."""
 
 
 class SimError(Exception):
@@ -278,12 +280,12 @@ class SimError(Exception):
         self.headers = dict(headers or {})
         self.facts = facts
 
-    def spelled(self, dialect: str) -> _Base:
+    def in_dialect(self, dialect: str) -> _ErrorFields:
         """Return the fields of the error in a dialect's words."""
-        base = _BASE[self.kind]
+        base = _ERRORS[self.kind]
         variant = _VARIANTS.get((dialect, self.kind), {})
-        message = self.message or str(variant.get("message", base.message)).format_map(_Facts(self.facts))
-        return _Base(
+        message = self.message or str(variant.get("message", base.message)).format_map(_TextValues(self.facts))
+        return _ErrorFields(
             self.status or variant.get("status", base.status),
             message,
             variant.get("type", base.type),
@@ -292,7 +294,7 @@ class SimError(Exception):
         )
 
 
-class _Facts(dict[str, object]):
+class _TextValues(dict[str, object]):
     """Facts for a text; one that is unknown reads as a question mark instead of failing."""
 
     def __missing__(self, key: str) -> str:
@@ -309,41 +311,41 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def _json(dialect: str, error: SimError, said: _Base, path: str) -> Any:  # noqa: PLR0911 - one return per dialect
+def _json(dialect: str, error: SimError, fields: _ErrorFields, path: str) -> Any:  # noqa: PLR0911 - one return per dialect
     """Return the JSON body of an error in a dialect."""
-    numbered = {"message": said.message, "type": said.type, "param": said.param, "code": said.status}
+    numbered = {"message": fields.message, "type": fields.type, "param": fields.param, "code": fields.status}
     match dialect:
         case "vllm":
             if error.kind in {Kind.UNAUTHORIZED, Kind.NOT_READY}:
-                return {"error": "Unauthorized" if said.status == 401 else said.message}  # noqa: PLR2004 - the status
-            return {"error": {**numbered, "type": _CLASS_NAMES.get(said.status, "InternalServerError")}}
+                return {"error": "Unauthorized" if fields.status == 401 else fields.message}  # noqa: PLR2004 - the status
+            return {"error": {**numbered, "type": _CLASS_NAMES.get(fields.status, "InternalServerError")}}
         case "sglang":
             if error.kind is Kind.UNAUTHORIZED:
                 return {"error": "Unauthorized"}
-            flat = {"object": "error", **numbered, "type": _CLASS_NAMES.get(said.status, "InternalServerError")}
+            flat = {"object": "error", **numbered, "type": _CLASS_NAMES.get(fields.status, "InternalServerError")}
             return {"error": flat} if path.startswith("/v1/responses") else flat
         case "tgi":
-            return {"error": said.message, "error_type": said.type}
+            return {"error": fields.message, "error_type": fields.type}
         case "llamacpp":
             sizes = {"n_prompt_tokens": error.facts.get("tokens"), "n_ctx": error.facts.get("window")}
             extra = sizes if error.kind is Kind.CONTEXT_LENGTH else {}
-            return {"error": {"code": said.status, "message": said.message, "type": said.type, **extra}}
+            return {"error": {"code": fields.status, "message": fields.message, "type": fields.type, **extra}}
         case "litellm":
-            name = _CLASS_NAMES.get(said.status, "InternalServerError")
-            return {"error": {**numbered, "message": f"litellm.{name}: {said.message}", "code": str(said.status)}}
+            name = _CLASS_NAMES.get(fields.status, "InternalServerError")
+            return {"error": {**numbered, "message": f"litellm.{name}: {fields.message}", "code": str(fields.status)}}
         case "azure":
             body: dict[str, Any] = {
-                "code": said.code or str(said.status),
-                "message": said.message,
+                "code": fields.code or str(fields.status),
+                "message": fields.message,
                 "type": None,
-                "param": said.param,
+                "param": fields.param,
             }
             if error.kind is Kind.CONTENT_FILTER:
                 found = {"jailbreak": {"filtered": True, "detected": True}}
-                body["status"] = said.status
+                body["status"] = fields.status
                 body["innererror"] = {"code": "ResponsibleAIPolicyViolation", "content_filter_result": found}
             return {"error": body}
-    return {"error": {"message": said.message, "type": said.type, "param": said.param, "code": said.code}}
+    return {"error": {"message": fields.message, "type": fields.type, "param": fields.param, "code": fields.code}}
 
 
 def error_answer(dialect: str, error: SimError, *, path: str = "", streamed: bool = False) -> Answer:
@@ -356,18 +358,18 @@ def error_answer(dialect: str, error: SimError, *, path: str = "", streamed: boo
         path: The request's path; SGLang nests errors of the Responses API and no others.
         streamed: Whether the request asked for a stream; LiteLLM then answers an SSE frame with the error's status.
     """
-    said = error.spelled(dialect)
+    fields = error.in_dialect(dialect)
     if error.kind in {Kind.NOT_FOUND, Kind.METHOD} and dialect in {"vllm", "sglang", "litellm"}:
         detail = "Not Found" if error.kind is Kind.NOT_FOUND else "Method Not Allowed"
-        return Answer(said.status, msgspec.json.encode({"detail": detail}), JSON_TYPE, error.headers)
+        return Answer(fields.status, msgspec.json.encode({"detail": detail}), JSON_TYPE, error.headers)
     if dialect == "tgi" and error.kind in {Kind.UNAUTHORIZED, Kind.NOT_FOUND, Kind.METHOD}:
-        return Answer(said.status, b"", "text/plain", error.headers)
+        return Answer(fields.status, b"", "text/plain", error.headers)
     if dialect == "ollama" and error.kind is Kind.NOT_FOUND:
-        return Answer(said.status, b"404 page not found", "text/plain", error.headers)
-    body = msgspec.json.encode(_json(dialect, error, said, path))
+        return Answer(fields.status, b"404 page not found", "text/plain", error.headers)
+    body = msgspec.json.encode(_json(dialect, error, fields, path))
     if dialect == "litellm" and streamed:
-        return Answer(said.status, b"data: " + body + b"\n\ndata: [DONE]\n\n", "text/event-stream", error.headers)
-    return Answer(said.status, body, JSON_TYPE, error.headers)
+        return Answer(fields.status, b"data: " + body + b"\n\ndata: [DONE]\n\n", "text/event-stream", error.headers)
+    return Answer(fields.status, body, JSON_TYPE, error.headers)
 
 
 def stream_error(dialect: str, error: SimError) -> dict[str, Any] | None:
@@ -376,12 +378,12 @@ def stream_error(dialect: str, error: SimError) -> dict[str, Any] | None:
 
     TGI puts 422 there whatever happened; Ollama's OpenAI writer drops the error, and the stream ends without a word.
     """
-    said = error.spelled(dialect)
+    fields = error.in_dialect(dialect)
     if dialect == "ollama":
         return None
     if dialect == "tgi":
-        return {"error": {"message": said.message, "http_status_code": 422}}
-    body = _json(dialect, error, said, "/v1/responses")
+        return {"error": {"message": fields.message, "http_status_code": 422}}
+    body = _json(dialect, error, fields, "/v1/responses")
     if isinstance(body.get("error"), str):
-        body = {"error": {"message": body["error"], "type": said.type, "param": None, "code": said.status}}
+        body = {"error": {"message": body["error"], "type": fields.type, "param": None, "code": fields.status}}
     return {"error": body["error"]}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from worker.emulators.openai.dialects import Answer, Kind, SimError, error_answer
 from worker.emulators.openai.options import Reader, choice, flag, headers, integer, optional, text, texts
-from worker.emulators.openai.seeded import Dice
+from worker.emulators.openai.seeded import Draws
 from worker.emulators.openai.sse import LINE_ENDINGS, PLAIN, Break, StreamFault
 from worker.emulators.openai.timing import RetryAfter, parse_duration, parse_retry_after
 
@@ -255,7 +255,7 @@ class Behaviour:
         self.seen += 1
         if self.seen <= self.skip:
             return False
-        if self.probability < 1 and Dice(seed, self.name, self.seen).uniform("hit") >= self.probability:
+        if self.probability < 1 and Draws(seed, self.name, self.seen).uniform("hit") >= self.probability:
             return False
         self.hits += 1
         return True
@@ -299,7 +299,7 @@ class Hang:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class SendPlan:
     """An answer and how much of it is sent: with `sent` below its length the connection closes early."""
 
     answer: Answer
@@ -323,12 +323,12 @@ _KINDS = {
 }
 
 
-def hint(retry_after: RetryAfter | None, wait_s: float, now_s: float) -> dict[str, str]:
+def retry_after_header(retry_after: RetryAfter | None, wait_s: float, now_s: float) -> dict[str, str]:
     """Return the header of a hint, none without one; `wait_s` is the real wait, `now_s` Unix seconds."""
     return {} if retry_after is None else retry_after.headers(wait_s, now_s)
 
 
-def instead(  # noqa: PLR0911 - one return per mode
+def replacement(  # noqa: PLR0911 - one return per mode
     behaviour: Behaviour, dialect: str, *, path: str, streamed: bool, model: str | None, window: int, now_s: float
 ) -> Answer | Drop | Hang:
     """
@@ -363,7 +363,7 @@ def instead(  # noqa: PLR0911 - one return per mode
         _KINDS[behaviour.mode.name],
         params.get("message"),
         status=params.get("status"),
-        headers=hint(params.get("retry_after"), _AUTO_WAIT_S, now_s),
+        headers=retry_after_header(params.get("retry_after"), _AUTO_WAIT_S, now_s),
         model=model,
         window=window,
         tokens=window + 1,
@@ -371,7 +371,7 @@ def instead(  # noqa: PLR0911 - one return per mode
     return error_answer(dialect, error, path=path, streamed=streamed)
 
 
-def alter_body(behaviour: Behaviour | None, body: dict[str, Any]) -> dict[str, Any]:
+def altered_body(behaviour: Behaviour | None, body: dict[str, Any]) -> dict[str, Any]:
     """Return a unary body, or the JSON of a chunk, as the mode wants it before it is encoded."""
     if behaviour is None:
         return body
@@ -383,32 +383,32 @@ def alter_body(behaviour: Behaviour | None, body: dict[str, Any]) -> dict[str, A
     return body
 
 
-def alter(behaviour: Behaviour | None, answer: Answer) -> Delivery:  # noqa: PLR0911 - one return per mode
+def send_plan(behaviour: Behaviour | None, answer: Answer) -> SendPlan:  # noqa: PLR0911 - one return per mode
     """Return how a good answer is sent."""
     if behaviour is None:
-        return Delivery(answer)
+        return SendPlan(answer)
     params: Mapping[str, Any] = behaviour.params
     body = answer.body
     cut = params.get("after_bytes")
     part = len(body) // 2 if cut is None else min(cut, len(body))
     match behaviour.mode.name:
         case "truncated_json":
-            return Delivery(answer, sent=min(part, len(body) - 1))
+            return SendPlan(answer, sent=min(part, len(body) - 1))
         case "half_json":
-            return Delivery(Answer(answer.status, body[:part], answer.content_type))
+            return SendPlan(Answer(answer.status, body[:part], answer.content_type))
         case "nan_json":
-            return Delivery(Answer(answer.status, b'{"score":NaN,"limit":-Infinity,' + body[1:], answer.content_type))
+            return SendPlan(Answer(answer.status, b'{"score":NaN,"limit":-Infinity,' + body[1:], answer.content_type))
         case "json_array":
-            return Delivery(Answer(answer.status, b"[" + body + b"]", answer.content_type))
+            return SendPlan(Answer(answer.status, b"[" + body + b"]", answer.content_type))
         case "bad_gzip":
             coded = {"Content-Encoding": "gzip"}
-            return Delivery(Answer(answer.status, b"\x1f\x8b\x08" + body, answer.content_type, coded))
+            return SendPlan(Answer(answer.status, b"\x1f\x8b\x08" + body, answer.content_type, coded))
         case "slow_body":
-            return Delivery(answer, body_delay_s=params["delay_s"])
-    return Delivery(answer)
+            return SendPlan(answer, body_delay_s=params["delay_s"])
+    return SendPlan(answer)
 
 
-def said(behaviour: Behaviour | None) -> str | None:
+def forced_text(behaviour: Behaviour | None) -> str | None:
     """Return the text a mode puts into the model's mouth."""
     if behaviour is None:
         return None

@@ -1,8 +1,8 @@
 """
 What the simulated model says: tokens, reasoning, tool calls and why it stopped, before any wire format.
 
-Pure: the same call and dice give the same generation.  `answers` and `stream` turn one generation into a body or into
-chunks, so the two always agree.
+Pure: the same call and draws give the same generation.  `answers` and `responses` turn one generation into a body or
+into chunks, so the two always agree.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import msgspec
 
 from worker.emulators.openai.fields import text_list
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.seeded import Dice, cut, plausible, spell
+from worker.emulators.openai.seeded import Draws, schema_value, split_tokens, tokens_from
 from worker.emulators.openai.validation import Call, Endpoint
 
 _EFFORT_TOKENS = 12
@@ -90,14 +90,14 @@ class Generation:
 
 
 def generate(
-    call: Call, dice: Dice, options: SimOptions, *, say: str | None = None, finish_reason: str | None = None
+    call: Call, draws: Draws, options: SimOptions, *, say: str | None = None, finish_reason: str | None = None
 ) -> Generation:
     """
     Return what the model says to a call.
 
     Args:
         call: A checked request; embeddings generate nothing.
-        dice: Keyed with the request's body.
+        draws: Keyed with the request's body.
         options: Lengths.
         say: The exact text to say instead of an invented one; `max_tokens` does not cut it.
         finish_reason: The reason to give in every choice instead of the real one.
@@ -105,35 +105,35 @@ def generate(
     choices: list[Choice] = []
     if call.endpoint is not Endpoint.EMBEDDINGS:
         prompts = max(1, len(call.inputs))
-        choices = [_choice(call, place, dice, options, say) for place in range(prompts * call.n)]
+        choices = [_choice(call, place, draws, options, say) for place in range(prompts * call.n)]
     if finish_reason is not None:
         for choice in choices:
             choice.finish_reason = finish_reason
     cached = 0
-    if call.prompt_tokens >= _CACHE_BLOCK and dice.uniform("cached") > 0.5:  # noqa: PLR2004 - every other one
+    if call.prompt_tokens >= _CACHE_BLOCK and draws.uniform("cached") > 0.5:  # noqa: PLR2004 - every other one
         cached = call.prompt_tokens // _CACHE_BLOCK * _CACHE_BLOCK
     return Generation(choices, call.prompt_tokens, cached)
 
 
-def _choice(call: Call, index: int, dice: Dice, options: SimOptions, say: str | None) -> Choice:
+def _choice(call: Call, index: int, draws: Draws, options: SimOptions, say: str | None) -> Choice:
     choice = Choice(index, [])
     wanted = options.reasoning_tokens or (_EFFORT_TOKENS if _asks_for_reasoning(call.body) else 0)
     if call.endpoint in {Endpoint.CHAT, Endpoint.RESPONSES} and wanted:
-        choice.reasoning = spell(dice.data(f"reasoning{index}", wanted))
+        choice.reasoning = tokens_from(draws.data(f"reasoning{index}", wanted))
     if say is not None:
-        choice.tokens = cut(say)
-    elif names := _wanted_tools(call, index, dice):
-        choice.tool_calls = [_tool_call(call, name, index, place, dice) for place, name in enumerate(names)]
+        choice.tokens = split_tokens(say)
+    elif names := _wanted_tools(call, index, draws):
+        choice.tool_calls = [_tool_call(call, name, index, place, draws) for place, name in enumerate(names)]
         choice.finish_reason = "tool_calls"
-    elif (shaped := _shaped(call.body, dice)) is not None:
-        choice.tokens = cut(msgspec.json.encode(shaped).decode())
+    elif (shaped := _shaped(call.body, draws)) is not None:
+        choice.tokens = split_tokens(msgspec.json.encode(shaped).decode())
     else:
         mean = options.answer_tokens
-        length = dice.between(f"length{index}", (mean + 1) // 2, mean + mean // 2)
-        choice.tokens = spell(dice.data(f"text{index}", length))
+        length = draws.between(f"length{index}", (mean + 1) // 2, mean + mean // 2)
+        choice.tokens = tokens_from(draws.data(f"text{index}", length))
         _stop_at(choice, call.body.get("stop"))
-    if call.begun:
-        choice.reasoning, choice.tokens = [], rest_of(choice.tokens, call.begun)
+    if call.prefix:
+        choice.reasoning, choice.tokens = [], tokens_after(choice.tokens, call.prefix)
     if call.max_tokens is not None and say is None:
         _limit(choice, call.max_tokens)
     return choice
@@ -145,7 +145,7 @@ def _asks_for_reasoning(body: Mapping[str, Any]) -> bool:
     return effort not in {None, "none"} if isinstance(effort, str | None) else False
 
 
-def _shaped(body: Mapping[str, Any], dice: Dice) -> Any:
+def _shaped(body: Mapping[str, Any], draws: Draws) -> Any:
     """Return the value of an answer that must be JSON, None when any text will do."""
     wanted = body.get("response_format")
     text = body.get("text")
@@ -154,12 +154,12 @@ def _shaped(body: Mapping[str, Any], dice: Dice) -> Any:
     if not isinstance(wanted, dict) or wanted.get("type") not in {"json_object", "json_schema"}:
         return None
     if wanted["type"] == "json_object":
-        return {"answer": "".join(spell(dice.data("text0", 6)))}
+        return {"answer": "".join(tokens_from(draws.data("text0", 6)))}
     holder = wanted.get("json_schema", wanted)
-    return plausible(holder.get("schema") if isinstance(holder, dict) else None, dice)
+    return schema_value(holder.get("schema") if isinstance(holder, dict) else None, draws)
 
 
-def _wanted_tools(call: Call, index: int, dice: Dice) -> list[str]:
+def _wanted_tools(call: Call, index: int, draws: Draws) -> list[str]:
     """Return the functions to call: those required, or sometimes one, or none right after a tool's result."""
     names = [name for name, _ in call.tools]
     if not names or call.tool_choice == "none":
@@ -169,20 +169,20 @@ def _wanted_tools(call: Call, index: int, dice: Dice) -> list[str]:
     messages = call.body.get("messages") or call.body.get("input")
     last = messages[-1] if isinstance(messages, list) else {}
     answered = last.get("role") == "tool" or last.get("type") == "function_call_output"
-    coin = dice.uniform(f"tools{index}")
+    coin = draws.uniform(f"tools{index}")
     if call.tool_choice != "required" and (answered or coin < 0.5):  # noqa: PLR2004 - every other one
         return []
-    first = dice.between(f"tool{index}", 0, len(names) - 1)
+    first = draws.between(f"tool{index}", 0, len(names) - 1)
     several = len(names) > 1 and call.body.get("parallel_tool_calls") is not False and coin > 0.8  # noqa: PLR2004
     return [names[first], names[(first + 1) % len(names)]] if several else [names[first]]
 
 
-def _tool_call(call: Call, name: str, index: int, place: int, dice: Dice) -> ToolCall:
+def _tool_call(call: Call, name: str, index: int, place: int, draws: Draws) -> ToolCall:
     label = f"call{index}.{place}"
     schema = next(schema for tool, schema in call.tools if tool == name)
-    arguments = plausible(schema or {"type": "object"}, Dice(0, dice.data(label, 16)))
+    arguments = schema_value(schema or {"type": "object"}, Draws(0, draws.data(label, 16)))
     text = msgspec.json.encode(arguments if isinstance(arguments, dict) else {}).decode()
-    return ToolCall("call_" + dice.hex(label), name, cut(text))
+    return ToolCall("call_" + draws.hex(label), name, split_tokens(text))
 
 
 def _stop_at(choice: Choice, stop: object) -> None:
@@ -192,7 +192,7 @@ def _stop_at(choice: Choice, stop: object) -> None:
     text = choice.text
     ends = [end for sequence in text_list("stop", stop) if sequence and (end := text.find(sequence)) >= 0]
     if ends:
-        choice.tokens = cut(text[: min(ends)])
+        choice.tokens = split_tokens(text[: min(ends)])
 
 
 def _limit(choice: Choice, budget: int) -> None:
@@ -213,13 +213,13 @@ def _limit(choice: Choice, budget: int) -> None:
     choice.tool_calls = kept
 
 
-def rest_of(tokens: list[str], begun: str) -> list[str]:
+def tokens_after(tokens: list[str], prefix: str) -> list[str]:
     """Return the tokens behind a text that they begin with; all of them when they begin otherwise."""
-    if not "".join(tokens).startswith(begun):
+    if not "".join(tokens).startswith(prefix):
         return tokens
-    said = 0
+    length = 0
     for place, token in enumerate(tokens):
-        if said + len(token) > len(begun):
-            return [token[len(begun) - said :], *tokens[place + 1 :]]
-        said += len(token)
+        if length + len(token) > len(prefix):
+            return [token[len(prefix) - length :], *tokens[place + 1 :]]
+        length += len(token)
     return []

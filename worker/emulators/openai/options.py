@@ -157,7 +157,7 @@ class SimOptions:
     capacity: CapacityPlan | None = None
     """Hidden capacity: latency grows above a knee, which may change over time; None is unlimited."""
     api_key: str | None = field(default=None, repr=False)
-    """Required as `Authorization: Bearer KEY` (or Azure's `api-key: KEY`); None lets everybody in. Never shown."""
+    """Required as `Authorization: Bearer KEY` (or Azure's `api-key: KEY`); None requires no key. Never shown."""
     models: tuple[str, ...] = ()
     """Model names that exist (404 for others); empty accepts every name."""
     context_window: int = 131_072

@@ -120,19 +120,19 @@ def response_events(call: Call, generation: Generation, dialect: Dialect, identi
     choice = generation.choices[0] if generation.choices else Choice(0, [])
     calls = iter(choice.tool_calls)
     for index, item in enumerate(final["output"]):
-        begun = {**item, "status": "in_progress"} if "status" in item else dict(item)
+        started = {**item, "status": "in_progress"} if "status" in item else dict(item)
         place = {"output_index": index, "item_id": item["id"]}
         match item["type"]:
             case "function_call":
-                out.add("response.output_item.added", output_index=index, item={**begun, "arguments": ""})
+                out.add("response.output_item.added", output_index=index, item={**started, "arguments": ""})
                 for token in next(calls).arguments:
                     out.add("response.function_call_arguments.delta", 1, **place, delta=token)
                 out.add("response.function_call_arguments.done", **place, arguments=item["arguments"])
             case "message":
-                out.add("response.output_item.added", output_index=index, item={**begun, "content": []})
+                out.add("response.output_item.added", output_index=index, item={**started, "content": []})
                 _text_events(out, place, choice.tokens, item["content"][0])
             case _:
-                out.add("response.output_item.added", output_index=index, item={**begun, "content": []})
+                out.add("response.output_item.added", output_index=index, item={**started, "content": []})
                 for token in choice.reasoning:
                     shown = token if item["content"] else ""
                     out.add("response.reasoning_text.delta", 1, **place, content_index=0, delta=shown)

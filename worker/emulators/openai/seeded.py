@@ -2,7 +2,7 @@
 What is invented from a seed: numbers, words, and values that fit a JSON schema.
 
 The same seed and the same request give the same answer in any process, in whatever order requests arrive.  A shared
-random generator cannot promise that, so there is none: a `Dice` is a key, and each draw hashes the key with a label.
+random generator cannot promise that, so there is none: a `Draws` is a key, and each draw hashes the key with a label.
 Nothing here is fit for secrets.
 
 The vocabulary has 256 words, each one token, so that one pseudo-random byte is one token.  A sixteenth of the words is
@@ -19,10 +19,10 @@ _TWO_TO_52 = float(1 << 52)
 """52 bits and a half fit a double exactly, so that a draw can be neither 0 nor 1."""
 
 _KEY_BYTES = 16
-"""128 bits: two requests of one run share a key with a probability that nobody will live to see."""
+"""128 bits: two requests of one run share a key with a probability below 1e-26."""
 
 
-class Dice:
+class Draws:
     """Deterministic draws for one purpose, for example "the answer to this body" or "the n-th sight of this body"."""
 
     __slots__ = ("_key",)
@@ -86,7 +86,7 @@ TOKEN = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 """How text that was not made of `WORDS` is cut into tokens: a word or a mark with the space before it."""
 
 
-def spell(data: bytes) -> list[str]:
+def tokens_from(data: bytes) -> list[str]:
     """Return one token per byte; joined they read as sentences: capitals, full stops, single spaces."""
     tokens = [_SPACED[byte] for byte in data]
     for place in range(0, len(data), SENTENCE_WORDS):
@@ -98,7 +98,7 @@ def spell(data: bytes) -> list[str]:
     return tokens
 
 
-def cut(text: str) -> list[str]:
+def split_tokens(text: str) -> list[str]:
     """Return the tokens of any text; joined they are the text again, an empty text has none."""
     return TOKEN.findall(text)
 
@@ -123,15 +123,15 @@ _FORMATS = {
 }
 
 
-def plausible(schema: Any, dice: Dice) -> Any:
+def schema_value(schema: Any, draws: Draws) -> Any:
     """
-    Return a value that fits the schema; the same schema and dice give the same value.
+    Return a value that fits the schema; the same schema and draws give the same value.
 
     Args:
         schema: A JSON schema; anything that is not an object is treated as one without constraints.
-        dice: Where the choices come from.
+        draws: Where the choices come from.
     """
-    return _value(schema, schema, dice, "$", 0)
+    return _value(schema, schema, draws, "$", 0)
 
 
 def _resolve(schema: Any, root: Any) -> Mapping[str, Any]:
@@ -143,38 +143,38 @@ def _resolve(schema: Any, root: Any) -> Mapping[str, Any]:
     return schema if isinstance(schema, Mapping) else {}
 
 
-def _value(schema: Any, root: Any, dice: Dice, where: str, depth: int) -> Any:  # noqa: C901, PLR0911 - one case per type
+def _value(schema: Any, root: Any, draws: Draws, where: str, depth: int) -> Any:  # noqa: C901, PLR0911 - one case per type
     schema = _resolve(schema, root)
     if depth > _MAX_DEPTH:
         return None
     if "const" in schema:
         return schema["const"]
     if isinstance(schema.get("enum"), list) and schema["enum"]:
-        return schema["enum"][dice.between(where, 0, len(schema["enum"]) - 1)]
+        return schema["enum"][draws.between(where, 0, len(schema["enum"]) - 1)]
     for key in ("anyOf", "oneOf", "allOf"):
         if isinstance(schema.get(key), list) and schema[key]:
-            return _value(schema[key][0], root, dice, where, depth + 1)
+            return _value(schema[key][0], root, draws, where, depth + 1)
     kinds = schema.get("type", "object" if "properties" in schema else "string")
     kind = next((one for one in kinds if one != "null"), "null") if isinstance(kinds, list) else kinds
     match kind:
         case "object":
             properties = schema.get("properties")
             items = properties.items() if isinstance(properties, Mapping) else ()
-            return {name: _value(inner, root, dice, f"{where}.{name}", depth + 1) for name, inner in items}
+            return {name: _value(inner, root, draws, f"{where}.{name}", depth + 1) for name, inner in items}
         case "array":
             size = max(1, _bound(schema, "minItems", 0))
             inner = schema.get("items")
-            return [_value(inner, root, dice, f"{where}[{place}]", depth + 1) for place in range(min(size, 64))]
+            return [_value(inner, root, draws, f"{where}[{place}]", depth + 1) for place in range(min(size, 64))]
         case "integer" | "number":
             low = _bound(schema, "minimum", _bound(schema, "exclusiveMinimum", -1) + 1)
             high = _bound(schema, "maximum", _bound(schema, "exclusiveMaximum", low + 100))
-            number = dice.between(where, low, max(low, high - 1 if "exclusiveMaximum" in schema else high))
+            number = draws.between(where, low, max(low, high - 1 if "exclusiveMaximum" in schema else high))
             return number if kind == "integer" else float(number)
         case "boolean":
-            return dice.uniform(where) > 0.5  # noqa: PLR2004 - a coin
+            return draws.uniform(where) > 0.5  # noqa: PLR2004 - a coin
         case "null":
             return None
-    return _text(schema, dice, where)
+    return _text(schema, draws, where)
 
 
 def _bound(schema: Mapping[str, Any], name: str, default: int) -> int:
@@ -182,10 +182,10 @@ def _bound(schema: Mapping[str, Any], name: str, default: int) -> int:
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
 
 
-def _text(schema: Mapping[str, Any], dice: Dice, where: str) -> str:
+def _text(schema: Mapping[str, Any], draws: Draws, where: str) -> str:
     if schema.get("format") in _FORMATS:
         return _FORMATS[schema["format"]]
-    text = WORDS[dice.data(where, 1)[0]]
+    text = WORDS[draws.data(where, 1)[0]]
     low = min(_bound(schema, "minLength", 0), 100_000)
     text = text.ljust(low, "x")
     return text[: _bound(schema, "maxLength", len(text))]

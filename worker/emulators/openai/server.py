@@ -16,10 +16,10 @@ import msgspec
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from worker.emulators.openai.control import ControlError, Director
+from worker.emulators.openai.control import ControlError, Controls
 from worker.emulators.openai.dataplane import DataPlane
 from worker.emulators.openai.options import SimOptions, as_json
-from worker.emulators.openai.serving import Gate
+from worker.emulators.openai.serving import Slots
 from worker.emulators.openai.stats import Stats
 from worker.emulators.openai.transport import Listener
 from worker.emulators.thread import EmulatorThread
@@ -96,7 +96,7 @@ async def handle_control(backend: "SimBackend", request: BaseRequest) -> web.Res
         if path == "/sim/reset":
             await backend.reset(reset_parts(await _document(request)))
         elif request.method == "POST":
-            await backend.control(await _document(request), spared=request.protocol)
+            await backend.control(await _document(request), kept=request.protocol)
     except ControlError as error:
         return _error(HTTPStatus.BAD_REQUEST, str(error))
     response = _json(backend.state())
@@ -128,14 +128,14 @@ class SimBackend:
         self.options = options or SimOptions()
         self._host = host
         self._port = port
-        self._director = Director(self.options, time.monotonic)
+        self._controls = Controls(self.options, time.monotonic)
         self.stats = Stats()
         """Live counters; `snapshot` gives them as JSON."""
-        self._gate = Gate(self.options.max_concurrency)
+        self._slots = Slots(self.options.max_concurrency)
         self._data: Listener | None = None
         self._control: Listener | None = None
         self._plane: DataPlane | None = None
-        self._following = asyncio.Lock()
+        self._applying = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -148,7 +148,7 @@ class SimBackend:
 
         Cancellation: call `stop`.
         """
-        self._plane = DataPlane(self._director, self.stats, self._gate)
+        self._plane = DataPlane(self._controls, self.stats, self._slots)
         self._data = Listener(self._server(self._route), self._host, self._port)
         await self._data.open()
         wanted = self.options.control_port
@@ -234,19 +234,19 @@ class SimBackend:
 
     def snapshot(self, *, series: bool = False) -> dict[str, Any]:
         """Return what `GET /sim/stats` answers."""
-        service = {"in_service": self._gate.in_service, "waiting": self._gate.waiting}
+        service = {"in_service": self._slots.in_service, "waiting": self._slots.waiting}
         return {**self.stats.snapshot(series=series), **service, "listening": self.is_listening}
 
     def state(self) -> dict[str, Any]:
         """Return what `GET /sim/control` answers: behaviours, settings and whether it listens."""
         now_s = time.monotonic()
         return {
-            "behaviours": [behaviour.as_json(now_s) for behaviour in self._director.behaviours],
-            "settings": as_json(self._director.options),
+            "behaviours": [behaviour.as_json(now_s) for behaviour in self._controls.behaviours],
+            "settings": as_json(self._controls.options),
             "listening": self.is_listening,
         }
 
-    async def control(self, document: object, *, spared: "RequestHandler | None" = None) -> dict[str, Any]:
+    async def control(self, document: object, *, kept: "RequestHandler | None" = None) -> dict[str, Any]:
         """
         Take in a control document, as `POST /sim/control` does, and return the state after it.
 
@@ -254,15 +254,15 @@ class SimBackend:
 
         Args:
             document: The JSON, as Python values.
-            spared: The connection that a refusal does not reset, because the answer goes out on it.
+            kept: The connection that a refusal does not reset, because the answer goes out on it.
 
         Raises:
             ControlError: it is not understood; nothing was changed.
 
         Cancellation: the behaviours are set, the listener may not follow.
         """
-        self._director.apply(document)
-        await self._follow(spared)
+        self._controls.apply(document)
+        await self._apply_controls(kept)
         return self.state()
 
     async def reset(self, parts: Collection[str] = RESET_PARTS) -> None:
@@ -274,26 +274,26 @@ class SimBackend:
 
         Cancellation: the listener may not follow.
         """
-        self._director.reset(behaviours="behaviours" in parts, settings="settings" in parts)
+        self._controls.reset(behaviours="behaviours" in parts, settings="settings" in parts)
         if "stats" in parts:
             self.stats.reset()
         if "behaviours" in parts and self._plane is not None:
-            self._plane.release.set()
-            self._plane.release = asyncio.Event()
-        await self._follow()
+            self._plane.end_hangs.set()
+            self._plane.end_hangs = asyncio.Event()
+        await self._apply_controls()
 
-    async def _follow(self, spared: "RequestHandler | None" = None) -> None:
-        """Make the slots and the listener agree with the director, now and at its next change."""
-        async with self._following:
-            self._gate.set_limit(self._director.options.max_concurrency)
-            refusal, change_in_s = self._director.refusal()
+    async def _apply_controls(self, kept: "RequestHandler | None" = None) -> None:
+        """Make the slots and the listener agree with the controls, now and at its next change."""
+        async with self._applying:
+            self._slots.set_limit(self._controls.options.max_concurrency)
+            refusal, change_in_s = self._controls.refusal()
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
             if self._data is None:
                 return
             if change_in_s is not None:
-                self._timer = asyncio.get_running_loop().call_later(change_in_s, self._follow_later)
+                self._timer = asyncio.get_running_loop().call_later(change_in_s, self._apply_controls_later)
             if refusal is None:
                 await self._data.open()
             elif self._data.is_open:
@@ -301,10 +301,10 @@ class SimBackend:
                 await self._data.refuse()
                 if refusal.params["connections"] == "drop" and self._plane is not None:
                     self._plane.drops += 1
-                    self._data.drop(spared)
+                    self._data.drop(kept)
 
-    def _follow_later(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._follow())
+    def _apply_controls_later(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._apply_controls())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

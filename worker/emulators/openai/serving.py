@@ -16,20 +16,20 @@ import msgspec
 from aiohttp import web
 
 from worker.emulators.openai.answers import Identity, chat_body, chunk_events, completion_body, embedding_body
-from worker.emulators.openai.control import Director
+from worker.emulators.openai.control import Controls
 from worker.emulators.openai.dialects import DIALECTS, Answer
-from worker.emulators.openai.faults import Behaviour, alter, alter_body, said, stream_fault
+from worker.emulators.openai.faults import Behaviour, altered_body, forced_text, send_plan, stream_fault
 from worker.emulators.openai.generation import Generation, generate
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.responses import response_body, response_events
-from worker.emulators.openai.seeded import Dice
-from worker.emulators.openai.sse import Act, End, Wait, Write, script
+from worker.emulators.openai.seeded import Draws
+from worker.emulators.openai.sse import End, StreamStep, Wait, Write, stream_steps
 from worker.emulators.openai.stats import Stats
 from worker.emulators.openai.transport import Sender, StreamSender
 from worker.emulators.openai.validation import Call, Endpoint
 
 
-class Gate:
+class Slots:
     """Slots for requests in service; one event loop."""
 
     def __init__(self, limit: int | None = None) -> None:
@@ -44,7 +44,7 @@ class Gate:
         return len(self._queue)
 
     @property
-    def has_room(self) -> bool:
+    def has_free_slot(self) -> bool:
         """Whether a request could enter at once without overtaking one that waits."""
         return self._limit is None or (self.in_service < self._limit and not self._queue)
 
@@ -60,13 +60,13 @@ class Gate:
                 self.in_service += 1
                 future.set_result(None)
 
-    async def enter(self) -> None:
+    async def acquire(self) -> None:
         """
         Wait for a slot and take it; call `leave` once for it.
 
         Cancellation: no slot is kept, even if it was granted at the same moment.
         """
-        if self.has_room:
+        if self.has_free_slot:
             self.in_service += 1
             return
         future = asyncio.get_running_loop().create_future()
@@ -77,17 +77,17 @@ class Gate:
             if future in self._queue:
                 self._queue.remove(future)
             if future.done() and not future.cancelled():
-                self.leave()
+                self.release()
             raise
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give a slot back; the request that has waited longest gets it."""
         self.in_service -= 1
         self._admit()
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class DueTimes:
     """Seconds since a request entered service."""
 
     first_s: float
@@ -98,7 +98,7 @@ class Pace:
         return self.first_s + (self.total_s - self.first_s) * (tokens / of if of else 1.0)
 
 
-def pace(options: SimOptions, tokens: int, roll: Callable[[], Dice], factor: float) -> Pace:
+def due_times(options: SimOptions, tokens: int, make_draws: Callable[[], Draws], factor: float) -> DueTimes:
     """
     Return the pace of one answer.
 
@@ -108,19 +108,19 @@ def pace(options: SimOptions, tokens: int, roll: Callable[[], Dice], factor: flo
     Args:
         options: The distributions.
         tokens: Length of the answer.
-        roll: Makes what the draws come from: the request's body and how often it was seen. Not asked without latency.
-        factor: By what everything takes longer because of the crowd.
+        make_draws: Makes the draws, which depend on the body and on how often it was seen; not called without latency.
+        factor: By what every time is multiplied because of the load.
     """
     if options.latency.is_zero and options.ttft is None and options.tokens_per_s is None:
-        return Pace(0.0, 0.0)
-    luck = roll()
-    latency_s = options.latency.draw(luck.uniform("latency"))
-    first_s = latency_s if options.ttft is None else options.ttft.draw(luck.uniform("ttft"))
+        return DueTimes(0.0, 0.0)
+    draws = make_draws()
+    latency_s = options.latency.draw(draws.uniform("latency"))
+    first_s = latency_s if options.ttft is None else options.ttft.draw(draws.uniform("ttft"))
     generation_s = tokens / options.tokens_per_s if options.tokens_per_s else 0.0
-    return Pace(first_s * factor, max(latency_s, first_s + generation_s) * factor)
+    return DueTimes(first_s * factor, max(latency_s, first_s + generation_s) * factor)
 
 
-_NOBODY = Dice(0)
+_NO_DRAWS = Draws(0)
 _BODIES = {
     Endpoint.CHAT: chat_body,
     Endpoint.COMPLETIONS: completion_body,
@@ -129,7 +129,7 @@ _BODIES = {
 
 
 @dataclass(slots=True)
-class Order:
+class Exchange:
     """Everything known about one request; filled in on its way."""
 
     sender: Sender
@@ -139,8 +139,8 @@ class Order:
     identity: str = ""
     """The part of the answer's id after its prefix."""
     body_key: int = 0
-    dice: Dice = field(default=_NOBODY)
-    """Decides what is said: depends on what the body asks, alone."""
+    draws: Draws = field(default=_NO_DRAWS)
+    """Decides the text of the answer; keyed with what the body asks, alone."""
     digest: bytes = b""
     """SHA-256 of the body."""
     seen: int = 0
@@ -150,9 +150,9 @@ class Order:
     status: str = "200"
     """How the request is counted."""
 
-    def luck(self) -> Dice:
-        """Return what decides what happens: it depends on the body and on how often it was seen."""
-        return Dice(self.options.seed, self.digest, self.seen)
+    def event_draws(self) -> Draws:
+        """Return the draws for delays and errors, keyed with the body and with how often it was seen."""
+        return Draws(self.options.seed, self.digest, self.seen)
 
     def send_json(self, value: Any) -> web.StreamResponse:
         """Send a JSON answer with status 200."""
@@ -162,48 +162,48 @@ class Order:
 class Serving:
     """Answers calls that have a slot."""
 
-    def __init__(self, director: Director, stats: Stats, gate: Gate) -> None:
-        """Share the director, the counters and the slots with the data plane."""
-        self._director = director
+    def __init__(self, controls: Controls, stats: Stats, slots: Slots) -> None:
+        """Share the controls, the counters and the slots with the data plane."""
+        self._controls = controls
         self._stats = stats
-        self._gate = gate
+        self._slots = slots
 
     def _elapsed_s(self) -> float:
-        return time.monotonic() - self._director.capacity_since_s
+        return time.monotonic() - self._controls.capacity_since_s
 
     def is_over_capacity(self, options: SimOptions) -> bool:
         """Return whether the hidden capacity's limit leaves no room for one more request."""
         if options.capacity is None:
             return False
         limit = options.capacity.step(self._elapsed_s()).limit
-        return limit is not None and self._gate.in_service >= limit
+        return limit is not None and self._slots.in_service >= limit
 
-    async def answer(self, order: Order, call: Call) -> web.StreamResponse:
+    async def answer(self, exchange: Exchange, call: Call) -> web.StreamResponse:
         """
         Send the answer to a call, at the time it is due.
 
         Cancellation: the client has gone; the tokens generated until then count as undelivered.
         """
-        options, behaviour = order.options, order.behaviour
+        options, behaviour = exchange.options, exchange.behaviour
         finish = behaviour.params["finish_reason"] if behaviour and behaviour.mode.name == "abort" else None
-        generation = generate(call, order.dice, options, say=said(behaviour), finish_reason=finish)
+        generation = generate(call, exchange.draws, options, say=forced_text(behaviour), finish_reason=finish)
         if behaviour is not None and behaviour.mode.name == "empty_choices":
             generation = Generation([], generation.prompt_tokens)
         tokens = generation.completion_tokens
         factor = 1.0
         if options.capacity is not None:
-            factor = options.capacity.factor(self._gate.in_service, self._elapsed_s())
-        due = pace(options, tokens, order.luck, factor)
+            factor = options.capacity.factor(self._slots.in_service, self._elapsed_s())
+        due = due_times(options, tokens, exchange.event_draws, factor)
         if behaviour is not None and behaviour.mode.name == "slow_first_byte":
             delay_s = behaviour.params["delay_s"]
-            due = Pace(due.first_s + delay_s, due.total_s + delay_s)
-        identity = Identity(order.identity, int(time.time()))
+            due = DueTimes(due.first_s + delay_s, due.total_s + delay_s)
+        identity = Identity(exchange.identity, int(time.time()))
         if call.stream:
-            return await self._stream(order, call, generation, due, identity)
-        return await self._unary(order, call, generation, due, identity)
+            return await self._stream(exchange, call, generation, due, identity)
+        return await self._unary(exchange, call, generation, due, identity)
 
     async def _unary(
-        self, order: Order, call: Call, generation: Generation, due: Pace, identity: Identity
+        self, exchange: Exchange, call: Call, generation: Generation, due: DueTimes, identity: Identity
     ) -> web.StreamResponse:
         tokens = generation.completion_tokens
         begun_s = time.monotonic()
@@ -211,85 +211,85 @@ class Serving:
             if due.total_s:
                 await asyncio.sleep(due.total_s)
         except asyncio.CancelledError:
-            self._stats.waste(int(tokens * min(1.0, (time.monotonic() - begun_s) / due.total_s)))
+            self._stats.add_undelivered(int(tokens * min(1.0, (time.monotonic() - begun_s) / due.total_s)))
             raise
         if call.endpoint is Endpoint.EMBEDDINGS:
-            body = embedding_body(call, order.options.seed)
+            body = embedding_body(call, exchange.options.seed)
         else:
-            body = _BODIES[call.endpoint](call, generation, DIALECTS[order.options.dialect], identity)
-        body = alter_body(order.behaviour, body)
-        delivery = alter(order.behaviour, Answer(200, msgspec.json.encode(body)))
-        if delivery.sent is None and not delivery.body_delay_s:
-            response = order.sender.answer(delivery.answer)
-            self._stats.complete(order.body_key, tokens)
+            body = _BODIES[call.endpoint](call, generation, DIALECTS[exchange.options.dialect], identity)
+        body = altered_body(exchange.behaviour, body)
+        plan = send_plan(exchange.behaviour, Answer(200, msgspec.json.encode(body)))
+        if plan.sent is None and not plan.body_delay_s:
+            response = exchange.sender.answer(plan.answer)
+            self._stats.complete(exchange.body_key, tokens)
             return response
-        response = await order.sender.answer_slowly(delivery.answer, delivery.body_delay_s, delivery.sent)
-        if delivery.sent is None:
-            self._stats.complete(order.body_key, tokens)
+        response = await exchange.sender.answer_slowly(plan.answer, plan.body_delay_s, plan.sent)
+        if plan.sent is None:
+            self._stats.complete(exchange.body_key, tokens)
         else:
-            order.status = "cut"
-            self._stats.waste(tokens)
+            exchange.status = "cut"
+            self._stats.add_undelivered(tokens)
         return response
 
     async def _stream(
-        self, order: Order, call: Call, generation: Generation, due: Pace, identity: Identity
+        self, exchange: Exchange, call: Call, generation: Generation, due: DueTimes, identity: Identity
     ) -> web.StreamResponse:
-        dialect = DIALECTS[order.options.dialect]
-        fault = stream_fault(order.behaviour)
+        dialect = DIALECTS[exchange.options.dialect]
+        fault = stream_fault(exchange.behaviour)
         if call.endpoint is Endpoint.RESPONSES:
             events = response_events(call, generation, dialect, identity)
         else:
             events = chunk_events(call, generation, dialect, identity, fault.usage_on)
-        acts = script(events, fault, dialect.name, done_after_error=dialect.done_after_error)
-        ending = acts[-1]
+        steps = stream_steps(events, fault, dialect.name, done_after_error=dialect.done_after_error)
+        ending = steps[-1]
         assert isinstance(ending, End)
-        body = order.sender.begin_stream(ending.how)
-        if order.behaviour is not None and order.behaviour.mode.name == "slow_body":
+        body = exchange.sender.begin_stream(ending.how)
+        if exchange.behaviour is not None and exchange.behaviour.mode.name == "slow_body":
             await body.flush()
-            await asyncio.sleep(order.behaviour.params["delay_s"])
+            await asyncio.sleep(exchange.behaviour.params["delay_s"])
         tokens = generation.completion_tokens
         whole = False
         try:
-            await _perform(body, acts, due, tokens)
+            await _send_steps(body, steps, due, tokens)
             response = await body.end(ending.how)
             whole = ending.how == "done" and body.tokens >= tokens
         finally:
             if whole:
-                self._stats.complete(order.body_key, tokens)
+                self._stats.complete(exchange.body_key, tokens)
             else:
-                self._stats.waste(body.tokens)
+                self._stats.add_undelivered(body.tokens)
         if not whole:
-            order.status = "cut"
+            exchange.status = "cut"
         return response
 
 
-async def _perform(body: StreamSender, acts: list[Act], due: Pace, tokens: int) -> None:
+async def _send_steps(body: StreamSender, steps: list[StreamStep], due: DueTimes, tokens: int) -> None:
     """
-    Do what a script says except its end, each write at its time.
+    Do every step but the last, each write at its time.
 
     Cancellation: the client has gone; `body.tokens` says how far it came.
     """
     begun_s = time.monotonic()
-    for act in acts:
-        if isinstance(act, Write):
-            wait_s = begun_s + due.due_s(act.tokens, tokens) - time.monotonic() if due.total_s else 0.0
+    for step in steps:
+        if isinstance(step, Write):
+            wait_s = begun_s + due.due_s(step.tokens, tokens) - time.monotonic() if due.total_s else 0.0
             if wait_s > 0:
                 await body.flush()
                 await asyncio.sleep(wait_s)
-            await body.write(act.data)
-            body.tokens = act.tokens
-        elif isinstance(act, Wait):
+            await body.write(step.data)
+            body.tokens = step.tokens
+        elif isinstance(step, Wait):
             await body.flush()
-            await _wait(body, act)
+            await _wait(body, step)
 
 
-async def _wait(body: StreamSender, act: Wait) -> None:
-    """Send nothing, or only comments, for as long as the act says. Cancellation: the client gave up."""
+async def _wait(body: StreamSender, step: Wait) -> None:
+    """Send nothing, or only comments, for as long as the step says. Cancellation: the client disconnected."""
     try:
-        async with asyncio.timeout(act.seconds):
+        async with asyncio.timeout(step.seconds):
             while True:
-                await asyncio.sleep(act.comment_every_s or 3600)
-                if act.comment_every_s:
+                await asyncio.sleep(step.comment_every_s or 3600)
+                if step.comment_every_s:
                     await body.write(b": keep-alive\n\n")
                     await body.flush()
     except TimeoutError:

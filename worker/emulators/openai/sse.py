@@ -1,8 +1,8 @@
 """
 Events, and the bytes of a server-sent event stream that carries them, whole or broken on purpose.
 
-Pure: `script` turns events and a `StreamFault` into acts (write these bytes, wait, end like this) that the server only
-has to perform.
+Pure: `stream_steps` turns events and a `StreamFault` into steps (write these bytes, wait, end like this); the server
+performs them.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html.
 """
@@ -125,7 +125,7 @@ class End:
     how: Ending
 
 
-Act = Write | Wait | End
+StreamStep = Write | Wait | End
 
 
 def frame(event: Event, fault: StreamFault = PLAIN) -> bytes:
@@ -157,14 +157,14 @@ def _with_error(events: list[Event], fault: StreamFault, dialect: str, *, done_a
     place = len(events) // 2 if fault.after_events is None else min(fault.after_events, len(events))
     kept = events[:place]
     error = SimError(fault.error, status=fault.error_status)
-    said = error.spelled(dialect)
+    fields = error.in_dialect(dialect)
     if any(event.name for event in events):
-        payload = {"sequence_number": place, "code": said.code or said.type, "message": said.message}
+        payload = {"sequence_number": place, "code": fields.code or fields.type, "message": fields.message}
         if fault.break_ is Break.FAILED_EVENT:
             response: dict[str, Any] = next(
                 (e.payload["response"] for e in events if e.payload and "response" in e.payload), {}
             )
-            failed = {**response, "status": "failed", "error": {"code": payload["code"], "message": said.message}}
+            failed = {**response, "status": "failed", "error": {"code": payload["code"], "message": fields.message}}
             body = {"type": "response.failed", "sequence_number": place, "response": failed}
             return [*kept, Event(body, name="response.failed")]
         return [*kept, Event({"type": "error", **payload, "param": None}, name="error")]
@@ -183,20 +183,20 @@ def _cut_at(frames: list[bytes], fault: StreamFault) -> int:
     return total // 2
 
 
-def _split(acts: list[Act], size: int) -> list[Act]:
-    """Return the acts with writes of at most `size` bytes."""
-    smaller: list[Act] = []
-    for act in acts:
-        if isinstance(act, Write):
-            smaller += [Write(act.data[at : at + size], act.tokens) for at in range(0, len(act.data), size)]
+def _split(steps: list[StreamStep], size: int) -> list[StreamStep]:
+    """Return the steps with writes of at most `size` bytes."""
+    smaller: list[StreamStep] = []
+    for step in steps:
+        if isinstance(step, Write):
+            smaller += [Write(step.data[at : at + size], step.tokens) for at in range(0, len(step.data), size)]
         else:
-            smaller.append(act)
+            smaller.append(step)
     return smaller
 
 
-def script(
+def stream_steps(
     events: list[Event], fault: StreamFault = PLAIN, dialect: str = "openai", *, done_after_error: bool = False
-) -> list[Act]:
+) -> list[StreamStep]:
     """
     Return what the server has to do to send a stream, ending with exactly one `End`.
 
@@ -214,28 +214,28 @@ def script(
         frames[0] = BOM + frames[0]
     if frames and fault.missing_last_blank:
         frames[-1] = frames[-1][: -2 * len(LINE_ENDINGS[fault.line_ending])]
-    acts: list[Act] = []
+    steps: list[StreamStep] = []
     tokens = 0
     for event, data in zip(events, frames, strict=True):
         tokens += event.tokens
-        acts.append(Write(data, tokens))
-    acts = _broken(acts, frames, fault)
-    return _split(acts, fault.split_bytes) if fault.split_bytes else acts
+        steps.append(Write(data, tokens))
+    steps = _broken(steps, frames, fault)
+    return _split(steps, fault.split_bytes) if fault.split_bytes else steps
 
 
-def _broken(acts: list[Act], frames: list[bytes], fault: StreamFault) -> list[Act]:
+def _broken(steps: list[StreamStep], frames: list[bytes], fault: StreamFault) -> list[StreamStep]:
     """Return the writes with the break put in and an end."""
     if fault.break_ in {Break.NONE, Break.ERROR_EVENT, Break.FAILED_EVENT}:
-        return [*acts, End("done")]
+        return [*steps, End("done")]
     left = _cut_at(frames, fault)
-    before: list[Act] = []
-    after: list[Act] = []
-    for act in acts:
-        assert isinstance(act, Write)
-        head, tail = act.data[:left], act.data[left:]
+    before: list[StreamStep] = []
+    after: list[StreamStep] = []
+    for step in steps:
+        assert isinstance(step, Write)
+        head, tail = step.data[:left], step.data[left:]
         left -= len(head)
-        before += [Write(head, act.tokens)] if head else []
-        after += [Write(tail, act.tokens)] if tail else []
+        before += [Write(head, step.tokens)] if head else []
+        after += [Write(tail, step.tokens)] if tail else []
     match fault.break_:
         case Break.IDLE:
             return [*before, Wait(fault.idle_s), *after, End("done")]

@@ -95,7 +95,7 @@ class Stats:
         """Tokens generated for answers that were cut on purpose or whose client left."""
         self.client_disconnects = 0
         self._seconds: dict[int, Counter[str]] = {}
-        self._watched()
+        self._notify_watchers()
 
     def begin(self, path: str) -> None:
         """Count a request that has arrived."""
@@ -107,14 +107,14 @@ class Stats:
         second = self._second()
         second["requests"] += 1
         second["peak_in_flight"] = max(second["peak_in_flight"], self.in_flight)
-        self._watched()
+        self._notify_watchers()
 
     def end(self, status: str) -> None:
         """Count how a request ended: a status, or `reset`, `closed`, `hung`, `cut`, `disconnected`."""
         self.in_flight -= 1
         self.by_status[status] += 1
         self._second()[status] += 1
-        self._watched()
+        self._notify_watchers()
 
     def identify(self, request_id: str | None, body: int) -> int:
         """Count a request's identities and return how often its body was seen before."""
@@ -130,8 +130,8 @@ class Stats:
         if again:
             self.tokens_repeated += tokens
 
-    def waste(self, tokens: int) -> None:
-        """Count tokens generated for an answer that nobody got whole."""
+    def add_undelivered(self, tokens: int) -> None:
+        """Count tokens generated for an answer that was not delivered whole."""
         self.tokens_generated += tokens
         self.tokens_undelivered += tokens
 
@@ -144,7 +144,7 @@ class Stats:
                 del self._seconds[next(iter(self._seconds))]
         return second
 
-    def _watched(self) -> None:
+    def _notify_watchers(self) -> None:
         for predicate, future in self._watchers:
             if not future.done() and predicate(self):
                 future.set_result(None)

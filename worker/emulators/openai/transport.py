@@ -169,10 +169,10 @@ class Listener:
             else:
                 return
 
-    def drop(self, spared: "RequestHandler | None" = None) -> None:
+    def drop(self, kept: "RequestHandler | None" = None) -> None:
         """Reset every open connection but one."""
         for connection in self._server.connections:
-            if connection is not spared:
+            if connection is not kept:
                 reset(connection.transport)
 
     async def aclose(self) -> None:

@@ -81,7 +81,7 @@ class Call:
     """Prompts of a completion or texts to embed; token arrays are shown as the text of their numbers."""
     tools: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     """Name and parameter schema of each function that may be called."""
-    begun: str = ""
+    prefix: str = ""
     """Beginning of the answer that the request goes on from."""
     tool_choice: str = "auto"
     """`none`, `auto`, `required`, or `=NAME` for one function."""
@@ -284,7 +284,7 @@ def _embedding(call: Call) -> None:
 _FLAGS = ("continue_final_message", "add_generation_prompt")
 
 
-def opened_answer(body: Mapping[str, Any], dialect: Dialect) -> tuple[Mapping[str, Any], str]:
+def split_continuation(body: Mapping[str, Any], dialect: Dialect) -> tuple[Mapping[str, Any], str]:
     """
     Return what the request would be without the beginning of its answer, and that beginning; empty when it has none.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.emulators.openai.control import Director
+from worker.emulators.openai.control import Controls
 from worker.emulators.openai.dialects import DIALECTS
 from worker.emulators.openai.faults import MATCH_READERS, MODES, Mode
 from worker.emulators.openai.options import SimOptions, add_arguments
@@ -56,7 +56,7 @@ def test_every_dialect_filter_and_counter_is_in_the_manual() -> None:
 @pytest.mark.parametrize("document", [text for text in EXAMPLES if '"only"' not in text])
 def test_every_example_is_understood(document: str) -> None:
     """Each control document of the manual is accepted; what it removes was added before."""
-    director = Director(SimOptions(), lambda: 0.0)
+    controls = Controls(SimOptions(), lambda: 0.0)
     if "remove" in document:
-        director.apply({"add": {"mode": "stream", "name": "cuts"}})
-    director.apply(json.loads(document))
+        controls.apply({"add": {"mode": "stream", "name": "cuts"}})
+    controls.apply(json.loads(document))

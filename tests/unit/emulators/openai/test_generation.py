@@ -12,7 +12,7 @@ from worker.emulators.openai.dialects import DIALECTS
 from worker.emulators.openai.generation import Generation, generate, subject
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.responses import response_body
-from worker.emulators.openai.seeded import WORDS, Dice, cut, plausible, spell
+from worker.emulators.openai.seeded import WORDS, Draws, schema_value, split_tokens, tokens_from
 from worker.emulators.openai.validation import Call, Endpoint, check
 
 ME = Identity("job-1", 1_800_000_000)
@@ -43,9 +43,9 @@ def call_of(endpoint: Endpoint = Endpoint.CHAT, **body: Any) -> Call:
     return check(endpoint, {"model": "m", **base[endpoint], **body}, SimOptions())
 
 
-def said(call: Call, *, seed: int = 0, body: bytes = b"body", **settings: Any) -> Generation:
+def generated(call: Call, *, seed: int = 0, body: bytes = b"body", **settings: Any) -> Generation:
     """Return what the model says to a call."""
-    return generate(call, Dice(seed, body), SimOptions.of(**settings))
+    return generate(call, Draws(seed, body), SimOptions.of(**settings))
 
 
 def test_the_vocabulary_is_one_word_per_byte() -> None:
@@ -58,17 +58,17 @@ def test_the_vocabulary_is_one_word_per_byte() -> None:
 @pytest.mark.parametrize("text", ["", "one", "Two words.", '{"a": [1, "ß"]}', "a\n\n  b 🙂!", "\u2028x"])
 def test_any_text_is_cut_into_tokens_without_loss(text: str) -> None:
     """Tokens joined are the text again."""
-    assert "".join(cut(text)) == text
+    assert "".join(split_tokens(text)) == text
 
 
 def test_same_seed_and_body_same_answer() -> None:
     """The answer depends on the seed and the body, on nothing else."""
     call = call_of(n=2)
-    first = said(call)
-    assert said(call) == first
+    first = generated(call)
+    assert generated(call) == first
     assert first.choices[0].text != first.choices[1].text
-    assert said(call, seed=1) != first
-    assert said(call, body=b"other") != first
+    assert generated(call, seed=1) != first
+    assert generated(call, body=b"other") != first
 
 
 def test_the_form_of_a_request_does_not_change_its_subject() -> None:
@@ -81,48 +81,48 @@ def test_the_form_of_a_request_does_not_change_its_subject() -> None:
 
 def test_answers_vary_around_the_mean_length() -> None:
     """Lengths lie between half of the mean and one and a half."""
-    lengths = {said(call_of(), body=bytes([n])).completion_tokens for n in range(200)}
+    lengths = {generated(call_of(), body=bytes([n])).completion_tokens for n in range(200)}
     assert min(lengths) == 12
     assert max(lengths) == 36
-    assert said(call_of(), answer_tokens=1).completion_tokens == 1
+    assert generated(call_of(), answer_tokens=1).completion_tokens == 1
 
 
 def test_max_tokens_is_honoured() -> None:
     """An answer that is cut says `length`, one that fits says `stop`."""
-    cut_off = said(call_of(max_tokens=3)).choices[0]
+    cut_off = generated(call_of(max_tokens=3)).choices[0]
     assert (len(cut_off.tokens), cut_off.finish_reason) == (3, "length")
-    whole = said(call_of(max_tokens=500)).choices[0]
+    whole = generated(call_of(max_tokens=500)).choices[0]
     assert whole.finish_reason == "stop"
     assert whole.text.startswith(cut_off.text)
-    assert said(call_of(Endpoint.COMPLETIONS, max_tokens=2)).completion_tokens == 2
-    assert said(call_of(Endpoint.RESPONSES, max_output_tokens=2)).completion_tokens == 2
+    assert generated(call_of(Endpoint.COMPLETIONS, max_tokens=2)).completion_tokens == 2
+    assert generated(call_of(Endpoint.RESPONSES, max_output_tokens=2)).completion_tokens == 2
 
 
 def test_reasoning_comes_first_and_counts() -> None:
     """Reasoning tokens are part of the completion tokens and of the budget."""
-    asked = said(call_of(reasoning_effort="low", max_tokens=14))
+    asked = generated(call_of(reasoning_effort="low", max_tokens=14))
     assert (asked.reasoning_tokens, asked.completion_tokens) == (12, 14)
-    assert said(call_of(), reasoning_tokens=5).reasoning_tokens == 5
-    assert said(call_of(reasoning_effort="none")).reasoning_tokens == 0
-    assert said(call_of(Endpoint.RESPONSES, reasoning={"effort": "high"})).reasoning_tokens == 12
+    assert generated(call_of(), reasoning_tokens=5).reasoning_tokens == 5
+    assert generated(call_of(reasoning_effort="none")).reasoning_tokens == 0
+    assert generated(call_of(Endpoint.RESPONSES, reasoning={"effort": "high"})).reasoning_tokens == 12
 
 
 def test_stop_sequences_end_the_text() -> None:
     """The text ends before the first stop sequence, which is not returned."""
-    text = said(call_of()).choices[0].text
+    text = generated(call_of()).choices[0].text
     stop = text[10:14]
-    stopped = said(call_of(stop=[stop, "never"])).choices[0]
+    stopped = generated(call_of(stop=[stop, "never"])).choices[0]
     assert (stopped.text, stopped.finish_reason) == (text[: text.find(stop)], "stop")
 
 
 def test_required_tools_are_called_with_fitting_arguments() -> None:
     """`required` and a named function always give a call whose arguments fit the schema."""
     for number in range(30):
-        choice = said(call_of(tools=TOOLS, tool_choice="required"), body=bytes([number])).choices[0]
+        choice = generated(call_of(tools=TOOLS, tool_choice="required"), body=bytes([number])).choices[0]
         assert choice.finish_reason == "tool_calls"
         assert {one.name for one in choice.tool_calls} <= {"weather", "news"}
     named = call_of(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "weather"}})
-    arguments = json.loads("".join(said(named).choices[0].tool_calls[0].arguments))
+    arguments = json.loads("".join(generated(named).choices[0].tool_calls[0].arguments))
     assert arguments.keys() == SCHEMA["properties"].keys()  # type: ignore[attr-defined]
     assert isinstance(arguments["city"], str)
     assert 1 <= arguments["days"] <= 7
@@ -131,43 +131,43 @@ def test_required_tools_are_called_with_fitting_arguments() -> None:
 
 def test_offered_tools_are_called_sometimes() -> None:
     """With `auto` some answers call a tool, some two, and most speak; with `none` and after a result all speak."""
-    counts = [len(said(call_of(tools=TOOLS), body=bytes([n])).choices[0].tool_calls) for n in range(100)]
+    counts = [len(generated(call_of(tools=TOOLS), body=bytes([n])).choices[0].tool_calls) for n in range(100)]
     assert set(counts) == {0, 1, 2}
     assert 30 < counts.count(0) < 70
     result = {"role": "tool", "tool_call_id": "1", "content": "rain"}
     for body in ({"tool_choice": "none"}, {"messages": [USER, result]}):
         call = call_of(tools=TOOLS, **body)
-        assert not any(said(call, body=bytes([n])).choices[0].tool_calls for n in range(30))
+        assert not any(generated(call, body=bytes([n])).choices[0].tool_calls for n in range(30))
     serial = call_of(tools=TOOLS, parallel_tool_calls=False, tool_choice="required")
-    assert {len(said(serial, body=bytes([n])).choices[0].tool_calls) for n in range(50)} == {1}
+    assert {len(generated(serial, body=bytes([n])).choices[0].tool_calls) for n in range(50)} == {1}
 
 
 @pytest.mark.parametrize("budget", range(1, 14))
 def test_tool_arguments_are_cut_by_max_tokens(budget: int) -> None:
     """Calls that do not fit their budget end with `length` and half their arguments, as real ones do."""
     bodies = [bytes([n]) for n in range(60)]
-    two = next(body for body in bodies if len(said(call_of(tools=TOOLS), body=body).choices[0].tool_calls) == 2)
-    whole = said(call_of(tools=TOOLS), body=two).completion_tokens
-    choice = said(call_of(tools=TOOLS, max_tokens=min(budget, whole - 1)), body=two).choices[0]
+    two = next(body for body in bodies if len(generated(call_of(tools=TOOLS), body=body).choices[0].tool_calls) == 2)
+    whole = generated(call_of(tools=TOOLS), body=two).completion_tokens
+    choice = generated(call_of(tools=TOOLS, max_tokens=min(budget, whole - 1)), body=two).choices[0]
     assert (choice.finish_reason, choice.token_count) == ("length", min(budget, whole - 1))
 
 
 def test_json_answers_are_json() -> None:
     """`json_object` gives an object, `json_schema` a value that fits."""
-    assert isinstance(json.loads(said(call_of(response_format={"type": "json_object"})).choices[0].text), dict)
+    assert isinstance(json.loads(generated(call_of(response_format={"type": "json_object"})).choices[0].text), dict)
     wanted = {"type": "json_schema", "json_schema": {"name": "w", "schema": SCHEMA}}
-    assert json.loads(said(call_of(response_format=wanted)).choices[0].text)["unit"] in {"C", "F"}
+    assert json.loads(generated(call_of(response_format=wanted)).choices[0].text)["unit"] in {"C", "F"}
     text = {"format": {"type": "json_schema", "name": "w", "schema": SCHEMA}}
-    assert json.loads(said(call_of(Endpoint.RESPONSES, text=text)).choices[0].text)["days"] <= 7
+    assert json.loads(generated(call_of(Endpoint.RESPONSES, text=text)).choices[0].text)["days"] <= 7
 
 
 def test_recursive_and_odd_schemas_end() -> None:
     """A schema that refers to itself, or is none at all, still gives a value."""
     tree = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "object", "properties": {"next": {"$ref": "#/$defs/n"}}}}}
-    assert json.dumps(plausible(tree, Dice(0))).count("next") > 3
+    assert json.dumps(schema_value(tree, Draws(0))).count("next") > 3
     odd: list[Any] = [True, None, {"type": "what"}, {"enum": []}, {"type": ["null", "boolean"]}, {"anyOf": [{"const": 1}]},
                       {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 2}, "minItems": 2}]  # fmt: skip
-    values = [plausible(schema, Dice(0)) for schema in odd]
+    values = [schema_value(schema, Draws(0)) for schema in odd]
     assert isinstance(values[4], bool)
     assert values[5:] == [1, [1.0, 1.0]]
 
@@ -175,17 +175,17 @@ def test_recursive_and_odd_schemas_end() -> None:
 def test_a_chat_body_has_openais_shape() -> None:
     """Ids, usage, logprobs and nulls stand where OpenAI's clients look for them."""
     call = call_of(logprobs=True, max_tokens=2)
-    body = chat_body(call, said(call), DIALECTS["openai"], ME)
+    body = chat_body(call, generated(call), DIALECTS["openai"], ME)
     choice = body["choices"][0]
     assert (body["id"], body["object"], body["created"]) == ("chatcmpl-job-1", "chat.completion", ME.created)
-    assert [entry["token"] for entry in choice["logprobs"]["content"]] == cut(choice["message"]["content"])
+    assert [entry["token"] for entry in choice["logprobs"]["content"]] == split_tokens(choice["message"]["content"])
     assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + 2
 
 
 def test_dialects_put_reasoning_where_they_do() -> None:
     """vLLM and Ollama say `reasoning`, SGLang and llama.cpp `reasoning_content`, OpenAI only counts it."""
     call = call_of()
-    bodies = {name: chat_body(call, said(call, reasoning_tokens=3), row, ME) for name, row in DIALECTS.items()}
+    bodies = {name: chat_body(call, generated(call, reasoning_tokens=3), row, ME) for name, row in DIALECTS.items()}
     found = {
         name: body["choices"][0]["message"].keys() & {"reasoning", "reasoning_content"} for name, body in bodies.items()
     }
@@ -199,7 +199,7 @@ def test_dialects_put_reasoning_where_they_do() -> None:
 def test_completions_of_several_prompts_are_in_order() -> None:
     """Each prompt has its n choices, and `echo` repeats it before each."""
     call = call_of(Endpoint.COMPLETIONS, prompt=["one", "two"], n=2, echo=True, logprobs=1, max_tokens=3)
-    body = completion_body(call, said(call), DIALECTS["openai"], ME)
+    body = completion_body(call, generated(call), DIALECTS["openai"], ME)
     texts = [choice["text"] for choice in body["choices"]]
     assert [text[:3] for text in texts] == ["one", "one", "two", "two"]
     assert body["choices"][0]["logprobs"]["text_offset"][0] == 0
@@ -208,9 +208,9 @@ def test_completions_of_several_prompts_are_in_order() -> None:
 def test_a_response_that_was_cut_is_incomplete() -> None:
     """The Responses API says why it stopped in its status."""
     call = call_of(Endpoint.RESPONSES, max_output_tokens=2)
-    body = response_body(call, said(call), DIALECTS["openai"], ME)
+    body = response_body(call, generated(call), DIALECTS["openai"], ME)
     assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
-    whole = response_body(call, said(call_of(Endpoint.RESPONSES)), DIALECTS["openai"], ME)
+    whole = response_body(call, generated(call_of(Endpoint.RESPONSES)), DIALECTS["openai"], ME)
     assert (whole["status"], whole["incomplete_details"]) == ("completed", None)
 
 
@@ -230,5 +230,5 @@ def test_embeddings_are_unit_vectors_of_the_text() -> None:
 
 def test_words_make_sentences() -> None:
     """Capitals and full stops stand where sentences begin and end."""
-    text = "".join(spell(bytes(range(20))))
+    text = "".join(tokens_from(bytes(range(20))))
     assert (text[0].isupper(), text.endswith("."), text.count(".")) == (True, True, 3)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.seeded import Dice
-from worker.emulators.openai.serving import pace
+from worker.emulators.openai.seeded import Draws
+from worker.emulators.openai.serving import due_times
 from worker.emulators.openai.timing import (
     TokenBucket,
     parse_capacity,
@@ -53,7 +53,7 @@ def test_latencies_read_back(text: str) -> None:
 def test_a_lognormal_latency_has_its_median() -> None:
     """Half of the draws of a lognormal latency lie below its median, and they spread by its sigma."""
     latency = parse_latency("lognormal:2s,0.5")
-    draws = [latency.draw(Dice(1, place).uniform("latency")) for place in range(4000)]
+    draws = [latency.draw(Draws(1, place).uniform("latency")) for place in range(4000)]
     assert median(draws) == pytest.approx(2.0, rel=0.05)
     assert latency.draw(0.8413) == pytest.approx(2 * 2.71828**0.5, rel=0.01)
 
@@ -153,9 +153,9 @@ def test_impossible_capacities_are_refused(value: object) -> None:
 
 def test_pace_is_the_same_streamed_and_not() -> None:
     """Generation speed adds to the first token, and latency is the least total."""
-    fast = pace(SimOptions.of(latency="1s", tokens_per_s=10), 5, lambda: Dice(0), 1.0)
+    fast = due_times(SimOptions.of(latency="1s", tokens_per_s=10), 5, lambda: Draws(0), 1.0)
     assert (fast.first_s, fast.total_s) == (1.0, 1.5)
-    early = pace(SimOptions.of(latency="1s", ttft="100ms"), 5, lambda: Dice(0), 2.0)
+    early = due_times(SimOptions.of(latency="1s", ttft="100ms"), 5, lambda: Draws(0), 2.0)
     assert (early.first_s, early.total_s) == (0.2, 2.0)
     assert early.due_s(5, 10) == pytest.approx(1.1)
     assert early.due_s(0, 0) == 2.0
@@ -164,8 +164,8 @@ def test_pace_is_the_same_streamed_and_not() -> None:
 @given(st.integers(), st.text(), st.integers(1, 50))
 def test_draws_depend_on_seed_and_label_alone(seed: int, label: str, high: int) -> None:
     """The same key and label give the same draw, and every draw lies in its range."""
-    dice = Dice(seed, b"body")
-    assert 0 < dice.uniform("x" + label.encode("utf-8", "ignore").decode()) < 1
-    assert 1 <= dice.between("y", 1, high) <= high
-    assert Dice(seed, b"body").data("z", 9) == dice.data("z", 20)[:9]
-    assert Dice(seed, "a", "b").hex("id") != Dice(seed, "ab", "").hex("id")
+    draws = Draws(seed, b"body")
+    assert 0 < draws.uniform("x" + label.encode("utf-8", "ignore").decode()) < 1
+    assert 1 <= draws.between("y", 1, high) <= high
+    assert Draws(seed, b"body").data("z", 9) == draws.data("z", 20)[:9]
+    assert Draws(seed, "a", "b").hex("id") != Draws(seed, "ab", "").hex("id")

@@ -48,7 +48,7 @@ def test_a_command_line_without_latency_takes_50_ms() -> None:
 
 
 def test_every_fault_is_in_one_message() -> None:
-    """Somebody who made four mistakes reads about four mistakes."""
+    """The error names all four mistakes."""
     with pytest.raises(ValueError, match="max_concurrency") as raised:
         with_changes(SimOptions(), {"max_concurrency": 0, "dialect": "klingon", "latencyy": 1, "rate": "no"})
     assert all(name in str(raised.value) for name in ("max_concurrency:", "dialect:", "latencyy", "rate:"))

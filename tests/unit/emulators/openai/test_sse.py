@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.simbackend_streams import ME, a_call, events_of, read, says, written
 from worker.emulators.openai.dialects import DIALECTS, Kind
 from worker.emulators.openai.responses import response_events
-from worker.emulators.openai.sse import BOM, PLAIN, Break, End, Event, StreamFault, Wait, Write, frame, script
+from worker.emulators.openai.sse import BOM, PLAIN, Break, End, Event, StreamFault, Wait, Write, frame, stream_steps
 from worker.emulators.openai.validation import Endpoint
 
 
@@ -18,8 +18,8 @@ def test_line_endings(name: Any, end: bytes) -> None:
     """All three line endings of the format can be sent, with or without a byte order mark."""
     data = frame(Event({"a": 1}, name="x"), StreamFault(line_ending=name))
     assert data == b"event: x" + end + b'data: {"a":1}' + end + end
-    acts = script([Event({"a": 1})], StreamFault(line_ending=name, bom=True))
-    assert written(acts).startswith(BOM + b"data")
+    steps = stream_steps([Event({"a": 1})], StreamFault(line_ending=name, bom=True))
+    assert written(steps).startswith(BOM + b"data")
 
 
 def test_json_over_several_lines_is_the_same_json() -> None:
@@ -32,9 +32,9 @@ def test_json_over_several_lines_is_the_same_json() -> None:
 @given(st.integers(1, 40))
 def test_splitting_changes_no_byte(size: int) -> None:
     """Writes of any size together are the stream, none is longer, and some cut a character."""
-    whole = written(script(events_of(a_call())))
-    acts = script(events_of(a_call()), StreamFault(split_bytes=size))
-    writes = [act.data for act in acts if isinstance(act, Write)]
+    whole = written(stream_steps(events_of(a_call())))
+    steps = stream_steps(events_of(a_call()), StreamFault(split_bytes=size))
+    writes = [step.data for step in steps if isinstance(step, Write)]
     assert b"".join(writes) == whole
     assert max(map(len, writes)) <= size
     if size == 1:
@@ -50,12 +50,12 @@ def test_splitting_changes_no_byte(size: int) -> None:
 )  # fmt: skip
 def test_streams_break_at_the_byte(kind: str, ending: str, where: dict[str, int]) -> None:
     """What is sent is the beginning of the whole stream, cut at the wanted place, and ends in the wanted way."""
-    whole = written(script(events_of(a_call())))
-    acts = script(events_of(a_call()), StreamFault(Break(kind), **where))
-    sent = written(acts)
+    whole = written(stream_steps(events_of(a_call())))
+    steps = stream_steps(events_of(a_call()), StreamFault(Break(kind), **where))
+    sent = written(steps)
     assert whole.startswith(sent)
-    assert acts[-1] == End(ending)  # type: ignore[arg-type]
-    assert [isinstance(act, End) for act in acts].count(True) == 1
+    assert steps[-1] == End(ending)  # type: ignore[arg-type]
+    assert [isinstance(step, End) for step in steps].count(True) == 1
     if "after_bytes" in where:
         assert len(sent) == min(where["after_bytes"], len(whole))
     elif "after_events" in where:
@@ -68,24 +68,24 @@ def test_streams_break_at_the_byte(kind: str, ending: str, where: dict[str, int]
 def test_stalled_streams_go_on_afterwards(kind: str, interval: float | None) -> None:
     """An idle time or comments stand between two parts of a whole stream."""
     fault = StreamFault(Break(kind), after_events=2, idle_s=9.0, comment_every_s=0.5)
-    acts = script(events_of(a_call()), fault)
-    assert written(acts) == written(script(events_of(a_call())))
-    waits = [place for place, act in enumerate(acts) if isinstance(act, Wait)]
-    assert [acts[place] for place in waits] == [Wait(9.0, interval)]
-    assert len(read(written(acts[: waits[0]]))) == 2
+    steps = stream_steps(events_of(a_call()), fault)
+    assert written(steps) == written(stream_steps(events_of(a_call())))
+    waits = [place for place, step in enumerate(steps) if isinstance(step, Wait)]
+    assert [steps[place] for place in waits] == [Wait(9.0, interval)]
+    assert len(read(written(steps[: waits[0]]))) == 2
 
 
 def test_streams_without_an_end() -> None:
     """`[DONE]`, every finish_reason and the last blank line can be left out."""
-    payloads = read(written(script(events_of(a_call(n=2)), StreamFault(missing_done=True))))
+    payloads = read(written(stream_steps(events_of(a_call(n=2)), StreamFault(missing_done=True))))
     assert payloads[-1] != "[DONE]"
-    payloads = read(written(script(events_of(a_call(n=2)), StreamFault(missing_finish_reason=True))))
+    payloads = read(written(stream_steps(events_of(a_call(n=2)), StreamFault(missing_finish_reason=True))))
     assert payloads[-1] == "[DONE]"
     assert not any(choice["finish_reason"] for chunk in payloads[:-1] for choice in chunk["choices"])
-    assert written(script(events_of(a_call()), StreamFault(missing_last_blank=True))).endswith(b"data: [DONE]")
+    assert written(stream_steps(events_of(a_call()), StreamFault(missing_last_blank=True))).endswith(b"data: [DONE]")
     call = a_call(Endpoint.RESPONSES)
     events = response_events(call, says(call), DIALECTS["openai"], ME)
-    last = read(written(script(events, StreamFault(missing_finish_reason=True))))[-1]
+    last = read(written(stream_steps(events, StreamFault(missing_finish_reason=True))))[-1]
     assert last["type"] == "response.output_item.done"
 
 
@@ -96,7 +96,7 @@ def test_error_events_are_the_dialects(dialect: str, place: int | None) -> None:
     row = DIALECTS[dialect]
     fault = StreamFault(Break.ERROR_EVENT, after_events=place, error=Kind.OVERLOADED)
     payloads = read(
-        written(script(events_of(a_call(), dialect), fault, dialect, done_after_error=row.done_after_error))
+        written(stream_steps(events_of(a_call(), dialect), fault, dialect, done_after_error=row.done_after_error))
     )
     assert (payloads[-1:] == ["[DONE]"]) is row.done_after_error
     errors = [payload for payload in payloads if isinstance(payload, dict) and "error" in payload]
@@ -110,7 +110,7 @@ def test_the_responses_api_has_its_own_errors() -> None:
     call = a_call(Endpoint.RESPONSES)
     for kind in (Break.ERROR_EVENT, Break.FAILED_EVENT):
         events = response_events(call, says(call), DIALECTS["openai"], ME)
-        last = read(written(script(events, StreamFault(kind, after_events=3, error=Kind.OVERLOADED))))[-1]
+        last = read(written(stream_steps(events, StreamFault(kind, after_events=3, error=Kind.OVERLOADED))))[-1]
         error = last if kind is Break.ERROR_EVENT else last["response"]["error"]
         assert last["type"] == ("error" if kind is Break.ERROR_EVENT else "response.failed")
         assert error["code"] == "server_is_overloaded"
@@ -120,6 +120,6 @@ def test_the_responses_api_has_its_own_errors() -> None:
 def test_writes_say_how_many_tokens_they_stand_for() -> None:
     """Token counts grow with the writes up to the whole generation, so that a stream can be paced."""
     call = a_call()
-    counts = [act.tokens for act in script(events_of(call), PLAIN) if isinstance(act, Write)]
+    counts = [step.tokens for step in stream_steps(events_of(call), PLAIN) if isinstance(step, Write)]
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (0, says(call).completion_tokens)

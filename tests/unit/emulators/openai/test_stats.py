@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from worker.emulators.openai.serving import Gate
+from worker.emulators.openai.serving import Slots
 from worker.emulators.openai.stats import MAX_PATHS, Stats, Tally
 
 
@@ -43,7 +43,7 @@ def test_wasted_generations_are_counted_by_body() -> None:
     for body in (1, 2, 1, 1):
         stats.identify("id", body)
         stats.complete(body, 10)
-    stats.waste(4)
+    stats.add_undelivered(4)
     snapshot = stats.snapshot()
     assert snapshot["generations"] == {"completed": 4, "distinct_bodies": 2, "bodies_generated_again": 1, "wasted": 2}
     assert snapshot["tokens"] == {"generated": 44, "repeated": 20, "undelivered": 4}
@@ -99,50 +99,50 @@ async def settle() -> None:
 
 async def test_slots_are_given_in_order() -> None:
     """Above the limit requests wait and enter in the order they came, one for each that leaves."""
-    gate = Gate(1)
+    slots = Slots(1)
     entered: list[int] = []
 
     async def visit(number: int) -> None:
-        await gate.enter()
+        await slots.acquire()
         entered.append(number)
 
     tasks = [asyncio.ensure_future(visit(number)) for number in range(3)]
     await settle()
-    assert (entered, gate.waiting, gate.has_room) == ([0], 2, False)
-    gate.leave()
+    assert (entered, slots.waiting, slots.has_free_slot) == ([0], 2, False)
+    slots.release()
     await settle()
     assert entered == [0, 1]
-    gate.set_limit(None)
+    slots.set_limit(None)
     await asyncio.gather(*tasks)
-    assert (entered, gate.in_service, gate.has_room) == ([0, 1, 2], 2, True)
+    assert (entered, slots.in_service, slots.has_free_slot) == ([0, 1, 2], 2, True)
 
 
-async def test_a_lower_limit_stops_nobody_who_is_in() -> None:
+async def test_a_lower_limit_ends_no_request_in_service() -> None:
     """Requests in service finish; new ones wait until fewer than the new limit remain."""
-    gate = Gate(3)
+    slots = Slots(3)
     for _ in range(3):
-        await gate.enter()
-    gate.set_limit(1)
-    late = asyncio.ensure_future(gate.enter())
+        await slots.acquire()
+    slots.set_limit(1)
+    late = asyncio.ensure_future(slots.acquire())
     for left in (2, 1):
-        gate.leave()
+        slots.release()
         await settle()
-        assert (gate.in_service, late.done()) == (left, False)
-    gate.leave()
+        assert (slots.in_service, late.done()) == (left, False)
+    slots.release()
     await late
-    assert gate.in_service == 1
+    assert slots.in_service == 1
 
 
 @pytest.mark.parametrize("granted", [False, True])
 async def test_a_cancelled_wait_keeps_no_slot(granted: bool) -> None:
     """Cancelled while waiting, or in the moment a slot was granted, a request leaves nothing behind."""
-    gate = Gate(1)
-    await gate.enter()
-    waiter = asyncio.ensure_future(gate.enter())
+    slots = Slots(1)
+    await slots.acquire()
+    waiter = asyncio.ensure_future(slots.acquire())
     await settle()
     if granted:
-        gate.leave()
+        slots.release()
     waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiter
-    assert (gate.in_service, gate.waiting) == (0 if granted else 1, 0)
+    assert (slots.in_service, slots.waiting) == (0 if granted else 1, 0)

@@ -10,7 +10,7 @@ from worker.emulators.openai.dialects import DIALECTS, Dialect
 from worker.emulators.openai.generation import Generation
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.responses import response_body, response_events
-from worker.emulators.openai.sse import script
+from worker.emulators.openai.sse import stream_steps
 from worker.emulators.openai.validation import Endpoint, check
 
 TOOLS = [
@@ -82,7 +82,7 @@ def test_chat_chunks_add_up_to_the_unary_body(dialect: str, request_body: dict[s
     row: Dialect = DIALECTS[dialect]
     for body in (b"1", b"2", b"3"):
         generation = says(call, body)
-        chunks = read(written(script(chunk_events(call, generation, row, ME))))
+        chunks = read(written(stream_steps(chunk_events(call, generation, row, ME))))
         assert chunks[-1] == "[DONE]"
         assert canon(assembled(chunks, "chat.completion")) == canon(chat_body(call, generation, row, ME))
 
@@ -93,7 +93,7 @@ def test_text_chunks_add_up_to_the_unary_body(dialect: str, request_body: dict[s
     """Text completions too."""
     call = a_call(Endpoint.COMPLETIONS, **request_body)
     generation = says(call)
-    chunks = read(written(script(chunk_events(call, generation, DIALECTS[dialect], ME))))
+    chunks = read(written(stream_steps(chunk_events(call, generation, DIALECTS[dialect], ME))))
     whole = completion_body(call, generation, DIALECTS[dialect], ME)
     assert canon(assembled(chunks, "text_completion")) == canon(whole)
 
@@ -106,7 +106,7 @@ def test_a_streamed_response_ends_with_the_unary_body(body: dict[str, Any]) -> N
     """The terminal event carries the unary body, deltas add up to its text, and events are numbered."""
     call = a_call(Endpoint.RESPONSES, **body)
     generation = says(call)
-    events = read(written(script(response_events(call, generation, DIALECTS["vllm"], ME))))
+    events = read(written(stream_steps(response_events(call, generation, DIALECTS["vllm"], ME))))
     whole = response_body(call, generation, DIALECTS["vllm"], ME)
     assert events[-1]["response"] == whole
     assert events[-1]["type"] == f"response.{whole['status']}"

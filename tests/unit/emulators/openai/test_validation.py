@@ -92,8 +92,8 @@ def test_bad_chats_are_refused_as_openai_does(body: dict[str, Any], param: str, 
     """Each fault is a 400 that names the parameter and OpenAI's code for it."""
     with pytest.raises(SimError) as raised:
         checked(body)
-    said = raised.value.spelled("openai")
-    assert (said.status, said.param, said.code, said.type) == (400, param, code, "invalid_request_error")
+    fields = raised.value.in_dialect("openai")
+    assert (fields.status, fields.param, fields.code, fields.type) == (400, param, code, "invalid_request_error")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_prompt_above_the_window_is_a_context_length_error() -> None:
     assert checked({**text, "max_tokens": 20}, context_window=126).prompt_tokens == 106
     with pytest.raises(SimError) as raised:
         checked({**text, "max_tokens": 21}, context_window=126)
-    assert "maximum context length is 126 tokens" in raised.value.spelled("openai").message
+    assert "maximum context length is 126 tokens" in raised.value.in_dialect("openai").message
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"null", b'{"a": NaN}', b"\xff\xfe", b"[" * 100_000])
@@ -176,7 +176,7 @@ def test_any_json_is_accepted_or_refused(endpoint: Endpoint, body: dict[str, Any
     try:
         outcome = check(endpoint, {"model": "m", **body}, SimOptions()).endpoint
     except SimError as error:
-        outcome = error.spelled("openai").status
+        outcome = error.in_dialect("openai").status
     assert outcome in {400, endpoint}
 
 
