@@ -11,7 +11,9 @@ compares the healthy ones with a run in which they are alone.  The targets, each
   minutes;
 * `own error`: its answer is its own error, not another's;
 * `calls`: at most three calls of the backend for each delivery attempt that a message may have;
-* `outage`: while the whole backend is away no message is answered with an error and none is nacked.
+* `outage`: while the whole backend is away no message is answered with an error and none is nacked; the same for
+  messages that are alone and all fail in a way that nothing tells from an outage;
+* `recovery`: the first answer comes within 7 s of the end of an outage.
 
 The exit code is 1 when a target is missed.
 """
@@ -36,6 +38,8 @@ SHARES = (1, 5, 20)
 RATE_PER_S = 20.0
 TRAFFIC_S = 120.0
 BACKLOG = 1200
+HELD_S = 600.0
+"""For so long messages are watched that wait for the backend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +118,10 @@ def _starving(name: str, *, first: bool, routes: int) -> Plan:
 
 
 def outage(_: int) -> Plan:
-    """Traffic for five minutes; the backend is away in the middle three."""
+    """Ten messages a second for five minutes; the backend is away in the middle three."""
     return Plan(
         name="outage",
-        sends=_named((n / RATE_PER_S, False) for n in range(round(300 * RATE_PER_S))),
+        sends=_named((n / 10, False) for n in range(3000)),
         outage=(60.0, 240.0),
     )
 
@@ -183,14 +187,17 @@ def plan_of(cell: Cell) -> Plan:
 
 def kind_of(cell: Cell) -> Kind:
     """Return how the cell's messages fail; while the whole model is away they name that model."""
-    kind = KINDS[cell.kind]
+    kind = KINDS.get(cell.kind, KINDS["500"])  # an outage has no failing messages
     return replace(kind, model="other") if "away" in cell.scenario else kind
 
 
 @functools.cache
 def alone(scenario: str, share: int | None, *, is_streamed: bool) -> Run:
     """Run a scenario's healthy messages without the others."""
-    plan = PLANS[scenario](share or 0).healthy()
+    plan = PLANS[scenario](share or 0)
+    if plan.outage is not None or not plan.healthy().sends:
+        return Run(plan, [])
+    plan = plan.healthy()
     return play(plan, KINDS["500"], 5, is_streamed=is_streamed)
 
 
@@ -204,8 +211,14 @@ def measure(cell: Cell) -> Result:
         cell.attempts,
         is_streamed=cell.is_streamed,
         outage=OUTAGES.get(cell.kind, OUTAGES["connect"]),
+        until_s=HELD_S if _is_held(cell) else None,
     )
-    missed = tuple(_missed_in_outage(run) if run.plan.outage else _missed(cell, run, without))
+    if run.plan.outage is not None:
+        missed = tuple(_missed_in_outage(run))
+    elif _is_held(cell):
+        missed = tuple(_missed_while_held(run))
+    else:
+        missed = tuple(_missed(cell, run, without))
     return Result(cell=cell, run=run, alone=without, missed=missed, took_s=time.perf_counter() - began)
 
 
@@ -235,10 +248,19 @@ def _missed(cell: Cell, run: Run, without: Run) -> Iterator[str]:
         yield "calls"
 
 
+def _is_held(cell: Cell) -> bool:
+    return cell.scenario == "six alone" and kind_of(cell).is_held
+
+
+def _missed_while_held(run: Run) -> Iterator[str]:
+    if any(m.nacks or m.answered_at is not None for m in run.messages):
+        yield "outage"
+
+
 def _missed_in_outage(run: Run) -> Iterator[str]:
     if any(m.answered_at is None for m in run.messages):
         yield "unanswered"
-    if any(m.nacks or m.status not in (200, None) for m in run.messages):
+    if any(m.nacks or m.answers > 1 or m.status not in (200, None) for m in run.messages):
         yield "outage"
     assert run.plan.outage is not None
     end_s = run.plan.outage[1]

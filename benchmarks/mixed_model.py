@@ -63,6 +63,8 @@ class Kind:
     """Of the failing messages: what concerns one model is said of another one than the healthy messages name."""
     streamed: bool = False
     """It exists in streams only."""
+    is_held: bool = False
+    """When every message fails so, nothing tells it from an outage: they wait for the backend's return."""
     hint_s: float = 0.0
     """The backend's Retry-After: one of it may be added to the time within which the answer must come."""
 
@@ -88,16 +90,19 @@ KINDS: Mapping[str, Kind] = {
         ),
         status=502,
         error_class="auth",
+        is_held=True,
     ),
     "402": Kind(
         answer=_refusal(402, _error("litellm.PaymentRequiredError: insufficient balance", code="402")),
         status=402,
         error_class="quota",
+        is_held=True,
     ),
     "429 quota": Kind(
         answer=_refusal(429, _error("You exceeded your current quota.", "insufficient_quota", "insufficient_quota")),
         status=429,
         error_class="quota",
+        is_held=True,
     ),
     "403": Kind(
         answer=_refusal(403, _error("Your chosen model requires moderation and your input was flagged", code=403)),
@@ -110,24 +115,39 @@ KINDS: Mapping[str, Kind] = {
         error_class="model_not_found",
         model=OTHER_MODEL,
     ),
-    "429": Kind(answer=_refusal(429, _LIMIT), status=429, error_class="rate_limited"),
-    "429 after 3 s": Kind(answer=_refusal(429, _LIMIT, "3"), status=429, error_class="rate_limited", hint_s=3.0),
-    "429 after 1 h": Kind(answer=_refusal(429, _LIMIT, "3600"), status=429, error_class="rate_limited", hint_s=3600.0),
+    "429": Kind(answer=_refusal(429, _LIMIT), status=429, error_class="rate_limited", is_held=True),
+    "429 after 3 s": Kind(
+        answer=_refusal(429, _LIMIT, "3"), status=429, error_class="rate_limited", is_held=True, hint_s=3.0
+    ),
+    "429 after 1 h": Kind(
+        answer=_refusal(429, _LIMIT, "3600"), status=429, error_class="rate_limited", is_held=True, hint_s=3600.0
+    ),
     "500": Kind(answer=_refusal(500, _500), status=500, error_class="server_error"),
     "502 HTML": Kind(answer=_refusal(502, _BAD_GATEWAY), status=502, error_class="server_error"),
-    "503": Kind(answer=_refusal(503, _BUSY), status=503, error_class="overloaded"),
-    "503 after 1 h": Kind(answer=_refusal(503, _BUSY, "3600"), status=503, error_class="overloaded", hint_s=3600.0),
+    "503": Kind(answer=_refusal(503, _BUSY), status=503, error_class="overloaded", is_held=True),
+    "503 after 1 h": Kind(
+        answer=_refusal(503, _BUSY, "3600"), status=503, error_class="overloaded", is_held=True, hint_s=3600.0
+    ),
     "loading": Kind(
         answer=_refusal(503, _error("Loading model", "unavailable_error", 503)),
         status=503,
         error_class="not_ready",
+        is_held=True,
         model=OTHER_MODEL,
     ),
     "503 gateway": Kind(
-        answer=_refusal(503, b"no healthy upstream"), status=503, error_class="not_ready", model=OTHER_MODEL
+        answer=_refusal(503, b"no healthy upstream"),
+        status=503,
+        error_class="not_ready",
+        is_held=True,
+        model=OTHER_MODEL,
     ),
     "504 gateway": Kind(
-        answer=_refusal(504, b'{"error": "Gateway Timeout"}'), status=503, error_class="not_ready", model=OTHER_MODEL
+        answer=_refusal(504, b'{"error": "Gateway Timeout"}'),
+        status=503,
+        error_class="not_ready",
+        is_held=True,
+        model=OTHER_MODEL,
     ),
     "empty 200": Kind(
         answer=_refusal(200, b'{"id":"c-1","object":"chat.completion","choices":[]}'),
