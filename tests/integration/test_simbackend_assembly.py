@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.simbackend_streams import ME, a_call, says, written
+from tests.support.simbackend_streams import ME, generated, stream_call, written
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import SSEParser
 from worker.emulators.openai.answers import chat_body, chunk_events, completion_body
@@ -51,8 +51,8 @@ def canon(value: Any) -> Any:
 def test_streams_assemble_to_the_unary_body(dialect: str, endpoint: Endpoint, extra: dict[str, Any]) -> None:
     """Whatever the dialect, the line endings and the cuts, the assembled body is the one sent without a stream."""
     row = DIALECTS[dialect]
-    call = a_call(endpoint, **extra)
-    generation = says(call)
+    call = stream_call(endpoint, **extra)
+    generation = generated(call)
     make = {Endpoint.CHAT: chat_body, Endpoint.COMPLETIONS: completion_body, Endpoint.RESPONSES: response_body}[
         endpoint
     ]

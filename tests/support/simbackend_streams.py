@@ -1,4 +1,4 @@
-"""Streams of the simulated server without a server: made, written and read back."""
+"""Calls, answers and streams of the simulated server without a server: made, written and read back."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from worker.emulators.openai.validation import Call, Endpoint, check
 ME = Identity("job-1", 1_800_000_000)
 
 
-def a_call(endpoint: Endpoint = Endpoint.CHAT, **body: Any) -> Call:
+def stream_call(endpoint: Endpoint = Endpoint.CHAT, **body: Any) -> Call:
     """Return a streamed call that asks for usage where it can."""
     base: dict[str, Any] = {"model": "m", "stream": True}
     if endpoint is Endpoint.RESPONSES:
@@ -28,14 +28,25 @@ def a_call(endpoint: Endpoint = Endpoint.CHAT, **body: Any) -> Call:
     return check(endpoint, {**base, **body}, SimOptions())
 
 
-def says(call: Call, body: bytes = b"x", **settings: Any) -> Generation:
-    """Return what the model says."""
-    return generate(call, Draws(0, body), SimOptions.of(**settings))
+def unary_call(endpoint: Endpoint = Endpoint.CHAT, **body: Any) -> Call:
+    """Return a checked call."""
+    base: dict[Endpoint, dict[str, Any]] = {
+        Endpoint.CHAT: {"messages": [{"role": "user", "content": "hello"}]},
+        Endpoint.COMPLETIONS: {"prompt": "once"},
+        Endpoint.RESPONSES: {"input": "hi"},
+        Endpoint.EMBEDDINGS: {"input": "hi"},
+    }
+    return check(endpoint, {"model": "m", **base[endpoint], **body}, SimOptions())
+
+
+def generated(call: Call, body: bytes = b"x", *, seed: int = 0, **settings: Any) -> Generation:
+    """Return what the model says to a call."""
+    return generate(call, Draws(seed, body), SimOptions.of(**settings))
 
 
 def events_of(call: Call, dialect: str = "openai", **settings: Any) -> list[Event]:
     """Return the events of a whole stream."""
-    return chunk_events(call, says(call, **settings), DIALECTS[dialect], ME)
+    return chunk_events(call, generated(call, **settings), DIALECTS[dialect], ME)
 
 
 def read(data: bytes) -> list[Any]:

@@ -2,7 +2,7 @@
 What the server is told to do wrong, for whom, and for how long.
 
 Pure: `parse_control` checks a control document completely before anything changes, `Controls` picks the behaviour for
-a request; the clock is handed in.  The first active behaviour in the list whose filters match a request decides; a
+a request; the clock is an argument.  The first active behaviour in the list whose filters match a request decides; a
 request that none matches is served as usual.
 """
 

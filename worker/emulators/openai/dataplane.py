@@ -16,15 +16,14 @@ import msgspec
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from worker.emulators.openai.answers import Identity, chat_body, completion_body, embedding_body
+from worker.emulators.openai.answers import Identity
 from worker.emulators.openai.control import Controls
 from worker.emulators.openai.dialects import DIALECTS, Answer, Kind, SimError, error_answer
 from worker.emulators.openai.faults import Behaviour, Drop, Facts, Hang, Stage, replacement, retry_after_header
 from worker.emulators.openai.generation import generate, subject
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.responses import response_body
 from worker.emulators.openai.seeded import Draws
-from worker.emulators.openai.serving import Exchange, Serving, Slots
+from worker.emulators.openai.serving import Exchange, Serving, Slots, unary_body
 from worker.emulators.openai.stats import Stats
 from worker.emulators.openai.timing import TokenBucket
 from worker.emulators.openai.transport import SENT, SENT_AND_CLOSE, Sender, response_head
@@ -38,6 +37,10 @@ from worker.emulators.openai.validation import (
     split_continuation,
 )
 
+_MODELS = "/v1/models"
+_DEFAULT_MODEL = "simulated"
+_LIMIT_WAIT_S = 1.0
+"""What `auto` tells a client that found no free slot: when one will be free is unknown."""
 _MARK = "\x01"
 """Stands for the request id while the bytes are made; JSON writes it as an escape that occurs nowhere else."""
 _ESCAPED_MARK = msgspec.json.encode(_MARK)[1:-1]
@@ -47,28 +50,17 @@ _SAMPLES: Mapping[Endpoint, dict[str, object]] = {
     Endpoint.RESPONSES: {"input": "Say something."},
     Endpoint.EMBEDDINGS: {"input": "Say something.", "dimensions": 8},
 }
-_BODIES = {
-    Endpoint.CHAT: chat_body,
-    Endpoint.COMPLETIONS: completion_body,
-    Endpoint.RESPONSES: response_body,
-}
-
-
-def body_of(call: Call, options: SimOptions, identity: Identity, draws: Draws) -> dict[str, object]:
-    """Return the unary body of a call as nothing but its seed and itself make it."""
-    if call.endpoint is Endpoint.EMBEDDINGS:
-        return embedding_body(call, options.seed)
-    return _BODIES[call.endpoint](call, generate(call, draws, options), DIALECTS[options.dialect], identity)
 
 
 class Prepared:
-    """The bytes of one path's answer."""
+    """The bytes of one path's answer, always the unary one."""
 
     def __init__(self, endpoint: Endpoint, options: SimOptions, created: int) -> None:
         """Make the answer once; `created` is Unix seconds."""
         call = check(endpoint, {"model": "simulated", **_SAMPLES[endpoint]}, options)
-        body = msgspec.json.encode(body_of(call, options, Identity(_MARK, created), Draws(options.seed, endpoint)))
-        self._parts = body.split(_ESCAPED_MARK)
+        generation = generate(call, Draws(options.seed, endpoint), options)
+        body = unary_body(call, generation, options, Identity(_MARK, created))
+        self._parts = msgspec.json.encode(body).split(_ESCAPED_MARK)
         self._fixed = sum(map(len, self._parts))
         self._marks = len(self._parts) - 1
 
@@ -85,12 +77,6 @@ def prepare(options: SimOptions, created: int) -> Mapping[str, Prepared]:
     return {endpoint.value: Prepared(endpoint, options, created) for endpoint in Endpoint}
 
 
-_MODELS = "/v1/models"
-_DEFAULT_MODEL = "simulated"
-_LIMIT_WAIT_S = 1.0
-"""What `auto` tells a client that found no room: when there will be some is unknown."""
-
-
 class DataPlane:
     """Serves what clients of a model server ask for."""
 
@@ -105,15 +91,15 @@ class DataPlane:
         if controls.options.zero_cost:
             self._prepared = prepare(controls.options, int(time.time()))
         self.drops = 0
-        """How often the server itself dropped its connections; a client lost then has not left by itself."""
+        """How often the server itself dropped its connections; a client lost then did not disconnect by itself."""
         self.end_hangs = asyncio.Event()
-        """Set and replaced to let go of hanging requests."""
+        """Set and replaced to end hanging requests."""
 
     async def handle(self, request: BaseRequest) -> web.StreamResponse:
         """
         Answer one request.
 
-        Cancellation: the client has gone or the server stops; the request is counted and its slot is free again.
+        Cancellation: the client has disconnected or the server stops; the request is counted, its slot is free again.
         """
         path = request.path
         prepared = self._prepared.get(path)
@@ -140,7 +126,7 @@ class DataPlane:
         await request.read()
         transport = request.transport
         if transport is None:
-            raise ConnectionResetError("the client has gone")
+            raise ConnectionResetError("the client has disconnected")
         transport.write(prepared.bytes_for(_clean(request.headers.get("X-Request-Id")) or "0"))
         return SENT if request.keep_alive else SENT_AND_CLOSE
 

@@ -147,7 +147,7 @@ _ROWS = (
     Mode("say", Stage.ALTER, "answers exactly this text", {"text": Param(text, "")}),
     Mode("slow_first_byte", Stage.ALTER, "waits before the head", {"delay_s": Param(parse_duration, 10.0)}),
     Mode("slow_body", Stage.ALTER, "waits between head and body", {"delay_s": Param(parse_duration, 10.0)}),
-    Mode("stream", Stage.STREAM, "breaks or bends streams", _STREAM_PARAMS),
+    Mode("stream", Stage.STREAM, "breaks or distorts streams", _STREAM_PARAMS),
     Mode(
         "refuse",
         Stage.LISTENER,
@@ -245,7 +245,7 @@ class Behaviour:
         return "spent" if over or (self.count is not None and self.hits >= self.count) else "active"
 
     def takes(self, facts: Facts, now_s: float, seed: int) -> bool:
-        """Return whether it hits this request, and count that it was asked."""
+        """Return whether it hits this request; a match is counted."""
         wrong_form = facts.stream if self.mode.unary_only else self.mode.stage is Stage.STREAM and not facts.stream
         in_scope = facts.is_inference or self.mode.whole_server or self.match.path is not None
         if self.state(now_s) != "active" or not in_scope or wrong_form:
@@ -336,7 +336,7 @@ def replacement(  # noqa: PLR0911 - one return per mode
 
     Args:
         behaviour: The behaviour that hit.
-        dialect: How errors are spelled.
+        dialect: How errors are written.
         path: The request's path.
         streamed: Whether it asked for a stream.
         model: Its model, for texts.
@@ -409,7 +409,7 @@ def send_plan(behaviour: Behaviour | None, answer: Answer) -> SendPlan:  # noqa:
 
 
 def forced_text(behaviour: Behaviour | None) -> str | None:
-    """Return the text a mode puts into the model's mouth."""
+    """Return the text that a mode makes the model say."""
     if behaviour is None:
         return None
     match behaviour.mode.name:

@@ -127,6 +127,10 @@ def schema_value(schema: Any, draws: Draws) -> Any:
     """
     Return a value that fits the schema; the same schema and draws give the same value.
 
+    Covers what tool definitions contain (types, enum, const, bounds, nested objects and arrays, `$ref` into `$defs`,
+    the first of `anyOf`/`oneOf`, common formats).  Patterns, `not` and conditional parts are ignored, so a value need
+    not satisfy every schema.
+
     Args:
         schema: A JSON schema; anything that is not an object is treated as one without constraints.
         draws: Where the choices come from.

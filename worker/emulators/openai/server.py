@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from aiohttp.web_protocol import RequestHandler
 
 
+MAX_REQUEST_BYTES = 64 << 20
+"""Six times the largest message Pub/Sub carries; a larger body gets a 413."""
 PREFIX = "/sim/"
 _METHODS: Mapping[str, tuple[str, ...]] = {
     "/sim/control": ("GET", "POST"),
@@ -82,7 +84,7 @@ async def handle_control(backend: "SimBackend", request: BaseRequest) -> web.Res
     """
     Answer one request under `/sim/`.
 
-    Cancellation: a control document is taken in wholly or not at all; the listener may follow a moment later.
+    Cancellation: a control document is applied wholly or not at all; the listener may change a moment later.
     """
     path = request.path
     methods = _METHODS.get(path)
@@ -103,10 +105,6 @@ async def handle_control(backend: "SimBackend", request: BaseRequest) -> web.Res
     if not backend.is_listening:
         response.force_close()
     return response
-
-
-MAX_REQUEST_BYTES = 64 << 20
-"""Six times the largest message Pub/Sub carries; a larger body gets a 413."""
 
 
 class SimBackend:
@@ -248,7 +246,7 @@ class SimBackend:
 
     async def control(self, document: object, *, kept: "RequestHandler | None" = None) -> dict[str, Any]:
         """
-        Take in a control document, as `POST /sim/control` does, and return the state after it.
+        Apply a control document, as `POST /sim/control` does, and return the state after it.
 
         When it returns, a `refuse` without `after_s` is in force.
 
@@ -259,7 +257,7 @@ class SimBackend:
         Raises:
             ControlError: it is not understood; nothing was changed.
 
-        Cancellation: the behaviours are set, the listener may not follow.
+        Cancellation: the behaviours are set, the listener may not have changed.
         """
         self._controls.apply(document)
         await self._apply_controls(kept)
@@ -272,7 +270,7 @@ class SimBackend:
         Args:
             parts: Which of `stats`, `behaviours`, `settings`.
 
-        Cancellation: the listener may not follow.
+        Cancellation: the listener may not have changed.
         """
         self._controls.reset(behaviours="behaviours" in parts, settings="settings" in parts)
         if "stats" in parts:
@@ -283,7 +281,7 @@ class SimBackend:
         await self._apply_controls()
 
     async def _apply_controls(self, kept: "RequestHandler | None" = None) -> None:
-        """Make the slots and the listener agree with the controls, now and at its next change."""
+        """Make the slots and the listener agree with the controls, now and when the controls change next."""
         async with self._applying:
             self._slots.set_limit(self._controls.options.max_concurrency)
             refusal, change_in_s = self._controls.refusal()

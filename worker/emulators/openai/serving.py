@@ -30,7 +30,11 @@ from worker.emulators.openai.validation import Call, Endpoint
 
 
 class Slots:
-    """Slots for requests in service; one event loop."""
+    """
+    Slots for requests in service; one event loop.
+
+    First come, first served.  The limit may change while requests wait; a lower one ends no request in service.
+    """
 
     def __init__(self, limit: int | None = None) -> None:
         """Allow `limit` requests at once; None is no limit."""
@@ -159,6 +163,13 @@ class Exchange:
         return self.sender.answer(Answer(200, msgspec.json.encode(value)))
 
 
+def unary_body(call: Call, generation: Generation, options: SimOptions, identity: Identity) -> dict[str, Any]:
+    """Return the whole answer to a call as JSON."""
+    if call.endpoint is Endpoint.EMBEDDINGS:
+        return embedding_body(call, options.seed)
+    return _BODIES[call.endpoint](call, generation, DIALECTS[options.dialect], identity)
+
+
 class Serving:
     """Answers calls that have a slot."""
 
@@ -182,7 +193,7 @@ class Serving:
         """
         Send the answer to a call, at the time it is due.
 
-        Cancellation: the client has gone; the tokens generated until then count as undelivered.
+        Cancellation: the client has disconnected; the tokens generated until then count as undelivered.
         """
         options, behaviour = exchange.options, exchange.behaviour
         finish = behaviour.params["finish_reason"] if behaviour and behaviour.mode.name == "abort" else None
@@ -213,11 +224,7 @@ class Serving:
         except asyncio.CancelledError:
             self._stats.add_undelivered(int(tokens * min(1.0, (time.monotonic() - begun_s) / due.total_s)))
             raise
-        if call.endpoint is Endpoint.EMBEDDINGS:
-            body = embedding_body(call, exchange.options.seed)
-        else:
-            body = _BODIES[call.endpoint](call, generation, DIALECTS[exchange.options.dialect], identity)
-        body = altered_body(exchange.behaviour, body)
+        body = altered_body(exchange.behaviour, unary_body(call, generation, exchange.options, identity))
         plan = send_plan(exchange.behaviour, Answer(200, msgspec.json.encode(body)))
         if plan.sent is None and not plan.body_delay_s:
             response = exchange.sender.answer(plan.answer)
@@ -267,7 +274,7 @@ async def _send_steps(body: StreamSender, steps: list[StreamStep], due: DueTimes
     """
     Do every step but the last, each write at its time.
 
-    Cancellation: the client has gone; `body.tokens` says how far it came.
+    Cancellation: the client has disconnected; `body.tokens` says how much was sent.
     """
     begun_s = time.monotonic()
     for step in steps:

@@ -77,7 +77,7 @@ class StreamFault:
     after_events: int | None = None
     """Events before the break; None for both is the middle of the stream."""
     idle_s: float | None = None
-    """Seconds that `idle` and `comments` last before the stream goes on; None is until the client gives up."""
+    """Seconds that `idle` and `comments` last before the stream continues; None is until the client disconnects."""
     comment_every_s: float = 0.2
     """Seconds between two comments of `comments`."""
     error: Kind = Kind.SERVER_ERROR
@@ -112,7 +112,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Send nothing of worth for `seconds` (None: until the client gives up), only comments if there is an interval."""
+    """Send nothing for `seconds` (None: until the client disconnects), or only comments if there is an interval."""
 
     seconds: float | None
     comment_every_s: float | None = None
@@ -153,7 +153,7 @@ def _without(events: list[Event], fault: StreamFault) -> list[Event]:
 
 
 def _with_error(events: list[Event], fault: StreamFault, dialect: str, *, done_after: bool) -> list[Event]:
-    """Return the events up to the break, then the error as the dialect spells it."""
+    """Return the events up to the break, then the error in the dialect's form."""
     place = len(events) // 2 if fault.after_events is None else min(fault.after_events, len(events))
     kept = events[:place]
     error = SimError(fault.error, status=fault.error_status)
@@ -203,7 +203,7 @@ def stream_steps(
     Args:
         events: The plain stream; its payloads may be changed.
         fault: How it is to be broken.
-        dialect: How an error event is spelled.
+        dialect: How an error event is written.
         done_after_error: Whether `[DONE]` follows an error event.
     """
     events = _without(events, fault)

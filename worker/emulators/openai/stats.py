@@ -151,9 +151,9 @@ class Stats:
 
     async def wait_for(self, predicate: Callable[["Stats"], bool]) -> None:
         """
-        Return as soon as a predicate of the counters holds; it is asked after every request's begin and end.
+        Return as soon as a predicate of the counters holds; it is evaluated after every request's begin and end.
 
-        Cancellation: the predicate is asked no more.
+        Cancellation: the predicate is evaluated no more.
         """
         future = asyncio.get_running_loop().create_future()
         watcher = (predicate, future)

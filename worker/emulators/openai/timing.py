@@ -152,7 +152,7 @@ class TokenBucket:
     """
     Lets `rate_per_s` requests a second through, after an idle time a burst of one second's worth at once.
 
-    Time is handed in, so that a test decides what time it is.
+    The time is an argument, so that a test decides it.
     """
 
     def __init__(self, rate_per_s: float, now_s: float) -> None:
@@ -191,7 +191,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class CapacityPlan:
-    """Steps in time order, at least one."""
+    """
+    A hidden capacity that changes over time, for rehearsing what has to find it: steps in time order, at least one.
+
+    The model is the one that batching inference servers approach: up to the *knee* requests run side by side at full
+    speed; above it they share, so latency grows with the number in service and throughput stays (exponent 1) or falls
+    (above 1).  A *limit* refuses further requests.  The factor is taken when a request starts; a long request does not
+    speed up when others end, so a wrong guess costs a little more than on a real server.
+    """
 
     steps: tuple[Step, ...]
     exponent: float = 1.0
@@ -212,8 +219,8 @@ class CapacityPlan:
 
     def factor(self, in_service: int, elapsed_s: float) -> float:
         """Return by what a latency is multiplied when `in_service` requests (this one included) share the server."""
-        crowd = in_service / self.step(elapsed_s).knee
-        return 1.0 if crowd <= 1 else math.pow(crowd, self.exponent)
+        load = in_service / self.step(elapsed_s).knee
+        return 1.0 if load <= 1 else math.pow(load, self.exponent)
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as `parse_capacity` reads it."""
@@ -291,11 +298,16 @@ _HINT_FORM = re.compile(r"(?:(seconds|date|ms):)?(.+)")
 
 @dataclass(frozen=True, slots=True)
 class RetryAfter:
-    """How an overloaded server says when to come back."""
+    """
+    How an overloaded server says when to come back, in the three forms that clients meet.
+
+    Source: RFC 9110, section 10.2.3 (whole seconds or an HTTP date); OpenAI's and Azure's servers also send
+    `retry-after-ms`, which their SDKs prefer (https://github.com/openai/openai-python, `_base_client.py`).
+    """
 
     form: Literal["seconds", "date", "ms"] = "seconds"
     delay_s: float | None = None
-    """Seconds; None is "auto": the real wait until there is room, as far as the server knows it."""
+    """Seconds; None is "auto": the real wait until a request is accepted, as far as the server knows it."""
 
     def headers(self, wait_s: float, now_s: float) -> dict[str, str]:
         """

@@ -85,7 +85,7 @@ BACKLOG = 1024
 """Connections the kernel holds ready: rehearsals open hundreds at once after an outage."""
 _BIND_TRIES = 200
 _BIND_PAUSE_S = 0.01
-"""Together two seconds for a closed socket to let go of its port; an event loop closes it a turn later."""
+"""Together two seconds for a closed socket to free its port; an event loop closes it a turn later."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -115,7 +115,12 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class Listener:
-    """One address of a server."""
+    """
+    A listening socket that can stop listening and come back on the same port.
+
+    While it refuses, the port stays bound by a socket that does not listen: the kernel answers connection attempts with
+    a reset, which clients see as "connection refused", and no other program can take the port meanwhile.
+    """
 
     def __init__(self, server: "Server", host: str, port: int) -> None:
         """Serve connections at `host` and `port` (0 is any) with aiohttp's low-level `server`; opens nothing yet."""
@@ -188,9 +193,9 @@ class Listener:
 
 
 _JOIN_BYTES = 1 << 16
-"""Writes are handed to the socket in pieces of this size when nothing has to be waited for."""
+"""Size of the pieces written to the socket when no step waits."""
 _BREAK_PAUSE_S = 0.01
-"""Time for the client to read what came before: a reset overtakes data, and parsers drop a spoilt segment whole."""
+"""Time for the client to read what came before: a reset overtakes data, and parsers drop a damaged segment whole."""
 
 
 class _Written(web.StreamResponse):
@@ -215,7 +220,7 @@ class Sender:
     """
     The answering side of one request.
 
-    Every method raises ConnectionResetError when the client has gone.
+    Every method raises ConnectionResetError when the client has disconnected.
     """
 
     __slots__ = ("_request", "_request_id")
@@ -228,7 +233,7 @@ class Sender:
     def _write(self, data: bytes) -> None:
         transport = self._request.transport
         if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client has gone")
+            raise ConnectionResetError("the client has disconnected")
         transport.write(data)
 
     def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
@@ -302,7 +307,7 @@ class StreamSender:
             return
         transport = self._request.transport
         if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client has gone")
+            raise ConnectionResetError("the client has disconnected")
         transport.write(bytes(self._buffer))
         self._buffer.clear()
         await self._request.writer.drain()

@@ -2,7 +2,7 @@
 From the bytes of a request to a `Call`, or to the 400 or 404 that a real server would answer.
 
 Called once per request that gets as far as being answered.  Knows the four inference endpoints and their parameters; it
-does not know how an answer is made, nor in which dialect an error will be spelled.  Parameters it does not know are
+does not know how an answer is made, nor in which dialect an error is written.  Parameters it does not know are
 accepted, as most servers do.
 """
 
@@ -63,7 +63,7 @@ def deployment_of(path: str) -> str | None:
 
 @dataclass(slots=True)
 class Call:
-    """A request that is worth an answer."""
+    """A checked request, ready to be answered."""
 
     endpoint: Endpoint
     body: dict[str, Any]
@@ -82,7 +82,7 @@ class Call:
     tools: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     """Name and parameter schema of each function that may be called."""
     prefix: str = ""
-    """Beginning of the answer that the request goes on from."""
+    """Beginning of the answer, which the request asks to continue."""
     tool_choice: str = "auto"
     """`none`, `auto`, `required`, or `=NAME` for one function."""
 
@@ -286,7 +286,11 @@ _FLAGS = ("continue_final_message", "add_generation_prompt")
 
 def split_continuation(body: Mapping[str, Any], dialect: Dialect) -> tuple[Mapping[str, Any], str]:
     """
-    Return what the request would be without the beginning of its answer, and that beginning; empty when it has none.
+    Return the request without the beginning of its answer, and that beginning; empty when it has none.
+
+    A request with `continue_final_message` has the beginning of the answer as its last message.  It asks about the same
+    as the request without that message, so it has the same answer, of which only the rest is sent.  vLLM and SGLang do
+    so; OpenAI and Azure refuse arguments that they do not know, the others ignore them.
 
     Args:
         body: The decoded request.
@@ -294,6 +298,10 @@ def split_continuation(body: Mapping[str, Any], dialect: Dialect) -> tuple[Mappi
 
     Raises:
         SimError: The server does not know them, or they contradict each other.
+
+    Source: https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/openai/protocol.py (which refuses both keys
+    together),
+    https://github.com/sgl-project/sglang/blob/main/python/sglang/srt/entrypoints/openai/serving_chat.py.
     """
     if dialect.final_message == "ignored" or not any(flag in body for flag in _FLAGS):
         return body, ""

@@ -1,21 +1,19 @@
-"""What the simulated model says, and the bodies made of it."""
+"""What the simulated model says, also when a request begins its answer."""
 
 import json
-from base64 import b64decode
-from struct import unpack
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from worker.emulators.openai.answers import Identity, chat_body, completion_body, embedding_body
-from worker.emulators.openai.dialects import DIALECTS
-from worker.emulators.openai.generation import Generation, generate, subject
+from tests.support.simbackend_streams import generated, unary_call
+from worker.emulators.openai.dialects import DIALECTS, SimError
+from worker.emulators.openai.generation import generate, subject, tokens_after
 from worker.emulators.openai.options import SimOptions
-from worker.emulators.openai.responses import response_body
-from worker.emulators.openai.seeded import WORDS, Draws, schema_value, split_tokens, tokens_from
-from worker.emulators.openai.validation import Call, Endpoint, check
+from worker.emulators.openai.seeded import Draws
+from worker.emulators.openai.validation import Endpoint, check, split_continuation
 
-ME = Identity("job-1", 1_800_000_000)
 USER = {"role": "user", "content": "hello"}
 SCHEMA = {
     "type": "object",
@@ -32,38 +30,9 @@ TOOLS = [
 ]
 
 
-def call_of(endpoint: Endpoint = Endpoint.CHAT, **body: Any) -> Call:
-    """Return a checked call."""
-    base: dict[Endpoint, dict[str, Any]] = {
-        Endpoint.CHAT: {"messages": [USER]},
-        Endpoint.COMPLETIONS: {"prompt": "once"},
-        Endpoint.RESPONSES: {"input": "hi"},
-        Endpoint.EMBEDDINGS: {"input": "hi"},
-    }
-    return check(endpoint, {"model": "m", **base[endpoint], **body}, SimOptions())
-
-
-def generated(call: Call, *, seed: int = 0, body: bytes = b"body", **settings: Any) -> Generation:
-    """Return what the model says to a call."""
-    return generate(call, Draws(seed, body), SimOptions.of(**settings))
-
-
-def test_the_vocabulary_is_one_word_per_byte() -> None:
-    """256 different words; a sixteenth of them is not ASCII, up to four UTF-8 bytes a character."""
-    assert len(WORDS) == len(set(WORDS)) == 256
-    assert {len(char.encode()) for word in WORDS for char in word} == {1, 2, 3, 4}
-    assert sum(not word.isascii() for word in WORDS) == 16
-
-
-@pytest.mark.parametrize("text", ["", "one", "Two words.", '{"a": [1, "ß"]}', "a\n\n  b 🙂!", "\u2028x"])
-def test_any_text_is_cut_into_tokens_without_loss(text: str) -> None:
-    """Tokens joined are the text again."""
-    assert "".join(split_tokens(text)) == text
-
-
 def test_same_seed_and_body_same_answer() -> None:
     """The answer depends on the seed and the body, on nothing else."""
-    call = call_of(n=2)
+    call = unary_call(n=2)
     first = generated(call)
     assert generated(call) == first
     assert first.choices[0].text != first.choices[1].text
@@ -81,47 +50,47 @@ def test_the_form_of_a_request_does_not_change_its_subject() -> None:
 
 def test_answers_vary_around_the_mean_length() -> None:
     """Lengths lie between half of the mean and one and a half."""
-    lengths = {generated(call_of(), body=bytes([n])).completion_tokens for n in range(200)}
+    lengths = {generated(unary_call(), body=bytes([n])).completion_tokens for n in range(200)}
     assert min(lengths) == 12
     assert max(lengths) == 36
-    assert generated(call_of(), answer_tokens=1).completion_tokens == 1
+    assert generated(unary_call(), answer_tokens=1).completion_tokens == 1
 
 
 def test_max_tokens_is_honoured() -> None:
     """An answer that is cut says `length`, one that fits says `stop`."""
-    cut_off = generated(call_of(max_tokens=3)).choices[0]
+    cut_off = generated(unary_call(max_tokens=3)).choices[0]
     assert (len(cut_off.tokens), cut_off.finish_reason) == (3, "length")
-    whole = generated(call_of(max_tokens=500)).choices[0]
+    whole = generated(unary_call(max_tokens=500)).choices[0]
     assert whole.finish_reason == "stop"
     assert whole.text.startswith(cut_off.text)
-    assert generated(call_of(Endpoint.COMPLETIONS, max_tokens=2)).completion_tokens == 2
-    assert generated(call_of(Endpoint.RESPONSES, max_output_tokens=2)).completion_tokens == 2
+    assert generated(unary_call(Endpoint.COMPLETIONS, max_tokens=2)).completion_tokens == 2
+    assert generated(unary_call(Endpoint.RESPONSES, max_output_tokens=2)).completion_tokens == 2
 
 
 def test_reasoning_comes_first_and_counts() -> None:
     """Reasoning tokens are part of the completion tokens and of the budget."""
-    asked = generated(call_of(reasoning_effort="low", max_tokens=14))
+    asked = generated(unary_call(reasoning_effort="low", max_tokens=14))
     assert (asked.reasoning_tokens, asked.completion_tokens) == (12, 14)
-    assert generated(call_of(), reasoning_tokens=5).reasoning_tokens == 5
-    assert generated(call_of(reasoning_effort="none")).reasoning_tokens == 0
-    assert generated(call_of(Endpoint.RESPONSES, reasoning={"effort": "high"})).reasoning_tokens == 12
+    assert generated(unary_call(), reasoning_tokens=5).reasoning_tokens == 5
+    assert generated(unary_call(reasoning_effort="none")).reasoning_tokens == 0
+    assert generated(unary_call(Endpoint.RESPONSES, reasoning={"effort": "high"})).reasoning_tokens == 12
 
 
 def test_stop_sequences_end_the_text() -> None:
     """The text ends before the first stop sequence, which is not returned."""
-    text = generated(call_of()).choices[0].text
+    text = generated(unary_call()).choices[0].text
     stop = text[10:14]
-    stopped = generated(call_of(stop=[stop, "never"])).choices[0]
+    stopped = generated(unary_call(stop=[stop, "never"])).choices[0]
     assert (stopped.text, stopped.finish_reason) == (text[: text.find(stop)], "stop")
 
 
 def test_required_tools_are_called_with_fitting_arguments() -> None:
     """`required` and a named function always give a call whose arguments fit the schema."""
     for number in range(30):
-        choice = generated(call_of(tools=TOOLS, tool_choice="required"), body=bytes([number])).choices[0]
+        choice = generated(unary_call(tools=TOOLS, tool_choice="required"), body=bytes([number])).choices[0]
         assert choice.finish_reason == "tool_calls"
         assert {one.name for one in choice.tool_calls} <= {"weather", "news"}
-    named = call_of(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "weather"}})
+    named = unary_call(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "weather"}})
     arguments = json.loads("".join(generated(named).choices[0].tool_calls[0].arguments))
     assert arguments.keys() == SCHEMA["properties"].keys()  # type: ignore[attr-defined]
     assert isinstance(arguments["city"], str)
@@ -131,14 +100,14 @@ def test_required_tools_are_called_with_fitting_arguments() -> None:
 
 def test_offered_tools_are_called_sometimes() -> None:
     """With `auto` some answers call a tool, some two, and most speak; with `none` and after a result all speak."""
-    counts = [len(generated(call_of(tools=TOOLS), body=bytes([n])).choices[0].tool_calls) for n in range(100)]
+    counts = [len(generated(unary_call(tools=TOOLS), body=bytes([n])).choices[0].tool_calls) for n in range(100)]
     assert set(counts) == {0, 1, 2}
     assert 30 < counts.count(0) < 70
     result = {"role": "tool", "tool_call_id": "1", "content": "rain"}
     for body in ({"tool_choice": "none"}, {"messages": [USER, result]}):
-        call = call_of(tools=TOOLS, **body)
+        call = unary_call(tools=TOOLS, **body)
         assert not any(generated(call, body=bytes([n])).choices[0].tool_calls for n in range(30))
-    serial = call_of(tools=TOOLS, parallel_tool_calls=False, tool_choice="required")
+    serial = unary_call(tools=TOOLS, parallel_tool_calls=False, tool_choice="required")
     assert {len(generated(serial, body=bytes([n])).choices[0].tool_calls) for n in range(50)} == {1}
 
 
@@ -146,89 +115,89 @@ def test_offered_tools_are_called_sometimes() -> None:
 def test_tool_arguments_are_cut_by_max_tokens(budget: int) -> None:
     """Calls that do not fit their budget end with `length` and half their arguments, as real ones do."""
     bodies = [bytes([n]) for n in range(60)]
-    two = next(body for body in bodies if len(generated(call_of(tools=TOOLS), body=body).choices[0].tool_calls) == 2)
-    whole = generated(call_of(tools=TOOLS), body=two).completion_tokens
-    choice = generated(call_of(tools=TOOLS, max_tokens=min(budget, whole - 1)), body=two).choices[0]
+    two = next(body for body in bodies if len(generated(unary_call(tools=TOOLS), body=body).choices[0].tool_calls) == 2)
+    whole = generated(unary_call(tools=TOOLS), body=two).completion_tokens
+    choice = generated(unary_call(tools=TOOLS, max_tokens=min(budget, whole - 1)), body=two).choices[0]
     assert (choice.finish_reason, choice.token_count) == ("length", min(budget, whole - 1))
 
 
 def test_json_answers_are_json() -> None:
     """`json_object` gives an object, `json_schema` a value that fits."""
-    assert isinstance(json.loads(generated(call_of(response_format={"type": "json_object"})).choices[0].text), dict)
+    assert isinstance(json.loads(generated(unary_call(response_format={"type": "json_object"})).choices[0].text), dict)
     wanted = {"type": "json_schema", "json_schema": {"name": "w", "schema": SCHEMA}}
-    assert json.loads(generated(call_of(response_format=wanted)).choices[0].text)["unit"] in {"C", "F"}
+    assert json.loads(generated(unary_call(response_format=wanted)).choices[0].text)["unit"] in {"C", "F"}
     text = {"format": {"type": "json_schema", "name": "w", "schema": SCHEMA}}
-    assert json.loads(generated(call_of(Endpoint.RESPONSES, text=text)).choices[0].text)["days"] <= 7
+    assert json.loads(generated(unary_call(Endpoint.RESPONSES, text=text)).choices[0].text)["days"] <= 7
 
 
-def test_recursive_and_odd_schemas_end() -> None:
-    """A schema that refers to itself, or is none at all, still gives a value."""
-    tree = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "object", "properties": {"next": {"$ref": "#/$defs/n"}}}}}
-    assert json.dumps(schema_value(tree, Draws(0))).count("next") > 3
-    odd: list[Any] = [True, None, {"type": "what"}, {"enum": []}, {"type": ["null", "boolean"]}, {"anyOf": [{"const": 1}]},
-                      {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 2}, "minItems": 2}]  # fmt: skip
-    values = [schema_value(schema, Draws(0)) for schema in odd]
-    assert isinstance(values[4], bool)
-    assert values[5:] == [1, [1.0, 1.0]]
+BODY: dict[str, Any] = {"model": "m", "messages": [USER]}
 
 
-def test_a_chat_body_has_openais_shape() -> None:
-    """Ids, usage, logprobs and nulls stand where OpenAI's clients look for them."""
-    call = call_of(logprobs=True, max_tokens=2)
-    body = chat_body(call, generated(call), DIALECTS["openai"], ME)
-    choice = body["choices"][0]
-    assert (body["id"], body["object"], body["created"]) == ("chatcmpl-job-1", "chat.completion", ME.created)
-    assert [entry["token"] for entry in choice["logprobs"]["content"]] == split_tokens(choice["message"]["content"])
-    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + 2
+FLAGS = {"continue_final_message": True, "add_generation_prompt": False}
 
 
-def test_dialects_put_reasoning_where_they_do() -> None:
-    """vLLM and Ollama say `reasoning`, SGLang and llama.cpp `reasoning_content`, OpenAI only counts it."""
-    call = call_of()
-    bodies = {name: chat_body(call, generated(call, reasoning_tokens=3), row, ME) for name, row in DIALECTS.items()}
-    found = {
-        name: body["choices"][0]["message"].keys() & {"reasoning", "reasoning_content"} for name, body in bodies.items()
-    }
-    assert found["vllm"] == found["ollama"] == {"reasoning"}
-    assert found["sglang"] == found["llamacpp"] == {"reasoning_content"}
-    assert found["openai"] == set()
-    assert bodies["openai"]["usage"]["completion_tokens_details"]["reasoning_tokens"] == 3
-    assert bodies["azure"]["prompt_filter_results"]
+def opened(text: str) -> dict[str, Any]:
+    return {**BODY, **FLAGS, "messages": [USER, {"role": "assistant", "content": text}]}
 
 
-def test_completions_of_several_prompts_are_in_order() -> None:
-    """Each prompt has its n choices, and `echo` repeats it before each."""
-    call = call_of(Endpoint.COMPLETIONS, prompt=["one", "two"], n=2, echo=True, logprobs=1, max_tokens=3)
-    body = completion_body(call, generated(call), DIALECTS["openai"], ME)
-    texts = [choice["text"] for choice in body["choices"]]
-    assert [text[:3] for text in texts] == ["one", "one", "two", "two"]
-    assert body["choices"][0]["logprobs"]["text_offset"][0] == 0
+def generated_tokens(body: dict[str, Any], dialect: str = "vllm", **options: Any) -> list[str]:
+    """The tokens of the answer to a body."""
+    settings = SimOptions.of(**options)
+    about, prefix = split_continuation(body, DIALECTS[dialect])
+    call = check(Endpoint.CHAT, body, settings)
+    call.prefix = prefix
+    return generate(call, Draws(0, subject(about)), settings).choices[0].tokens
 
 
-def test_a_response_that_was_cut_is_incomplete() -> None:
-    """The Responses API says why it stopped in its status."""
-    call = call_of(Endpoint.RESPONSES, max_output_tokens=2)
-    body = response_body(call, generated(call), DIALECTS["openai"], ME)
-    assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
-    whole = response_body(call, generated(call_of(Endpoint.RESPONSES)), DIALECTS["openai"], ME)
-    assert (whole["status"], whole["incomplete_details"]) == ("completed", None)
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+@pytest.mark.parametrize("tokens", [1, 5, 9])
+def test_a_continuation_is_the_rest_of_the_answer(dialect: str, tokens: int) -> None:
+    """The beginning and the rest are the whole answer."""
+    whole = generated_tokens(BODY, dialect)
+    assert generated_tokens(opened("".join(whole[:tokens])), dialect) == whole[tokens:]
 
 
-def test_embeddings_are_unit_vectors_of_the_text() -> None:
-    """The same text has the same vector in any request, in both encodings, with the wanted length."""
-    one = embedding_body(call_of(Endpoint.EMBEDDINGS, input=["cat", "dog"], dimensions=64), 0)
-    two = embedding_body(call_of(Endpoint.EMBEDDINGS, input="cat", dimensions=64, encoding_format="base64"), 0)
-    vector = one["data"][0]["embedding"]
-    assert len(vector) == 64
-    assert sum(number * number for number in vector) == pytest.approx(1, abs=1e-4)
-    assert unpack("<64f", b64decode(two["data"][0]["embedding"])) == pytest.approx(vector, abs=1e-6)
-    assert one["data"][1]["embedding"] != vector
-    assert embedding_body(call_of(Endpoint.EMBEDDINGS, dimensions=64), 1) != embedding_body(
-        call_of(Endpoint.EMBEDDINGS, dimensions=64), 0
-    )
+def test_a_limit_of_tokens_cuts_the_rest() -> None:
+    """The limit counts tokens of the continuation, and does not change the answer."""
+    whole = generated_tokens({**BODY, "max_tokens": 50})
+    assert generated_tokens({**opened("".join(whole[:4])), "max_tokens": 2}) == whole[4:6]
 
 
-def test_words_make_sentences() -> None:
-    """Capitals and full stops stand where sentences begin and end."""
-    text = "".join(tokens_from(bytes(range(20))))
-    assert (text[0].isupper(), text.endswith("."), text.count(".")) == (True, True, 3)
+def test_another_beginning_is_followed_by_the_whole_answer() -> None:
+    """A model continues any text."""
+    assert generated_tokens(opened("Something else entirely")) == generated_tokens(BODY)
+
+
+@given(st.lists(st.text(min_size=1, max_size=4), max_size=6), st.integers(0, 24))
+def test_a_beginning_and_its_rest_are_the_whole(tokens: list[str], length: int) -> None:
+    """Wherever the cut falls, also inside a token."""
+    whole = "".join(tokens)
+    assert whole[:length] + "".join(tokens_after(tokens, whole[:length])) == whole
+
+
+@pytest.mark.parametrize("dialect", ["openai", "azure"])
+def test_unknown_arguments_are_refused(dialect: str) -> None:
+    """As OpenAI does."""
+    with pytest.raises(SimError, match="Unrecognized request argument supplied: continue_final_message"):
+        split_continuation(opened("a"), DIALECTS[dialect])
+
+
+@pytest.mark.parametrize("dialect", ["tgi", "llamacpp", "ollama", "litellm"])
+def test_others_ignore_it(dialect: str) -> None:
+    """The request is answered as if the keys were absent."""
+    body = opened("a")
+    assert split_continuation(body, DIALECTS[dialect]) == (body, "")
+
+
+def test_both_keys_exclude_each_other() -> None:
+    """As in vLLM."""
+    with pytest.raises(SimError, match="Cannot set both"):
+        split_continuation({**opened("a"), "add_generation_prompt": True}, DIALECTS["vllm"])
+
+
+@pytest.mark.parametrize(
+    "body", [BODY, {**BODY, **FLAGS}, {**opened("a"), "continue_final_message": False}, {**opened("a"), "messages": []}]
+)
+def test_nothing_is_opened_without_a_beginning(body: dict[str, Any]) -> None:
+    """Both the key and an assistant's last message are needed."""
+    assert split_continuation(body, DIALECTS["vllm"]) == (body, "")

@@ -1,15 +1,18 @@
-"""Streams: whole ones add up to the unary answer in every dialect, broken ones break where they should."""
+"""Answers of every API: unary bodies, and streams that add up to them in every dialect."""
 
+from base64 import b64decode
+from struct import unpack
 from typing import Any
 
 import pytest
 
-from tests.support.simbackend_streams import ME, a_call, events_of, read, says, written
-from worker.emulators.openai.answers import chat_body, chunk_events, completion_body
+from tests.support.simbackend_streams import ME, events_of, generated, read, stream_call, unary_call, written
+from worker.emulators.openai.answers import chat_body, chunk_events, completion_body, embedding_body
 from worker.emulators.openai.dialects import DIALECTS, Dialect
 from worker.emulators.openai.generation import Generation
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.responses import response_body, response_events
+from worker.emulators.openai.seeded import split_tokens
 from worker.emulators.openai.sse import stream_steps
 from worker.emulators.openai.validation import Endpoint, check
 
@@ -78,10 +81,10 @@ REQUESTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("request_body", REQUESTS, ids=lambda body: ",".join(body) or "plain")
 def test_chat_chunks_add_up_to_the_unary_body(dialect: str, request_body: dict[str, Any]) -> None:
     """In every dialect the merged chunks equal the body that the same request gets without a stream."""
-    call = a_call(**request_body)
+    call = stream_call(**request_body)
     row: Dialect = DIALECTS[dialect]
     for body in (b"1", b"2", b"3"):
-        generation = says(call, body)
+        generation = generated(call, body)
         chunks = read(written(stream_steps(chunk_events(call, generation, row, ME))))
         assert chunks[-1] == "[DONE]"
         assert canon(assembled(chunks, "chat.completion")) == canon(chat_body(call, generation, row, ME))
@@ -91,8 +94,8 @@ def test_chat_chunks_add_up_to_the_unary_body(dialect: str, request_body: dict[s
 @pytest.mark.parametrize("request_body", [{}, {"n": 2}, {"logprobs": 1}, {"echo": True, "max_tokens": 2}])
 def test_text_chunks_add_up_to_the_unary_body(dialect: str, request_body: dict[str, Any]) -> None:
     """Text completions too."""
-    call = a_call(Endpoint.COMPLETIONS, **request_body)
-    generation = says(call)
+    call = stream_call(Endpoint.COMPLETIONS, **request_body)
+    generation = generated(call)
     chunks = read(written(stream_steps(chunk_events(call, generation, DIALECTS[dialect], ME))))
     whole = completion_body(call, generation, DIALECTS[dialect], ME)
     assert canon(assembled(chunks, "text_completion")) == canon(whole)
@@ -104,8 +107,8 @@ def test_text_chunks_add_up_to_the_unary_body(dialect: str, request_body: dict[s
 )
 def test_a_streamed_response_ends_with_the_unary_body(body: dict[str, Any]) -> None:
     """The terminal event carries the unary body, deltas add up to its text, and events are numbered."""
-    call = a_call(Endpoint.RESPONSES, **body)
-    generation = says(call)
+    call = stream_call(Endpoint.RESPONSES, **body)
+    generation = generated(call)
     events = read(written(stream_steps(response_events(call, generation, DIALECTS["vllm"], ME))))
     whole = response_body(call, generation, DIALECTS["vllm"], ME)
     assert events[-1]["response"] == whole
@@ -118,7 +121,7 @@ def test_a_streamed_response_ends_with_the_unary_body(body: dict[str, Any]) -> N
 
 def test_azure_begins_with_an_empty_chunk() -> None:
     """Azure's first chunk has no choices but the filter results of the prompt."""
-    first = events_of(a_call(), "azure")[0].payload
+    first = events_of(stream_call(), "azure")[0].payload
     assert first is not None
     assert (first["choices"], "prompt_filter_results" in first) == ([], True)
 
@@ -127,7 +130,7 @@ def test_tgi_and_ollama_repeat_the_role() -> None:
     """Every delta of TGI and Ollama has the role; OpenAI's first only."""
     for dialect, count in (("tgi", 24), ("ollama", 24), ("openai", 1)):
         payloads = [
-            event.payload for event in events_of(a_call(), dialect) if event.payload and event.payload["choices"]
+            event.payload for event in events_of(stream_call(), dialect) if event.payload and event.payload["choices"]
         ]
         roles = sum("role" in payload["choices"][0]["delta"] for payload in payloads)
         assert (roles == count) if dialect == "openai" else (roles == len(payloads))
@@ -136,10 +139,10 @@ def test_tgi_and_ollama_repeat_the_role() -> None:
 @pytest.mark.parametrize("place", ["own_chunk", "empty_delta", "finish_chunk", "first_chunk"])
 def test_usage_can_stand_anywhere(place: Any) -> None:
     """Usage is sent once with the whole count, wherever it is wanted."""
-    call = a_call()
-    events = chunk_events(call, says(call), DIALECTS["vllm"], ME, place)
+    call = stream_call()
+    events = chunk_events(call, generated(call), DIALECTS["vllm"], ME, place)
     counted = [event.payload["usage"] for event in events if event.payload and event.payload.get("usage")]
-    assert [usage["completion_tokens"] for usage in counted] == [says(call).completion_tokens]
+    assert [usage["completion_tokens"] for usage in counted] == [generated(call).completion_tokens]
 
 
 def test_usage_is_sent_only_when_asked_for() -> None:
@@ -152,15 +155,71 @@ def test_usage_is_sent_only_when_asked_for() -> None:
 
 def test_usage_and_fingerprint_stand_where_the_dialect_puts_them() -> None:
     """OpenAI says `"usage": null` on every other chunk; vLLM's last chunk alone has a fingerprint."""
-    payloads = [event.payload for event in events_of(a_call(), "openai") if event.payload]
+    payloads = [event.payload for event in events_of(stream_call(), "openai") if event.payload]
     assert [payload["usage"] for payload in payloads[:-1]] == [None] * (len(payloads) - 1)
-    payloads = [event.payload for event in events_of(a_call(), "vllm") if event.payload]
+    payloads = [event.payload for event in events_of(stream_call(), "vllm") if event.payload]
     assert ["system_fingerprint" in payload for payload in payloads] == [False] * (len(payloads) - 1) + [True]
     assert not any("usage" in payload for payload in payloads[:-1])
 
 
 def test_no_choices_still_make_a_stream() -> None:
     """An answer without choices is one chunk that has none."""
-    call = a_call()
+    call = stream_call()
     events = chunk_events(call, Generation([], 3), DIALECTS["vllm"], ME)
     assert [event.payload["choices"] for event in events if event.payload] == [[], []]
+
+
+def test_a_chat_body_has_openais_shape() -> None:
+    """Ids, usage, logprobs and nulls stand where OpenAI's clients look for them."""
+    call = unary_call(logprobs=True, max_tokens=2)
+    body = chat_body(call, generated(call), DIALECTS["openai"], ME)
+    choice = body["choices"][0]
+    assert (body["id"], body["object"], body["created"]) == ("chatcmpl-job-1", "chat.completion", ME.created)
+    assert [entry["token"] for entry in choice["logprobs"]["content"]] == split_tokens(choice["message"]["content"])
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + 2
+
+
+def test_dialects_put_reasoning_where_they_do() -> None:
+    """vLLM and Ollama say `reasoning`, SGLang and llama.cpp `reasoning_content`, OpenAI only counts it."""
+    call = unary_call()
+    bodies = {name: chat_body(call, generated(call, reasoning_tokens=3), row, ME) for name, row in DIALECTS.items()}
+    found = {
+        name: body["choices"][0]["message"].keys() & {"reasoning", "reasoning_content"} for name, body in bodies.items()
+    }
+    assert found["vllm"] == found["ollama"] == {"reasoning"}
+    assert found["sglang"] == found["llamacpp"] == {"reasoning_content"}
+    assert found["openai"] == set()
+    assert bodies["openai"]["usage"]["completion_tokens_details"]["reasoning_tokens"] == 3
+    assert bodies["azure"]["prompt_filter_results"]
+
+
+def test_completions_of_several_prompts_are_in_order() -> None:
+    """Each prompt has its n choices, and `echo` repeats it before each."""
+    call = unary_call(Endpoint.COMPLETIONS, prompt=["one", "two"], n=2, echo=True, logprobs=1, max_tokens=3)
+    body = completion_body(call, generated(call), DIALECTS["openai"], ME)
+    texts = [choice["text"] for choice in body["choices"]]
+    assert [text[:3] for text in texts] == ["one", "one", "two", "two"]
+    assert body["choices"][0]["logprobs"]["text_offset"][0] == 0
+
+
+def test_a_response_that_was_cut_is_incomplete() -> None:
+    """The Responses API says why it stopped in its status."""
+    call = unary_call(Endpoint.RESPONSES, max_output_tokens=2)
+    body = response_body(call, generated(call), DIALECTS["openai"], ME)
+    assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    whole = response_body(call, generated(unary_call(Endpoint.RESPONSES)), DIALECTS["openai"], ME)
+    assert (whole["status"], whole["incomplete_details"]) == ("completed", None)
+
+
+def test_embeddings_are_unit_vectors_of_the_text() -> None:
+    """The same text has the same vector in any request, in both encodings, with the wanted length."""
+    one = embedding_body(unary_call(Endpoint.EMBEDDINGS, input=["cat", "dog"], dimensions=64), 0)
+    two = embedding_body(unary_call(Endpoint.EMBEDDINGS, input="cat", dimensions=64, encoding_format="base64"), 0)
+    vector = one["data"][0]["embedding"]
+    assert len(vector) == 64
+    assert sum(number * number for number in vector) == pytest.approx(1, abs=1e-4)
+    assert unpack("<64f", b64decode(two["data"][0]["embedding"])) == pytest.approx(vector, abs=1e-6)
+    assert one["data"][1]["embedding"] != vector
+    assert embedding_body(unary_call(Endpoint.EMBEDDINGS, dimensions=64), 1) != embedding_body(
+        unary_call(Endpoint.EMBEDDINGS, dimensions=64), 0
+    )

@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.seeded import Draws
-from worker.emulators.openai.serving import due_times
 from worker.emulators.openai.timing import (
     TokenBucket,
     parse_capacity,
@@ -149,23 +147,3 @@ def test_impossible_capacities_are_refused(value: object) -> None:
     """Unknown keys, steps out of order and numbers that make no sense are refused."""
     with pytest.raises(ValueError, match="capacity"):
         parse_capacity(value)
-
-
-def test_pace_is_the_same_streamed_and_not() -> None:
-    """Generation speed adds to the first token, and latency is the least total."""
-    fast = due_times(SimOptions.of(latency="1s", tokens_per_s=10), 5, lambda: Draws(0), 1.0)
-    assert (fast.first_s, fast.total_s) == (1.0, 1.5)
-    early = due_times(SimOptions.of(latency="1s", ttft="100ms"), 5, lambda: Draws(0), 2.0)
-    assert (early.first_s, early.total_s) == (0.2, 2.0)
-    assert early.due_s(5, 10) == pytest.approx(1.1)
-    assert early.due_s(0, 0) == 2.0
-
-
-@given(st.integers(), st.text(), st.integers(1, 50))
-def test_draws_depend_on_seed_and_label_alone(seed: int, label: str, high: int) -> None:
-    """The same key and label give the same draw, and every draw lies in its range."""
-    draws = Draws(seed, b"body")
-    assert 0 < draws.uniform("x" + label.encode("utf-8", "ignore").decode()) < 1
-    assert 1 <= draws.between("y", 1, high) <= high
-    assert Draws(seed, b"body").data("z", 9) == draws.data("z", 20)[:9]
-    assert Draws(seed, "a", "b").hex("id") != Draws(seed, "ab", "").hex("id")
