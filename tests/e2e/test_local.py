@@ -120,7 +120,7 @@ def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
         os.kill(worker, signal.SIGKILL)
         _, err = process.communicate(timeout=150)
         assert process.returncode == 0, err
-        assert "starting it again" in err
+        assert "restarting it" in err
         assert sorted(_answers(output)) == list(range(1, 201))
         assert len(output.read_bytes().splitlines()) == 200
 

@@ -32,9 +32,9 @@ def test_what_failed_for_good_is_copied_and_can_be_sent_back(tmp_path: Path) -> 
         until(lambda: worker.metric("inference_worker_dead_letter_copies_total", outcome="ok") == 3)
         built.sim.control({"behaviours": []})
         limited = _replay(server.address, kept, built.requests, "--limit", "1")
-        assert (limited.returncode, limited.stderr) == (0, f"1 sent back to {built.requests}, 0 failed\n")
+        assert (limited.returncode, limited.stderr) == (0, f"1 published to {built.requests}, 0 failed\n")
         rest = _replay(server.address, kept, built.requests)
-        assert (rest.returncode, rest.stderr) == (0, f"2 sent back to {built.requests}, 0 failed\n")
+        assert (rest.returncode, rest.stderr) == (0, f"2 published to {built.requests}, 0 failed\n")
         built.collect_rest(2)
         again = {
             index: [each["status_code"] for each in each_answers]

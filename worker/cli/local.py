@@ -1,10 +1,10 @@
 """
-`inference-worker local`: everything on this machine in one process tree.
+`inference-worker local`: answer a file on this machine, in one process tree.
 
 This process reads lines and writes answers.  Below it run, each as a process of its own, the embedded Pub/Sub server,
 the worker (`run`, exactly as a container starts it) and, without `--backend-url`, the simulated backend.  A worker
-that dies is started again, as Kubernetes would; what it had leased comes back by itself.  The children end with this
-process, however it ends.
+that dies is started again, as Kubernetes would; the broker redelivers its messages.  The children end with this
+process, also when it is killed.
 """
 
 import argparse
@@ -44,21 +44,21 @@ from worker.wire.message import ReceivedMessage
 PROJECT, REQUESTS, RESPONSES = "local", "requests", "responses"
 ANSWERS_IN_FLIGHT = 1000
 MAX_RESTARTS = 5
-"""A worker that dies more often than this has a cause that starting it again does not cure."""
+"""A worker that dies more often than this will not recover by a restart."""
 STOP_S = 10.0
 
 
 class ChildError(WorkerError):
-    """A process of the tree ended that should not have; permanent for this run."""
+    """A process of the tree ended unexpectedly; permanent for this run."""
 
 
 class Child:
     """
-    One process below this one; ends when this one does.
+    A child process, which ends when this process ends.
 
     Args:
-        name: For messages.
-        arguments: Of `inference-worker`.
+        name: Name in messages.
+        arguments: Arguments of `inference-worker`.
     """
 
     def __init__(self, name: str, *arguments: str) -> None:
@@ -67,7 +67,11 @@ class Child:
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self, stdout: int | None = None, stderr: int | None = None) -> asyncio.subprocess.Process:
-        """Start it in a session of its own, so that Ctrl-C reaches this process alone."""
+        """
+        Start the process in its own session, so that Ctrl-C reaches this process alone.
+
+        Cancellation: the process may have been started; it ends with this one.
+        """
         command = [sys.executable, "-m", "worker", "--watch-stdin", *self._arguments]
         self.process = await asyncio.create_subprocess_exec(
             *command,
@@ -81,10 +85,12 @@ class Child:
 
     async def read_address(self, stream: asyncio.StreamReader | None, mark: str) -> str:
         """
-        Return the address it announces in the first line that holds `mark`.
+        Return the address in the first line of the process that contains `mark`.
 
         Raises:
-            ChildError: It ended before.
+            ChildError: The process ended before.
+
+        Cancellation: lines may be lost.
         """
         assert stream is not None
         lines: list[str] = []
@@ -95,7 +101,7 @@ class Child:
         raise ChildError(f"{self.name} did not start: {' '.join(lines[-3:])}")
 
     async def stop(self) -> None:
-        """Ask it to stop, and end it when it does not."""
+        """Send SIGTERM, and SIGKILL after `STOP_S` seconds.  Cancellation: the process may still run."""
         if self.process is None or self.process.returncode is not None:
             return
         self.process.send_signal(signal.SIGTERM)
@@ -108,20 +114,22 @@ class Child:
 
 
 class WorkerChild(Child):
-    """The worker: started again when it dies; its log is kept on request and its warnings are shown, each once."""
+    """The worker: restarted when it dies; its log is kept on request, and each of its warnings is shown once."""
 
     def __init__(self, log: BinaryIO | None, backend_url: str, *arguments: str) -> None:
         super().__init__("the worker", *arguments)
         self._log = log
         self._backend_url = backend_url
-        self._told: set[tuple[str, str]] = set()
+        self._shown: set[tuple[str, str]] = set()
 
     async def supervise(self) -> None:
         """
-        Run it until cancelled.
+        Run the worker until cancelled.
 
         Raises:
-            ChildError: It cannot use its settings, or died too often.
+            ChildError: The worker cannot use its settings, or died too often.
+
+        Cancellation: the process still runs; `stop` ends it.
         """
         for _ in range(MAX_RESTARTS):
             process = await self.start(stderr=asyncio.subprocess.PIPE)
@@ -129,11 +137,11 @@ class WorkerChild(Child):
             code = await process.wait()
             if code == EXIT_USAGE:
                 raise ChildError(f"the worker cannot start: {last}")
-            _say(f"the worker ended with {code}; starting it again")
-        raise ChildError(f"the worker died {MAX_RESTARTS} times; last words: {last}")
+            _say(f"the worker ended with {code}; restarting it")
+        raise ChildError(f"the worker died {MAX_RESTARTS} times; its last message: {last}")
 
     async def _follow(self, stream: asyncio.StreamReader | None) -> str:
-        """Read its log to the end; return the last line that says why it ended."""
+        """Read the log to its end; return the last line with a reason for the end."""
         assert stream is not None
         last = ""
         while line := await stream.readline():
@@ -148,13 +156,13 @@ class WorkerChild(Child):
                 continue
             if entry.get("level") in {"warning", "error"}:
                 last = entry.get("error") or entry["event"]
-                self._tell(entry)
+                self._show(entry)
         return last
 
-    def _tell(self, entry: Mapping[str, Any]) -> None:
+    def _show(self, entry: Mapping[str, Any]) -> None:
         key = (entry["event"], str(entry.get("error_class")))
-        if key not in self._told and len(self._told) < 20:  # noqa: PLR2004 - a hint, not a log
-            self._told.add(key)
+        if key not in self._shown and len(self._shown) < 20:  # noqa: PLR2004 - a hint, not a log
+            self._shown.add(key)
             error = entry.get("error") or entry.get("reason") or ""
             where = self._backend_url if entry.get("backend") == "default" else entry.get("backend")
             details = ", ".join(filter(None, (entry.get("error_class"), where)))
@@ -170,8 +178,8 @@ def _say(text: str) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("input", metavar="INPUT", help="requests, one a line; - for standard input; .gz and .zst work")
-    parser.add_argument("output", metavar="OUTPUT", help="answers, one a line; run again it goes on where it stopped")
+    parser.add_argument("input", metavar="INPUT", help="requests, one per line; - is standard input; .gz and .zst work")
+    parser.add_argument("output", metavar="OUTPUT", help="answers, one per line; the same command continues a run")
     parser.add_argument("--backend-url", metavar="URL", help="your OpenAI-compatible server; default: a simulated one")
     parser.add_argument(
         "--concurrency", metavar="N", type=at_least_one, default=64, help="requests at once at most (64)"
@@ -191,7 +199,7 @@ def run(namespace: argparse.Namespace) -> int:
         try:
             return await task
         except asyncio.CancelledError:
-            print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+            print("interrupted; the same command continues this run", file=sys.stderr)
             return EXIT_INTERRUPTED
 
     return run_loop(main)
@@ -210,7 +218,7 @@ async def run_local(options: argparse.Namespace) -> int:
 
     Raises:
         SettingsError: The worker could not use its settings; nothing was started or written.
-        WorkerError: Input, output or a child process failed; what was written stays and a further run goes on.
+        WorkerError: Input, output or a child process failed; the written answers stay, and the same command continues.
 
     Cancellation: Ctrl-C; stops everything and raises CancelledError after the summary.
     """
@@ -228,7 +236,7 @@ async def run_local(options: argparse.Namespace) -> int:
         settings = PubSubSettings(
             project_id=PROJECT,
             emulator_host=await pubsub.read_address(process.stderr, "PUBSUB_EMULATOR_HOST"),
-            request_subscription=RESPONSES,  # this side reads what the worker writes
+            request_subscription=RESPONSES,  # this process reads the topic that the worker writes
             response_topic=REQUESTS,
             max_in_flight=ANSWERS_IN_FLIGHT,
         )
@@ -262,7 +270,7 @@ async def _run_beside(worker: WorkerChild, run: BatchRun, display: Display) -> i
         if answering.done():
             summary = answering.result()
         else:
-            supervised.result()  # raises: it ends only by failing
+            supervised.result()  # raises: `supervise` never returns
     finally:
         for task in (supervised, answering):
             task.cancel()
@@ -273,7 +281,7 @@ async def _run_beside(worker: WorkerChild, run: BatchRun, display: Display) -> i
 
 
 class _Answers:
-    """What arrives on the response topic; see `worker.client.ports.Answers`."""
+    """The messages of the response topic; see `worker.client.ports.Answers`."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -282,7 +290,7 @@ class _Answers:
         async def take(message: ReceivedMessage) -> Settlement:
             try:
                 await handler(message.data, message.attributes, message.message_id)
-            except ClientError:  # the run is ending and says why itself
+            except ClientError:  # the run is ending and reports the reason itself
                 return Settlement.NACK
             return Settlement.ACK
 
@@ -297,7 +305,7 @@ async def _start_simulated_backend(stack: AsyncExitStack, options: argparse.Name
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Find every fault here and now, instead of in a worker or a backend that does not start."""
+    """Find every fault of the options and settings before a process is started."""
     try:
         SimOptions.of(latency=options.latency)
     except ValueError as error:

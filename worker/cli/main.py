@@ -45,7 +45,7 @@ COMMANDS: Mapping[str, Command] = {
     "config": Command("what the settings mean", "config"),
     "policy": Command("what the worker does about errors", "policy"),
     "setup": Command("create or update topics, subscriptions, retry and dead-letter policy", "setup"),
-    "replay": Command("send requests that failed for good back to the request topic", "replay"),
+    "replay": Command("publish requests that failed permanently to the request topic again", "replay"),
     "report": Command("statistics of a finished run, from the answers it wrote", "report"),
 }
 

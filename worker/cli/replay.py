@@ -1,8 +1,8 @@
 """
-`inference-worker replay`: send requests that failed for good back to the request topic.
+`inference-worker replay`: publish requests that failed permanently to the request topic again.
 
-Takes copies made by `dead_letter.topic`, and what Pub/Sub itself dead-lettered.  A copy is acked only after the broker
-has confirmed the new message, so an interrupted replay loses nothing; it may send one twice.
+Reads the worker's copies (`dead_letter.topic`) and the messages that Pub/Sub dead-lettered.  A message is acked only
+after the broker has confirmed the new one, so an interrupted replay loses no message; it may publish one twice.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from worker.wire.message import ReceivedMessage
 ORIGINAL = "original."
 """Prefix under which a copy carries the attributes of the request."""
 BROKERS_OWN = "CloudPubSubDeadLetterSource"
-"""Prefix of what Pub/Sub adds to what it dead-letters
+"""Prefix of the attributes that Pub/Sub adds to a message that it dead-letters
 (https://cloud.google.com/pubsub/docs/handling-failures#dead-letter_topic)."""
 OURS = frozenset({"request_message_id", "error_class", "status_code"})
 
@@ -38,11 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("subscription", metavar="SUBSCRIPTION", help="where the copies or dead letters are")
     parser.add_argument("topic", metavar="TOPIC", help="the request topic")
     parser.add_argument("--limit", type=at_least_one, metavar="N", help="messages at most")
-    parser.add_argument("--quiet", type=float, default=10.0, metavar="S", help="end after this long without any (10)")
+    parser.add_argument(
+        "--quiet", type=float, default=10.0, metavar="S", help="end after S seconds without a message (10)"
+    )
 
 
 def run(namespace: argparse.Namespace) -> int:
-    """Send the messages back; return the exit code."""
+    """Publish the messages again; return the exit code."""
     namespace.set += [
         f"pubsub.request_subscription={namespace.subscription}",
         f"pubsub.response_topic={namespace.topic}",
@@ -73,9 +75,13 @@ class _Replay:
     last_at: float = 0.0
 
     async def take(self, message: ReceivedMessage) -> Settlement:
-        """Publish one again; a message over the limit stays where it is."""
+        """
+        Publish one request again; beyond the limit, keep its lease until the drain.
+
+        Cancellation: of the drain; the message stays in the subscription.
+        """
         if self.limit is not None and self.sent + self.under_way >= self.limit:
-            await asyncio.Event().wait()  # kept until the drain nacks it: a nack now would bring it again at once
+            await asyncio.Event().wait()  # not nacked: the broker would deliver it again at once
         self.under_way += 1
         self.last_at = time.monotonic()
         try:
@@ -84,7 +90,7 @@ class _Replay:
             self.failed += 1
             _log.error("replay_failed", message_id=message.message_id, error=str(error))
             if isinstance(error, ReplyRejectedError):
-                await asyncio.Event().wait()  # no later attempt will do better
+                await asyncio.Event().wait()  # permanent: another attempt would fail like this one
             return Settlement.NACK
         finally:
             self.under_way -= 1
@@ -94,18 +100,18 @@ class _Replay:
 
 async def replay(settings: PubSubSettings, topic: str, *, limit: int | None, quiet_s: float) -> int:
     """
-    Publish everything again until nothing has come for `quiet_s` seconds; return the exit code.
+    Publish every message again until none has come for `quiet_s` seconds; return the exit code.
 
     Args:
-        settings: `request_subscription` is where the copies are.
+        settings: `request_subscription` has the messages.
         topic: The request topic, short or full name.
         limit: Messages at most; `None` for all.
-        quiet_s: How long nothing must come before it is believed to be all.
+        quiet_s: Seconds without a message after which the subscription counts as empty.
 
     Raises:
-        BrokerResourceError: Subscription gone or refused; permanent.
+        BrokerResourceError: The subscription does not exist or is refused; permanent.
 
-    Cancellation: what is not confirmed stays in the subscription.
+    Cancellation: messages whose new message is not confirmed stay in the subscription.
     """
     broker = await Broker.connect(settings)
     publisher = broker.publisher(topic)
@@ -124,5 +130,5 @@ async def replay(settings: PubSubSettings, topic: str, *, limit: int | None, qui
         await asyncio.gather(pulling, return_exceptions=True)
         await publisher.aclose()
         await broker.aclose()
-        sys.stderr.write(f"{state.sent} sent back to {topic}, {state.failed} failed\n")
+        sys.stderr.write(f"{state.sent} published to {topic}, {state.failed} failed\n")
     return 1 if state.failed else 0

@@ -13,7 +13,9 @@ _STANDARD = "-"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("output", metavar="OUTPUT", help="answers, one a line; - for standard input; .gz and .zst work")
+    parser.add_argument(
+        "output", metavar="OUTPUT", help="answers, one per line; - is standard input; .gz and .zst work"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     form.add_argument("--html", metavar="FILE", help="write one page that opens offline; - for standard output")
@@ -22,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=at_least_one,
         default=5,
         metavar="N",
-        help="mark percentiles that fewer than N answers lie beyond (5)",
+        help="mark percentiles with fewer than N answers beyond them (5)",
     )
 
 
@@ -39,7 +41,7 @@ def run(namespace: argparse.Namespace) -> int:
         sys.stdout.write(render_text(report))
     if failure is not None:
         sys.stdout.flush()
-        sys.stderr.write(f"inference-worker: {failure}; the report covers what stands before it\n")
+        sys.stderr.write(f"inference-worker: {failure}; the report covers the lines before the fault\n")
         return 1
     return 0
 

@@ -1,21 +1,21 @@
 """
-What can be wrong on the requester's side; all of it below `WorkerError`.
+The errors of a run over a file; all of them are below `WorkerError`.
 
 ::
 
     ClientError
-    ├── InputError              the input cannot be read; what was read before is answered
-    ├── OutputError             the output cannot be written; what is in it stays
-    └── DamagedStreamError      compressed bytes that no decompressor takes; becomes one of the two above
+    ├── InputError              the input cannot be read; the lines before the fault are answered
+    ├── OutputError             the output cannot be written; its answers stay
+    └── DamagedStreamError      damaged compressed bytes; becomes one of the two above
 
-Each message is one sentence for the person at the terminal and begins with the name of the file.
+Each message is one sentence for the terminal and begins with the name of the file.
 """
 
 from worker.errors import WorkerError
 
 
 class ClientError(WorkerError):
-    """A run cannot go on; permanent until somebody changes the files or the command."""
+    """A run cannot continue; permanent until the files or the command change."""
 
 
 class InputError(ClientError):
@@ -28,10 +28,10 @@ class OutputError(ClientError):
 
 class DamagedStreamError(ClientError):
     """
-    A compressed stream holds bytes that do not belong there; permanent.
+    A compressed stream holds bytes that cannot be decompressed; permanent.
 
     Attributes:
-        offset: Where the member or frame with the damage begins, in bytes of the file.
+        offset: Start of the damaged member or frame, in bytes of the file.
     """
 
     def __init__(self, offset: int, detail: str) -> None:
@@ -40,7 +40,7 @@ class DamagedStreamError(ClientError):
 
 
 def describe_os_error(error: OSError) -> str:
-    """Return what an operating system's error means to somebody who named a file; no full stop."""
+    """Return a phrase about the file that an operating system's error is about, without a full stop."""
     match error:
         case FileNotFoundError():
             return "does not exist"

@@ -1,8 +1,8 @@
 """
-What this package asks of the outside: a way to publish, a stream of answers, a source and a sink of lines.
+What a run needs from its caller: a way to publish, a stream of answers, a source and a sink of lines.
 
-The broker is handed in as two plain callables, so that `local`, `submit` and `collect` run against any broker and the
-tests against none.  Each docstring is the whole agreement.
+The caller passes the broker as two plain callables, so that a run works with any broker and the tests need none.  Each
+docstring is the whole contract.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,76 +14,76 @@ AnswerHandler = Callable[[bytes, Mapping[str, str], str], Awaitable[None]]
 """
 `await handler(data, attributes, message_id)`: one answer from the response topic.
 
-Returns once the line of the answer is with the operating system, or the answer was a duplicate: only then may it be
-acked.  Raises OutputError when the line could not be written: do not ack, the run is ending anyway.
+Returns when the operating system has the line of the answer, or the answer was a duplicate: only then may it be acked.
+Raises OutputError when the line could not be written: do not ack; the run is ending.
 Cancellation: the line may or may not be written; a redelivery is dropped as a duplicate.
 """
 
 
 class Publish(Protocol):
-    """Puts one message on the request topic."""
+    """Publishes one message to the request topic."""
 
     async def __call__(self, data: bytes, attributes: Mapping[str, str], /) -> str:
         """
-        Publish once and return the broker's id of the message; the caller owns retries.
+        Publish once and return the broker's id of the message; the caller repeats a failed publish.
 
         Raises:
-            PublishRetryableError: Unavailable or timed out; the message may be there all the same.
-            PublishRefusedError: Topic gone or permission refused; ends the run.
-            ReplyRejectedError: Too large or invalid for the broker; the line is answered with a 413.
+            PublishRetryableError: Unavailable or timed out; the message may still have been published.
+            PublishRefusedError: The topic does not exist or permission is refused; ends the run.
+            ReplyRejectedError: Too large or invalid for the broker; the line is answered with an error.
 
         Cancellation: the message may or may not be published.
         """
 
 
 class Answers(Protocol):
-    """Delivers what arrives on the response topic."""
+    """Delivers the messages of the response topic."""
 
     async def __call__(self, handler: AnswerHandler, /) -> None:
         """
         Call the handler for every answer, many at once, until cancelled.
 
-        At least once per answer; order does not matter.  Returning early is an error: somebody still waits.
+        Delivers each answer at least once, in any order.  To return before the run is over is an error.
 
-        Cancellation: stops delivering, sends the acks that are due, returns.
+        Cancellation: stops the delivery, sends the due acks and returns.
         """
 
 
 class LineSource(Protocol):
-    """Where input lines come from; called from one thread at a time, not the event loop's."""
+    """A source of input lines; called from one thread at a time, not from the event loop's."""
 
     @property
     def lines_read(self) -> int:
-        """Lines given out so far, blank ones left out; safe to read from any thread."""
+        """Lines returned so far, without blank ones; safe to read from any thread."""
 
     @property
     def bytes_read(self) -> int:
-        """Bytes taken so far, as they stand in the file; safe to read from any thread."""
+        """Bytes of the file read so far, before decompression; safe to read from any thread."""
 
     @property
     def bytes_total(self) -> int | None:
-        """Size of the file in bytes, `None` when it has none (a pipe)."""
+        """Size of the file in bytes, `None` for a pipe."""
 
     def read_lines(self) -> Sequence[RawLine]:
         """
-        Return the next lines, at least one; nothing means the end.
+        Return the next lines; an empty sequence means the end.
 
-        Blocks until there is one, and returns what there is rather than waiting for more.
+        Blocks until there is a line, and does not wait for more than one.
 
         Raises:
-            InputError: Unreadable from here on; permanent.
+            InputError: The rest cannot be read; permanent.
         """
 
 
 class LineSink(Protocol):
-    """Where answer lines go; called from one thread at a time, not the event loop's."""
+    """A sink of answer lines; called from one thread at a time, not from the event loop's."""
 
     def write(self, data: bytes) -> None:
         """
-        Append whole lines, each with its newline, and hand them to the operating system.
+        Append whole lines, each with its newline, and pass them to the operating system.
 
-        After it returned, ending the process by SIGKILL does not lose them (a power failure may).
+        After the return a SIGKILL of the process does not lose them (a power failure may).
 
         Raises:
-            OutputError: Not all of it was written.
+            OutputError: Some of the bytes were not written.
         """

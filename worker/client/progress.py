@@ -1,8 +1,8 @@
 """
-How far a run is, on standard error: a bar on a terminal, a plain line every five seconds anywhere else.
+The progress of a run on standard error: a bar on a terminal, a plain line every five seconds elsewhere.
 
-Both are called with every `Progress` and decide themselves what is worth showing.  A run that stalls still shows its
-line, since the run reports on a clock as well.
+A display gets every `Progress` and shows one when its interval has passed.  A stalled run still shows its line, because
+it reports at a fixed interval.
 """
 
 import time
@@ -18,17 +18,17 @@ from rich.progress import Progress as RichProgress
 from worker.client.summary import Progress
 
 PLAIN_INTERVAL_S = 5.0
-"""Between two plain lines: often enough for a person who watches a log, seldom enough to be kept."""
+"""Between two plain lines: short enough to watch a log, long enough to keep it."""
 _BAR_INTERVAL_S = 0.1
 _WEIGHT = 0.3
-"""Share of the newest sample in the shown rate; with four samples a second it looks back about three seconds."""
+"""Share of the newest sample in the shown rate; with four samples a second the rate covers about three seconds."""
 
 
 class Display(Protocol):
     """Shows progress until it is closed; also a context manager."""
 
     def __call__(self, progress: Progress) -> None:
-        """Take note of the newest state; cheap, shows it when it is due."""
+        """Keep the newest state, and show it when the interval has passed; cheap."""
 
     def close(self) -> None:
         """Show the last state; idempotent."""
@@ -41,10 +41,10 @@ class Display(Protocol):
 
 def build_display(stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> Display:
     """
-    Return the display that suits a stream.
+    Return a bar for a terminal and plain lines for any other stream.
 
     Args:
-        stream: Standard error, usually; a terminal gets a bar.
+        stream: Usually standard error.
         clock: Monotonic seconds.
     """
     return BarDisplay(stream, clock=clock) if stream.isatty() else PlainDisplay(stream, clock=clock)
@@ -74,7 +74,7 @@ class _Display(ABC):
 
     @abstractmethod
     def _show(self, progress: Progress) -> None:
-        """Draw this state; called no more often than the interval, and at the end."""
+        """Draw this state; called at most once per interval, and at the end."""
 
     def close(self) -> None:
         if not self._is_closed:
@@ -95,7 +95,7 @@ class PlainDisplay(_Display):
     Lines such as `120/224 lines (54 %), 3 errors, 64 waiting, 41.2 lines/s, 0:00:05`.
 
     Args:
-        stream: Where they go.
+        stream: Where the lines go.
         clock: Monotonic seconds.
         interval_s: Between two lines.
     """
@@ -153,7 +153,7 @@ class BarDisplay(_Display):
         self._bar.refresh()
 
     def close(self) -> None:
-        """Draw the last state and give the terminal back; idempotent."""
+        """Draw the last state and release the terminal; idempotent."""
         super().close()
         self._bar.stop()
 
@@ -182,7 +182,7 @@ def _remarks(progress: Progress) -> list[str]:
 
 
 def _rate(last: Progress | None, newest: Progress) -> float:
-    """Return answers a second between two states; since the start without a first one."""
+    """Return answers a second between two states; since the start for the first state."""
     answered, span = newest.answered, newest.duration_s
     if last is not None:
         answered, span = answered - last.answered, span - last.duration_s

@@ -1,11 +1,11 @@
 """
-Going on where a run stopped: which lines have answers, and an output file that can be appended to.
+Continue a stopped run: find the lines that have answers, and repair the output so that it can be appended to.
 
-The output is its own journal: each of its lines names the line it answers by number and hash, so a line of the input
-that was edited since is answered again.  A run that was killed leaves at most one torn line behind, and in a
-compressed file a part without its end.  `resume_output` cuts the torn line off (or completes it when only its newline
-is missing) and rewrites a torn part from what can be read of it, in a new file that takes the place of the old one
-only when it is whole. A file that holds anything but answers is refused and not touched: it is somebody's data.
+The output is its own journal: each of its lines names the input line by number and hash, so an input line that was
+edited since is answered again.  A killed run leaves at most one torn line, and in a compressed file a part without its
+end.  `resume_output` removes the torn line (or completes it when only its newline is missing) and rewrites the readable
+bytes of a torn part into a new file, which replaces the old one only when it is complete.  `resume_output` refuses and
+does not touch a file that holds anything but answers: it may be other data.
 """
 
 import os
@@ -30,9 +30,9 @@ if sys.platform != "win32":
     import fcntl
 
 RECOVERING_SUFFIX = ".recovering"
-"""Ending of the file that a torn compressed output is rewritten into; a leftover is overwritten."""
+"""Suffix of the file that a torn compressed output is rewritten into; an old one is overwritten."""
 _HEADS = (b'{"id":"line-', b'{"id":"batch_req_line-')
-"""How `outputs` begins a line."""
+"""The first bytes of a line that `outputs` writes."""
 _MAX_GAP = 1_048_576
 """A number further beyond the end of the array of `AnsweredLines` does not extend it: 4 MiB.  Answers come out of order
 by at most the number of unanswered lines, which is far smaller."""
@@ -98,9 +98,9 @@ class Resumed:
     writer: LineWriter
     """Holds a lock on the file until it is closed."""
     answered: AnsweredLines
-    """The lines that need no second answer."""
+    """Ids of the lines that have an answer."""
     dropped_bytes: int = 0
-    """Length of the torn line that was cut off; 0 for none."""
+    """Length of the torn line that was removed; 0 for none."""
 
 
 @dataclass(slots=True)
@@ -115,7 +115,7 @@ class _Scan:
     tail_bytes: int
     """Bytes, decompressed, behind the last newline."""
     is_tail_whole: bool
-    """They are an answer that only lacks its newline."""
+    """These bytes are a complete answer without its newline."""
 
 
 def answered_id(line: bytes) -> str | None:
@@ -128,7 +128,7 @@ def answered_id(line: bytes) -> str | None:
 
 def open_run(input_path: str, output_path: str) -> tuple[LineReader, Resumed]:
     """
-    Open both ends of a run; the input first, so that a mistyped name leaves no empty output behind.
+    Open input and output of a run; the input first, so that a mistyped name creates no empty output.
 
     Raises:
         InputError: The input cannot be opened; permanent.
@@ -145,12 +145,12 @@ def open_run(input_path: str, output_path: str) -> tuple[LineReader, Resumed]:
 
 def resume_output(path: str) -> Resumed:
     """
-    Open the output, repair what a kill has torn, and find out which lines have answers.
+    Open the output, repair a torn end, and find the lines that have answers.
 
-    Reads the whole file, at about the speed of its decompression; blocks.
+    Blocks while it reads the whole file, about as fast as it can be decompressed.
 
     Args:
-        path: `-`, pipes and devices are only written to; a missing file is created.
+        path: `-`, pipes and devices are only written to, not read; a missing file is created.
 
     Raises:
         OutputError: Cannot be opened, is being written by another process, is damaged, or holds lines that are no
@@ -188,7 +188,7 @@ def _refuse_same_file(input_path: str, output_path: str) -> None:
 
 
 def _lock(path: str, writer: LineWriter) -> None:
-    """Take the file for this process; two runs into one file would answer everything twice."""
+    """Lock the file for this process; two runs into one file would answer every line twice."""
     if sys.platform != "win32":
         try:
             fcntl.flock(writer.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,7 +219,7 @@ def _scan(path: str) -> _Scan:
     is_whole = line_id is not None and answered.add(line_id)
     may_be_cut = codec is Codec.PLAIN or decoder.is_torn
     if splitter.pending_bytes and not is_whole and not (may_be_cut and _is_torn_answer(tail)):
-        raise OutputError(f"{path}: its last line is no answer of a run; choose another output")
+        raise OutputError(f"{path}: its last line is not an answer of a run; choose another output")
     return _Scan(
         answered=answered,
         size=size,
@@ -233,16 +233,16 @@ def _scan(path: str) -> _Scan:
 def _note(path: str, answered: AnsweredLines, line: bytes, number: int) -> None:
     line_id = answered_id(line)
     if line_id is None or not answered.add(line_id):
-        raise OutputError(f"{path}: line {number} is no answer of a run; choose another output")
+        raise OutputError(f"{path}: line {number} is not an answer of a run; choose another output")
 
 
 def _is_torn_answer(tail: bytes) -> bool:
-    """Whether an answer may have begun like this; anything else must not be cut off."""
+    """Whether these bytes may be the start of an answer; other bytes must not be removed."""
     return any(tail.startswith(head) or head.startswith(tail) for head in _HEADS) and bool(tail)
 
 
 def _rewrite(path: Path, scan: _Scan) -> None:
-    """Put a file in place of the torn one whose last part ends behind the last whole line."""
+    """Replace the torn file by one whose last part ends behind the last complete line."""
     codec = codec_of(path.name)
     decoder, encoder = Decoder(codec), Encoder(codec)
     temporary = path.with_name(path.name + RECOVERING_SUFFIX)

@@ -1,9 +1,9 @@
 """
 Quantiles of durations in constant memory, within 1 %.
 
-Each value is counted in a bucket whose bounds grow by a constant factor, and a quantile is read off the counts.  The
-middle of a bucket is at most `ACCURACY` away from anything in it, relatively; count, sum, smallest and largest value
-are exact.  Between a microsecond and thirty years there are 1,728 buckets, however many values come.
+Each value is counted in a bucket; the bounds of the buckets grow by a constant factor, and the counts give the
+quantiles.  A value is at most `ACCURACY`, relatively, away from the middle of its bucket; count, sum, smallest and
+largest value are exact.  Between a microsecond and thirty years there are 1,728 buckets for any number of values.
 
 Source: the bucketing of DDSketch, https://www.vldb.org/pvldb/vol12/p2195-masson.pdf, section 2.
 """
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 ACCURACY = 0.01
 """Largest relative error of a quantile."""
 SMALLEST = 1e-6
-"""Values up to it share one bucket; a microsecond is below anything that is measured here."""
+"""Values up to this one share a bucket; every measured duration is longer than a microsecond."""
 LARGEST = 1e9
-"""Values from it on share one bucket; 31 years."""
+"""Values from this one on share a bucket; 31 years."""
 _GROWTH = (1 + ACCURACY) / (1 - ACCURACY)
 _LOG_GROWTH = math.log(_GROWTH)
 _FIRST = math.ceil(math.log(SMALLEST) / _LOG_GROWTH)
@@ -72,7 +72,7 @@ class QuantileSketch:
         """
         Return the counts as at most `bars` bars without gaps, each as wide as the others on a logarithmic axis.
 
-        What is as good as 0 has no place on such an axis; it is one more bar, the first, from 0 to `SMALLEST`.
+        Values up to `SMALLEST` have no place on such an axis; they are one more bar, the first, from 0 to `SMALLEST`.
         """
         zeros = self._buckets.get(_FIRST, 0)
         others = sorted(self._buckets.keys() - {_FIRST})
@@ -93,5 +93,5 @@ def _bucket(value: float) -> int:
 
 
 def _middle(bucket: int) -> float:
-    """Return what is equally far, relatively, from both bounds; of the first bucket nothing but 0 will do."""
+    """Return the value that is relatively as far from both bounds; 0 for the first bucket."""
     return 0.0 if bucket == _FIRST else float(2 * _GROWTH**bucket / (_GROWTH + 1))

@@ -78,7 +78,7 @@ def a_run(source, sink, broker, **options):
 
 async def until(condition):
     """Let everything else run until the condition holds; the test's own timeout bounds it."""
-    while not condition():  # noqa: ASYNC110 - no event says when a thread's write is done
+    while not condition():  # noqa: ASYNC110 - there is no event for the end of a thread's write
         await asyncio.sleep(0)
 
 
@@ -397,7 +397,7 @@ async def test_progress_is_reported_and_ends_complete():
 
 
 async def test_summary_counts_tokens_and_latency():
-    """The summary adds up usage and tells how long lines waited for their answers."""
+    """The summary adds up usage and has the time that lines waited for their answers."""
     now = [0.0]
     broker = FakeBroker()
 

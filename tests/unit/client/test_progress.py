@@ -37,7 +37,7 @@ def test_expected_lines_are_estimated_from_bytes(changes, expected):
 
 
 def test_progress_in_words():
-    """One line says how far the run is and what is unusual."""
+    """One line has the progress of the run and its unusual counts."""
     assert describe(a_progress()) == "50/200 lines (25 %), 50 waiting"
     odd = a_progress(skipped=10, errors=3, publish_retries=2, bytes_total=None)
     assert describe(odd) == "60 lines, 10 answered before, 3 errors, 40 waiting, 2 publishes repeated"
@@ -61,7 +61,7 @@ def test_plain_display_writes_a_line_every_interval():
 
 
 def test_plain_display_of_a_stalled_run():
-    """A run that stands still says so instead of falling silent."""
+    """A stalled run still writes its line."""
     now, stream = [0.0], io.StringIO()
     display = PlainDisplay(stream, clock=lambda: now[0])
     for _ in range(2):

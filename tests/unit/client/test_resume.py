@@ -46,7 +46,7 @@ def pack(name, *parts):
 
 
 def continue_run(path):
-    """Resume and answer whatever has no answer, as a run would; return what was dropped."""
+    """Resume and answer every line without an answer, as a run would; return the removed bytes."""
     resumed = resume_output(str(path))
     for line, line_id in zip(LINES, IDS, strict=True):
         if line_id not in resumed.answered:
@@ -170,12 +170,12 @@ FOREIGN = [
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("content", FOREIGN)
-def test_file_of_somebody_else_is_refused_untouched(tmp_path, name, content):
+def test_file_with_other_data_is_refused_untouched(tmp_path, name, content):
     """An output that holds anything but answers is refused, and not a byte of it changes."""
     path = tmp_path / name
     path.write_bytes(pack(name, [content]))
     before = path.read_bytes()
-    with pytest.raises(OutputError, match="no answer of a run"):
+    with pytest.raises(OutputError, match="not an answer of a run"):
         resume_output(str(path))
     assert path.read_bytes() == before
 
@@ -230,7 +230,7 @@ def test_devices_are_only_written_to(tmp_path):
 
 
 def test_input_and_output_must_differ(tmp_path):
-    """The input is not taken for the output, under whatever name."""
+    """The input is not taken for the output, under any name."""
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"path":"/v1/x","body":{}}\n')
     (tmp_path / "link.jsonl").symlink_to(path)
@@ -272,7 +272,7 @@ def test_any_number_of_kills(tmp_path_factory, name, cuts):
 
 
 def test_open_output_does_not_lock(tmp_path):
-    """The plain opening is for files that nobody continues."""
+    """The plain opening is for files that no run continues."""
     first, second = open_output(str(tmp_path / "a")), open_output(str(tmp_path / "a"))
     first.close()
     second.close()
@@ -280,7 +280,7 @@ def test_open_output_does_not_lock(tmp_path):
 
 @given(st.lists(ids), st.lists(ids))
 def test_answered_lines_are_a_set(added, asked):
-    """`AnsweredLines` holds what was added and nothing else, whatever numbers and hashes."""
+    """`AnsweredLines` holds what was added and nothing else, for any numbers and hashes."""
     lines, model = AnsweredLines(), set()
     for line_id in added:
         assert lines.add(line_id)

@@ -59,7 +59,7 @@ def test_without_values_there_is_nothing():
 
 
 def test_memory_does_not_grow_with_the_values():
-    """Whatever comes, from nothing to the age of the universe, there are at most 1,728 buckets."""
+    """For any values, from 0 to the age of the universe, there are at most 1,728 buckets."""
     sketch = sketch_of(1e-9 * 1.0025**step for step in range(20_000))
     assert len(sketch._buckets) == 1_728
 

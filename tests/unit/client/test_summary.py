@@ -66,7 +66,7 @@ def test_table_shows_what_happened_and_nothing_else():
     [(0, True, "nothing to answer"), (1, True, "all 1 lines answered"), (1, False, "stopped: 1 lines answered")],
 )
 def test_headline(lines, is_input_read, text):
-    """The first line says whether it is done."""
+    """The first line says whether the run is complete."""
     tally = Tally()
     tally.lines = lines
     for _ in range(lines):

@@ -2,11 +2,11 @@
 Compression by file name: `.gz`, `.zst`, or none; bytes in, bytes out, no files.
 
 Both formats are sequences of independent parts (gzip members, zstd frames), and that is how a file is continued: a new
-part is appended.  The `Decoder` therefore knows where the current part begins, so that a part which a kill has torn can
-be cut off and written again.  The `Encoder` can flush, so that what was written can be read back from a torn part.
+part is appended.  The `Decoder` therefore knows where the current part begins, so that a part that a kill has torn can
+be removed and written again.  The `Encoder` can flush, so that everything written can be read back from a torn part.
 
-Memory is bounded in both directions: a decoder gives out pieces of at most `MAX_PIECE_BYTES`, whatever a few hostile
-bytes would expand to.
+Memory is bounded in both directions: a decoder returns pieces of at most `MAX_PIECE_BYTES`, also for a few
+hostile bytes that expand to gigabytes.
 
 Source: RFC 1952 section 2.2 (members), RFC 8878 section 3 (frames, skippable frames, blocks of at most 128 KiB).
 """
@@ -21,12 +21,12 @@ import zstandard
 from worker.client.errors import DamagedStreamError
 
 MAX_PIECE_BYTES = 32 * 1024 * 1024
-"""Largest piece a decoder gives out."""
+"""Largest piece that a decoder returns."""
 _ZSTD_SLICE_BYTES = 1024
 """Compressed bytes given to zstd at once; it has no limit of output, but one block of at least 4 bytes makes at most
 128 KiB, so that this slice makes at most 32 MiB (RFC 8878 section 3.1.1.2)."""
 _GZIP_WBITS = 31
-"""zlib's way to say: a gzip header, the largest window."""
+"""zlib's code for a gzip header and the largest window."""
 _GZIP_LEVEL = 6
 _ZSTD_LEVEL = 3
 """The tools' own defaults: answers arrive more slowly than either compresses."""
@@ -50,11 +50,11 @@ def codec_of(path: str) -> Codec:
 
 class Decoder:
     """
-    Turns the bytes of a file into what was compressed, part by part.
+    Decompresses the bytes of a file, part by part.
 
     Args:
         codec: `PLAIN` passes everything through and has no parts.
-        max_piece_bytes: Largest piece given out of a gzip stream; zstd's blocks bound the others.
+        max_piece_bytes: Largest piece of a gzip stream; zstd's blocks bound the others.
     """
 
     def __init__(self, codec: Codec, *, max_piece_bytes: int = MAX_PIECE_BYTES) -> None:
@@ -63,7 +63,7 @@ class Decoder:
         self._part: Any = None
         self._fed = 0
         self.part_start = 0
-        """Offset at which the part begins that is not complete; the end of the input when all are."""
+        """Offset of the part that is not complete; the end of the input when all are."""
 
     @property
     def is_torn(self) -> bool:
@@ -72,10 +72,10 @@ class Decoder:
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """
-        Yield what a chunk decompresses to, in pieces that are not empty; exhaust it before the next call.
+        Yield the decompressed bytes of a chunk in pieces that are not empty; exhaust it before the next call.
 
         Raises:
-            DamagedStreamError: The bytes are no gzip or zstd data; permanent.
+            DamagedStreamError: The bytes are not gzip or zstd data; permanent.
         """
         step = _ZSTD_SLICE_BYTES if self._codec is Codec.ZSTD else len(chunk)
         for start in range(0, len(chunk), max(1, step)):
@@ -130,7 +130,7 @@ class Decoder:
 
 class Encoder:
     """
-    Compresses pieces as one part, which can be read up to the last piece even when it is torn behind it.
+    Compresses pieces as one part, which can be read up to the last complete piece even when it is torn.
 
     Args:
         codec: `PLAIN` passes everything through.

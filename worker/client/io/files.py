@@ -1,10 +1,10 @@
 """
 Reading input lines and writing answer lines: plain, `.gz`, `.zst`, or `-` for standard input and output.
 
-Everything here blocks and belongs on a `BlockingThread`.  Both directions use constant memory: pieces of a
-quarter of a megabyte, lines of at most `MAX_LINE_BYTES`.  A write hands its bytes to the operating system before it
-returns, so that SIGKILL costs at most a torn last line; `resume` repairs that.  Compressed output is flushed with every
-write for the same reason: it is a few percent larger than in one piece.
+Everything here blocks and belongs on a `BlockingThread`.  Both directions use constant memory: pieces of a quarter of a
+megabyte, lines of at most `MAX_LINE_BYTES`.  A write passes its bytes to the operating system before it returns, so
+that SIGKILL leaves at most a torn last line; `resume` repairs that.  Compressed output is flushed with every write for
+the same reason: it is a few percent larger than in one piece.
 """
 
 import os
@@ -21,7 +21,7 @@ from worker.client.io.splitter import LineSplitter
 STANDARD = "-"
 """Standard input or output."""
 CHUNK_BYTES = 256 * 1024
-"""Bytes asked of the operating system at once: 4 to 16 pipe buffers, some hundred lines."""
+"""Bytes of one read: 4 to 16 pipe buffers, some hundred lines."""
 
 _FOREIGN = (
     (b"\x1f\x8b", "is gzip-compressed; let its name end in .gz"),
@@ -29,7 +29,7 @@ _FOREIGN = (
     (b"\xff\xfe", "is UTF-16; save it as UTF-8"),
     (b"\xfe\xff", "is UTF-16; save it as UTF-8"),
 )
-"""First bytes of what is certainly no JSON lines, so that the reason is said once and not once a line."""
+"""First bytes of files that are not JSON lines, so that there is one error for the file and not one for each line."""
 
 
 class LineReader:
@@ -72,7 +72,7 @@ class LineReader:
         return []
 
     def _read_chunk(self) -> list[RawLine]:
-        """Return the lines of one chunk; a failure is kept until they are out."""
+        """Return the lines of one chunk; a failure is raised after them."""
         lines: list[RawLine] = []
         try:
             chunk = os.read(self._descriptor, CHUNK_BYTES)
@@ -160,7 +160,7 @@ class LineWriter:
         End the compressed part and close the file; idempotent.
 
         Raises:
-            OutputError: The last bytes could not be written; what was written before is whole.
+            OutputError: The last bytes could not be written; everything before is complete.
         """
         try:
             end = self._encoder.end()
@@ -177,7 +177,7 @@ def open_input(path: str, *, limit_bytes: int = MAX_LINE_BYTES) -> LineReader:
     Open input lines.
 
     Args:
-        path: A file, a named pipe, or `-` for standard input; the ending says how it is compressed.
+        path: A file, a named pipe, or `-` for standard input; its suffix selects the compression.
         limit_bytes: Longest line that is read, in bytes.
 
     Raises:
@@ -193,10 +193,10 @@ def open_output(path: str) -> LineWriter:
     """
     Open answer lines for appending; a missing file is created.
 
-    Use `resume.resume_output` for a file that may hold answers already: this function does not look.
+    Use `resume.resume_output` for a file that may already hold answers: this function does not read it.
 
     Args:
-        path: A file, a named pipe or a device, or `-` for standard output; the ending says how it is compressed.
+        path: A file, a named pipe or a device, or `-` for standard output; its suffix selects the compression.
 
     Raises:
         OutputError: A directory, below a missing one, or not permitted; permanent.
@@ -216,7 +216,7 @@ def _open(path: str, flags: int, failure: Callable[[str], InputError | OutputErr
         raise failure("its directory does not exist" if is_new else describe_os_error(error)) from None
     except OSError as error:
         raise failure(describe_os_error(error)) from None
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # reading a directory opens well and fails only later
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # a directory opens for reading and fails only at the read
         os.close(descriptor)
         raise failure("is a directory")
     return descriptor

@@ -1,12 +1,12 @@
 """
-Input lines: which shape a line has, and what is published for it.  Pure, no I/O.
+Input lines: the shape of a line, and the message that is published for it.  Pure, no I/O.
 
-Two shapes are known.  A request message `{path, metadata, body, ...}` is published byte for byte as it stands, and so
-is everything that is no known shape, bad JSON included: the worker is the only judge of messages and answers those
-with a 400, so that every line gets an answer.  An OpenAI batch line `{custom_id, method, url, body}` (any object that
-has `custom_id` or `url` and no `path`) is wrapped: `path` is its url, `body` its body byte for byte, the metadata
-holds its custom_id.  What no message can carry (a line over the broker's limit, a batch line without its required
-keys) is refused here, with an answer of the same shape as any other.
+There are two shapes.  A request message `{path, metadata, body, ...}` is published byte for byte.  A line of any other
+shape, also one that is not JSON, is published byte for byte as well: only the worker judges messages, and it answers
+these with a 400, so that every line gets an answer.  An OpenAI batch line `{custom_id, method, url, body}` (any object
+that has `custom_id` or `url` and no `path`) is wrapped: `path` is its url, `body` its body byte for byte, the metadata
+holds its custom_id.  A line that no message can carry (over the broker's limit, or a batch line without its required
+keys) is refused here, with an answer in the usual shape.
 
 The id of a line is `line-<number>-<hash>`: its number in the file from 1, blank lines counted, and the first eight hex
 digits of the SHA-256 of its bytes, without byte order mark and line end.  A changed line therefore has another id.
@@ -25,30 +25,30 @@ import msgspec
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, encode_request, message_bytes, read_metadata_leniently
 
 LINE_ID = "line_id"
-"""Attribute that carries the id of a line there and back."""
+"""Attribute that carries the id of a line in the request and in its answer."""
 LINE_SHAPE = "line_shape"
-"""Attribute `batch` of wrapped batch lines, so that a consumer without the input can give the answer its shape."""
+"""Attribute `batch` of wrapped batch lines: the shape of the answer, for a consumer without the input."""
 COPY_ATTRIBUTES = (LINE_ID, LINE_SHAPE)
-"""What the worker's setting `reply.copy_attributes` must name for answers to find their lines."""
+"""What the worker's setting `reply.copy_attributes` must name, so that answers can be matched to lines."""
 
 MAX_LINE_BYTES = 32_000_000
-"""A longer line is not kept in memory.  House decision: three times what a message can carry, so that lines which are
-merely too large for the broker can still have their metadata echoed."""
+"""A longer line is not kept in memory.  House decision: three times the size of a message, so that the answer to a line
+that is only too large for the broker can still have its metadata."""
 
 _LINE_ID = re.compile(r"(?:batch_req_)?line-([1-9][0-9]{0,17})-([0-9a-f]{8})")
 """A line's id, also as it stands in the output of a batch line."""
 
 _MAX_OVERHEAD_BYTES = 1024
-"""What a broker may count beside data and attributes; a rejected message this close to the limit was too large."""
+"""Bytes that a broker may count besides data and attributes; a rejected message this near the limit was too large."""
 
 _ABSENT = msgspec.Raw(b"")
 
 
 class Shape(StrEnum):
-    """How a line is written, and so how its answer is."""
+    """The format of a line, and of its answer."""
 
     MESSAGE = "message"
-    """A request message, or nothing known."""
+    """A request message, or anything else."""
     BATCH = "batch"
     """An OpenAI batch line."""
 
@@ -62,13 +62,13 @@ class RawLine:
     data: bytes
     """Without line end and byte order mark; empty when the line is longer than the reader's limit."""
     size: int
-    """Bytes of the line, also where `data` was not kept."""
+    """Bytes of the line, also when `data` was not kept."""
     digest: str
     """First eight hex digits of the SHA-256 of the line."""
 
     @classmethod
     def of(cls, number: int, data: bytes) -> "RawLine":
-        """Return the line with its size and hash."""
+        """Return a line with its size and hash."""
         return cls(number, data, len(data), short_digest(data))
 
     @property
@@ -79,20 +79,20 @@ class RawLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why a line is answered here instead of being published."""
+    """The reason why a line is answered here and not published."""
 
     status_code: int
     code: str
-    """Stands in `error.code`."""
+    """The value of `error.code`."""
     message: str
     param: str | None = None
     metadata: bytes = b"{}"
-    """Raw JSON object; the line's own where it could be read."""
+    """Raw JSON object; that of the line when it can be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What is to be done for one line."""
+    """What to publish for one line, or why nothing is published."""
 
     line_id: str
     shape: Shape
@@ -100,7 +100,7 @@ class Prepared:
     """Data of the message; empty when refused."""
     attributes: Mapping[str, str]
     custom_id: bytes = b"null"
-    """Raw JSON of a batch line's custom_id; `null` where there is none to echo."""
+    """Raw JSON of a batch line's custom_id; `null` when there is none to return."""
     refusal: Refusal | None = None
 
 
@@ -129,7 +129,7 @@ def short_digest(data: bytes) -> str:
 
 def prepare(line: RawLine) -> Prepared:
     """
-    Return what is to be published for a line, or why nothing is; never raises for what stands in it.
+    Return what to publish for a line, or why nothing is published; no content of a line raises.
 
     Args:
         line: Not blank.
@@ -157,7 +157,7 @@ def prepare(line: RawLine) -> Prepared:
 
 
 def too_large(data: bytes) -> Refusal:
-    """Return the refusal for a line that is more than one Pub/Sub message can carry."""
+    """Return the refusal for a line that does not fit into one Pub/Sub message."""
     return Refusal(
         status_code=413,
         code="request_too_large",
@@ -168,13 +168,13 @@ def too_large(data: bytes) -> Refusal:
 
 
 def rejected(data: bytes, reason: str) -> Refusal:
-    """Return the refusal for a message that the broker would not take."""
+    """Return the refusal for a message that the broker rejected."""
     if len(data) > MAX_PUBSUB_MESSAGE_BYTES - _MAX_OVERHEAD_BYTES:
         return too_large(data)
     return Refusal(
         status_code=400,
         code="request_rejected",
-        message=f"The broker does not take the request: {reason}",
+        message=f"The broker rejects the request: {reason}",
         metadata=read_metadata_leniently(data),
     )
 

@@ -1,8 +1,7 @@
 """
 Output lines: one answer, one line.  Pure, no I/O.
 
-An answer comes as the data and attributes of a message on the response topic, or as a `Refusal` of `lines`.  It
-leaves as
+An answer is the data and attributes of a message on the response topic, or a `Refusal` of `lines`.  Its line is
 
 * for a message-shaped line `{"id": "line-1-0a1b2c3d", "status_code": 200, "metadata": {...}, "body": {...}}`, with
   `body_uri` and `stats` where the answer has them;
@@ -10,12 +9,12 @@ leaves as
   "request_id", "body"} | null, "error": null | {"code", "message"}}`, with `stats` beside them where the answer has
   any.
 
-Metadata, body and stats stand in the line byte for byte, except that a line break between JSON tokens (a backend that
-prints prettily) becomes a space: a line is a line.  JSON has no raw line breaks inside strings, so nothing else
+Metadata, body and stats are copied byte for byte, except that a line break between JSON tokens (of a backend that
+indents its JSON) becomes a space.  JSON has no raw line breaks inside strings, so nothing else
 changes.
 
-`response` of a batch line is null when no server's answer is behind it: refused messages, failed connections, timeouts,
-a 200 that was no JSON.  What a broken stream had generated is kept: then `response` holds it beside the error.
+`response` of a batch line is null when no server answered: refused messages, failed connections, timeouts, a 200 that
+was not JSON.  The text that a broken stream had generated is kept: then `response` holds it in addition to the error.
 
 Source: https://platform.openai.com/docs/api-reference/batch/request-output.
 """
@@ -48,12 +47,12 @@ _CODES = {
     503: "overloaded",
     504: "request_timeout",
 }
-"""`error.code` where the answer itself has none; the words are those of OpenAI's error codes and of our own classes."""
+"""`error.code` for an answer that has none; the words are OpenAI's error codes and our own classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer, decoded as far as its line and the summary need."""
+    """One answer, with the fields that its line and the summary need."""
 
     status_code: int
     metadata: bytes = b"{}"
@@ -69,7 +68,7 @@ class Answer:
     input_tokens: int | None = None
     output_tokens: int | None = None
     is_local: bool = False
-    """Made here; no worker has seen the line."""
+    """Made here: no worker has received the line."""
 
     @property
     def is_error(self) -> bool:
@@ -92,14 +91,14 @@ def decode_answer(data: bytes, attributes: Mapping[str, str]) -> Answer:
     """
     Return the answer in a message of the response topic.
 
-    What is no answer (another program's message with our attributes) becomes a 502 `malformed_answer`: the line gets a
-    well-formed output all the same.
+    A message that is not an answer (from another program, with our attributes) becomes a 502 `malformed_answer`: the
+    line still gets a well-formed output.
     """
     try:
-        data.decode("utf-8")  # msgspec does not look into raw values
+        data.decode("utf-8")  # msgspec does not validate raw values
         response = _decode_response(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        text = f"What came back on the response topic is not an answer: {error}"
+        text = f"The message on the response topic is not an answer: {error}"
         return local_answer(Refusal(status_code=502, code="malformed_answer", message=text))
     body = _one_line(response.body)
     usage = read_usage(body or b"") or NO_USAGE
@@ -118,7 +117,7 @@ def decode_answer(data: bytes, attributes: Mapping[str, str]) -> Answer:
 
 def local_answer(refusal: Refusal) -> Answer:
     """Return the answer to a line that was refused here; the body is an error in OpenAI's shape."""
-    kind = "invalid_request_error" if refusal.status_code < 500 else "server_error"  # noqa: PLR2004 - whose fault
+    kind = "invalid_request_error" if refusal.status_code < 500 else "server_error"  # noqa: PLR2004 - the requester's fault
     error = {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}
     return Answer(
         status_code=refusal.status_code,
@@ -147,8 +146,8 @@ def batch_line(line_id: str, custom_id: bytes, answer: Answer) -> bytes:
     Return the line of a batch request, with its newline.
 
     Args:
-        line_id: Becomes `id` behind `batch_req_`.
-        custom_id: Raw JSON, as it stood in the line.
+        line_id: `id` is `batch_req_` followed by this.
+        custom_id: Raw JSON, as in the input line.
         answer: Body objects of any shape; `error` is filled for every status but 2xx.
     """
     response = error = b"null"
@@ -203,10 +202,10 @@ def _object(body: bytes | None) -> dict[str, Any]:
 
 def _is_servers_answer(body: dict[str, Any]) -> bool:
     """
-    Say whether a server's error, or part of its answer, stands behind an error body.
+    Whether an error body contains a server's error or a part of its answer.
 
     The worker's own envelope has `backend` and `attempts` beside OpenAI's keys: `backend` is null when no response
-    came, and holds a 2xx when one came that was no answer (docs/contract.md, the error envelope).
+    came, and holds a 2xx when a response came that was not an answer (docs/contract.md, the error envelope).
     """
     error = body.get("error")
     if "partial" in body or not isinstance(error, dict) or not error.keys() >= {"backend", "attempts"}:
@@ -217,7 +216,7 @@ def _is_servers_answer(body: dict[str, Any]) -> bool:
 
 
 def _explain(answer: Answer, body: dict[str, Any]) -> dict[str, str]:
-    """Return code and message, neither empty, whatever shape the server gave its error."""
+    """Return code and message, neither empty, for an error of any shape."""
     error = body.get("error")
     inner = error if isinstance(error, dict) else {**body, "message": error if isinstance(error, str) else None}
     code = inner.get("code")

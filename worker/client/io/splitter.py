@@ -1,8 +1,8 @@
 """
-Cuts a stream of bytes into lines; pure, constant memory whatever the lines are like.
+Cuts a stream of bytes into lines; pure, in constant memory for lines of any length.
 
 A line ends at LF, and one CR before it is dropped; nothing else ends a line (U+2028, U+0085, VT and FF do not, although
-Python's `splitlines` thinks so).  The last line needs no end.  A byte order mark before the first line is dropped.
+Python's `splitlines` splits there).  The last line needs no end.  A byte order mark before the first line is dropped.
 Blank lines are left out but counted.  Of a line over the limit only number, length and hash are kept.
 """
 
@@ -15,10 +15,10 @@ _BOM = b"\xef\xbb\xbf"
 
 class LineSplitter:
     """
-    Takes pieces of any size and gives out the lines they complete.
+    Takes pieces of any size and returns the lines that they complete.
 
     Args:
-        limit_bytes: Longest line that is kept whole.
+        limit_bytes: Longest line whose bytes are kept.
     """
 
     def __init__(self, limit_bytes: int = MAX_LINE_BYTES) -> None:

@@ -1,7 +1,7 @@
 """
-The report as one HTML page that needs nothing else: styles and drawings stand in it, scripts there are none.
+The report as one HTML page with its styles and drawings, without scripts.
 
-It opens from a file, offline, in light and dark; its Content-Security-Policy forbids it to load anything.
+The page opens from a file, offline, in light and dark; its Content-Security-Policy forbids it to load anything.
 """
 
 from collections.abc import Iterable, Sequence
@@ -90,7 +90,7 @@ th:first-child { padding-left: 0; } tbody th { vertical-align: top; font-weight:
 """
 """System fonts; the colours, for light and dark, differ in lightness and not in hue alone."""
 _MAX_MODELS_SHOWN = 12
-"""Rows of a plot by model; the tables have them all."""
+"""Rows of a plot by model; the tables have all models."""
 
 
 def render_page(report: RunReport) -> str:
@@ -187,7 +187,7 @@ def _models(report: RunReport) -> str:
 
 
 def _ranges(report: RunReport) -> str:
-    if len(report.models) < 2:  # noqa: PLR2004 - the histograms say it all for one
+    if len(report.models) < 2:  # noqa: PLR2004 - the histograms show the same for one model
         return ""
     plots = ""
     for name in ("ttft_s", "ttlt_s", "tpot_s"):
@@ -227,7 +227,7 @@ def _lines(texts: Iterable[str]) -> str:
 
 
 def _figure(caption: str, drawing: str, key: str = "") -> str:
-    """Return a drawing with its caption, which is HTML of ours."""
+    """Return a drawing with its caption, which is our own HTML."""
     return f"<figure><figcaption>{caption}{key}</figcaption>{drawing}</figure>"
 
 

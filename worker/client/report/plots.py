@@ -93,9 +93,9 @@ def _over_time(
 def plot_errors(report: RunReport) -> str:
     """Draw how many answers each error class has."""
     groups = report.error_classes
-    says = ", ".join(f"{group.name} {count(group.answers)}" for group in groups)
+    summary = ", ".join(f"{group.name} {count(group.answers)}" for group in groups)
     height = ROW_HEIGHT * len(groups) + 4
-    drawing = Drawing("plot-errors", WIDE, height, title="Errors by class", description=f"{says}.")
+    drawing = Drawing("plot-errors", WIDE, height, title="Errors by class", description=f"{summary}.")
     left = label_room(group.name for group in groups)
     x = linear(0, max(group.answers for group in groups), left, WIDE - 150)
     for place, group in enumerate(groups):
@@ -111,11 +111,11 @@ def plot_errors(report: RunReport) -> str:
 
 def plot_distribution(key: str, title: str, bars: Sequence[Bar], spread: Spread) -> str:
     """Draw a histogram over a logarithmic axis, with a mark at every percentile that may be shown."""
-    says = ", ".join(
+    summary = ", ".join(
         f"p{percent} {amount(item.value)} s{' (weak)' if item.is_weak else ''}" for percent, item in _known(spread)
     )
     description = (
-        f"{count(spread.count)} answers from {amount(spread.minimum)} to {amount(spread.maximum)} seconds; {says}."
+        f"{count(spread.count)} answers from {amount(spread.minimum)} to {amount(spread.maximum)} seconds; {summary}."
     )
     drawing = Drawing(f"plot-{key}", NARROW, PLOT_HEIGHT, title=title, description=description)
     y = vertical_axis(drawing, max(bar.count for bar in bars), top=_MARKS_TOP + 6)
@@ -141,8 +141,8 @@ def plot_distribution(key: str, title: str, bars: Sequence[Bar], spread: Spread)
 def _mark_percentiles(drawing: Drawing, spread: Spread, x: Scale, low: float) -> None:
     """Draw a line at each percentile, its name above and its value in the corner."""
     items = _known(spread)
-    says = " · ".join(f"p{percent} {amount(item.value)} s{WEAK if item.is_weak else ''}" for percent, item in items)
-    drawing.text(drawing.width - RIGHT, 12, says, "tag", anchor="end")
+    summary = " · ".join(f"p{percent} {amount(item.value)} s{WEAK if item.is_weak else ''}" for percent, item in items)
+    drawing.text(drawing.width - RIGHT, 12, summary, "tag", anchor="end")
     shared: list[tuple[float, str]] = []
     for percent, item in items:
         if item.value < low:
@@ -165,12 +165,12 @@ def plot_ranges(key: str, title: str, groups: Sequence[GroupReport], name: str) 
         return ""
     values = [item.value for _, spread in rows for _, item in _known(spread)]
     low, high = min(values) / 1.15, max(values) * 1.15
-    says = "; ".join(
+    summary = "; ".join(
         f"{group.name}: " + ", ".join(f"p{percent} {amount(item.value)} s" for percent, item in _known(spread))
         for group, spread in rows
     )
     height = ROW_HEIGHT * len(rows) + BOTTOM + 4
-    drawing = Drawing(f"plot-{key}", NARROW, height, title=title, description=f"{says}.")
+    drawing = Drawing(f"plot-{key}", NARROW, height, title=title, description=f"{summary}.")
     left = label_room(group.name for group, _ in rows)
     x = logarithmic(low, high, left, NARROW - RIGHT - 16)
     for value, label in log_ticks(low, high, x):

@@ -1,10 +1,10 @@
 """
-What a report says: frozen values, and the rules by which a percentile may be shown.  Pure.
+The values of a report, frozen, and the rules for showing a percentile.  Pure.
 
-A percentile p of n values says something only if values lie beyond it: with n * (100 - p) < 100 there is not one, and
-it is not shown; with fewer than `min_tail` of them it is shown as weak.  So p50, p90 and p99 need 2, 10 and 100 values,
-and 10, 50 and 500 to be trusted with the default of 5.  Whole numbers, since 10 * (1 - 0.9) is just below 1 in
-floating point.
+A percentile p of n values means something only if values lie beyond it: with n * (100 - p) < 100 there is none, and the
+percentile is not shown; with fewer than `min_tail` of them it is shown as weak.  So p50, p90 and p99 need 2, 10 and 100
+values, and 10, 50 and 500 not to be weak with the default of 5.  Whole numbers, since 10 * (1 - 0.9) is just below 1
+in floating point.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from worker.client.sketch import Bar
 
 PERCENTS = (50, 90, 99)
 DURATIONS = ("ttft_s", "ttlt_s", "tpot_s", "queue_s", "held_s")
-"""Names of measured durations, as in `stats`; docs/report.md says what each is."""
+"""Names of measured durations, as in `stats`; docs/report.md has the meaning of each."""
 TOKEN_KINDS = ("input", "output", "input_cached", "output_reasoning")
 MIN_TAIL = 5
 HISTOGRAM_BARS = 40
 _LAST_MOMENT = datetime.max.replace(tzinfo=UTC).timestamp() - 1
-"""The end of the year 9999; whoever is later has a broken clock, and no date can say when."""
+"""The end of the year 9999, the last moment that a date can show; a later time comes from a broken clock."""
 
 
 def is_shown(count: int, percent: int) -> bool:
@@ -49,12 +49,12 @@ class Spread:
 
     count: int
     missing: int
-    """Answers of the group that do not say; left out of everything else here."""
+    """Answers of the group without this duration; left out of the other fields."""
     mean: float | None
     minimum: float | None
     maximum: float | None
     percentiles: Mapping[int, Percentile | None]
-    """By percent, of `PERCENTS`; `None` where too few values are there."""
+    """By percent, of `PERCENTS`; `None` for too few values."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -75,9 +75,9 @@ class Tokens:
     """Tokens of one kind."""
 
     total: int | None
-    """`None` when no answer says."""
+    """`None` when no answer has a count."""
     missing: int
-    """Answers that do not say."""
+    """Answers without a count."""
     per_s: float | None
     """Over the time of the whole run, of the answers with times."""
 
@@ -88,7 +88,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupReport:
-    """Answers that have something in common: all of them, those of a model, those of an error class."""
+    """A group of answers: all of them, those of a model, or those of an error class."""
 
     name: str
     answers: int
@@ -100,7 +100,7 @@ class GroupReport:
     redelivered: int
     """Answers to a message that was delivered more than once."""
     statuses: Mapping[str, int]
-    """Answers by status code; `none` for batch lines behind which no server's answer stands."""
+    """Answers by status code; `none` for batch lines without a server's answer."""
     tokens: Mapping[str, Tokens]
     """By kind, of `TOKEN_KINDS`."""
     durations: Mapping[str, Spread]
@@ -144,11 +144,11 @@ class RunReport:
     source: str
     min_tail: int
     unreadable: int
-    """Lines that are no answer."""
+    """Lines that are not answers."""
     first_unreadable: tuple[int, str] | None
-    """Number of the first of them, from 1, and what is wrong with it."""
+    """Number of the first such line, from 1, and what is wrong with it."""
     timed: int
-    """Answers with `stats` that say when they were made; rates and the timeline are about these."""
+    """Answers whose `stats` have times; rates and the timeline are about these."""
     started: float | None
     """Unix seconds at which the first answer's last attempt started."""
     ended: float | None
@@ -167,7 +167,7 @@ class RunReport:
 
     @property
     def duration_s(self) -> float | None:
-        """Seconds from the first start to the last end; pauses between runs of a resumed file are in it."""
+        """Seconds from the first start to the last end; includes pauses between the runs of a resumed file."""
         return None if self.started is None or self.ended is None else self.ended - self.started
 
     @property
@@ -177,7 +177,7 @@ class RunReport:
 
     @property
     def requests_per_minute(self) -> float | None:
-        """Starts a minute over `send_window_s`; the first one opens the window and is not counted."""
+        """Starts of attempts a minute over `send_window_s`; the first start begins the window and is not counted."""
         return (self.timed - 1) * 60 / self.send_window_s if self.send_window_s else None
 
     def as_dict(self) -> dict[str, Any]:

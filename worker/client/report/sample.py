@@ -1,9 +1,9 @@
 """
-What one output line tells a report.  Pure, no I/O.
+The values that a report takes from one output line.  Pure, no I/O.
 
-Both shapes of `outputs` are read: message lines and OpenAI batch lines.  Where the worker measured (`stats`), its word
-counts, so that a report and the live metrics agree; without it the body has to do, and times are unknown.  What is not
-known is `None`, never 0.
+Both shapes of `outputs` are read: message lines and OpenAI batch lines.  The worker's measurements (`stats`) take
+precedence, so that a report and the live metrics agree; without them the body is read, and times are unknown.  An
+unknown value is `None`, never 0.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _Status = Annotated[int, msgspec.Meta(ge=100, le=999)]
 
 
 class NoAnswerError(Exception):
-    """The line is no answer; says why."""
+    """The line is not an answer; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +34,11 @@ class Sample:
 
     is_error: bool
     status_code: int | None
-    """`None` for batch lines behind which no server's answer stands: their shape has no place for it."""
+    """`None` for batch lines without a server's answer: their shape has no place for it."""
     error_class: str | None
     """`None` for a good answer."""
     model: str | None
-    """As it was requested, else as the answer says."""
+    """The requested model, else the model in the answer."""
     is_truncated: bool
     """An error that carries part of an answer."""
     tokens: Usage
@@ -113,10 +113,10 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 
 def read_sample(line: bytes) -> Sample:
     """
-    Return what an output line tells.
+    Return the values of an output line.
 
     Raises:
-        NoAnswerError: It is none: torn, of another program, or not JSON at all.
+        NoAnswerError: The line is torn, from another program, or not JSON.
     """
     try:
         parsed = _decode_line(line)
@@ -163,7 +163,7 @@ def _read_body(body: bytes) -> _Body:
 
 
 def _error_class(stats: Measured | None, status: int | None, body: _Body, code: Any) -> str:
-    """Return the worker's class, which is also the code of its own errors; else the code or type of the server's."""
+    """Return the worker's class, which is also the code of its own errors; else the server's code or type."""
     known = stats.error_class if stats is not None else None
     inner = body.error if isinstance(body.error, dict) else {}
     candidates = (known, code, inner.get("code"), inner.get("type"), body.code, body.type)
@@ -172,7 +172,7 @@ def _error_class(stats: Measured | None, status: int | None, body: _Body, code: 
 
 
 def _name(value: Any) -> str | None:
-    """Return a name fit for a terminal, without the control characters that could drive it."""
+    """Return a name without control characters, which a terminal would obey."""
     if not isinstance(value, str) or not value:
         return None
     return "".join(char if char.isprintable() else "\ufffd" for char in value[:_MAX_NAME_CHARS])

@@ -31,20 +31,20 @@ from worker.client.report.sample import NoAnswerError, Sample, read_sample
 from worker.client.sketch import QuantileSketch
 
 MAX_GROUPS = 50
-"""Models or error classes that are told apart; requesters choose the names, so there may be any number of them."""
+"""Models or error classes that are counted separately; requesters choose the names, so their number has no bound."""
 OTHERS = "(others)"
 UNKNOWN = "(unknown)"
 WIDTHS_S = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 86400, 7 * 86400, 28 * 86400, 364 * 86400)
 """Widths of a bin, seconds."""
 MAX_BINS = 240
-"""More are narrower than what a plot can show; fewer than `MAX_BINS / 6` only for short runs."""
+"""More would be narrower than a plot can show; only short runs have fewer than `MAX_BINS / 6`."""
 
 
 def read_report(path: str, *, min_tail: int = MIN_TAIL) -> tuple[RunReport, InputError | None]:
     """
-    Return the report about an output file and what kept it from being read to its end.
+    Return the report of an output file, and the error that ended the reading early.
 
-    A file that is still written, or was left behind by a kill, may be torn: what stands before the damage is counted.
+    A file that is still written, or that a kill has torn, is counted up to the damage.
 
     Args:
         path: A file (`.gz` and `.zst` are read as such), a named pipe, or `-` for standard input.
@@ -75,10 +75,10 @@ def read_report(path: str, *, min_tail: int = MIN_TAIL) -> tuple[RunReport, Inpu
 
 class Group:
     """
-    Counts answers that have something in common.
+    Counts a group of answers.
 
     Args:
-        name: Of the group.
+        name: Name of the group.
         is_of_errors: Whether its durations are those of errors.
     """
 
@@ -94,8 +94,8 @@ class Group:
         self._statuses: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
         self._timed_tokens: Counter[str] = Counter()
-        self._tellers: Counter[str] = Counter()
-        """Answers that say how many tokens of a kind they took."""
+        self._counted: Counter[str] = Counter()
+        """Answers that have a count of tokens of a kind."""
 
     def add(self, sample: Sample) -> None:
         """Count one answer."""
@@ -105,7 +105,7 @@ class Group:
         self._statuses["none" if sample.status_code is None else str(sample.status_code)] += 1
         measured = sample.measured
         for kind, count in sample.tokens.kinds():
-            self._tellers[kind] += 1
+            self._counted[kind] += 1
             self._tokens[kind] += count
             if measured is not None and measured.ended is not None:
                 self._timed_tokens[kind] += count
@@ -135,11 +135,11 @@ class Group:
         )
 
     def _tokens_of(self, kind: str, duration_s: float | None) -> Tokens:
-        tellers = self._tellers[kind]
+        counted = self._counted[kind]
         return Tokens(
-            total=self._tokens[kind] if tellers else None,
-            missing=self.answers - tellers,
-            per_s=self._timed_tokens[kind] / duration_s if tellers and duration_s else None,
+            total=self._tokens[kind] if counted else None,
+            missing=self.answers - counted,
+            per_s=self._timed_tokens[kind] / duration_s if counted and duration_s else None,
         )
 
 
@@ -227,17 +227,17 @@ class Statistics:
         self._timeline.add(measured.ended, is_error=sample.is_error, output_tokens=sample.tokens.output or 0)
 
     def add_unreadable(self, number: int, reason: str) -> None:
-        """Count a line that is no answer; `number` is its place in the file, from 1."""
+        """Count a line that is not an answer; `number` is its place in the file, from 1."""
         self._unreadable += 1
         if self._first_unreadable is None:
             self._first_unreadable = (number, reason)
 
     def report(self, source: str, min_tail: int = MIN_TAIL) -> RunReport:
         """
-        Return what was counted so far.
+        Return the report of the answers counted so far.
 
         Args:
-            source: Where the answers came from, for the reader.
+            source: Name of the file, for the title.
             min_tail: Values that must lie beyond a percentile for it not to be weak.
         """
         started = self._first_start

@@ -1,8 +1,8 @@
 """
-Draws SVG: a handful of shapes, axes and scales.  Pure; knows nothing of reports.
+Draws SVG: a few shapes, axes and scales.  Pure; independent of reports.
 
-Colours are CSS classes, so that the page around decides about light and dark.  Every drawing has a title and a
-description for those who do not see it, and everything that comes from outside is escaped.
+Colours are CSS classes, so that the page decides about light and dark.  Every drawing has a title and a description for
+readers who cannot see it, and every text is escaped.
 
 Source: names for drawings, https://www.w3.org/TR/svg-aam-1.0/ and https://www.w3.org/WAI/tutorials/images/complex/.
 """
@@ -16,11 +16,11 @@ WIDE, NARROW = 940.0, 460.0
 """Widths of a drawing over the whole page and over half of it."""
 PLOT_HEIGHT = 210.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 12.0, 14.0, 30.0
-"""What axes and their labels need around a plot."""
+"""Space around a plot, for axes and their labels."""
 ROW_HEIGHT = 26.0
-"""Of a drawing with one row a name."""
+"""Height of a row in a drawing with one row for each name."""
 CHAR_WIDTH = 7.2
-"""Of a label, about."""
+"""Approximate width of a character of a label."""
 _MAX_LABEL_CHARS = 24
 
 
@@ -32,8 +32,8 @@ class Drawing:
         key: Unique on the page; letters, digits and hyphens.
         width: Of the coordinate system; the page scales it.
         height: The same, downwards.
-        title: What it shows.
-        description: What there is to see, in words and numbers.
+        title: Name of the drawing.
+        description: The content in words and numbers.
     """
 
     def __init__(self, key: str, width: float, height: float, *, title: str, description: str) -> None:
@@ -45,7 +45,7 @@ class Drawing:
         ]
 
     def rect(self, x: float, y: float, width: float, height: float, style: str, *, tip: str = "") -> None:
-        """Add a rectangle; `tip` is shown to whoever points at it."""
+        """Add a rectangle; `tip` is shown under the pointer."""
         place = f'x="{_at(x)}" y="{_at(y)}" width="{_at(width)}" height="{_at(height)}"'
         self._parts.append(f'<rect class="{style}" {place}{_end(tip, "rect")}')
 

@@ -15,9 +15,9 @@ from worker.client.report.results import (
 )
 
 NOTHING = "-"
-"""Not known, or too few values."""
+"""Unknown, or too few values."""
 WEAK = "*"
-"""Behind a percentile that few values lie beyond."""
+"""Follows a percentile that few values lie beyond."""
 _GAP = "  "
 
 
@@ -30,7 +30,7 @@ def render_text(report: RunReport) -> str:
 
 
 def headline(report: RunReport) -> str:
-    """Return what a person wants to know first, in one sentence."""
+    """Return the numbers of answers and errors, in one sentence."""
     total = report.total
     if not total.answers:
         return "no answers"
@@ -41,11 +41,11 @@ def headline(report: RunReport) -> str:
 
 
 def remarks(report: RunReport) -> Iterator[str]:
-    """Yield what the reader should know about the data, a sentence each."""
+    """Yield remarks about the data, one sentence each."""
     total = report.total
     if report.first_unreadable is not None:
         number, reason = report.first_unreadable
-        lines = "line is no answer" if report.unreadable == 1 else "lines are no answers"
+        lines = "line is not an answer" if report.unreadable == 1 else "lines are not answers"
         yield f"{count(report.unreadable)} {lines}; the first is line {number:,}: {reason}"
     if total.truncated:
         yield f"{count(total.truncated)} errors carry part of an answer"
@@ -55,7 +55,7 @@ def remarks(report: RunReport) -> Iterator[str]:
         yield f"{count(total.redelivered)} answers are to messages that were delivered more than once"
     if report.timed < total.answers:
         untimed = count(total.answers - report.timed)
-        yield f"{untimed} answers have no times: they never came to a backend, or reply.include_stats is off"
+        yield f"{untimed} answers have no times: they did not reach a backend, or reply.include_stats is off"
 
 
 def _summary(report: RunReport) -> list[str]:
@@ -86,8 +86,8 @@ def _models(report: RunReport) -> list[str]:
     lines = ["Answers and tokens", *table(header, rows)]
     unknown = {kind: report.total.tokens[kind].missing for kind in TOKEN_KINDS[:2]}
     if any(unknown.values()):
-        says = ", ".join(f"{kind}: {count(number)}" for kind, number in unknown.items())
-        lines.append(f"answers that do not say their tokens ({says}) are left out of the sums")
+        missing = ", ".join(f"{kind}: {count(number)}" for kind, number in unknown.items())
+        lines.append(f"answers without token counts ({missing}) are left out of the sums")
     return lines
 
 
@@ -135,7 +135,7 @@ def duration_rows(groups: Iterable[GroupReport]) -> Iterator[list[str]]:
 
 
 def legend(report: RunReport, rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield what the marks mean that stand in the rows of a table of times."""
+    """Yield the meaning of the marks in the rows of a table of durations."""
     cells = [cell for row in rows for cell in row[1:]]
     if any(cell.endswith(WEAK) for cell in cells):
         yield f"{WEAK} fewer than {report.min_tail} values lie beyond it"
@@ -170,7 +170,7 @@ def amount(value: float | None) -> str:
 
 
 def share(value: float) -> str:
-    """Return a share of 0 to 1 in percent; what is not nothing is never shown as nothing."""
+    """Return a share of 0 to 1 in percent; a share above 0 is never shown as 0."""
     percent = value * 100
     if 0 < percent < 0.1:  # noqa: PLR2004 - the smallest that one decimal can show
         return "<0.1 %"
@@ -183,7 +183,7 @@ def percentile(found: Percentile | None) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """Return a duration in the unit that suits it."""
+    """Return a duration in days, hours, minutes or seconds."""
     if seconds is None:
         return NOTHING
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "min")):

@@ -51,7 +51,7 @@ def test_lines_are_read_however_they_are_compressed(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_files_larger_than_a_chunk(tmp_path, ending):
-    """Lines that span chunks come out whole, and the reader tells how far it is."""
+    """Lines that span chunks are returned whole, and the reader counts lines and bytes."""
     path = tmp_path / f"in.{ending}"
     lines = [os.urandom(50).hex().encode() * 40 for _ in range(200)]
     path.write_bytes(PACK[ending](b"\n".join(lines)))
@@ -168,7 +168,7 @@ def test_output_that_cannot_be_opened(tmp_path):
     ],
 )
 def test_errors_of_the_system_are_put_into_words(error, text):
-    """What the system says is told in words that fit a file's name."""
+    """An error of the system becomes a phrase that follows a file's name."""
     assert text in describe_os_error(error)
 
 
@@ -231,7 +231,7 @@ def test_torn_write_is_the_last(tmp_path):
 
 
 def test_output_that_does_not_block_is_waited_for():
-    """A pipe that somebody has made non-blocking takes everything all the same."""
+    """A pipe that another process has made non-blocking still takes every byte."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     writer = LineWriter("pipe", writing, Codec.PLAIN)

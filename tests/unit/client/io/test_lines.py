@@ -31,7 +31,7 @@ def a_batch_line(**changes: object) -> bytes:
 
 
 def test_id_is_number_and_hash_of_the_bytes():
-    """The id names the line's number and the SHA-256 of its bytes, so that it can be computed by anybody."""
+    """The id names the line's number and the SHA-256 of its bytes, so that any program can compute it."""
     assert RawLine.of(7, b"abc").line_id == "line-7-ba7816bf"
 
 
@@ -122,7 +122,7 @@ def test_the_worker_judges_url_and_body(changes):
 
 @pytest.mark.parametrize("custom_id", [b'"\xff"', b'"\\ud800"', b"7", b"null"])
 def test_custom_id_that_is_no_text_is_not_echoed(custom_id):
-    """An output line stays valid JSON in UTF-8 whatever stands as custom_id."""
+    """An output line stays valid JSON in UTF-8 for any custom_id."""
     prepared = prepare(a_line(b'{"custom_id":%s,"method":"POST","url":"/v1/x","body":{}}' % custom_id))
     assert prepared.custom_id == b"null"
 

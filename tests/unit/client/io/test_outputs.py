@@ -144,7 +144,7 @@ def test_no_response_where_no_server_answered(body):
     ids=["server-error", "partial", "partial-without-response", "verbatim"],
 )
 def test_response_where_a_server_answered(status, body):
-    """A server's error, and whatever a broken stream had generated, stands beside the error."""
+    """A server's error, and the text that a broken stream had generated, stand beside the error."""
     line = a_batch_output(an_answer(status, body))
     assert line["response"] == {"status_code": status, "request_id": None, "body": body}
     assert line["error"]["code"]
@@ -165,7 +165,7 @@ def test_response_where_a_server_answered(status, body):
     ],
 )
 def test_error_has_code_and_message_for_every_servers_shape(body, code, message):
-    """`error.code` and `error.message` are texts that are not empty, whatever the server sent."""
+    """`error.code` and `error.message` are texts that are not empty, for any error of a server."""
     assert a_batch_output(an_answer(400, body))["error"] == {"code": code, "message": message}
 
 
@@ -192,7 +192,7 @@ def test_local_answer_has_openais_error_shape():
 
 
 def test_local_answer_of_a_batch_line_has_no_response():
-    """A batch line refused here has a null response and says why."""
+    """A batch line refused here has a null response and the reason."""
     refusal = Refusal(status_code=400, code="invalid_request", message="'method' must be POST", param="method")
     line = json.loads(output_line("line-2-00000000", Shape.BATCH, b'"x"', local_answer(refusal)))
     assert (line["custom_id"], line["response"]) == ("x", None)

@@ -64,7 +64,7 @@ def test_every_part_of_a_run_is_drawn_and_tabled():
         assert all(described[key] for key in drawing.get("aria-labelledby").split())
         assert not re.search(r'"-?(nan|inf)', ET.tostring(drawing, "unicode"))
     assert sum(tag == "caption" for tag, _ in reader.tags) == 3
-    assert "1 line is no answer" in page
+    assert "1 line is not an answer" in page
 
 
 def test_bars_add_up_to_the_answers():
@@ -101,7 +101,7 @@ def test_names_from_outside_are_text(name):
     ],
     ids=["nothing", "no stats", "one", "one error", "zeros", "some zeros", "extremes", "no tokens", "centuries"],
 )
-def test_a_page_comes_out_whatever_went_in(lines):
+def test_a_page_is_made_of_any_lines(lines):
     """No division by zero, no empty axis, no number that is none."""
     page = render_page(report_of(lines))
     Reader(page)

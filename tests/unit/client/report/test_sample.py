@@ -1,4 +1,4 @@
-"""What one output line tells, in both shapes, with and without the worker's measurements."""
+"""The values of one output line, in both shapes, with and without the worker's measurements."""
 
 import json
 
@@ -83,7 +83,7 @@ def test_a_batch_error_without_a_response_has_no_status():
 
 
 def test_part_of_an_answer_is_noticed():
-    """Errors say `truncated`; the same key in a good answer means nothing."""
+    """An error has `truncated`; the same key in a good answer is ignored."""
     assert a_message(502, {"error": {"code": "stream_broken"}, "partial": {}, "truncated": True}).is_truncated
     assert not a_message(200, {"truncated": True}).is_truncated
 

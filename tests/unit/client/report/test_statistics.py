@@ -141,7 +141,7 @@ def test_errors_do_not_make_a_model_look_fast():
     assert (spread.count, spread.missing, spread.maximum) == (1, 0, 0.001)
 
 
-def test_groups_are_few_whatever_requesters_send():
+def test_groups_are_bounded_for_any_names():
     """From a number on, models are counted together, last in the list."""
     report = report_of(a_line(number, model=f"model-{number}") for number in range(MAX_GROUPS + 30))
     assert len(report.models) == MAX_GROUPS + 1
@@ -149,7 +149,7 @@ def test_groups_are_few_whatever_requesters_send():
 
 
 def test_what_is_not_known_has_a_name():
-    """An answer without a model is counted all the same."""
+    """An answer without a model is counted as well."""
     report = report_of([a_line(1, 400, stats=False)])
     assert (report.models[0].name, report.models[0].errors) == (UNKNOWN, 1)
 
@@ -229,7 +229,7 @@ def test_good_answers_errors_and_tokens_stand_in_their_bin():
 
 @given(moments)
 def test_nothing_is_lost_when_bins_are_merged(moments):
-    """Every answer is in the bin of its time, in whatever order they come; there are never too many bins."""
+    """Every answer is in the bin of its time, in any order; there are never too many bins."""
     timeline = timeline_of(moments)
     bins = list(timeline.bins())
     assert 1 <= len(bins) <= MAX_BINS

@@ -51,7 +51,7 @@ def test_time_ticks_are_few_and_labelled(span):
 
 
 def test_a_drawing_is_well_formed_and_has_a_name():
-    """Whatever the texts hold, it is XML; a title and a description are bound to it."""
+    """A drawing is XML for any texts, with a title and a description."""
     drawing = Drawing("key", 100, 50, title="A & <b>", description='"quoted"')
     drawing.rect(0, 0, 10, 10, "good", tip="<script>alert(1)</script>")
     drawing.text(1, 2, "<&>")

@@ -44,7 +44,7 @@ def test_the_report_says_what_a_person_asks_first():
     text = render_text(report_of(a_run()))
     assert text.startswith("out.jsonl: 400 answers, 20 of them errors (5.0 %)\n2026-11-20T20:42:00.100Z to ")
     assert "by status: 200: 380, 400: 20" in text
-    assert "note: 1 line is no answer; the first is line 401: " in text
+    assert "note: 1 line is not an answer; the first is line 401: " in text
     assert re.search(r"^large +\d+ +\d+ ", text, re.MULTILINE)
     assert re.search(r"^total +400 +20 +5\.0 % +3,800 +7,600 +- +1,900 ", text, re.MULTILINE)
     assert re.search(r"^context_length +10 +2\.5 % +400 +0 ", text, re.MULTILINE)
