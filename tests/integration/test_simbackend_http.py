@@ -260,7 +260,7 @@ async def test_ports_that_are_taken() -> None:
             pass
 
 
-def test_a_server_on_a_thread_serves_who_has_no_loop() -> None:
+def test_a_server_on_a_thread_needs_no_loop_of_its_caller() -> None:
     """A caller without an event loop directs, asks and resets the server."""
     with SimBackendThread(SimOptions.of(seed=3)) as sim:
         assert sim.control({"mode": "hang"})["behaviours"][0]["mode"] == "hang"

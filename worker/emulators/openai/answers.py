@@ -166,7 +166,7 @@ def embedding_body(call: Call, seed: int) -> dict[str, Any]:
     """
     Return embeddings: unit vectors that depend on the model, the text and the seed, not on the rest of the request.
 
-    The same text has the same vector in every request, as people expect who compare or cache them.
+    The same text has the same vector in every request, so vectors can be compared and cached.
     """
     size = int(call.body.get("dimensions") or DIMENSIONS)
     as_text = call.body.get("encoding_format") == "base64"
@@ -194,7 +194,7 @@ def chunk_events(
 
     Args:
         call: The request; decides about usage and logprobs.
-        generation: What is said.
+        generation: What was generated.
         dialect: The shape.
         identity: The id.
         usage_on: Where the usage stands, instead of where the dialect puts it.

@@ -19,7 +19,7 @@ _TWO_TO_52 = float(1 << 52)
 """52 bits and a half fit a double exactly, so that a draw can be neither 0 nor 1."""
 
 _KEY_BYTES = 16
-"""128 bits: two requests of one run share a key with a probability below 1e-26."""
+"""128 bits: two requests of one run share a key with a negligible probability."""
 
 
 class Draws:
