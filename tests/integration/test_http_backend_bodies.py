@@ -42,9 +42,9 @@ BROKEN_BODY = {
     "closed between chunks": (after_headers(CHUNKED + b"2\r\n{}\r\n"), Fault.CONNECTION_LOST),
     "closed inside a chunk": (after_headers(CHUNKED + b"50\r\n{"), Fault.CONNECTION_LOST),
     "reset between chunks": (after_headers(CHUNKED + b"2\r\n{}\r\n", end="reset"), Fault.CONNECTION_LOST),
-    "illegal chunk header": (after_headers(CHUNKED, then=b"zz\r\n"), Fault.CONNECTION_LOST),
-    "illegal chunk header later": (after_headers(CHUNKED + b"2\r\n{}\r\n", then=b"zz\r\n"), Fault.CONNECTION_LOST),
-    "illegal chunk end": (after_headers(CHUNKED, then=b"2\r\n{}xx0\r\n\r\n"), Fault.CONNECTION_LOST),
+    "illegal chunk header": (after_headers(CHUNKED, then=b"zz\r\n"), Fault.DECODING),
+    "illegal chunk header later": (after_headers(CHUNKED + b"2\r\n{}\r\n", then=b"zz\r\n"), Fault.DECODING),
+    "illegal chunk end": (after_headers(CHUNKED, then=b"2\r\n{}xx0\r\n\r\n"), Fault.DECODING),
     "silent in a chunked body": (after_headers(CHUNKED + b"1\r\n{\r\n", end="hang"), Fault.IDLE_TIMEOUT),
     "silent in a body of known length": (after_headers(answer(b"{", length=9), end="hang"), Fault.IDLE_TIMEOUT),
     "silent before the body": (after_headers(answer(b"", length=9), end="hang"), Fault.IDLE_TIMEOUT),
@@ -134,6 +134,6 @@ async def test_broken_framing_is_noticed_on_a_kept_connection_as_well() -> None:
         attempt = Attempt(server.url, {"idle_s": 4})
         await attempt.backend.invoke(BackendRequest(path="/v1/x", body=RequestBody(b"{}")), results[0])
         attempt.result = results[1]
-        assert attempt.outcome(await attempt.fail()) == (Fault.CONNECTION_LOST, Phase.BODY, 200)
+        assert attempt.outcome(await attempt.fail()) == (Fault.DECODING, Phase.BODY, 200)
         assert server.connections == 1
     assert (results[0].body, attempt.seconds < 2) == (b"{}", True)

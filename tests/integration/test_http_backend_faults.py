@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.http_attempt import Attempt
+from tests.support.http_attempt import CHUNKED, Attempt
 from tests.support.raw_http import Connection, Script, answer, raw_server, until
 from worker.backends.openai import HttpBackend
 from worker.errors import BackendError
@@ -114,6 +114,8 @@ NO_RESPONSE: dict[str, Script] = {
     "reset": resets,
     "cut in the status line": says(b"HTTP/1.1 2"),
     "cut in the headers": says(b"HTTP/1.1 200 OK\r\nX: "),
+}
+UNREADABLE: dict[str, Script] = {
     "no HTTP": says(b"SSH-2.0-OpenSSH\r\n"),
     "a page without headers": says(b"<html>hi</html>"),
     "a bad status": says(b"HTTP/1.1 abc OK\r\n\r\n"),
@@ -121,6 +123,17 @@ NO_RESPONSE: dict[str, Script] = {
     "a bad length": says(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
     "two lengths": says(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}"),
     "a header too long": says(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n"),
+    "too many headers": says(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n{}"),
+    "a length below zero": says(b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n{}"),
+    "a length and chunks": says(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}"),
+}
+BROKEN_BODIES: dict[str, Script] = {
+    "an illegal chunk size": says(CHUNKED + b"zz\r\n"),
+    "a chunk size below zero": says(CHUNKED + b"-1\r\n"),
+    "a chunk without its line end": says(CHUNKED + b"2\r\n{}XX"),
+    "an illegal later chunk": says(CHUNKED + b"1\r\n{\r\n", b"zz\r\n"),
+    "no gzip": says(answer(b"no gzip", "Content-Encoding: gzip")),
+    "no deflate": says(answer(b"\xff\xff\xff", "Content-Encoding: deflate")),
 }
 
 
@@ -133,19 +146,28 @@ async def test_no_response_is_a_lost_connection(script: Script) -> None:
         assert server.connections == 1  # nothing below the backend sends it again
 
 
-async def test_a_kept_connection_that_was_closed_meanwhile_is_lost_and_not_retried() -> None:
-    """The second request may have arrived, so no library sends it again."""
-
-    async def once(connection: Connection) -> None:
-        await connection.read_request()
-        await connection.send(answer(b"{}"))
-        await connection.read_request()
-
-    async with raw_server(once) as server:
+@pytest.mark.parametrize("script", UNREADABLE.values(), ids=UNREADABLE)
+async def test_what_is_no_response_is_unreadable_and_said_so(script: Script) -> None:
+    """The server is there and speaks something else: not an outage.  The parser's words are in the detail."""
+    async with raw_server(script) as server:
         attempt = Attempt(server.url)
-        await attempt.backend.invoke(BackendRequest(path="/v1/x", body=RequestBody(b"{}")), AttemptResult())
-        assert attempt.outcome(await attempt.fail()) == (Fault.CONNECTION_LOST, Phase.HEADERS, None)
-        assert (server.connections, len(server.requests)) == (1, 2)
+        error = await attempt.fail()
+        assert attempt.outcome(error) == (Fault.DECODING, Phase.HEADERS, None)
+        assert 20 < len(error.detail) < 600
+        assert "\n" not in error.detail
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("script", BROKEN_BODIES.values(), ids=BROKEN_BODIES)
+async def test_a_body_that_cannot_be_read_is_unreadable(script: Script) -> None:
+    """Whatever its framing or its packing lacks; the attempt ends when it is seen, not at a limit."""
+    async with raw_server(script) as server:
+        attempt = Attempt(server.url)
+        error = await attempt.fail()
+        assert error.fault is Fault.DECODING
+        assert attempt.outcome(error)[1:] in {(Phase.BODY, 200), (Phase.HEADERS, None)}  # as the packets came
+        assert attempt.seconds < 1
+        assert len(error.detail) > 20
 
 
 async def hangs(connection: Connection) -> None:

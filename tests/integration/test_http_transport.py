@@ -146,7 +146,7 @@ async def test_what_is_no_url_of_http_is_refused(url: str, transport: AiohttpTra
 @pytest.mark.parametrize(
     ("response", "expected"),
     [
-        (CHUNKED + b"1\r\n{\r\nzz\r\n", httpx.RemoteProtocolError),
+        (CHUNKED + b"1\r\n{\r\nzz\r\n", httpx.DecodingError),
         (answer(b"{", length=10), httpx.ReadError),
         (answer(b"no gzip", "Content-Encoding: gzip"), httpx.DecodingError),
     ],

@@ -50,6 +50,11 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0)
 
 
+async def pause(seconds: float) -> None:
+    """The pace of a server, in real time."""
+    await asyncio.sleep(seconds)
+
+
 Script = Callable[[Connection], Awaitable[None]]
 
 

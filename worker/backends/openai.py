@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from worker.backends.http.attempt_timer import AttemptTimer
+from worker.backends.http.connections import on_connected
 from worker.backends.http.credentials import ApiKey
 from worker.backends.http.transport import AiohttpTransport, PreparedRequest
-from worker.backends.http.watched_response import on_connected
 from worker.backends.request.negotiation import Negotiator, Plan
 from worker.backends.request.stream import Form
 from worker.backends.streams.reading import StreamedAnswer, holds_events, is_event_stream
@@ -272,8 +272,8 @@ def _translate(error: Exception, result: AttemptResult) -> BackendError:
         return BackendError(Fault.CONNECT_TIMEOUT, text)
     if isinstance(error, _NOT_SENT) and result.phase is Phase.CONNECT:
         return BackendError(Fault.CONNECT, text)
-    if isinstance(error, httpx.DecodingError):
-        return BackendError(Fault.DECODING, text)
     if result.phase is Phase.CONNECT:
         result.phase = Phase.HEADERS
+    if isinstance(error, httpx.DecodingError):
+        return BackendError(Fault.DECODING, text)
     return BackendError(Fault.CONNECTION_LOST, text)

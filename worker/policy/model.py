@@ -82,7 +82,7 @@ class Fault(StrEnum):
     CONNECTION_LOST = "connection_lost"
     """Reset or closed after the request was sent, before the response was complete."""
     DECODING = "decoding"
-    """The content encoding of the response is broken."""
+    """What the server sent is no HTTP response, or its content encoding is broken."""
     RESPONSE_TOO_LARGE = "response_too_large"
     """More bytes than the configured limit of a response."""
     STREAM_BROKEN = "stream_broken"

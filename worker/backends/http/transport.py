@@ -6,8 +6,8 @@ when the first request is sent.  What the two ask of each other is translated on
 the headers go over as they are, and a body's chunks are handed on as aiohttp has them.
 
 An exception says what happened, as httpx means its names: `ConnectError` and `ConnectTimeout` only where no request was
-sent.  (httpx-aiohttp 0.2 calls a connection that was reset under a running request a connect timeout.)  aiohttp's own
-is its cause.
+sent, `DecodingError` where what came is no response or cannot be unpacked.  (httpx-aiohttp 0.2 calls a connection that
+was reset under a running request a connect timeout.)  aiohttp's own is its cause.
 
 A route's requests differ in two or three headers.  httpx takes every header apart to keep it as bytes, and the
 transport would put them together again; that is 0.01 ms of CPU a request, a tenth of an attempt.  So a
@@ -29,7 +29,14 @@ from aiohttp.http_exceptions import ContentEncodingError
 from multidict import CIMultiDict
 from yarl import URL
 
-from worker.backends.http.watched_response import WatchedResponse
+from worker.backends.http.connections import (
+    ExchangeConnector,
+    ExchangeRequest,
+    ExchangeResponse,
+    StaleConnectionError,
+    UnreadableResponseError,
+    fresh_only,
+)
 
 KEEPALIVE_S = 4.0
 """How long an idle connection is kept: below uvicorn's 5 s (vLLM, SGLang), so that a request is not sent into a
@@ -97,13 +104,14 @@ def open_session() -> aiohttp.ClientSession:
     Return aiohttp's client with everything off that the worker does itself or not at all; call it on the event loop.
 
     No redirects, no cookies, no proxies or passwords of the environment, no retries (aiohttp repeats no POST), no limit
-    of connections: the window above is the limit.
+    of connections: the window above is the limit.  What its connections do besides is in `connections`.
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=10),
+        connector=ExchangeConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=10),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
-        response_class=WatchedResponse,
+        request_class=ExchangeRequest,
+        response_class=ExchangeResponse,
         max_line_size=64 * 1024,
         max_field_size=64 * 1024,
     )
@@ -111,7 +119,10 @@ def open_session() -> aiohttp.ClientSession:
 
 class AiohttpTransport(httpx.AsyncBaseTransport):
     """
-    Sends requests as they are: their headers and nothing else, no redirects, no retries.
+    Sends requests as they are: their headers and nothing else, no redirects.
+
+    A request is sent a second time only where a kept connection turned out to be of no use (`StaleConnectionError`):
+    then once, at once, on a fresh one.
 
     Of the extension `timeout` the limit of connecting (`connect`, seconds) is kept; the others are the caller's.
 
@@ -135,16 +146,15 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         session = self._session
         if session is None:
             session = self._session = self._open_session()
-        stream = request.stream
         try:
-            response = await session.request(
-                request.method,
-                _parsed(str(request.url)),
-                headers=headers_of(request),
-                data=(b"".join(stream) or None) if isinstance(stream, httpx.ByteStream) else stream,
-                allow_redirects=False,
-                timeout=_limits(request.extensions.get("timeout", {}).get("connect")),
-            )
+            try:
+                response = await _send(session, request)
+            except StaleConnectionError:
+                before = fresh_only.set(True)
+                try:
+                    response = await _send(session, request)
+                finally:
+                    fresh_only.reset(before)
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error, request) from error
         headers = response.raw_headers
@@ -160,6 +170,18 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         """
         if self._session is not None:
             await self._session.close()
+
+
+async def _send(session: aiohttp.ClientSession, request: httpx.Request) -> aiohttp.ClientResponse:
+    stream = request.stream
+    return await session.request(
+        request.method,
+        _parsed(str(request.url)),
+        headers=headers_of(request),
+        data=(b"".join(stream) or None) if isinstance(stream, httpx.ByteStream) else stream,
+        allow_redirects=False,
+        timeout=_limits(request.extensions.get("timeout", {}).get("connect")),
+    )
 
 
 class _Body(httpx.AsyncByteStream):
@@ -206,8 +228,10 @@ def _limits(connect_s: float | None) -> aiohttp.ClientTimeout:
 
 
 def _translated(error: Exception, request: httpx.Request) -> httpx.RequestError:
-    if isinstance(error.__cause__, ContentEncodingError):
+    if isinstance(error, UnreadableResponseError) or isinstance(error.__cause__, ContentEncodingError):
         return httpx.DecodingError(str(error), request=request)
+    if isinstance(error, StaleConnectionError) and not error.is_sent:
+        return httpx.ConnectError(str(error), request=request)
     return next(end for kind, end in _ENDS if isinstance(error, kind))(str(error), request=request)
 
 

@@ -1,0 +1,244 @@
+"""Kept connections: whose answer the bytes are, and what a connection that has ended costs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.support.http_attempt import Open, invoke
+from tests.support.raw_http import Connection, answer, pause, raw_server
+from worker.backends.http.connections import SETTLE_TICKS, TICK_S
+from worker.errors import BackendError
+from worker.policy.model import Fault, Phase
+from worker.ports import AttemptResult, BackendRequest
+from worker.wire.body import RequestBody
+
+STRAYS: dict[str, bytes] = {
+    "a second answer": answer(b'{"a": "stray"}'),
+    "a timeout's answer": answer(b"{}", status="408 Request Timeout"),
+    "half an answer": answer(b'{"a": "stray"}')[:25],
+    "a line": b"\r\n",
+    "several": answer(b'{"a": "stray"}') * 3,
+}
+
+
+def echo(body: bytes) -> bytes:
+    return answer(b'{"echo": %s}' % body)
+
+
+async def ask(ask_backend: Callable[[bytes], Awaitable[AttemptResult]], count: int) -> list[bytes]:
+    return [(await ask_backend(b'{"n": %d}' % number)).body for number in range(count)]
+
+
+def expected(count: int) -> list[bytes]:
+    return [b'{"echo": {"n": %d}}' % number for number in range(count)]
+
+
+@pytest.mark.parametrize("stray", STRAYS.values(), ids=STRAYS)
+@pytest.mark.parametrize("how", ["in the same write", "in the next write", "a millisecond later"])
+async def test_bytes_after_an_answer_are_nobodys(stray: bytes, how: str, open_backend: Open) -> None:
+    """Each request gets its own answer, and every one of them reaches the server whole and once."""
+
+    async def talkative(connection: Connection) -> None:
+        while True:
+            _, body = await connection.read_request()
+            if how == "in the same write":
+                await connection.send(echo(body) + stray)
+                continue
+            await connection.send(echo(body))
+            if how == "a millisecond later":
+                await pause(0.001)
+            await connection.send(stray)
+
+    async with raw_server(talkative) as server:
+        backend = open_backend(server.url)
+        assert await ask(lambda body: invoke(backend, body=body), 20) == expected(20)
+        assert [body for _, body in server.requests] == [b'{"n": %d}' % number for number in range(20)]
+
+
+@pytest.mark.parametrize("stray", STRAYS.values(), ids=STRAYS)
+async def test_bytes_after_an_answer_in_pieces_are_nobodys(stray: bytes, open_backend: Open) -> None:
+    """The answer's end comes together with them, in a write of its own."""
+
+    async def talkative(connection: Connection) -> None:
+        while True:
+            _, body = await connection.read_request()
+            whole = echo(body)
+            await connection.send(whole[:-3])
+            await pause(0.001)
+            await connection.send(whole[-3:] + stray)
+
+    async with raw_server(talkative) as server:
+        backend = open_backend(server.url)
+        assert await ask(lambda body: invoke(backend, body=body), 10) == expected(10)
+
+
+async def test_many_at_a_time_get_their_own_answers(open_backend: Open) -> None:
+    """Under load connections are reused at once; still nothing is taken from another request."""
+
+    async def talkative(connection: Connection) -> None:
+        while True:
+            _, body = await connection.read_request()
+            await connection.send(echo(body))
+            await pause(0.001)
+            await connection.send(answer(b'{"a": "stray"}'))
+
+    async with raw_server(talkative) as server:
+        backend = open_backend(server.url)
+
+        async def one(first: int) -> None:
+            for number in range(first, first + 10):
+                body = b'{"n": %d}' % number
+                assert (await invoke(backend, body=body)).body == b'{"echo": %s}' % body
+
+        await asyncio.gather(*(one(first) for first in range(0, 160, 10)))
+        assert len(server.requests) == 160
+
+
+async def test_a_server_that_speaks_first_has_not_been_asked(open_backend: Open) -> None:
+    """An answer that comes before its request is none; the request counts as not sent."""
+
+    async def first(connection: Connection) -> None:
+        await connection.send(answer(b'{"a": 1}'))
+        await connection.wait_closed_by_peer()
+
+    async with raw_server(first) as server:
+        backend = open_backend(server.url)
+        heard = asyncio.Event()
+        # Only what has arrived before the request is written can be told from an answer to it.
+        connect = backend._transport._open_session
+
+        def slow_session():
+            session = connect()
+            create = session.connector._create_connection
+
+            async def create_and_wait(*arguments):
+                protocol = await create(*arguments)
+                await pause(0.01)
+                heard.set()
+                return protocol
+
+            session.connector._create_connection = create_and_wait
+            return session
+
+        backend._transport._open_session = slow_session
+        with pytest.raises(BackendError) as caught:
+            await invoke(backend)
+        assert heard.is_set()
+        assert caught.value.fault is Fault.CONNECT
+        assert server.requests == []
+
+
+async def test_informational_answers_are_part_of_the_answer(open_backend: Open) -> None:
+    """100, 102 and 103 come before it, in any packets."""
+
+    async def script(connection: Connection) -> None:
+        while True:
+            _, body = await connection.read_request()
+            await connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await pause(0.001)
+            await connection.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + echo(body))
+
+    async with raw_server(script) as server:
+        backend = open_backend(server.url)
+        assert await ask(lambda body: invoke(backend, body=body), 3) == expected(3)
+        assert server.connections == 1
+
+
+ENDS: dict[str, Callable[[Connection], None]] = {
+    "closes": lambda connection: connection.writer.close(),
+    "resets": lambda connection: connection.reset(),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("when", ["at once", "later", "when it is asked"])
+@pytest.mark.parametrize("size", [2, 2_000_000])
+async def test_a_kept_connection_that_has_ended_costs_nothing(
+    end: Callable[[Connection], None], when: str, size: int, open_backend: Open
+) -> None:
+    """The request is asked again on a fresh connection, inside the attempt."""
+
+    async def once(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(answer(b"{}"))
+        if when == "later":
+            await pause(2 * TICK_S * SETTLE_TICKS)
+        if when == "when it is asked":
+            await connection.reader.read(1)
+        end(connection)
+
+    async with raw_server(once) as server:
+        backend = open_backend(server.url)
+        for _ in range(10):
+            assert (await invoke(backend, body=b"x" * size)).body == b"{}"
+        assert len(server.requests) == 10
+
+
+async def test_a_fresh_connection_that_ends_as_well_counts(open_backend: Open) -> None:
+    """A request may kill its server: it is asked a second time and not a third."""
+
+    async def answers_once(connection: Connection) -> None:
+        await connection.read_request()
+        if len(server.requests) == 1:
+            await connection.send(answer(b"{}"))
+            await connection.read_request()
+
+    async with raw_server(answers_once) as server:
+        backend = open_backend(server.url)
+        await invoke(backend)
+        result = AttemptResult()
+        with pytest.raises(BackendError) as caught:
+            await backend.invoke(BackendRequest(path="/v1/x", body=RequestBody(b"{}")), result)
+        assert (caught.value.fault, result.phase) == (Fault.CONNECTION_LOST, Phase.HEADERS)
+        assert (server.connections, len(server.requests)) == (2, 3)
+
+
+@pytest.mark.parametrize("pieces", [b"H", b"HTTP/1.1 200 OK\r\n", answer(b"{", length=10)])
+async def test_a_kept_connection_that_ends_inside_its_answer_counts(pieces: bytes, open_backend: Open) -> None:
+    """One byte is a sign that the request was worked on."""
+
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(answer(b"{}"))
+        await connection.read_request()
+        await connection.send(pieces)
+
+    async with raw_server(script) as server:
+        backend = open_backend(server.url)
+        await invoke(backend)
+        with pytest.raises(BackendError) as caught:
+            await invoke(backend)
+        assert caught.value.fault is Fault.CONNECTION_LOST
+        assert (server.connections, len(server.requests)) == (1, 2)
+
+
+async def test_a_server_that_has_gone_was_not_asked(open_backend: Open) -> None:
+    """Its kept connection has ended and no other is accepted: an outage, which costs no message an attempt."""
+
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(answer(b"{}"))
+
+    async with raw_server(script) as server:
+        backend = open_backend(server.url)
+        await invoke(backend)
+    result = AttemptResult()
+    with pytest.raises(BackendError) as caught:
+        await backend.invoke(BackendRequest(path="/v1/x", body=RequestBody(b"{}")), result)
+    assert (caught.value.fault, result.phase) == (Fault.CONNECT, Phase.CONNECT)
+
+
+async def test_one_at_a_time_keeps_one_connection(open_backend: Open) -> None:
+    """A server that serves one connection after the other must not wait for an idle one to be closed."""
+
+    async def script(connection: Connection) -> None:
+        while True:
+            await connection.read_request()
+            await connection.send(answer(b"{}"))
+
+    async with raw_server(script) as server:
+        backend = open_backend(server.url)
+        for _ in range(20):
+            await invoke(backend)
+        assert server.connections == 1
