@@ -1,4 +1,4 @@
-# Ten short targets; `run` and `test` set up everything they need in .venv by themselves.
+# Short targets; `run` and `test` set up everything they need in .venv by themselves.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,13 +6,16 @@ STAMP := $(VENV)/.installed
 # A development install is editable; a lock of hashes is for the image (requirements.lock).
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test check fmt docs image bench chaos clean
+.PHONY: run test test-fast check fmt docs image bench chaos clean
 
 run: $(STAMP)  ## answer examples/requests.jsonl on this machine: embedded Pub/Sub, worker, simulated backend
 	$(BIN)/inference-worker local examples/requests.jsonl out.jsonl
 
 test: $(STAMP)-dev  ## every test; what a machine lacks is skipped with a printed reason
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(STAMP)-dev  ## the unit tests alone: a minute on two cores
+	$(BIN)/python -m pytest -n 2 tests/unit $(PYTEST_ARGS)
 
 check: $(STAMP)-dev  ## lint, format, types, architecture, generated documents
 	$(BIN)/ruff check .

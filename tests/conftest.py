@@ -9,6 +9,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,16 @@ import structlog
 from hypothesis import settings as hypothesis_settings
 from structlog.testing import capture_logs
 
+TESTS = Path(__file__).parent
+
 hypothesis_settings.register_profile("house", deadline=None, print_blob=True)  # deadlines are flaky on shared cores
 hypothesis_settings.load_profile("house")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what is cheap first and the chaos tests last, so that a simple fault is told before the long waits."""
+    order = ["unit", "integration", "conformance", "deploy", "e2e", "chaos"]
+    items.sort(key=lambda item: order.index(item.path.relative_to(TESTS).parts[0]))
 
 
 @pytest.fixture(autouse=True)

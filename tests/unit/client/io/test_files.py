@@ -131,6 +131,7 @@ def test_plain_text_under_a_compressed_name(tmp_path, name):
         (zstandard.compress(b"a\n"), "name end in .zst"),
         ("a\n".encode("utf-16"), "UTF-16"),
     ],
+    ids=["gzip", "zstd", "UTF-16"],
 )
 def test_foreign_encodings_are_recognised(tmp_path, content, text):
     """Compressed or UTF-16 input under a plain name is one clear error instead of one a line."""
