@@ -16,7 +16,8 @@ compares the healthy ones with a run in which they are alone.  The targets, each
   messages that are alone and all fail in a way that nothing tells from an outage;
 * `recovery`: the first answer comes within 7 s of the end of an outage.
 
-The exit code is 1 when a target is missed.
+The exit code is 1 when a target is missed.  `--real` runs a part of the table with the worker's own process against the
+embedded Pub/Sub server and the simulated backend (`mixed_real.py`), and judges nothing.
 """
 
 import argparse
@@ -27,12 +28,14 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import structlog
 
+from benchmarks import mixed_real
 from benchmarks.mixed_model import CALLS_PER_ATTEMPT, KINDS, OUTAGES, WINDOW, Kind, Plan, Run, Send, play, quantile
 
 MIN_RATE, MAX_P99 = 0.95, 2.0
@@ -154,6 +157,9 @@ PLANS: dict[str, Callable[[int], Plan]] = {
     "outage": outage,
     "long outage": long_outage,
 }
+REAL = ("fresh", "one message")
+"""What `--real` runs."""
+BEGIN, END = "<!-- mixed trouble -->", "<!-- end of mixed trouble -->"
 _MODEL_KINDS = ("503", "loading", "503 gateway")
 _STREAMED_TOO = ("429", "500", "503", "reset", "hang 5 s")
 
@@ -364,8 +370,16 @@ def main() -> int:
     parser.add_argument("--attempts", action="append", type=int, choices=(5, 20), help="only these")
     parser.add_argument("--scenario", action="append", help="only those whose name holds this text")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument(
+        "--real", action="store_true", help="fresh traffic and one message, with processes, in real time"
+    )
+    parser.add_argument("--write", type=Path, help="put the table of --real into this document, between its marks")
     options = parser.parse_args()
-    print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
+    return _print_real(options) if options.real else _print_virtual(options)
+
+
+def _print_virtual(options: argparse.Namespace) -> int:
+    print(_head(HEADER))
     results = []
     with ProcessPoolExecutor(options.jobs, initializer=silence) as pool:
         for result in pool.map(measure, chosen(options)):
@@ -375,6 +389,36 @@ def main() -> int:
     took_s = sum(result.took_s for result in results)
     print(f"\n{len(results) - len(missed)} of {len(results)} cells meet every target; {took_s:.0f} s")
     return bool(missed)
+
+
+def _print_real(options: argparse.Namespace) -> int:
+    wanted = [cell for cell in chosen(options) if cell.scenario in REAL and cell.attempts == 5 and not cell.is_streamed]
+    if not options.share:
+        wanted = [cell for cell in wanted if cell.share in (None, 5)]
+    lines = [_head(mixed_real.HEADER)]
+    print(lines[0], flush=True)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for line in pool.map(_real_row, [*(Cell(scenario=name, kind="") for name in REAL), *wanted]):
+            lines.append(line)
+            print(line, flush=True)
+    if options.write is not None:
+        head, rest = options.write.read_text("utf-8").split(BEGIN)
+        table = "\n".join(lines)
+        options.write.write_text(f"{head}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}", "utf-8")
+    return 0
+
+
+def _real_row(cell: Cell) -> str:
+    plan = PLANS[cell.scenario](cell.share or 0)
+    if not cell.kind:
+        result = mixed_real.play_real(plan.healthy(), KINDS["400"], cell.attempts)
+        return mixed_real.row_real(cell.scenario, None, None, result)
+    result = mixed_real.play_real(plan, KINDS[cell.kind], cell.attempts)
+    return mixed_real.row_real(cell.scenario, cell.kind, cell.share, result)
+
+
+def _head(names: Sequence[str]) -> str:
+    return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
 
 
 if __name__ == "__main__":
