@@ -62,7 +62,7 @@ def behaviour(kind: Kind) -> dict[str, Any]:
     if answer.fault is Fault.STREAM_BROKEN:
         return {"mode": "stream", "break": "rst", "after_events": 4, **match}
     if answer.result.get("in_stream"):
-        return {"mode": "stream", "break": "error", "after_events": 0, **match}
+        return {"mode": "stream", "break": "error_event", "after_events": 0, **match}
     return {
         "mode": "raw",
         "status": answer.status,
