@@ -69,6 +69,8 @@ class AttemptResult:
     started: float = 0.0
     """Monotonic seconds."""
     ended: float | None = None
+    request_id: str | None = None
+    """The `x-request-id` that was sent, a UUID."""
     backend_request_id: str | None = None
     streamed: bool = False
     """The answer came as a stream of events."""

@@ -21,13 +21,14 @@ import httpx
 
 from worker.backends.http.attempt_timer import AttemptTimer
 from worker.backends.http.connections import on_connected
-from worker.backends.http.credentials import ApiKey
+from worker.backends.http.credentials import ApiKey, Redactor
 from worker.backends.http.transport import AiohttpTransport, PreparedRequest
 from worker.backends.request.negotiation import Negotiator, Plan
 from worker.backends.request.stream import Form
 from worker.backends.streams.reading import StreamedAnswer, holds_events, is_event_stream
 from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
+from worker.policy.normalise import MAX_BODY_BYTES
 from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings, TimeoutSettings
 from worker.wire.body import RequestBody
@@ -66,6 +67,7 @@ class HttpBackend:
         self._key = ApiKey(route.api_key, route.api_key_file)
         self._key_used = self._key.current()
         self._key_sent: str | None = None
+        self._redactor = Redactor(value.get_secret_value() for value in route.headers.values())
         self._headers = {
             "host": _host(route.base_url),
             "content-type": "application/json",
@@ -103,6 +105,8 @@ class HttpBackend:
         if key != self._key_sent:  # not in place: requests on their way share the headers
             self._headers = {**self._headers, "authorization": f"Bearer {key}"}
             self._key_sent = key
+            if key is not None:
+                self._redactor.add_key(key)
         own = {**headers, "content-length": str(len(body))} if method == "POST" else headers
         stream = httpx.ByteStream(body) if len(body) <= SLICE_BYTES else _Slices(body, result)
         return PreparedRequest(method, url, fixed=self._headers, own=own, stream=stream, extensions=self._extensions)
@@ -129,14 +133,26 @@ class HttpBackend:
                     if not plan.fall_back(result):
                         break
             result.phase = Phase.PARSE
-        except BackendError:
-            raise
+        except BackendError as error:
+            raise BackendError(error.fault, self._redactor.text(error.detail)) from error
         except TimeoutError:
             raise _timed_out(result, timer.fault) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise _translate(error, result) from error
+            fault, words = _translate(error, result)
+            raise BackendError(fault, self._redactor.text(words)) from error
         finally:
             result.ended = time.monotonic()
+            self._redact(result)
+
+    def _redact(self, result: AttemptResult) -> None:
+        """Take the credentials that were sent out of what came; whatever it is judged to be."""
+        redactor = self._redactor
+        result.headers = redactor.headers(result.headers)
+        result.backend_request_id = request_id_of(result.headers)
+        is_answer = is_success(result.status) and not result.in_stream and result.body.startswith(b"{")
+        result.body = redactor.body(result.body, is_answer=is_answer)
+        if result.partial is not None:
+            result.partial = redactor.body(result.partial, is_answer=True)
 
     async def _exchange(self, request: BackendRequest, plan: Plan, result: AttemptResult, timer: AttemptTimer) -> None:
         """Send the plan's call and read the answer to it."""
@@ -168,7 +184,7 @@ class HttpBackend:
                 result.streamed, result.salvaged_tokens = True, plan.call.salvaged_tokens
                 await answer.read(chunks, timer, request.on_first_token)
                 return
-            result.body = await self._read(chunks, timer)
+            result.body = await self._read(chunks, timer, is_error=(result.status or 0) >= 400)  # noqa: PLR2004
         finally:
             await body.aclose()
         if holds_events(result) and (answer := self._streamed_answer(plan, result)) is not None:
@@ -181,8 +197,8 @@ class HttpBackend:
             return None
         return StreamedAnswer(accumulator, result, max_bytes=self._max_bytes, resume_point=plan.resume_point)
 
-    async def _read(self, chunks: AsyncIterator[bytes], timer: AttemptTimer) -> bytes:
-        """Read the body; every chunk resets the idle timer."""
+    async def _read(self, chunks: AsyncIterator[bytes], timer: AttemptTimer, *, is_error: bool) -> bytes:
+        """Read the body; every chunk resets the idle timer.  Of an error's, no more is read than anything looks at."""
         timer.restart_idle()
         pieces: list[bytes] = []
         size = 0
@@ -192,6 +208,8 @@ class HttpBackend:
             if size > self._max_bytes:
                 raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {self._max_bytes} bytes")
             pieces.append(chunk)
+            if is_error and size > MAX_BODY_BYTES:
+                break
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def probe(self) -> bool | None:
@@ -264,16 +282,16 @@ def _timed_out(result: AttemptResult, fault: Fault) -> BackendError:
     return BackendError(fault, _SILENCES[fault])
 
 
-def _translate(error: Exception, result: AttemptResult) -> BackendError:
-    """Return what the failure means; its words are those of its cause, which know more."""
+def _translate(error: Exception, result: AttemptResult) -> tuple[Fault, str]:
+    """Return what the failure means, and its words; they are those of its cause, which know more."""
     cause = error.__cause__ or error
     text = f"{type(cause).__name__}: {cause}"
     if isinstance(error, _NOT_CONNECTED):
-        return BackendError(Fault.CONNECT_TIMEOUT, text)
+        return (Fault.CONNECT_TIMEOUT, text)
     if isinstance(error, _NOT_SENT) and result.phase is Phase.CONNECT:
-        return BackendError(Fault.CONNECT, text)
+        return (Fault.CONNECT, text)
     if result.phase is Phase.CONNECT:
         result.phase = Phase.HEADERS
     if isinstance(error, httpx.DecodingError):
-        return BackendError(Fault.DECODING, text)
-    return BackendError(Fault.CONNECTION_LOST, text)
+        return (Fault.DECODING, text)
+    return (Fault.CONNECTION_LOST, text)

@@ -5,6 +5,7 @@ Waiting for the gate, judging the end, counting budgets and settling are the pro
 """
 
 import time
+import uuid
 from collections.abc import Callable
 
 from worker.delivery import Delivery
@@ -61,7 +62,10 @@ class Attempts:
     def _backend_request(self, delivery: Delivery, request: RequestMessage, permit: Permit) -> BackendRequest:
         message = delivery.message
         headers = dict(request.headers)
-        headers["x-request-id"] = f"{message.message_id}-{message.delivery_attempt or 1}-{delivery.attempts}"
+        request_id = attempt_id(message.message_id, message.delivery_attempt or 1, delivery.attempts)
+        headers["x-request-id"] = request_id
+        if delivery.result is not None:
+            delivery.result.request_id = request_id
         if self._send_idempotency_key:
             headers["idempotency-key"] = message.message_id
         self._recorder.add_trace_context(delivery, headers)
@@ -75,6 +79,16 @@ class Attempts:
             on_connected=permit.connected if permit.is_probe else None,
             on_first_token=permit.first_byte,
         )
+
+
+def attempt_id(message_id: str, delivery_attempt: int, attempt: int) -> str:
+    """
+    Return the id under which an attempt is known to the backend: a UUID, since some servers refuse any other.
+
+    The same for the same attempt, so that a log line can be found from a message (starlette-context answers 400 to an
+    `x-request-id` that is no UUID: https://starlette-context.readthedocs.io/en/latest/plugins.html).
+    """
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{message_id}-{delivery_attempt}-{attempt}"))
 
 
 def event_of(delivery: Delivery, request: RequestMessage, fault: Fault | None = None, detail: str = "") -> ErrorEvent:

@@ -27,7 +27,7 @@ from worker.policy.normalise import (
     normalise,
 )
 from worker.policy.table import ROWS
-from worker.wire.body import is_json_object
+from worker.wire.body import RequestBody, is_json_object
 from worker.wire.http import request_id_of
 
 MAX_ENVELOPE_BYTES = MAX_BODY_BYTES + 32 * 1024
@@ -130,8 +130,15 @@ def _may_stand_verbatim(decision: Decision, event: ErrorEvent, facts: Facts) -> 
 
     Only an error may: a success object under an error status would read as an answer without an `error` key.
     """
-    is_error = facts.is_error or (event.status or 0) >= 400  # noqa: PLR2004 the first error status
+    is_error = facts.is_error or (400 <= (event.status or 0) <= 599 and not _is_like_an_answer(facts.payload))  # noqa: PLR2004
     return decision.verbatim and decision.reply_code is None and is_error and _is_embeddable(facts.payload)
+
+
+def _is_like_an_answer(payload: bytes) -> bool:
+    if not _is_embeddable(payload):
+        return False
+    body = RequestBody(payload)
+    return any(body.raw(key) for key in ("choices", "output", "data"))
 
 
 def _is_embeddable(data: bytes) -> bool:

@@ -11,16 +11,22 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 MAX_RETRY_AFTER_S = 86_400.0
-"""Longer hints are cut to a day: no lease lives longer, and a server's wrong clock must not stop a route for years."""
+"""Longer hints are cut to a day: no lease lives longer."""
+MAX_PLAUSIBLE_S = 31 * 86_400.0
+"""A hint beyond the longest period of a quota, a month, is a mistake and no hint."""
+FIRST_UNIX_TIME = 1e9
+"""From here on a number is a point in time (September 2001) and no number of seconds (31 years); Unix milliseconds
+begin at a thousand times that.  Several gateways write the time of their limit's reset into Retry-After."""
 
-_NUMBER = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
+_NUMBER = re.compile(r"\d{1,16}(\.\d{1,9})?", re.ASCII)
 
 
 def retry_after_s(headers: Mapping[str, str], *, now_unix: float) -> float | None:
     """
     Return how many seconds the backend asks to wait, or `None` when it does not say or cannot be understood.
 
-    `retry-after-ms` is finer and goes first; `retry-after` may be seconds or an HTTP date.  A date in the past is 0.
+    `retry-after-ms` is finer and goes first; `retry-after` may be seconds or an HTTP date.  A number that is a Unix
+    time is read as that time.  A time in the past is 0; what is more than a month away is no hint.
 
     Args:
         headers: Response headers, names in lower case.
@@ -34,12 +40,10 @@ def retry_after_s(headers: Mapping[str, str], *, now_unix: float) -> float | Non
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
-        return min(milliseconds / 1000, MAX_RETRY_AFTER_S)
+        return _plausible(_until(milliseconds / 1000, now_unix))
     value = headers.get("retry-after")
-    seconds = _number(value)
-    if seconds is None:
-        seconds = _until_date(value, now_unix)
-    return None if seconds is None else min(seconds, MAX_RETRY_AFTER_S)
+    number = _number(value)
+    return _plausible(_until_date(value, now_unix) if number is None else _until(number, now_unix))
 
 
 def should_retry(headers: Mapping[str, str]) -> bool | None:
@@ -55,6 +59,17 @@ def _number(value: str | None) -> float | None:
     """Read a plain decimal number; signs, exponents, `nan` and `inf` are not one."""
     text = (value or "").strip()
     return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def _until(number: float, now_unix: float) -> float:
+    """Return the seconds that a number means: itself, or the time until it."""
+    if number < FIRST_UNIX_TIME:
+        return number
+    return max(0.0, (number / 1000 if number >= 1000 * FIRST_UNIX_TIME else number) - now_unix)
+
+
+def _plausible(seconds: float | None) -> float | None:
+    return None if seconds is None or seconds > MAX_PLAUSIBLE_S else min(seconds, MAX_RETRY_AFTER_S)
 
 
 def _until_date(value: str | None, now_unix: float) -> float | None:

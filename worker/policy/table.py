@@ -27,13 +27,15 @@ from worker.policy.model import (
     Phase,
     Scope,
 )
-from worker.policy.normalise import Facts
+from worker.policy.normalise import Facts, bounded
 from worker.policy.retry_after import retry_after_s, should_retry
 from worker.policy.signals import match_signal
-from worker.wire.http import is_success
 
 FORBIDDEN_IN_A_ROW = 3
 """So many 403s on one route without a success between them are about our credentials, not about one message."""
+
+_MAX_DETAIL_BYTES = 512
+"""Of a library's or parser's words in the message of an error."""
 
 _CONFLICT_MAX_ATTEMPTS = 2
 """A 409 is a lock timeout to OpenAI's own client, which retries it; a second one is the answer."""
@@ -199,6 +201,15 @@ _STATUSES: Mapping[int, ErrorClass] = {
 """What a bare status means; any other 4xx is `invalid_request`, any other 5xx `server_error`.  424 is TGI's word for a
 failed generation; 425 (RFC 8470) asks for a repeat."""
 
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+"""Not followed: a request must not go where the operator has not said.  All messages get it, as with a refused key, so
+it is of that class."""
+
+ANSWER_STATUSES = frozenset({200, 201, 202, 203})
+"""Statuses under which a body is an answer.  204 and 205 have none, 206 is a part of one
+(https://www.rfc-editor.org/rfc/rfc9110#section-15.3)."""
+_LAST_STATUS = 599
+
 _FLAWS: Mapping[Flaw, ErrorClass] = {
     Flaw.MALFORMED: ErrorClass.MALFORMED,
     Flaw.EMPTY: ErrorClass.EMPTY_ANSWER,
@@ -224,7 +235,7 @@ Quota and credentials are among them since no second attempt with *this* message
 
 def is_good_answer(event: ErrorEvent) -> bool:
     """Say whether the attempt ended in a complete, well-formed answer; the hot path."""
-    if event.fault is not None or event.in_stream or not is_success(event.status):
+    if event.fault is not None or event.in_stream or event.status not in ANSWER_STATUSES:
         return False
     return find_flaw(event.path, event.body, input_is_empty=event.input_is_empty) is None
 
@@ -248,7 +259,9 @@ def classify(event: ErrorEvent, facts: Facts, *, consecutive_forbidden: int = 0)
     status = event.status
     if event.fault is Fault.INTERNAL or (status is None and event.fault is None and not event.in_stream):
         return ErrorClass.INTERNAL_ERROR  # in the second case neither a response nor a reason: ours to fix
-    if status is not None and status >= 400:  # noqa: PLR2004
+    if status in _REDIRECTS:
+        return ErrorClass.AUTH
+    if status is not None and 400 <= status <= _LAST_STATUS:  # noqa: PLR2004
         return _class_of_status(facts, facts.status or status, consecutive_forbidden)
     if event.in_stream:
         return _class_of_stream_error(event, facts)
@@ -258,8 +271,8 @@ def classify(event: ErrorEvent, facts: Facts, *, consecutive_forbidden: int = 0)
 
 
 def _class_of_answer(event: ErrorEvent, facts: Facts) -> ErrorClass | None:
-    """Classify a complete response below 400; redirects are not followed: a POST must not go somewhere else."""
-    if not is_success(event.status):
+    """Classify a complete response whose status is no error."""
+    if event.status not in ANSWER_STATUSES:
         return ErrorClass.MALFORMED
     flaw = find_flaw(event.path, event.body, input_is_empty=event.input_is_empty)
     if flaw is Flaw.ERROR:
@@ -331,9 +344,21 @@ def decide(error_class: ErrorClass, event: ErrorEvent, facts: Facts, *, now_unix
 
 
 def _message(event: ErrorEvent, facts: Facts, row: Row) -> str:
-    """Return the backend's words where they are an error's and may be shown, ours otherwise."""
-    is_error = facts.is_error or (event.status or 0) >= 400  # noqa: PLR2004
-    return (facts.message if is_error and row.expose_backend else "") or row.says
+    """Return the backend's words where they are an error's and may be shown, ours with what broke otherwise."""
+    status = event.status or 0
+    if status in _REDIRECTS:
+        to = bounded(event.headers.get("location", "nowhere"), _MAX_DETAIL_BYTES)
+        return f"The backend redirects ({status}) to {to}; base_url should be the address that answers."
+    if not row.expose_backend:
+        return row.says
+    is_error = facts.is_error or 400 <= status <= _LAST_STATUS  # noqa: PLR2004
+    if is_error and facts.message:
+        return facts.message
+    if event.fault is not None and event.detail:
+        return f"{row.says}  {bounded(event.detail, _MAX_DETAIL_BYTES)}"
+    if event.fault is None and status and status not in ANSWER_STATUSES and not is_error:
+        return f"The backend answered with status {status}, under which there is no answer."
+    return row.says
 
 
 def _own_status(event: ErrorEvent, facts: Facts, fallback: int) -> int:

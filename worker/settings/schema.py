@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from worker.wire.http import is_header
+from worker.wire.http import is_header, is_usable_key
 
 DAY_S = 86_400
 MAX_RETENTION_S = 31 * DAY_S
@@ -206,6 +206,13 @@ class BackendSettings(Section):
         if parts.port == 0:  # reading the port raises ValueError for what is none
             raise ValueError("must name a port from 1 to 65535")
         return value.rstrip("/")
+
+    @field_validator("api_key")
+    @classmethod
+    def _sendable_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not is_usable_key(value.get_secret_value().strip()):
+            raise ValueError("is empty, or holds characters that cannot stand in a header")
+        return value
 
     @field_validator("headers")
     @classmethod

@@ -28,6 +28,7 @@ import msgspec
 from worker.delivery import Delivery, Reply
 from worker.flow.breaker import BreakerChange
 from worker.policy.model import Decision, Disposition
+from worker.policy.normalise import bounded
 from worker.ports import AttemptResult, Settlement
 from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.logs import get_logger
@@ -36,6 +37,9 @@ from worker.telemetry.tracing import Tracer
 from worker.wire.usage import NO_USAGE, Usage
 
 _log = get_logger("worker")
+
+MAX_LOGGED_MODEL_BYTES = 256
+"""Of the name of a model in a log line: it comes from a requester."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +297,7 @@ class Recorder:
             "delivery_attempt": message.delivery_attempt,
             "backend": delivery.backend,
             "path": request.path if request is not None else None,
-            "model": request.model if request is not None else None,
+            "model": bounded(request.model, MAX_LOGGED_MODEL_BYTES) if request and request.model else None,
             "attempts": delivery.attempts,
             "total_s": round(self._clock() - delivery.received_at, 4),
         }
@@ -306,6 +310,7 @@ class Recorder:
             line["held_s"] = round(delivery.held_s, 3)
         if result is not None and result.ended is not None:
             line["attempt_s"] = round(result.ended - result.started, 4)
+            line["request_id"] = result.request_id
             line["backend_request_id"] = result.backend_request_id
             if result.first_token_at is not None:
                 line["ttft_s"] = round(result.first_token_at - result.started, 4)

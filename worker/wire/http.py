@@ -59,6 +59,11 @@ def is_header(name: str, value: str) -> bool:
     return _HEADER_NAME.fullmatch(name) is not None and _HEADER_VALUE.fullmatch(value) is not None
 
 
+def is_usable_key(key: str) -> bool:
+    """Whether a key can be sent: visible ASCII, at least one character."""
+    return bool(key) and all("!" <= char <= "~" for char in key)
+
+
 def is_success(status: int | None) -> bool:
     """Whether a response has a status of success (2xx); `None`, no response at all, has not."""
     return status is not None and 200 <= status <= 299  # noqa: PLR2004 - https://www.rfc-editor.org/rfc/rfc9110#section-15.3

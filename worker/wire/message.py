@@ -35,6 +35,9 @@ MAX_LENIENT_BYTES = 1_000_000
 """Longest message read leniently: the walk builds Python objects, tens of bytes for each byte at worst, and that is
 more than a requester's mistake should cost the others.  House decision."""
 
+MAX_DEADLINE_S = 1e11
+"""Larger numbers are no Unix seconds (the year 5138) but milliseconds (1973 and later) or smaller units."""
+
 _KNOWN_KEYS = ("path", "metadata", "body", "body_uri", "deadline", "priority", "headers")
 _NAMED_KEYS = 5
 """Unknown keys named in a refusal, and `_KEY_CHARS` of each: the reason must stay small whatever was sent."""
@@ -132,7 +135,7 @@ def _decode(data: bytes) -> RequestMessage:
         body=view,
         metadata=metadata,
         body_uri=_text(body_uri, "body_uri") if body_uri is not None else None,
-        deadline=_deadline(fields.get("deadline", b"null")),
+        deadline=_deadline(fields["deadline"]) if "deadline" in fields else None,
         priority=_priority(fields.get("priority", b"0")),
         headers=_headers(fields.get("headers", b"{}")),
         model=_text(model, "body") if model.startswith(b'"') else None,
@@ -140,7 +143,7 @@ def _decode(data: bytes) -> RequestMessage:
 
 
 def _fields(data: bytes) -> dict[str, bytes]:
-    """Return the raw values of the top level: all of them valid JSON, none unknown, none given twice."""
+    """Return the raw values of the top level: valid JSON, none unknown, none twice; a null is as good as absent."""
     if not data:
         raise MessageError("the message has no data; expected a JSON object with path and body")
     try:
@@ -160,6 +163,8 @@ def _fields(data: bytes) -> dict[str, bytes]:
         )
     if (repeated := _find_repeated(data, fields)) is not None:
         raise MessageError(f"{repeated} is given twice", param=repeated)
+    if b"null" in fields.values():
+        return {name: raw for name, raw in fields.items() if raw != b"null" or name == "path"}
     return fields
 
 
@@ -245,14 +250,15 @@ def _path(raw: bytes | None) -> str:
     return normalise_path(_text(raw, "path"))
 
 
-def _deadline(raw: bytes) -> float | None:
-    if raw == b"null":
-        return None
+def _deadline(raw: bytes) -> float:
     try:
         value = _decode_number(raw)
-        return value if isinstance(value, float) else _moment(value)
+        moment = value if isinstance(value, float) else _moment(value)
     except (msgspec.DecodeError, ValueError, OverflowError):
         raise MessageError("deadline must be RFC 3339 text or Unix seconds", param="deadline") from None
+    if abs(moment) > MAX_DEADLINE_S and isinstance(value, float):
+        raise MessageError("deadline must be RFC 3339 text or Unix seconds, not milliseconds", param="deadline")
+    return moment
 
 
 def _moment(text: str) -> float:

@@ -1,6 +1,7 @@
 """One attempt: what is sent, what is said about its end, and what the gate is told."""
 
 import asyncio
+import uuid
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from worker.delivery import Delivery
 from worker.flow.circuit import CircuitState
 from worker.flow.gate import Permit
 from worker.flow.queue import AdmissionOrder
+from worker.pipeline.attempt import attempt_id
 from worker.policy.model import Decision, Disposition, ErrorClass, Fault, Phase
 from worker.wire.body import RequestBody
 from worker.wire.message import RequestMessage
@@ -67,7 +69,7 @@ async def test_what_is_sent() -> None:
     await _make(pipeline, request, a_delivery(request, message(message_id="m", attempt=2)))
     sent = pipeline.backend.requests[0]
     assert (sent.path, sent.body) == (request.path, request.body)
-    assert sent.headers == {"x-a": "1", "x-request-id": "m-2-1", "idempotency-key": "m"}
+    assert sent.headers == {"x-a": "1", "x-request-id": attempt_id("m", 2, 1), "idempotency-key": "m"}
     assert sent.timeout_s == pytest.approx(60)
 
 
@@ -177,3 +179,11 @@ async def test_refusals_of_one_flight_are_one_failure_and_a_row_of_fresh_ones_op
     for _ in range(4):
         await _make(pipeline)
     assert pipeline.route.is_open()
+
+
+def test_an_attempts_id_is_a_uuid_of_its_own() -> None:
+    """Servers refuse others; it tells message, delivery and attempt apart, and is the same for the same attempt."""
+    ids = [attempt_id(*each) for each in (("m", 1, 1), ("m", 1, 2), ("m", 2, 1), ("n", 1, 1), ("\n", 1, 1), ("", 1, 1))]
+    assert len(set(ids)) == 6
+    assert [str(uuid.UUID(each)) for each in ids] == ids
+    assert attempt_id("m", 1, 1) == ids[0]

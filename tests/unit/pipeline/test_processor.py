@@ -8,6 +8,7 @@ import pytest
 from tests.support.fakes import GOOD_BODY, REFUSED, Answer, FakeBackend, FakePublisher, status
 from tests.support.pipeline import METADATA, Pipeline, data, message
 from tests.support.virtual_time import settle, unix_time, virtual_time
+from worker.pipeline.attempt import attempt_id
 from worker.pipeline.routes import RouteMatch
 from worker.policy.model import Decision, ErrorEvent
 from worker.ports import Settlement
@@ -119,8 +120,8 @@ async def test_only_allowed_headers_reach_the_backend_and_each_attempt_has_its_i
     payload = data(headers={"X-Tenant": "t"})
     assert await pipeline.handle(message(payload, message_id="m", attempt=3)) is ACK
     assert [dict(request.headers) for request in pipeline.backend.requests] == [
-        {"x-tenant": "t", "x-request-id": "m-3-1"},
-        {"x-tenant": "t", "x-request-id": "m-3-2"},
+        {"x-tenant": "t", "x-request-id": attempt_id("m", 3, 1)},
+        {"x-tenant": "t", "x-request-id": attempt_id("m", 3, 2)},
     ]
 
 

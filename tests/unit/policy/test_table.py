@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.policy import classify
 from worker.policy.model import BreakerAction, Disposition, ErrorClass, ErrorEvent, Fault, Phase, Scope
+from worker.policy.reply import error_reply
 from worker.policy.table import ROWS
 
 CHAT = "/v1/chat/completions"
@@ -112,7 +113,8 @@ def test_every_fault_is_classified():
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        *((status, "malformed") for status in (301, 302, 304, 307, 308)),
+        *((status, "auth") for status in (301, 302, 303, 307, 308)),
+        *((status, "malformed") for status in (101, 204, 205, 206, 226, 300, 304, 600, 799, 999)),
         *((status, "invalid_request") for status in (400, 404, 405, 410, 413, 415, 422, 451, 501)),
         (401, "auth"),
         (402, "quota"),
@@ -233,3 +235,41 @@ def test_the_credentials_text_never_becomes_a_message():
     decision = classify(an_event(401, body))
     assert "sk-" not in decision.message
     assert (decision.verbatim, decision.expose_backend) == (False, False)
+
+
+ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "is_good"),
+    [*((status, True) for status in (200, 201, 202, 203)), *((status, False) for status in (204, 205, 206, 226, 304))],
+)
+def test_only_some_statuses_make_a_body_an_answer(status, is_good):
+    """A part of an answer is none, and 204 and 205 have no body."""
+    assert (verdict(an_event(status, ANSWER))[0] is None) is is_good
+
+
+@pytest.mark.parametrize("status", [206, 304, 500, 503, 600, 999])
+def test_a_success_object_is_never_an_error_answer(status):
+    """Under a status that is no success it would read as an answer; the requester gets an envelope."""
+    event = an_event(status, ANSWER)
+    code, body = error_reply(classify(event), event, attempts=1)
+    assert 400 <= code <= 599
+    assert json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_the_operators_mistake(status):
+    """Every message gets it: held, the route stopped, and the place it points to named."""
+    decision = classify(an_event(status, b"<html>", headers={"location": "https://h/v1"}))
+    assert (decision.disposition, decision.breaker) == (HOLD, BreakerAction.TRIP)
+    assert "https://h/v1" in decision.message
+
+
+@pytest.mark.parametrize("fault", [Fault.CONNECT, Fault.CONNECTION_LOST, Fault.DECODING, Fault.STREAM_BROKEN])
+def test_what_broke_is_said(fault):
+    """The library's or the parser's words stand in the message, bounded; those of our own faults do not."""
+    decision = classify(an_event(None, fault=fault, detail="BadStatusLine: SSH-2.0 " + "x" * 5000))
+    assert "BadStatusLine: SSH-2.0 xxx" in decision.message
+    assert len(decision.message) < 700
+    assert "secret" not in classify(an_event(None, fault=Fault.INTERNAL, detail="KeyError: secret")).message

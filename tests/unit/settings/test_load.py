@@ -231,7 +231,7 @@ def test_what_only_looks_like_a_service_link_is_a_typo(name: str) -> None:
     assert len(faults(environ={**GOOD, name: "8080"})) == 1
 
 
-@pytest.mark.parametrize("key", ["[sk-secret", "{sk-secret", "[sk-secret]", "{sk: secret}"])
+@pytest.mark.parametrize("key", ["[sk-secret", "{sk-secret", "[sk-secret]", "{sk:secret}"])
 def test_a_key_may_begin_with_a_bracket(key: str) -> None:
     """A secret is text, whatever it looks like."""
     settings = load_settings(environ={**GOOD, "WORKER_BACKEND__API_KEY": key})

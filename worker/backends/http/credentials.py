@@ -6,13 +6,17 @@ time together.  The key is never logged and never part of an exception's text.
 """
 
 import contextlib
+import html
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from urllib.parse import quote
 
 from pydantic import SecretStr
 
 from worker.errors import SettingsError
+from worker.wire.http import is_usable_key
 
 CHECK_EVERY_S = 1.0
 """How often the file is looked at, at most: kubelet itself takes up to a minute to deliver a change."""
@@ -38,7 +42,7 @@ class ApiKey:
         self._checked_at = clock()
         self._stamp: tuple[int, int, int] | None = None
         self._value = key.get_secret_value().strip() if key is not None else None
-        if self._value is not None and not is_usable(self._value):
+        if self._value is not None and not is_usable_key(self._value):
             raise SettingsError(["api_key: is empty, or holds characters that cannot stand in a header"])
         if path is not None:
             try:
@@ -58,7 +62,7 @@ class ApiKey:
             return
         with open(path, "rb") as file:  # noqa: PTH123
             value = file.read().decode("ascii", "replace").strip()
-        if is_usable(value):  # a half-written file keeps the old key
+        if is_usable_key(value):  # a half-written file keeps the old key
             self._value, self._stamp = value, stamp
 
     def current(self) -> str | None:
@@ -70,6 +74,80 @@ class ApiKey:
         return self._value
 
 
-def is_usable(key: str) -> bool:
-    """Whether the key can be sent: visible ASCII, at least one character."""
-    return bool(key) and all("!" <= char <= "~" for char in key)
+MIN_SECRET_CHARS = 4
+"""Shorter values are no secrets, and replacing them would spoil the words around them."""
+MIN_SECRET_CHARS_IN_ANSWER = 8
+MIN_HEADER_CHARS_IN_ANSWER = 16
+"""In a good answer a word that a key or a header happens to have (`EMPTY`, the name of a team) must stay."""
+REDACTED = "[redacted]"
+_KEPT_KEYS = 4
+
+
+class Redactor:
+    """
+    Replaces what the worker sent as credentials in what a backend sends back.
+
+    Servers, gateways and debug pages repeat the key or the headers of a request in errors and in headers of their own;
+    none of it may reach a requester or a log.  A text is replaced as it stands, and as JSON, HTML and URLs write it.
+
+    Args:
+        headers: The values of the operator's headers.
+    """
+
+    def __init__(self, headers: Iterable[str]) -> None:
+        self._headers = tuple(headers)
+        self._keys: tuple[str, ...] = ()
+        self._prepare()
+
+    def add_key(self, key: str) -> None:
+        """Replace this key from now on, and those before it that answers may still be under way for."""
+        if key not in self._keys:
+            self._keys = (*self._keys, key)[-_KEPT_KEYS:]
+            self._prepare()
+
+    def _prepare(self) -> None:
+        values = [*self._headers, *(value.split()[-1] for value in self._headers if value.split())]
+        self._texts = _spellings([*self._keys, *values], MIN_SECRET_CHARS)
+        self._errors = tuple(text.encode() for text in self._texts)
+        answers = [
+            *_spellings(self._keys, MIN_SECRET_CHARS_IN_ANSWER),
+            *_spellings(values, MIN_HEADER_CHARS_IN_ANSWER),
+        ]
+        self._answers = tuple(text.encode() for text in answers)
+
+    def text(self, text: str) -> str:
+        """Return a header, or an exception's words, without credentials."""
+        for secret in self._texts:
+            if secret in text:
+                text = text.replace(secret, REDACTED)
+        return text
+
+    def headers(self, headers: dict[str, str]) -> dict[str, str]:
+        """Return response headers without credentials."""
+        everything = "\n".join(headers.values())
+        if not any(secret in everything for secret in self._texts):
+            return headers
+        return {name: self.text(value) for name, value in headers.items()}
+
+    def body(self, body: bytes, *, is_answer: bool) -> bytes:
+        """
+        Return a body without credentials.
+
+        Args:
+            body: As it came.
+            is_answer: It is an object under a success status.
+        """
+        for secret in self._answers if is_answer else self._errors:
+            if secret in body:
+                body = body.replace(secret, REDACTED.encode())
+        return body
+
+
+def _spellings(secrets: Iterable[str], min_chars: int) -> list[str]:
+    """Return every way to write the secrets, the longest first: one may be a part of another."""
+    texts: set[str] = set()
+    for secret in secrets:
+        if len(secret) >= min_chars:
+            escaped = json.dumps(secret)[1:-1]
+            texts |= {secret, escaped, escaped.replace("/", "\\/"), html.escape(secret), quote(secret, safe="")}
+    return sorted(texts, key=len, reverse=True)

@@ -1,5 +1,6 @@
 """The key of a backend: fixed or from a file, read again when it changes, never shown."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.support.fakes import FakeClock
-from worker.backends.http.credentials import CHECK_EVERY_S, ApiKey
+from worker.backends.http.credentials import CHECK_EVERY_S, REDACTED, ApiKey, Redactor
 from worker.errors import SettingsError
 
 
@@ -134,3 +135,59 @@ def test_the_key_is_never_shown(key_file: Path) -> None:
     for key in (ApiKey(SecretStr("sk-one"), None), ApiKey(None, str(key_file))):
         assert "sk-one" not in repr(key) + str(key)
         assert "is_set=True" in repr(key)
+
+
+# What comes back
+
+SENT = "sk-live/1234&5678"
+
+
+def a_redactor(*headers: str) -> Redactor:
+    redactor = Redactor(headers)
+    redactor.add_key(SENT)
+    return redactor
+
+
+@pytest.mark.parametrize(
+    "text",
+    [SENT, f"Bearer {SENT}", f"{SENT},{SENT}", "sk-live\\/1234&5678", "sk-live/1234&amp;5678", "sk-live%2F1234%265678"],
+)
+@pytest.mark.parametrize("is_answer", [True, False])
+def test_the_key_is_replaced_however_it_is_written(text: str, is_answer: bool) -> None:
+    """As it is, as JSON, in a page, in a URL; more than once."""
+    redactor = a_redactor()
+    for found in (redactor.text(text), redactor.body(text.encode(), is_answer=is_answer).decode()):
+        assert REDACTED in found
+        assert "1234" not in found
+
+
+@pytest.mark.parametrize("value", ["Basic dXNlcjpwYXNzd29yZA==", "hunter2hunter2hunter2", 'tok"en-0123456789-abc'])
+def test_the_operators_headers_are_replaced(value: str) -> None:
+    """Also without the scheme before them, and JSON stays JSON."""
+    redactor = a_redactor(value)
+    body = json.dumps({"message": f"got {value} and {value.rsplit(maxsplit=1)[-1]}"}).encode()
+    for is_answer in (True, False):
+        assert value.rsplit(maxsplit=1)[-1] not in json.loads(redactor.body(body, is_answer=is_answer))["message"]
+
+
+def test_a_good_answer_keeps_words_that_a_header_happens_to_have() -> None:
+    """The name of a team is no secret; in an error it is replaced to be on the safe side."""
+    redactor = a_redactor("research")
+    redactor.add_key("EMPTY")
+    body = b'{"choices": ["EMPTY research"]}'
+    assert redactor.body(body, is_answer=True) == body
+    assert b"research" not in redactor.body(body, is_answer=False)
+
+
+def test_the_key_before_is_replaced_as_well() -> None:
+    """Answers to requests that were sent with it are under way when a key is rotated."""
+    redactor = a_redactor()
+    redactor.add_key("sk-new-123456")
+    assert redactor.text(f"{SENT} sk-new-123456") == f"{REDACTED} {REDACTED}"
+
+
+def test_headers_without_a_secret_are_not_copied() -> None:
+    """The hot path builds nothing."""
+    headers = {"x-a": "1"}
+    assert a_redactor().headers(headers) is headers
+    assert a_redactor().headers({"x-a": SENT}) == {"x-a": REDACTED}
