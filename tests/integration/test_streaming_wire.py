@@ -237,8 +237,9 @@ async def test_a_connection_lost_while_lowering_the_form_is_no_refusal(open_back
 
     async def script(connection: Connection) -> None:
         await connection.read_request()
-        await connection.send(refusal("stream")[0])
-        await connection.read_request()
+        if len(server.requests) == 1:
+            await connection.send(refusal("stream")[0])
+            await connection.read_request()  # and on the fresh connection, on which it is asked again, neither
 
     async with raw_server(script) as server:
         backend, result = open_backend(server.url), AttemptResult()

@@ -147,8 +147,9 @@ class HttpBackend:
     def _redact(self, result: AttemptResult) -> None:
         """Take the credentials that were sent out of what came; whatever it is judged to be."""
         redactor = self._redactor
-        result.headers = redactor.headers(result.headers)
-        result.backend_request_id = request_id_of(result.headers)
+        headers = redactor.headers(result.headers)
+        if headers is not result.headers:
+            result.headers, result.backend_request_id = headers, request_id_of(headers)
         is_answer = is_success(result.status) and not result.in_stream and result.body.startswith(b"{")
         result.body = redactor.body(result.body, is_answer=is_answer)
         if result.partial is not None:

@@ -79,6 +79,7 @@ class ExchangeProtocol(ResponseHandler):
         super().__init__(loop)
         self._connector = connector
         self._ended_at = -STRAY_S
+        self._poll: select.poll | None = None
         self.settles_at = 0
         """The connector's count of ticks at which it may be reused."""
         self.is_reused = False
@@ -111,10 +112,11 @@ class ExchangeProtocol(ResponseHandler):
 
     def _is_readable(self) -> bool:
         """Whether the socket has bytes, or its end, that the event loop has not read."""
-        assert self.transport is not None
-        poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+        if self._poll is None:
+            assert self.transport is not None
+            self._poll = select.poll()
+            self._poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def _drop(self) -> None:
         self.force_close()
