@@ -10,9 +10,10 @@ import argparse
 import asyncio
 import time
 
-from worker.flow.breaker import Breaker, BreakerEffect
+from worker.flow.circuit import CircuitConfig
 from worker.flow.clock import LoopClock
 from worker.flow.gate import AttemptSignal, RouteGate
+from worker.flow.lane import BreakerEffect
 from worker.flow.queue import AdmissionOrder
 from worker.flow.window.adaptive import AdaptiveWindow
 
@@ -24,7 +25,7 @@ SERVED = AttemptSignal(breaker=BreakerEffect.SUCCESS)
 async def measure(callers: int, admissions: int) -> float:
     """Return the seconds of one admission with so many callers."""
     clock = LoopClock()
-    gate = RouteGate(AdaptiveWindow(WINDOW, WINDOW, WINDOW, now=clock.now), Breaker(now=clock.now), clock)
+    gate = RouteGate(lambda: AdaptiveWindow(WINDOW, WINDOW, WINDOW, now=clock.now), CircuitConfig(), clock)
     left = admissions
 
     async def call(publish_time: float) -> None:

@@ -35,6 +35,8 @@ WINDOW = 16
 """At the start: above what the fresh traffic needs, so that no message waits while they are alone."""
 HEALTHY_MODEL, OTHER_MODEL = "m", "other"
 TOKENS_PER_S = 50.0
+FIRST_TOKEN_S = 0.1
+"""Of a stream, whatever its length."""
 FAILURE_S = 0.02
 """How long a backend takes to fail."""
 
@@ -391,7 +393,7 @@ class _World:
     def _look(self) -> None:
         """Note the state of breaker and window, for the table alone."""
         self._run.open_s += any(route.is_open() for route in self._pipeline.routes)
-        self._run.windows.append(self._pipeline.routes[-1].gate.statistics().window.limit)
+        self._run.windows.append(self._pipeline.routes[-1].gate.statistics().limit)
 
     def _count(self) -> None:
         nacks = Counter(i for i, _, verdict in self._subscriber.settlements if verdict is Settlement.NACK)

@@ -20,8 +20,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.window_model import Phase, PhaseResult, Result, Rule, Scenario
-from worker.flow.breaker import CONNECT
-from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass
+from worker.flow.circuit import CONNECT, Circuit, CircuitConfig, CircuitState, Pass
 from worker.flow.clock import Now
 from worker.flow.window.adaptive import Outcome
 

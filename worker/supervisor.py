@@ -92,10 +92,11 @@ class Supervisor:
 
     def _gauge(self, route: Route, elapsed: float) -> None:
         gate = route.gate.statistics()
-        self._metrics.window_limit.labels(route.name).set(gate.window.limit)
+        self._metrics.window_limit.labels(route.name).set(gate.limit)
         self._metrics.held_messages.labels(route.name).set(gate.held)
-        self._metrics.breaker_state.labels(route.name).set(_STATES[gate.breaker.route.state])
-        if gate.breaker.route.state is not CircuitState.CLOSED:
+        state = max(_STATES[each.state] for each in (gate.circuit, *(lane.circuit for lane in gate.lanes.values())))
+        self._metrics.breaker_state.labels(route.name).set(state)
+        if state:
             self._metrics.paused_seconds_total.labels(route.name).inc(elapsed)
 
     async def _check_recovery(self, route: Route) -> None:
@@ -141,14 +142,20 @@ class Supervisor:
         for route in self._routes:
             gate = route.gate.statistics()
             backends[route.name] = {
-                "breaker": gate.breaker.route.state.value,
-                "error_class": gate.breaker.route.error_class,
+                "breaker": gate.circuit.state.value,
+                "error_class": gate.circuit.error_class,
                 "models": {
-                    model: {"breaker": circuit.state.value, "error_class": circuit.error_class}
-                    for model, circuit in gate.breaker.models.items()
-                    if circuit.state is not CircuitState.CLOSED
+                    model: {
+                        "breaker": lane.circuit.state.value,
+                        "error_class": lane.circuit.error_class,
+                        "window": lane.window.limit,
+                        "in_flight": lane.in_flight,
+                        "waiting": lane.waiting,
+                        "failing_share": round(lane.failing_share, 3),
+                    }
+                    for model, lane in gate.lanes.items()
                 },
-                "window": gate.window.limit,
+                "window": gate.limit,
                 "in_flight": gate.in_flight,
                 "waiting": gate.waiting,
                 "held": gate.held,

@@ -13,8 +13,10 @@ import msgspec
 from tests.support.fakes import FakeBackend, FakePublisher, FakeSubscriber, Published
 from tests.support.virtual_time import loop_time, unix_time
 from worker.delivery import Delivery, Limits
+from worker.flow.circuit import CircuitState, CircuitStatistics
 from worker.flow.clock import LoopClock
 from worker.flow.gate import GateStatistics
+from worker.flow.lane import LaneStatistics
 from worker.pipeline.attempt import Attempts
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, MemoryStore
@@ -154,6 +156,17 @@ class Pipeline:
     @property
     def gate(self) -> GateStatistics:
         return self.route.gate.statistics()
+
+    @property
+    def lane(self) -> LaneStatistics:
+        """The lane of the model that `BODY` names."""
+        return self.gate.lanes["m"]
+
+    @property
+    def circuit(self) -> CircuitStatistics:
+        """The first route's circuit, or that of the lane while the former is closed."""
+        circuit = self.gate.circuit
+        return circuit if circuit.state is not CircuitState.CLOSED or not self.gate.lanes else self.lane.circuit
 
     @property
     def answers(self) -> list[Published]:

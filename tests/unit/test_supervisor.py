@@ -44,17 +44,17 @@ async def test_gauges_show_window_breaker_and_holding() -> None:
     pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED), window=7)
     supervisor = _supervisor(pipeline)
     await supervisor.check()
-    assert pipeline.count("window_limit", "fake") == 7
     assert pipeline.count("breaker_state", "fake") == 0
-    handling = pipeline.start(message(attempt=1))
+    handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
     await asyncio.sleep(1)
     await supervisor.check()
     await asyncio.sleep(5)
     await supervisor.check()
-    assert pipeline.count("held_messages", "fake") == 1
+    assert pipeline.count("held_messages", "fake") == 2
+    assert pipeline.count("window_limit", "fake") == 7
     assert pipeline.count("breaker_state", "fake") == 2
     assert pipeline.count("paused_seconds_total", "fake") == 6
-    await _stop(handling)
+    await _stop(*handling)
 
 
 @virtual_time
@@ -62,13 +62,13 @@ async def test_a_rotated_key_closes_an_auth_breaker_by_itself() -> None:
     """Refused credentials are probed seldom; a new key is tried within the second."""
     pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED))
     running = asyncio.ensure_future(_supervisor(pipeline).run())
-    handling = pipeline.start(message(attempt=1))
+    handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
     await asyncio.sleep(4)
     pipeline.backend.then = GOOD
     pipeline.backend.has_new_key = True
-    await handling
+    await asyncio.gather(*handling)
     assert loop_time() <= 5.1
-    assert pipeline.route.breaker().state is CircuitState.CLOSED
+    assert pipeline.circuit.state is CircuitState.CLOSED
     await _stop(running)
 
 
@@ -77,9 +77,9 @@ async def test_a_rotated_key_is_told_once_though_no_message_comes(logs: list[Any
     """Until a message can try the key nothing is repeated; the next change is told again."""
     pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED))
     supervisor = _supervisor(pipeline)
-    handling = pipeline.start(message(attempt=1))
+    handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
     await settle()
-    await _stop(handling)
+    await _stop(*handling)
 
     def told() -> int:
         return len([line for line in logs if line["event"] == "credentials_changed"])
@@ -101,24 +101,24 @@ async def test_a_health_path_that_answers_again_lets_one_message_through() -> No
     pipeline = Pipeline(FakeBackend(then=status(401)))
     pipeline.backend.healthy = False
     supervisor = _supervisor(pipeline)
-    handling = pipeline.start(message(attempt=1))
+    handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
     await settle()
     for _ in range(3):
         await supervisor.check()
         await settle()
-    assert len(pipeline.backend.requests) == 1
+    assert len(pipeline.backend.requests) == 2
     pipeline.backend.healthy = True
     for _ in range(3):
         await supervisor.check()
         await settle()
-    assert len(pipeline.backend.requests) == 2
+    assert len(pipeline.backend.requests) == 3
     pipeline.backend.healthy = False
     await supervisor.check()
     pipeline.backend.healthy = True
     pipeline.backend.then = GOOD
     await supervisor.check()
-    await handling
-    assert loop_time() == 0
+    await asyncio.gather(*handling)
+    assert loop_time() < 1
 
 
 @virtual_time
@@ -147,7 +147,7 @@ def test_one_sick_route_does_not_hide_another(kind: type[FakeBackend]) -> None:
 
     @virtual_time
     async def run() -> None:
-        sick, other = kind(then=UNAUTHORIZED, name="sick"), FakeBackend(UNAUTHORIZED, name="other")
+        sick, other = kind(then=UNAUTHORIZED, name="sick"), FakeBackend(UNAUTHORIZED, UNAUTHORIZED, name="other")
         pipeline = Pipeline(sick, other)
         for route in pipeline.routes:
             await _fail(pipeline, route)
@@ -155,7 +155,7 @@ def test_one_sick_route_does_not_hide_another(kind: type[FakeBackend]) -> None:
         supervisor = _supervisor(pipeline)
         running = asyncio.ensure_future(supervisor.run())
         await asyncio.sleep(0.5)
-        next_probe = pipeline.routes[1].breaker().next_probe_at
+        next_probe = pipeline.routes[1].gate.statistics().circuit.next_probe_at
         assert next_probe is not None
         assert next_probe <= loop_time()
         await asyncio.sleep(10)
@@ -166,10 +166,11 @@ def test_one_sick_route_does_not_hide_another(kind: type[FakeBackend]) -> None:
 
 
 async def _fail(pipeline: Pipeline, route: Any) -> None:
+    """Have two messages refused, which opens the route's breaker."""
     request = RequestMessage(path="/v1/completions", body=RequestBody(b"{}"))
-    permit = await route.gate.admit(AdmissionOrder())
-    with permit:
-        await pipeline.processor._attempt(a_delivery(request), request, route, permit)
+    for _ in range(2):
+        with await route.gate.admit(AdmissionOrder()) as permit:
+            await pipeline.processor._attempt(a_delivery(request), request, route, permit)
     assert route.is_open()
 
 
@@ -232,7 +233,7 @@ async def test_the_intake_pauses_on_errors_only_if_wanted_and_opens_by_itself() 
 async def test_details_name_every_backend_and_why_nothing_starts() -> None:
     """What `/readyz` shows: breaker, class, window, what runs and waits, and the reasons of a pause."""
     pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED), window=5)
-    handling = pipeline.start(message(attempt=1))
+    handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
     await settle()
     pipeline.intake.set("publish", holds=True)
     details = _supervisor(pipeline).details()
@@ -241,31 +242,42 @@ async def test_details_name_every_backend_and_why_nothing_starts() -> None:
             "fake": {
                 "breaker": "open",
                 "error_class": "auth",
-                "models": {},
+                "models": {
+                    "m": {
+                        "breaker": "closed",
+                        "error_class": None,
+                        "window": 5,
+                        "in_flight": 0,
+                        "waiting": 2,
+                        "failing_share": 0.0,
+                    }
+                },
                 "window": 5,
                 "in_flight": 0,
-                "waiting": 1,
-                "held": 1,
+                "waiting": 2,
+                "held": 2,
             }
         },
         "intake_paused_by": ["publish"],
         "errors": None,
     }
-    await _stop(handling)
+    await _stop(*handling)
 
 
 @virtual_time
 async def test_details_name_the_models_that_are_kept_back() -> None:
-    """Behind a closed breaker the models whose own breaker is open, with the class that opened it; no others."""
+    """Behind a closed breaker each model with its own, and the class that opened it."""
     rules = parse_rules([{"match": {"class": "model_not_found"}, "do": "hold", "breaker": "trip", "scope": "model"}])
     no_model = status(404, b'{"error":{"message":"none","type":"NotFoundError","param":"model","code":404}}')
-    pipeline = Pipeline(FakeBackend(no_model), policy=ErrorPolicy(rules))
-    handling = pipeline.start(message(attempt=1))
+    pipeline = Pipeline(FakeBackend(no_model, no_model), policy=ErrorPolicy(rules))
+    handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
     await settle()
-    backend = _supervisor(pipeline).details()["backends"]["fake"]
-    assert (backend["breaker"], backend["models"]) == (
-        "closed",
-        {"m": {"breaker": "open", "error_class": "model_not_found"}},
-    )
-    assert await handling is Settlement.ACK
-    assert _supervisor(pipeline).details()["backends"]["fake"]["models"] == {}
+
+    def shown() -> tuple[str, str, str | None]:
+        backend = _supervisor(pipeline).details()["backends"]["fake"]
+        model = backend["models"]["m"]
+        return backend["breaker"], model["breaker"], model["error_class"]
+
+    assert shown() == ("closed", "open", "model_not_found")
+    assert await asyncio.gather(*handling) == [Settlement.ACK] * 2
+    assert shown() == ("closed", "closed", None)

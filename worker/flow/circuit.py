@@ -18,11 +18,15 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import takewhile
 from types import MappingProxyType
 
 from worker.flow.clock import Now
 from worker.policy.backoff import Backoff
+from worker.policy.blame import row_length
 
+CONNECT = "connect"
+"""The error class of a connection that was refused or not made: no message's own trouble, whichever it was."""
 PROBE_JITTER = 0.1
 """Share of a wait for a probe that is random, so that many workers do not probe in step.  House decision."""
 PROBE_BACKOFF = Backoff(base_s=1.0, max_s=4.0, jitter=PROBE_JITTER)
@@ -46,8 +50,11 @@ class CircuitConfig:
 
     failures: int = 5
     """Counted failures in a row, of any class, that open it; from 1."""
-    class_failures: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({"connect": 3}))
+    class_failures: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({CONNECT: 3}))
     """Counted failures in a row of one class that open it.  A refused connection says more than a 500: 3."""
+    trip_failures: int = 2
+    """Failures in a row that open it where one says that nothing can work now: the word of one message is confirmed by
+    a second one."""
     window_s: float = 30.0
     """A row is broken by this much time: older failures no longer count.  Seconds."""
     probe: Backoff = PROBE_BACKOFF
@@ -64,7 +71,7 @@ class CircuitConfig:
     probe_patience_s: float = 30.0
     """A probe without any report for so long no longer prevents the next one, seconds: a hung request must not hold a
     circuit half-open for as long as its own timeout, which may be an hour."""
-    max_retry_after_s: float = 300.0
+    max_retry_after_s: float = 60.0
     """Longest Retry-After that is obeyed, seconds: an open circuit gets no answers that could correct a wrong hint."""
 
     def __post_init__(self) -> None:
@@ -80,6 +87,16 @@ class Pass:
 
     generation: int
     is_probe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """One of a row."""
+
+    at: float
+    error_class: str
+    key: str | None
+    is_trip: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +131,8 @@ class Circuit:
         self._jitter = jitter
         self._state = CircuitState.CLOSED
         self._generation = 0
-        self._row: deque[tuple[float, str]] = deque()
+        self._row: deque[_Failure] = deque()
+        self._last_failed: str | None = None
         self._error_class: str | None = None
         self._opened_at: float | None = None
         self._next_probe_at = 0.0
@@ -130,6 +148,11 @@ class Circuit:
     def error_class(self) -> str | None:
         """Why it last opened; `None` while closed."""
         return self._error_class
+
+    @property
+    def last_failed(self) -> str | None:
+        """The message that failed last; another one is the next probe."""
+        return self._last_failed
 
     @property
     def opened_at(self) -> float | None:
@@ -178,7 +201,14 @@ class Circuit:
         return True
 
     def record_failure(
-        self, token: Pass, error_class: str, *, trip: bool = False, retry_after_s: float | None = None
+        self,
+        token: Pass,
+        error_class: str,
+        *,
+        key: str | None = None,
+        trip: bool = False,
+        failing_share: float = 0.0,
+        retry_after_s: float | None = None,
     ) -> None:
         """
         Report a failure of the backend.
@@ -186,27 +216,32 @@ class Circuit:
         Args:
             token: The value that `enter` returned.
             error_class: Remembered and shown while open.
-            trip: Open at once instead of counting.
+            key: The message that failed: a row of failures of one message alone opens nothing.  `None`: a message that
+                is not known again.
+            trip: The backend said that nothing can work now: `trip_failures` are enough.
+            failing_share: Of messages that fail while others are served, 0 to 1; the row has to be longer than that
+                explains.
             retry_after_s: The server's Retry-After, seconds; replaces the wait of the backoff, up to
                 `max_retry_after_s`.
         """
         if token.generation != self._generation:
             return
+        self._last_failed = key
         if self._state is CircuitState.CLOSED:
-            if not (trip or self._count(error_class)):
+            if not self._count(_Failure(self._now(), error_class, key, trip), failing_share):
                 return
             self._trips += 1
             self._generation += 1
             self._opened_at = self._now()
         else:
             self._failed_probes += 1
-        self._open(error_class, retry_after_s)
+        self._open(error_class, retry_after_s, failing_share)
 
-    def record_ignored(self, token: Pass) -> None:
+    def record_ignored(self, token: Pass, *, wait_s: float = 0.0) -> None:
         """Report an end that says nothing about the backend (cancelled, a bad request); another probe may start."""
         if token.generation == self._generation and self._state is CircuitState.HALF_OPEN:
             self._state = CircuitState.OPEN
-            self._next_probe_at = self._now()
+            self._next_probe_at = self._now() + wait_s
 
     def allow_probe(self) -> None:
         """
@@ -231,24 +266,32 @@ class Circuit:
             trips=self._trips,
         )
 
-    def _count(self, error_class: str) -> bool:
+    def _count(self, failure: _Failure, failing_share: float) -> bool:
         """Add one to the row; return whether it is long enough to open."""
-        now = self._now()
-        while self._row and self._row[0][0] <= now - self._config.window_s:
+        while self._row and self._row[0].at <= failure.at - self._config.window_s:
             self._row.popleft()
-        self._row.append((now, error_class))
-        limit = self._config.class_failures.get(error_class)
-        if limit is not None and limit <= len(self._row):
-            last = list(self._row)[-limit:]
-            if all(each == error_class for _, each in last):
+        self._row.append(failure)
+        if failure.error_class != CONNECT and failure.key is not None and all(e.key == failure.key for e in self._row):
+            return False
+        if len(self._row) >= row_length(failing_share, self._config.failures):
+            return True
+        limit = self._config.class_failures.get(failure.error_class)
+        if limit is not None:
+            same = takewhile(lambda each: each.error_class == failure.error_class, reversed(self._row))
+            if sum(1 for _ in same) >= row_length(failing_share, limit):
                 return True
-        return len(self._row) >= self._config.failures
+        trips = takewhile(lambda each: each.is_trip, reversed(self._row))
+        return failure.is_trip and sum(1 for _ in trips) >= row_length(failing_share, self._config.trip_failures)
 
-    def _open(self, error_class: str, retry_after_s: float | None) -> None:
+    def _open(self, error_class: str, retry_after_s: float | None, failing_share: float) -> None:
         jitter = self._jitter()
         if retry_after_s is None:
-            backoff = self._config.class_probe.get(error_class, self._config.probe)
-            wait = backoff.delay_s(self._failed_probes + 1, 1.0 - jitter)
+            backoff = self._config.class_probe.get(error_class)
+            # The first probes are early whatever the class: as long as chance explains that they fail.
+            if backoff is None or self._failed_probes < row_length(failing_share, 1):
+                wait = self._config.probe.delay_s(self._failed_probes + 1, 1.0 - jitter)
+            else:
+                wait = backoff.delay_s(self._failed_probes, 1.0 - jitter)
         else:
             wait = min(max(retry_after_s, 0.0), self._config.max_retry_after_s) * (1.0 + PROBE_JITTER * jitter)
         self._state = CircuitState.OPEN

@@ -1,30 +1,44 @@
 """
 The gate of one route: which attempts may start, and which have to wait.
 
-Theory of operation.  `admit` returns a `Permit` once the breaker and the window allow an attempt and no waiter has a
-better claim.  The permit is finished exactly once with an `AttemptSignal`, which the gate passes on to window and
-breaker as it is.  A freed slot goes to one waiter at once (its future gets the permit): no other waiter wakes up, and
-no later caller can overtake it.
+Theory of operation.  Each model has a lane with its own window, circuit and queue.  `admit` returns a `Permit` once the
+circuits of route and lane and the lane's window allow an attempt and no waiter of the lane has a better claim.  The
+permit is finished exactly once with an `AttemptSignal`, which the gate passes on as it is.  A freed slot goes to one
+waiter at once (its future gets the permit): no other waiter wakes up, and no later caller can overtake it.
+
+Before that, a failed attempt is noted with `record_failure`, which returns what is known about the message and the
+others of its lane (`Blame`); what follows from it is decided by the caller.
 
 Nothing polls.  A waiter has a timer for the end of its delay and one for its longest wait.  The gate has one timer, for
-the next instant at which time alone lets an attempt start: a probe, the end of a pause, growth of the window.
+the next instant at which time alone lets an attempt start: a probe, the end of a pause, growth of a window.
 
 All of it runs on one event loop; no method may be called from another thread.  Which waiter is next is decided in
-`queue`, whether any may start in `window` and `breaker`; this file only joins them.
+`queue`, whether any may start in `window` and `circuit`; this file only joins them.
 """
 
 import asyncio
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
-from worker.flow.breaker import Breaker, BreakerEffect, BreakerPass, BreakerScope, BreakerStatistics
-from worker.flow.circuit import CircuitStatistics
+from worker.flow.circuit import CONNECT, Circuit, CircuitConfig, CircuitState, CircuitStatistics, Pass
 from worker.flow.clock import Clock, TimerHandle
+from worker.flow.lane import (
+    MAX_LANES,
+    BreakerChange,
+    BreakerEffect,
+    BreakerScope,
+    Fate,
+    Lane,
+    Lanes,
+    LaneStatistics,
+)
 from worker.flow.queue import AdmissionOrder, Waiter, WaitQueue
-from worker.flow.window.adaptive import AdaptiveWindow, Outcome, Ticket, WindowStatistics
+from worker.flow.window.adaptive import AdaptiveWindow, Outcome, Ticket
+from worker.policy.blame import Blame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +46,17 @@ class AttemptSignal:
     """What the end of one attempt says about the backend."""
 
     breaker: BreakerEffect = BreakerEffect.NONE
-    """Applied as it is.  `SUCCESS` also counts as served for the window."""
+    """Applied as it is.  `SUCCESS` also counts as served, for the window and as evidence."""
+    scope: BreakerScope = BreakerScope.LANE
+    """What a failure concerns; a success is one of lane and route."""
     overload: bool = False
     """The backend refused for lack of capacity: the window decreases."""
     pause_s: float | None = None
     """Of an overload: how long the window admits nothing, seconds; `None` for no pause."""
     error_class: str = ""
-    """Shown while the breaker is open."""
-    scope: BreakerScope = BreakerScope.ROUTE
+    """Shown while the circuit is open."""
     retry_after_s: float | None = None
-    """The server's Retry-After for the breaker's next probe, seconds."""
+    """Until the circuit's next probe, seconds; with `NONE` of a probe that says nothing, 0 if it is `None`."""
     work: float | None = None
     """Size of the answer, for example output tokens; `None` when unknown."""
 
@@ -50,39 +65,69 @@ class AttemptSignal:
 class GateStatistics:
     """A gate at one instant."""
 
-    window: WindowStatistics
-    breaker: BreakerStatistics
-    in_flight: int
-    """Permits not finished."""
-    waiting: int
-    """Callers of `admit` that wait, held ones included."""
-    held: int
-    """How many of these have a message that was attempted before (`AdmissionOrder.held`)."""
+    circuit: CircuitStatistics
+    """Of the route."""
+    lanes: Mapping[str, LaneStatistics]
+    """By model; `""` for requests without one."""
     paused: bool
     """Stopped by `pause`."""
     closed: bool
 
+    @property
+    def in_flight(self) -> int:
+        """Permits not finished."""
+        return sum(lane.in_flight for lane in self.lanes.values())
+
+    @property
+    def waiting(self) -> int:
+        """Callers of `admit` that wait, held ones included."""
+        return sum(lane.waiting for lane in self.lanes.values())
+
+    @property
+    def held(self) -> int:
+        """How many of these have a message that was attempted before."""
+        return sum(lane.held for lane in self.lanes.values())
+
+    @property
+    def limit(self) -> int:
+        """Attempts that may run at once now, over all lanes."""
+        return sum(lane.window.limit for lane in self.lanes.values())
+
 
 class Permit:
     """
-    The right to make one attempt; holds one slot of the window until it is finished.
+    The right to make one attempt; holds one slot of its lane's window until it is finished.
 
     As a context manager it finishes itself at the end of the block, with a signal that says nothing, unless `finish`
     was called.
     """
 
-    __slots__ = ("_breaker_pass", "_finished", "_gate", "_ticket")
+    __slots__ = ("_finished", "_gate", "_key", "_lane", "_lane_pass", "_number", "_route_pass", "_ticket")
 
-    def __init__(self, gate: "RouteGate", ticket: Ticket, breaker_pass: BreakerPass) -> None:
+    def __init__(self, gate: "RouteGate", lane: Lane, key: str | None, number: int, *, streamed: bool) -> None:
         self._gate = gate
-        self._ticket = ticket
-        self._breaker_pass = breaker_pass
+        self._lane = lane
+        self._key = key
+        self._number = number
+        self._ticket: Ticket = lane.window.start(streamed=streamed)
+        self._route_pass: Pass = gate._route.circuit.enter()  # noqa: SLF001 - one object in two halves
+        self._lane_pass: Pass = lane.circuit.enter()
         self._finished = False
 
     @property
     def is_probe(self) -> bool:
-        """Whether this attempt is the probe of an open breaker."""
-        return self._breaker_pass.is_probe
+        """Whether this attempt is the probe of an open circuit, the route's or its lane's."""
+        return self._route_pass.is_probe or self._lane_pass.is_probe
+
+    @property
+    def is_route_probe(self) -> bool:
+        """Whether this attempt is the probe of the route's circuit."""
+        return self._route_pass.is_probe
+
+    @property
+    def identity(self) -> tuple[Lane, str | None, int, Pass, Pass]:
+        """Lane, message, number of the start, and the passes of lane and route; for the gate."""
+        return self._lane, self._key, self._number, self._lane_pass, self._route_pass
 
     def is_refusal_fresh(self) -> bool:
         """
@@ -91,34 +136,47 @@ class Permit:
         To be asked before `finish`.  A refusal that is not fresh is one more sign of an overload after which the window
         has decreased already.
         """
-        return self._gate._is_refusal_fresh(self._ticket)  # noqa: SLF001 - one object in two halves
+        return self._lane.window.is_refusal_fresh(self._ticket)
+
+    def record_failure(self, scope: BreakerScope = BreakerScope.LANE) -> Blame:
+        """Note that the attempt failed, and return what is known about its message; once, before `finish`."""
+        return self._gate._fate(self._lane, scope).evidence.failed(self._key, self._number)  # noqa: SLF001
 
     def connected(self) -> None:
         """
         Report that a connection stands and the request is sent.
 
-        If refused connections (class `connect`) opened the breaker, that closes it without waiting for the probe's
-        answer, which may take minutes (ADR 0011).  Idempotent; ignored after `finish`.
+        If refused connections (class `connect`) opened the route's circuit, that closes it without waiting for the
+        probe's answer, which may take minutes (ADR 0011).  Idempotent; ignored after `finish`.
         """
         if not self._finished:
-            self._gate._connected(self._breaker_pass)  # noqa: SLF001 - one object in two halves
+            self._gate._connected(self._route_pass)  # noqa: SLF001 - one object in two halves
 
     def first_byte(self) -> None:
         """
         Report that a good answer has begun (status 2xx and the first piece of its body).
 
-        For a probe, it closes the breaker at once instead of after minutes of generation; for any attempt, it is the
+        For a probe, it closes the circuit at once instead of after minutes of generation; for any attempt, it is the
         window's best measurement of waiting.  Idempotent; ignored after `finish`.
         """
         if not self._finished:
-            self._gate._first_byte(self._ticket, self._breaker_pass)  # noqa: SLF001 - one object in two halves
+            self._lane.window.first_byte(self._ticket)
+            # Only the first byte of a probe is a success for the circuit.  If that of any attempt were, streams that
+            # all break halfway would never be failures in a row.
+            self._gate._began_well(self._lane, self._lane_pass, self._route_pass)  # noqa: SLF001
 
     def finish(self, signal: AttemptSignal) -> bool:
         """Free the slot and report how the attempt ended; return false, and do nothing, when it was finished before."""
         if self._finished:
             return False
         self._finished = True
-        self._gate._finish(self._ticket, self._breaker_pass, signal)  # noqa: SLF001 - one object in two halves
+        lane = self._lane
+        if signal.overload:
+            outcome = Outcome.OVERLOAD
+        else:
+            outcome = Outcome.OK if signal.breaker is BreakerEffect.SUCCESS else Outcome.NEUTRAL
+        lane.window.finish(self._ticket, outcome, work=signal.work, pause_s=signal.pause_s)
+        self._gate._report(self, signal)  # noqa: SLF001 - one object in two halves
         return True
 
     def __enter__(self) -> Self:
@@ -135,18 +193,38 @@ class RouteGate:
     Admits attempts to one backend.
 
     Args:
-        window: How many may run at once; used by this gate alone.
-        breaker: Whether any may run; used by this gate alone.
-        clock: Monotonic time and timers; the same time the window and the breaker were made with.
-        aging_every: One admission in so many goes to the request that has waited longest, whatever its priority, so
-            that none waits for ever; 0 turns that off.
+        make_window: Makes the window of a lane; with the same clock.
+        config: Thresholds of the circuits, the same for the route and its lanes.
+        clock: Monotonic time and timers.
+        aging_every: One admission of a lane in so many goes to the request that has waited longest, whatever its
+            priority, so that none waits for ever; 0 turns that off.
+        max_lanes: Lanes at most, beside the shared one.
+        on_change: Called when a circuit opens or closes; raises nothing and does not call the gate.
+        rng: Jitter of probes, and which message is one.
     """
 
-    def __init__(self, window: AdaptiveWindow, breaker: Breaker, clock: Clock, *, aging_every: int = 8) -> None:
-        self._window = window
-        self._breaker = breaker
+    def __init__(
+        self,
+        make_window: Callable[[], AdaptiveWindow],
+        config: CircuitConfig,
+        clock: Clock,
+        *,
+        aging_every: int = 8,
+        max_lanes: int = MAX_LANES,
+        on_change: Callable[[BreakerChange], None] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        rng = rng or random.Random()  # noqa: S311 - no secret
         self._clock = clock
-        self._queue = WaitQueue(aging_every=aging_every)
+        self._rng = rng
+        self._route = Fate(None, Circuit(config, clock.now, jitter=rng.random), on_change)
+
+        def make_lane(name: str) -> Lane:
+            queue = WaitQueue(aging_every=aging_every, rng=rng)
+            return Lane(name, make_window(), Circuit(config, clock.now, jitter=rng.random), queue, on_change)
+
+        self._lanes = Lanes(make_lane, limit=max_lanes)
+        self._starts = 0
         self._is_closed = self._is_paused = False
         self._timer: TimerHandle | None = None
         self._timer_at: float | None = None
@@ -155,6 +233,7 @@ class RouteGate:
         self,
         order: AdmissionOrder,
         *,
+        key: str | None = None,
         model: str | None = None,
         give_up_s: float | None = None,
         delay_s: float = 0.0,
@@ -165,10 +244,11 @@ class RouteGate:
 
         Args:
             order: The claim among the waiters.
-            model: The request's model, for circuits that concern one model only.
+            key: The message, to know it again when it fails; `None`: it is not known again.
+            model: The request's model, whose lane it is.
             give_up_s: Longest wait, seconds; `None` waits for ever, 0 not at all.
             delay_s: Not before this many seconds, whatever the state (the backoff of a held message).  Cut short when
-                an open breaker closes: the reason for the delay is gone then.
+                an open circuit closes: the reason for the delay is gone then.
             streamed: The caller will report `Permit.first_byte`, so that a missing first byte means waiting.
 
         Raises:
@@ -179,26 +259,28 @@ class RouteGate:
         """
         if self._is_closed:
             raise AdmissionClosedError("the worker is draining")
-        if delay_s <= 0.0 and not self._queue and self._has_room_for(model):
-            self._queue.count_admission()
-            return Permit(self, self._window.start(streamed=streamed), self._breaker.enter(model))
-        waiter = Waiter(order, model, asyncio.get_running_loop().create_future(), streamed=streamed)
-        self._queue.add(waiter, is_delayed=delay_s > 0.0)
+        lane = self._lanes.of(model)
+        if delay_s <= 0.0 and not lane.queue and not self._is_paused and self._may_start(lane):
+            lane.queue.count_admission()
+            return self._permit(lane, key, streamed=streamed)
+        rank = max(lane.evidence.rank(key), self._route.evidence.rank(key))
+        waiter = Waiter(order, asyncio.get_running_loop().create_future(), key=key, rank=rank, streamed=streamed)
+        lane.queue.add(waiter, is_delayed=delay_s > 0.0)
         self._pump()
         timers = []
         if delay_s > 0.0:
-            timers.append(self._call_later(delay_s, lambda: self._end_delay(waiter)))
+            timers.append(self._call_later(delay_s, lambda: self._end_delay(lane, waiter)))
         if give_up_s is not None and give_up_s > 0.0:
-            timers.append(self._call_later(give_up_s, lambda: self._give_up(waiter)))
+            timers.append(self._call_later(give_up_s, lambda: self._give_up(lane, waiter)))
         elif give_up_s is not None:
-            self._give_up(waiter)
+            self._give_up(lane, waiter)
         try:
             permit: Permit = await waiter.future
         except asyncio.CancelledError:
             if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
                 waiter.future.result().finish(AttemptSignal())
             else:
-                self._queue.discard(waiter)
+                lane.queue.discard(waiter)
                 self._pump()
             raise
         finally:
@@ -209,8 +291,9 @@ class RouteGate:
     def close(self) -> None:
         """End every wait with `AdmissionClosedError` and admit no attempt any more; permits stay valid.  Idempotent."""
         self._is_closed = True
-        for waiter in self._queue.drain():
-            _fail(waiter, AdmissionClosedError("the worker is draining"))
+        for lane in self._lanes:
+            for waiter in lane.queue.drain():
+                _fail(waiter, AdmissionClosedError("the worker is draining"))
         self._arm(self._clock.now())
 
     def pause(self) -> None:
@@ -224,116 +307,152 @@ class RouteGate:
         self._pump()
 
     def allow_probe(self) -> None:
-        """Let a probe through an open breaker at once (credentials changed, the health path answers)."""
-        self._breaker.allow_probe()
-        self._queue.release()
+        """Let a probe through each open circuit at once (credentials changed, the health path answers)."""
+        self._route.circuit.allow_probe()
+        for lane in self._lanes:
+            lane.circuit.allow_probe()
+            lane.queue.release()
         self._pump()
 
     def stopping(self, model: str | None = None) -> CircuitStatistics | None:
-        """Return the circuit that keeps a model's attempts back: the route's, else the model's; `None` while closed."""
-        return self._breaker.stopping(model)
+        """Return the circuit that keeps a model's attempts back: the route's, else its lane's; `None` while closed."""
+        lane = self._lanes.find(model)
+        for fate in (self._route, lane):
+            if fate is not None and fate.circuit.state is not CircuitState.CLOSED:
+                return fate.circuit.statistics()
+        return None
 
-    @property
-    def waiting(self) -> int:
-        """Callers of `admit` that wait, held messages included."""
-        return len(self._queue)
+    def is_stopped(self) -> bool:
+        """Whether the circuit of the route or of any lane is not closed."""
+        return any(fate.circuit.state is not CircuitState.CLOSED for fate in (self._route, *self._lanes))
+
+    def others_waiting(self, model: str | None) -> bool:
+        """Whether other messages wait that could be the next probe of what keeps a model's attempts back."""
+        if self._route.circuit.state is not CircuitState.CLOSED:
+            return any(lane.queue for lane in self._lanes)
+        lane = self._lanes.find(model)
+        return lane is not None and len(lane.queue) > 0
 
     def statistics(self) -> GateStatistics:
         """Return a snapshot."""
         return GateStatistics(
-            window=self._window.statistics(),
-            breaker=self._breaker.statistics(),
-            in_flight=self._window.in_flight,
-            waiting=len(self._queue),
-            held=self._queue.held,
+            circuit=self._route.circuit.statistics(),
+            lanes=self._lanes.statistics(),
             paused=self._is_paused,
             closed=self._is_closed,
         )
 
-    def _first_byte(self, ticket: Ticket, token: BreakerPass) -> None:
-        self._window.first_byte(ticket)
-        # Only the first byte of a probe is a success for the breaker.  If that of any attempt were, streams that all
-        # break halfway would never be failures in a row.
-        self._after_report(closed=token.is_any_probe and self._breaker.report(token, BreakerEffect.SUCCESS))
+    def _permit(self, lane: Lane, key: str | None, *, streamed: bool) -> Permit:
+        self._starts += 1
+        return Permit(self, lane, key, self._starts, streamed=streamed)
 
-    def _connected(self, token: BreakerPass) -> None:
-        if self._breaker.connected(token):
-            self._after_report(closed=True)
+    def _fate(self, lane: Lane, scope: BreakerScope) -> Fate:
+        return self._route if scope is BreakerScope.ROUTE else lane
 
-    def _is_refusal_fresh(self, ticket: Ticket) -> bool:
-        return self._window.is_refusal_fresh(ticket)
-
-    def _finish(self, ticket: Ticket, token: BreakerPass, signal: AttemptSignal) -> None:
-        if signal.overload:
-            outcome = Outcome.OVERLOAD
-        else:
-            outcome = Outcome.OK if signal.breaker is BreakerEffect.SUCCESS else Outcome.NEUTRAL
-        self._window.finish(ticket, outcome, work=signal.work, pause_s=signal.pause_s)
-        closed = self._breaker.report(
-            token,
-            signal.breaker,
-            error_class=signal.error_class,
-            scope=signal.scope,
-            retry_after_s=signal.retry_after_s,
-        )
-        self._after_report(closed=closed)
-
-    def _after_report(self, *, closed: bool) -> None:
-        """Admit what the report of an attempt allows; if it closed a circuit, all waiters, gradually."""
-        if closed:
-            self._window.reopen()
-            self._queue.release()
+    def _began_well(self, lane: Lane, lane_pass: Pass, route_pass: Pass) -> None:
+        now = self._clock.now()
+        if lane_pass.is_probe and lane.record_success(lane_pass, now):
+            _reopen(lane)
+        if route_pass.is_probe and self._route.record_success(route_pass, now):
+            self._reopen_all()
         self._pump()
+
+    def _connected(self, route_pass: Pass) -> None:
+        if self._route.circuit.error_class == CONNECT and self._route.record_success(route_pass, self._clock.now()):
+            self._reopen_all()
+            self._pump()
+
+    def _report(self, permit: Permit, signal: AttemptSignal) -> None:
+        """Apply what the end of an attempt says, then admit what that allows."""
+        lane, key, number, lane_pass, route_pass = permit.identity
+        now = self._clock.now()
+        if signal.breaker is BreakerEffect.SUCCESS:
+            lane.evidence.served(key, number)
+            self._route.evidence.served(key, number)
+            if lane.record_success(lane_pass, now):
+                _reopen(lane)
+            if self._route.record_success(route_pass, now):
+                self._reopen_all()
+        else:
+            passes = {BreakerScope.LANE: lane_pass, BreakerScope.ROUTE: route_pass}
+            for scope, token in passes.items():
+                fate = self._fate(lane, scope)
+                if signal.breaker is BreakerEffect.NONE or signal.scope is not scope:
+                    fate.circuit.record_ignored(token, wait_s=signal.retry_after_s or 0.0)
+                else:
+                    fate.record_failure(
+                        token,
+                        signal.error_class,
+                        key=key,
+                        trip=signal.breaker is BreakerEffect.TRIP,
+                        retry_after_s=signal.retry_after_s,
+                    )
+        self._pump()
+
+    def _reopen_all(self) -> None:
+        for lane in self._lanes:
+            _reopen(lane)
 
     def _pump(self) -> None:
         """Admit every waiter that may start now, then set the timer."""
         now = self._clock.now()
-        self._queue.unpark(self._breaker)
-        while True:
-            opens_at = self._window.opens_at()  # read before the room itself, since time passes in between
-            if self._is_closed or self._is_paused or not self._may_start():
-                break
-            chosen = self._queue.pop(self._breaker)
-            if chosen is None:
-                break
-            if chosen.future.done():
-                continue  # Its task is cancelled and has not run since; `admit` will find it gone.
-            token = self._breaker.enter(chosen.model)
-            chosen.future.set_result(Permit(self, self._window.start(streamed=chosen.streamed), token))
+        opens_at: list[float] = []
+        waiting = [lane for lane in self._lanes if lane.queue]
+        if self._route.circuit.state is not CircuitState.CLOSED:
+            self._rng.shuffle(waiting)  # its probe is not always of the same model
+        for lane in waiting:
+            self._pump_lane(lane, opens_at)
         self._arm(now, opens_at)
 
-    def _has_room_for(self, model: str | None) -> bool:
-        """Whether an attempt of this model may start now."""
-        return self._may_start() and not self._is_paused and self._breaker.allows_model(model)
+    def _pump_lane(self, lane: Lane, opens_at: list[float]) -> None:
+        while True:
+            lane_opens_at = lane.window.opens_at()  # read before the room itself, since time passes in between
+            if self._is_closed or self._is_paused or not self._may_start(lane):
+                break
+            chosen = self._choose(lane)
+            if chosen is None:
+                return
+            if chosen.future.done():
+                continue  # Its task is cancelled and has not run since; `admit` will find it gone.
+            chosen.future.set_result(self._permit(lane, chosen.key, streamed=chosen.streamed))
+        if lane_opens_at is not None:
+            opens_at.append(lane_opens_at)
 
-    def _may_start(self) -> bool:
-        if self._breaker.is_closed:
-            return self._window.has_room()
-        # A probe needs no room: attempts that started before the breaker opened, and hang, may fill the window.
-        return self._breaker.allows_route()
+    def _choose(self, lane: Lane) -> Waiter | None:
+        for fate in (self._route, lane):
+            if fate.circuit.state is not CircuitState.CLOSED:
+                return lane.queue.pop_probe(fate.circuit.last_failed)
+        return lane.queue.pop()
+
+    def _may_start(self, lane: Lane) -> bool:
+        """Whether an attempt of this lane may start now."""
+        if self._route.circuit.state is CircuitState.CLOSED:
+            return lane.may_start()
+        # A probe of the route needs no room in a window, but a lane whose own circuit keeps it back sends none.
+        return self._route.circuit.allows() and lane.circuit.allows()
 
     def _call_later(self, seconds: float, callback: Callable[[], None]) -> TimerHandle:
         return self._clock.call_at(self._clock.now() + seconds, callback)
 
-    def _end_delay(self, waiter: Waiter) -> None:
-        self._queue.make_ready(waiter)
+    def _end_delay(self, lane: Lane, waiter: Waiter) -> None:
+        lane.queue.make_ready(waiter)
         self._pump()
 
-    def _give_up(self, waiter: Waiter) -> None:
-        self._queue.discard(waiter)
+    def _give_up(self, lane: Lane, waiter: Waiter) -> None:
+        lane.queue.discard(waiter)
         _fail(waiter, AdmissionTimeoutError("no slot within the time this message may wait"))
         self._arm(self._clock.now())
 
-    def _arm(self, now: float, opens_at: float | None = None) -> None:
+    def _arm(self, now: float, opens_at: list[float] | None = None) -> None:
         """
         Keep one timer, no later than the next instant at which time alone lets an attempt start.
 
         Args:
             now: Read before the caller checked whether an attempt may start.  An instant that has passed since then
                 counts as still to come, and its timer runs at once.
-            opens_at: The instant of the window, read at the same time.
+            opens_at: The instants of the windows, read at the same time.
         """
-        instant = None if self._is_closed or self._is_paused else self._next_instant(now, opens_at)
+        instant = None if self._is_closed or self._is_paused else self._next_instant(now, opens_at or [])
         # A timer that is too early stays; it finds nothing to do and is set anew.
         if instant is not None and self._timer_at is not None and self._timer_at <= instant:
             return
@@ -342,18 +461,22 @@ class RouteGate:
         self._timer_at = instant
         self._timer = None if instant is None else self._clock.call_at(instant, self._on_timer)
 
-    def _next_instant(self, now: float, opens_at: float | None) -> float | None:
-        if not self._queue:
+    def _next_instant(self, now: float, opens_at: list[float]) -> float | None:
+        waiting = [lane for lane in self._lanes if lane.queue]
+        if not waiting:
             return None
-        probe_at = self._breaker.route_changes_at()
-        if probe_at is not None and probe_at <= now:
-            probe_at = None
-        instants = (opens_at, probe_at, self._queue.next_unpark_at(now, self._breaker))
-        return min((each for each in instants if each is not None), default=None)
+        changes = [fate.circuit.changes_at() for fate in (self._route, *waiting)]
+        return min((*opens_at, *(each for each in changes if each is not None and each > now)), default=None)
 
     def _on_timer(self) -> None:
         self._timer = self._timer_at = None
         self._pump()
+
+
+def _reopen(lane: Lane) -> None:
+    """Let a lane's waiters start again, gradually: a circuit that kept them back has closed."""
+    lane.window.reopen()
+    lane.queue.release()
 
 
 def _fail(waiter: Waiter, error: Exception) -> None:

@@ -1,25 +1,28 @@
 """
-Which of the waiting requests is next on one route.
+Which of the waiting requests of one lane is next.
 
-Held messages (attempted before) come before new ones, then larger priority, earlier deadline, earlier publish time,
-earlier arrival.  One admission in `aging_every` goes to the request that has waited longest instead, so that neither a
-low priority nor a missing deadline makes a request wait for ever: with n older requests, it waits for at most
+Messages that failed here come behind those that did not, one step for each failure, so that what always fails keeps no
+other message waiting.  Then come larger priority, earlier deadline, earlier publish time, earlier arrival.  One
+admission in `aging_every` goes to the request that has waited longest instead, so that neither failures nor a low
+priority nor a missing deadline make a request wait for ever: with n older requests, it waits for at most
 `aging_every * (n + 1)` admissions.  A share was chosen rather than a rate of ageing because it needs no notion of how
 long is long: a second is many admissions of embeddings and none of a chat.
 
-A waiter is *ready*, *delayed* until a caller says otherwise, or *parked* while the circuit of its model is open.
+The probe of a stopped lane is another message than the one that failed last, a fresh one where there is one, chosen at
+random: where messages that fail stand in a block, the first of the queue would be one of them again and again.
+
+A waiter is *ready*, or *delayed* until a caller says otherwise.
 """
 
 import asyncio
 import heapq
 import math
+import random
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
-
-from worker.flow.breaker import Breaker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class AdmissionOrder:
     publish_time: float = 0.0
     """Any clock, the same for all."""
     held: bool = False
-    """It was attempted before and is held: goes before every new one."""
+    """It was attempted before and is held; counted, and no claim."""
 
 
 class WaiterState(Enum):
@@ -43,8 +46,6 @@ class WaiterState(Enum):
     """Yes."""
     DELAYED = "delayed"
     """Not until `WaitQueue.make_ready` or `WaitQueue.release`."""
-    PARKED = "parked"
-    """Not while the circuit of its model is open."""
     GONE = "gone"
     """It is in no queue."""
 
@@ -54,9 +55,12 @@ class Waiter:
     """One caller that waits."""
 
     order: AdmissionOrder
-    model: str | None
     future: "asyncio.Future[Any]"
     """Gets the permit, or the reason why there is none."""
+    key: str | None = None
+    """The message; `None`: not known."""
+    rank: int = 0
+    """How far it stands behind fresh messages."""
     streamed: bool = False
     state: WaiterState = WaiterState.GONE
     arrival: int = 0
@@ -66,23 +70,24 @@ class Waiter:
 
 class WaitQueue:
     """
-    The callers that wait for one route.
+    The callers that wait for one lane.
 
     Args:
         aging_every: See the module; 0 for strict order.
+        rng: Chooses probes.
     """
 
-    def __init__(self, *, aging_every: int = 8) -> None:
+    def __init__(self, *, aging_every: int = 8, rng: random.Random | None = None) -> None:
         if aging_every < 0:
             raise ValueError("aging_every must not be negative")
         self._aging_every = aging_every
+        self._rng = rng or random.Random()  # noqa: S311 - no secret
         self._admissions = 0
         self._arrivals = 0
         self._held = 0
         self._waiters: OrderedDict[int, Waiter] = OrderedDict()  # by arrival
         # A heap of the ready ones.  An entry stays when its waiter leaves otherwise, and is skipped when it is reached.
         self._by_claim: list[tuple[tuple[float, ...], Waiter]] = []
-        self._parked: dict[str, dict[int, Waiter]] = {}  # by model and arrival
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -96,11 +101,9 @@ class WaitQueue:
         """Add a waiter, ready or delayed."""
         self._arrivals += 1
         waiter.arrival = self._arrivals
-        order = waiter.order
-        deadline = math.inf if order.deadline is None else order.deadline
-        waiter.claim = (not order.held, -order.priority, deadline, order.publish_time, waiter.arrival)
+        waiter.claim = _claim(waiter)
         self._waiters[waiter.arrival] = waiter
-        self._held += order.held
+        self._held += waiter.order.held
         if is_delayed:
             waiter.state = WaiterState.DELAYED
         else:
@@ -119,39 +122,46 @@ class WaitQueue:
         """Remove a waiter, whatever its state; harmless when it has left."""
         if waiter.state is WaiterState.GONE:
             return
-        if waiter.state is WaiterState.PARKED:
-            self._unpark(waiter)
         waiter.state = WaiterState.GONE
         del self._waiters[waiter.arrival]
         self._held -= waiter.order.held
 
-    def pop(self, breaker: Breaker) -> Waiter | None:
-        """Remove and return the next ready waiter whose model's circuit allows an attempt; park those before it."""
-        for waiter in self._candidates():
-            if breaker.allows_model(waiter.model):
-                self._admissions += 1
-                self.discard(waiter)
-                return waiter
-            assert waiter.model is not None
-            waiter.state = WaiterState.PARKED
-            self._parked.setdefault(waiter.model, {})[waiter.arrival] = waiter
-        return None
+    def pop(self) -> Waiter | None:
+        """Remove and return the next ready waiter; `None` when none is ready."""
+        waiter = self._longest_waiting() if self._is_aging() else self._first()
+        if waiter is not None:
+            self._admissions += 1
+            self.discard(waiter)
+        return waiter
 
-    def unpark(self, breaker: Breaker) -> None:
-        """Make parked waiters ready: all of a model whose circuit is closed, the next one of a model to be probed."""
-        for model in [each for each in self._parked if breaker.allows_model(each)]:
-            parked = list(self._parked[model].values())
-            is_closed = breaker.model_changes_at(model) is None
-            for waiter in parked if is_closed else [min(parked, key=lambda each: each.claim)]:
-                self._unpark(waiter)
-                self._push(waiter)
+    def pop_probe(self, last_failed: str | None) -> Waiter | None:
+        """
+        Remove and return the ready waiter that is the best probe; `None` when none is ready.
+
+        Args:
+            last_failed: The message that failed last.
+        """
+        ready = [each for each in self._waiters.values() if each.state is WaiterState.READY]
+        others = [each for each in ready if last_failed is None or each.key != last_failed] or ready
+        if not others:
+            return None
+        freshest = min(each.rank for each in others)
+        waiter = self._rng.choice([each for each in others if each.rank == freshest])
+        self._admissions += 1
+        self.discard(waiter)
+        return waiter
+
+    def has_ready(self) -> bool:
+        """Whether a waiter is ready."""
+        return self._first(keep=True) is not None
 
     def release(self) -> None:
-        """Make every delayed and every parked waiter ready."""
-        self._parked.clear()
+        """Make every waiter ready, and none stand behind another for its failures: the lane works again."""
+        self._by_claim.clear()
         for waiter in self._waiters.values():
-            if waiter.state is not WaiterState.READY:
-                self._push(waiter)
+            waiter.rank = 0
+            waiter.claim = _claim(waiter)
+            self._push(waiter)
 
     def drain(self) -> Iterator[Waiter]:
         """Remove and yield every waiter, in the order of arrival."""
@@ -159,20 +169,23 @@ class WaitQueue:
             self.discard(waiter)
             yield waiter
 
-    def next_unpark_at(self, now: float, breaker: Breaker) -> float | None:
-        """Return the next instant after `now` at which a parked waiter may become ready; `None` when there is none."""
-        instants = (breaker.model_changes_at(model) for model in self._parked)
-        return min((each for each in instants if each is not None and each > now), default=None)
+    def _is_aging(self) -> bool:
+        return self._aging_every > 0 and (self._admissions + 1) % self._aging_every == 0
 
-    def _candidates(self) -> Iterator[Waiter]:
-        """Yield ready waiters in the order in which they are next; each has left the heap or stays ready."""
-        if self._aging_every and (self._admissions + 1) % self._aging_every == 0:
-            yield from (each for each in self._waiters.values() if each.state is WaiterState.READY)
-            return
+    def _longest_waiting(self) -> Waiter | None:
+        return next((each for each in self._waiters.values() if each.state is WaiterState.READY), None)
+
+    def _first(self, *, keep: bool = False) -> Waiter | None:
+        """Return the ready waiter with the best claim and take its entry off the heap, unless it is to be kept."""
         while self._by_claim:
-            waiter = heapq.heappop(self._by_claim)[1]
-            if waiter.state is WaiterState.READY:
-                yield waiter
+            waiter = self._by_claim[0][1]
+            is_ready = waiter.state is WaiterState.READY
+            if is_ready and keep:
+                return waiter
+            heapq.heappop(self._by_claim)
+            if is_ready:
+                return waiter
+        return None
 
     def _push(self, waiter: Waiter) -> None:
         if len(self._by_claim) > 64 + 2 * len(self._waiters):  # most entries are those of waiters that have left
@@ -181,9 +194,8 @@ class WaitQueue:
         waiter.state = WaiterState.READY
         heapq.heappush(self._by_claim, (waiter.claim, waiter))
 
-    def _unpark(self, waiter: Waiter) -> None:
-        assert waiter.model is not None
-        parked = self._parked[waiter.model]
-        del parked[waiter.arrival]
-        if not parked:
-            del self._parked[waiter.model]
+
+def _claim(waiter: Waiter) -> tuple[float, ...]:
+    order = waiter.order
+    deadline = math.inf if order.deadline is None else order.deadline
+    return (waiter.rank, -order.priority, deadline, order.publish_time, waiter.arrival)

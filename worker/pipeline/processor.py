@@ -25,7 +25,7 @@ from worker.pipeline.coalescing import InFlightDeliveries
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Dedupe, Deduper
 from worker.pipeline.replies import Replier
-from worker.pipeline.routes import RequestReader, Route, Router
+from worker.pipeline.routes import RequestReader, Route, Router, record_failure
 from worker.pipeline.shutdown import ShutdownGrace, wait_for
 from worker.policy.budgets import Budget
 from worker.policy.engine import ErrorPolicy
@@ -230,7 +230,12 @@ class Processor:
         give_up_s = max(0.0, min(bounds))
         streamed = request.body is not None and route.backend.streams(request.path, request.body)
         return await route.gate.admit(
-            order, model=request.model, give_up_s=give_up_s, delay_s=delay_s, streamed=streamed
+            order,
+            key=delivery.message.message_id,
+            model=request.model,
+            give_up_s=give_up_s,
+            delay_s=delay_s,
+            streamed=streamed,
         )
 
     async def _attempt(self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit) -> AttemptEnd:
@@ -251,7 +256,12 @@ class Processor:
             delivery.resume_point = result.resume_point
             self._recorder.attempt_ends(delivery, decision)
         delivery.event, delivery.decision = event, decision
-        end = AttemptEnd(event=event, decision=decision, can_resume=delivery.resume_point is not None)
+        end = AttemptEnd(
+            event=event,
+            decision=decision,
+            can_resume=delivery.resume_point is not None,
+            blame=record_failure(permit, decision),
+        )
         told = report(end, self._budget(delivery), is_refusal_fresh=permit.is_refusal_fresh(), is_probe=permit.is_probe)
         work = result.usage.output if decision.error_class is None else None
         route.report(permit, told, work=work)

@@ -10,20 +10,22 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from worker.errors import MessageError
-from worker.flow.breaker import Breaker, BreakerChange, BreakerEffect, BreakerScope
-from worker.flow.circuit import PROBE_JITTER, CircuitConfig, CircuitStatistics
+from worker.flow.circuit import PROBE_JITTER, CircuitConfig
 from worker.flow.clock import Clock
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
+from worker.flow.lane import BreakerChange, BreakerEffect, BreakerScope
 from worker.flow.window.adaptive import AdaptiveWindow
 from worker.policy.backoff import Backoff
+from worker.policy.blame import UNKNOWN, Blame
 from worker.policy.judge import HEALTHY, BackendHealth, Report
-from worker.policy.model import ErrorClass, ErrorEvent, Scope
+from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Scope
 from worker.ports import Backend
 from worker.settings.schema import RequestSettings, RouteMatch, RouteSettings
 from worker.wire.http import is_success
 from worker.wire.message import ReceivedMessage, RequestMessage, decode_request
 
 _FORBIDDEN = 403
+_SCOPES = {Scope.MODEL: BreakerScope.LANE, Scope.BACKEND: BreakerScope.ROUTE}
 
 
 @dataclass(slots=True, eq=False)
@@ -38,13 +40,9 @@ class Route:
     forbidden_in_a_row: int = 0
     """403s without a success between them; three say that our credentials are refused, not one request."""
 
-    def breaker(self) -> CircuitStatistics:
-        """Return a snapshot of the route's breaker."""
-        return self.gate.statistics().breaker.route
-
     def is_open(self) -> bool:
-        """Whether the breaker keeps attempts back."""
-        return self.gate.stopping() is not None
+        """Whether a breaker, the route's or that of a model, keeps attempts back."""
+        return self.gate.is_stopped()
 
     def health(self, model: str | None) -> BackendHealth:
         """Return what the gate knows of the backend that concerns a model's next attempt."""
@@ -55,7 +53,7 @@ class Route:
         return BackendHealth(
             stopped_by=ErrorClass(circuit.error_class) if circuit.error_class else ErrorClass.OVERLOADED,
             next_probe_s=None if probe_at is None else probe_at - self.clock.now(),
-            has_others_waiting=self.gate.waiting > 0,
+            has_others_waiting=self.gate.others_waiting(model),
         )
 
     def note_status(self, event: ErrorEvent) -> None:
@@ -79,7 +77,7 @@ class Route:
                 breaker=BreakerEffect(report.breaker.value),
                 overload=report.is_overload,
                 error_class=report.error_class or "",
-                scope=BreakerScope.MODEL if report.scope is Scope.MODEL else BreakerScope.ROUTE,
+                scope=_SCOPES[report.scope],
                 retry_after_s=report.retry_after_s,
                 pause_s=report.pause_s,
                 work=work,
@@ -91,6 +89,15 @@ class Route:
         if self.match.models and not any(fnmatchcase(model or "", pattern) for pattern in self.match.models):
             return False
         return not self.match.paths or any(fnmatchcase(path, pattern) for pattern in self.match.paths)
+
+
+def record_failure(permit: Permit, decision: Decision) -> Blame:
+    """Note a failed attempt as evidence and return what is known about its message; nothing is noted of an answer."""
+    if decision.breaker is BreakerAction.SUCCESS:
+        return UNKNOWN
+    if decision.disposition is Disposition.REPLY and decision.breaker is BreakerAction.NONE:
+        return UNKNOWN
+    return permit.record_failure(_SCOPES[decision.scope])
 
 
 class Router:
@@ -126,13 +133,10 @@ def build_route(
     window, breaker = settings.window, settings.breaker
     probe = Backoff(base_s=breaker.probe_interval_s, max_s=breaker.max_probe_interval_s, jitter=PROBE_JITTER)
     gate = RouteGate(
-        AdaptiveWindow(window.initial, window.min, window.max, now=clock.now),
-        Breaker(
-            CircuitConfig(failures=breaker.failures, probe=probe),
-            now=clock.now,
-            on_change=None if on_breaker_change is None else partial(on_breaker_change, settings.name),
-        ),
+        lambda: AdaptiveWindow(window.initial, window.min, window.max, now=clock.now),
+        CircuitConfig(failures=breaker.failures, probe=probe),
         clock,
+        on_change=None if on_breaker_change is None else partial(on_breaker_change, settings.name),
     )
     return Route(name=settings.name, backend=backend, gate=gate, clock=clock, match=settings.match)
 

@@ -15,6 +15,10 @@ from dataclasses import dataclass, replace
 from worker.policy.model import Decision, Disposition
 from worker.policy.own_replies import deadline_passed
 
+MAX_RETRY_AFTER_S = 60.0
+"""Longest wait for a Retry-After before the backend is asked again: one header must not idle a message, or a worker,
+for an hour in which others are served."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
@@ -84,14 +88,14 @@ def next_delay_s(decision: Decision, attempt: int, jitter: float) -> float:
     """
     Return how many seconds to wait before the next attempt in this process.
 
-    The backend's Retry-After is a lower bound of the decision's backoff.
+    The backend's Retry-After is a lower bound of the decision's backoff, up to `MAX_RETRY_AFTER_S`.
 
     Args:
         decision: Has both.
         attempt: Attempts so far, from 1.
         jitter: A uniform random number in [0, 1).
     """
-    return max(decision.retry_after_s or 0.0, decision.backoff.delay_s(attempt, jitter))
+    return max(min(decision.retry_after_s or 0.0, MAX_RETRY_AFTER_S), decision.backoff.delay_s(attempt, jitter))
 
 
 def _attempts_used_up(decision: Decision, budget: Budget) -> bool:

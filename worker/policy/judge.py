@@ -12,14 +12,16 @@ Here it meets the circumstances, in this order:
 
 1. A deadline that cut the attempt is no failure of the backend.
 2. A broken stream that can be resumed here is held: another process would generate it anew.
-3. A failure that others share is an outage: it is held, and the attempt does not count (`OUTAGE_DETECTION_S`).
-4. The budgets have the last word: attempts of the class, deadline, lease, hold time, drain, last delivery attempt.
+3. A failure that is the message's own, since others are served (`blame`), is not held.
+4. A failure that others share is an outage: it is held, and the attempt does not count (`OUTAGE_DETECTION_S`).
+5. The budgets have the last word: attempts of the class, deadline, lease, hold time, drain, last delivery attempt.
 
 Nothing here reads a clock, draws a random number or keeps state.
 """
 
 from dataclasses import dataclass, replace
 
+from worker.policy.blame import UNKNOWN, Blame, row_length
 from worker.policy.budgets import Budget, apply_budgets, next_delay_s
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Scope
 from worker.policy.own_replies import INTERNAL, INTERRUPTED, deadline_passed, never_started, no_route
@@ -28,9 +30,18 @@ OUTAGE_DETECTION_S = 1.0
 """How long a failure that counts against the breaker waits before it is nacked: if others fail as well within it, the
 breaker opens, the failure is the backend's and no delivery attempt is spent.  Far below any retry policy's backoff."""
 MAX_OUTAGE_RETRIES = 30
-"""Failures of one delivery that are attributed to outages.  The same failure behind an open breaker is an outage, or a
-prompt that kills its server while nothing else is sent that could tell; after this many (with probes every four
-seconds: after minutes as the only probe) the message is nacked and runs out of attempts."""
+"""Failures of one message that are attributed to outages, and no more than twice its delivery attempts.  The same
+failure behind an open breaker is an outage, or a prompt that kills its server while nothing else is sent that could
+tell; after this many (with probes every four seconds: after minutes as the only probe) the message is nacked and runs
+out of attempts."""
+OUTAGE_RETRIES_PER_ATTEMPT = 2
+"""So a message that always fails is sent at most three times as often as it may be delivered."""
+MAX_OWN_FAILURES = 5
+"""Failures of a message's own after which it is answered where the subscription counts no delivery attempts."""
+CONTRADICTED_PROBE_WAIT_S = 1.0
+"""After a probe whose failure says nothing: until the next probe, which is another message where one waits."""
+PAUSING_MESSAGES = 2
+"""So many messages must be refused with Retry-After, none served between them, before the window pauses for it."""
 MAX_OUTAGE_RETRIES_AFTER_CRASH = 5
 """The same for failures that look as if the request had taken the server down: each costs a restart, which is minutes
 of GPU time, where an error that was answered costs nothing."""
@@ -42,6 +53,7 @@ DEADLINE_MARGIN_S = 0.05
 MAX_RETRY_AFTER_PAUSE_S = 60.0
 """Longest pause of the window for a Retry-After: an hour named in one 429 must not stop a route that serves others."""
 MIN_PROBE_WAIT_S = 0.1
+_MAX_DOUBLINGS = 10
 
 _ANSWERED = frozenset({ErrorClass.MALFORMED, ErrorClass.EMPTY_ANSWER})
 """A backend that answers with success, only not what was asked for, is not away: more likely it is the request."""
@@ -66,6 +78,8 @@ class AttemptEnd:
     """Proposed by table, rules and hooks."""
     can_resume: bool = False
     """The next attempt in this process can go on from what this one had generated."""
+    blame: Blame = UNKNOWN
+    """Of a failure: what is known about the message and the others of its lane."""
     is_outage_checked: bool = False
     """The wait that `Verdict.needs_outage_check` asks for is over."""
 
@@ -132,7 +146,7 @@ class Report:
     """What the gate learns of an attempt; it is applied as it stands."""
 
     breaker: BreakerAction
-    scope: Scope = Scope.BACKEND
+    scope: Scope = Scope.MODEL
     error_class: ErrorClass | None = None
     is_overload: bool = False
     """The window decreases."""
@@ -162,8 +176,9 @@ def report(end: AttemptEnd, budget: Budget, *, is_refusal_fresh: bool = True, is
     """
     Return what the gate learns of an attempt.
 
-    An overload is first of all the window's affair: a crowd that is refused together is one sign for the breaker, so
-    that only a refusal the window has not reacted to yet counts there, or that of a probe.
+    A failure that the success of others contradicts changes neither breaker nor window.  An overload is first of all
+    the window's affair: a crowd that is refused together is one sign for the breaker, so that only a refusal the window
+    has not reacted to yet counts there, or that of a probe.
 
     Args:
         end: How the attempt ended.
@@ -176,10 +191,21 @@ def report(end: AttemptEnd, budget: Budget, *, is_refusal_fresh: bool = True, is
         return Report(breaker=BreakerAction.SUCCESS)
     if _is_cut_by_deadline(end, budget):
         return Report(breaker=BreakerAction.NONE)  # short deadlines must not open the breaker
+    blame = end.blame
+    if blame.is_contradicted:
+        return Report(
+            breaker=BreakerAction.NONE,
+            scope=decision.scope,
+            error_class=decision.error_class,
+            retry_after_s=CONTRADICTED_PROBE_WAIT_S,
+        )
     breaker, pause_s = decision.breaker, None
     if decision.is_overload:
-        if decision.retry_after_s is not None:
-            pause_s = min(decision.retry_after_s, MAX_RETRY_AFTER_PAUSE_S)
+        is_pausing = blame.others_failing + 1 >= row_length(blame.failing_share, PAUSING_MESSAGES)
+        if decision.retry_after_s is not None and is_pausing:
+            # Each further message that is refused makes the hint twice as credible.
+            credible_s = 2.0 ** min(blame.others_failing, _MAX_DOUBLINGS)
+            pause_s = min(decision.retry_after_s, MAX_RETRY_AFTER_PAUSE_S, credible_s)
         if breaker is BreakerAction.COUNT and not is_refusal_fresh and not is_probe:
             breaker = BreakerAction.NONE
     return Report(
@@ -241,14 +267,17 @@ def _judge_attempt(end: AttemptEnd, budget: Budget, health: BackendHealth, jitte
         return Verdict(decision=decision)
     is_stopped = health.stopped_by is not None
     is_continuation = is_outage = False
+    if end.blame.is_own:
+        decision, budget = _own(decision, budget, end.blame)
     if decision.disposition is Disposition.NACK:
         if end.can_resume and not is_stopped and budget.continuations < MAX_CONTINUATIONS:
             is_continuation = True
             decision = replace(decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+continuation")
-        elif decision.breaker is BreakerAction.COUNT and decision.error_class not in _ANSWERED:
+        elif _may_be_outage(decision, end.blame):
             if not is_stopped and not end.is_outage_checked and not budget.is_draining:
                 return Verdict(decision=decision, needs_outage_check=True)
-            if is_stopped and not budget.is_draining and budget.outage_retries < _max_outage_retries(decision):
+            retries = max(budget.outage_retries, end.blame.failures)
+            if is_stopped and not budget.is_draining and retries <= _max_outage_retries(decision, budget):
                 is_outage = True
                 decision = replace(
                     decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+outage", max_attempts=None
@@ -264,8 +293,28 @@ def _judge_attempt(end: AttemptEnd, budget: Budget, health: BackendHealth, jitte
     )
 
 
-def _max_outage_retries(decision: Decision) -> int:
-    return MAX_OUTAGE_RETRIES_AFTER_CRASH if decision.error_class in _CRASHES else MAX_OUTAGE_RETRIES
+def _own(decision: Decision, budget: Budget, blame: Blame) -> tuple[Decision, Budget]:
+    """Return decision and budget of a failure that is the message's own: it is not held, and ends in an answer."""
+    if decision.disposition is Disposition.HOLD:
+        decision = replace(decision, disposition=Disposition.NACK, rule=f"{decision.rule}+own")
+    if budget.max_delivery_attempts is None or budget.delivery_attempt is None:
+        decision = replace(decision, max_attempts=min(decision.max_attempts or MAX_OWN_FAILURES, MAX_OWN_FAILURES))
+        budget = replace(budget, counted_attempts=max(budget.counted_attempts, blame.failures))
+    return decision, budget
+
+
+def _may_be_outage(decision: Decision, blame: Blame) -> bool:
+    """Say whether others may fail in the same way."""
+    if blame.is_contradicted or decision.error_class in _ANSWERED:
+        return False
+    return decision.breaker is BreakerAction.COUNT
+
+
+def _max_outage_retries(decision: Decision, budget: Budget) -> int:
+    most = MAX_OUTAGE_RETRIES_AFTER_CRASH if decision.error_class in _CRASHES else MAX_OUTAGE_RETRIES
+    if budget.max_delivery_attempts is None:
+        return most
+    return min(most, OUTAGE_RETRIES_PER_ATTEMPT * budget.max_delivery_attempts)
 
 
 def _delay_s(decision: Decision, budget: Budget, health: BackendHealth, jitter: float) -> float:

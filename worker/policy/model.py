@@ -105,10 +105,12 @@ class BreakerAction(StrEnum):
 
 
 class Scope(StrEnum):
-    """What a tripped breaker stops."""
+    """What a failure concerns, and what an open breaker stops."""
 
     BACKEND = "backend"
+    """All that goes to the backend: the host, the account."""
     MODEL = "model"
+    """The requests of one model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +176,6 @@ class Decision:
     max_attempts: int | None = None
     """Limit of attempts of this class; `None`: the delivery's own budget alone."""
     breaker: BreakerAction = BreakerAction.NONE
-    scope: Scope = Scope.BACKEND
+    scope: Scope = Scope.MODEL
     is_overload: bool = False
     """A capacity signal: the adaptive window decreases once per flight."""

@@ -53,7 +53,7 @@ class Row:
     retryable: bool = False
     max_attempts: int | None = None
     breaker: BreakerAction = BreakerAction.NONE
-    scope: Scope = Scope.BACKEND
+    scope: Scope = Scope.MODEL
     is_overload: bool = False
     verbatim: bool = True
     expose_backend: bool = True
@@ -69,6 +69,7 @@ class Row:
 
 _REPLY, _NACK, _HOLD = Disposition.REPLY, Disposition.NACK, Disposition.HOLD
 _COUNT, _TRIP = BreakerAction.COUNT, BreakerAction.TRIP
+_BACKEND = Scope.BACKEND
 
 ROWS: Mapping[ErrorClass, Row] = {
     ErrorClass.CONTENT_FILTER: Row(do=_REPLY, fallback_status=400, says="The backend's content filter refused it."),
@@ -86,26 +87,35 @@ ROWS: Mapping[ErrorClass, Row] = {
         do=_HOLD, reply_status=503, retryable=True, breaker=_COUNT, is_overload=True, says="The backend is overloaded."
     ),
     ErrorClass.QUOTA: Row(
-        do=_HOLD, fallback_status=429, retryable=True, breaker=_TRIP, says="The account's quota is used up."
+        do=_HOLD,
+        fallback_status=429,
+        retryable=True,
+        breaker=_TRIP,
+        scope=_BACKEND,
+        says="The account's quota is used up.",
     ),
     ErrorClass.AUTH: Row(
         do=_HOLD,
         reply_status=502,
         retryable=True,
         breaker=_TRIP,
+        scope=_BACKEND,
         verbatim=False,
         expose_backend=False,
         says="The backend refuses the worker's credentials.",
     ),
     ErrorClass.FORBIDDEN: Row(do=_REPLY, reply_status=403, breaker=_COUNT, says="The backend forbids this request."),
-    ErrorClass.MODEL_NOT_FOUND: Row(
-        do=_REPLY, reply_status=404, scope=Scope.MODEL, says="The backend has no such model."
-    ),
+    ErrorClass.MODEL_NOT_FOUND: Row(do=_REPLY, reply_status=404, says="The backend has no such model."),
     ErrorClass.NOT_READY: Row(
         do=_HOLD, reply_status=503, retryable=True, breaker=_TRIP, says="The backend is not ready to serve."
     ),
     ErrorClass.CONNECT: Row(
-        do=_HOLD, reply_status=502, retryable=True, breaker=_COUNT, says="The backend could not be reached."
+        do=_HOLD,
+        reply_status=502,
+        retryable=True,
+        breaker=_COUNT,
+        scope=_BACKEND,
+        says="The backend could not be reached.",
     ),
     ErrorClass.SERVER_ERROR: Row(
         do=_NACK, fallback_status=502, retryable=True, breaker=_COUNT, says="The backend failed."

@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from worker.delivery import Delivery, Reply
-from worker.flow.breaker import BreakerChange
+from worker.flow.lane import BreakerChange
 from worker.policy.model import Decision, Disposition
 from worker.policy.normalise import bounded
 from worker.ports import AttemptResult, Settlement

@@ -10,7 +10,7 @@ from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass
 
 
 def a_circuit(clock: FakeClock, *, jitter: float = 0.0, **config: object) -> Circuit:
-    return Circuit(CircuitConfig(**config), clock.now, jitter=lambda: jitter)  # type: ignore[arg-type]
+    return Circuit(CircuitConfig(**{"trip_failures": 1, **config}), clock.now, jitter=lambda: jitter)  # type: ignore[arg-type]
 
 
 def fail(circuit: Circuit, times: int, error_class: str = "server_error") -> None:
@@ -77,7 +77,7 @@ def test_a_trip_opens_at_once(clock):
     assert not circuit.allows()
     statistics = circuit.statistics()
     assert (statistics.state, statistics.error_class) == (CircuitState.OPEN, "auth")
-    assert statistics.next_probe_at == clock.now() + 10.0
+    assert statistics.next_probe_at == clock.now() + 1.0
 
 
 def test_many_that_fail_together_trip_once(clock):
@@ -88,6 +88,46 @@ def test_many_that_fail_together_trip_once(clock):
         circuit.record_failure(token, "not_ready", trip=True)
     assert circuit.statistics().trips == 1
     assert circuit.statistics().next_probe_at == clock.now() + 1.0
+
+
+def test_a_row_of_one_message_alone_opens_nothing(clock):
+    """The second message opens it; refused connections need no second one, for they are no message's trouble."""
+    circuit = a_circuit(clock, trip_failures=2)
+    for _ in range(20):
+        circuit.record_failure(circuit.enter(), "not_ready", key="m", trip=True)
+    assert circuit.allows()
+    circuit.record_failure(circuit.enter(), "not_ready", key="n", trip=True)
+    assert not circuit.allows()
+    circuit = a_circuit(clock)
+    for _ in range(3):
+        circuit.record_failure(circuit.enter(), "connect", key="m")
+    assert not circuit.allows()
+
+
+@pytest.mark.parametrize(("share", "failures"), [(0.0, 5), (0.1, 5), (0.2, 6), (0.5, 14)])
+def test_a_row_has_to_be_longer_than_chance_explains(clock, share, failures):
+    """Where messages fail anyhow, five in a row are no news."""
+    circuit = a_circuit(clock)
+    for index in range(failures):
+        assert circuit.allows()
+        circuit.record_failure(circuit.enter(), "server_error", key=str(index), failing_share=share)
+    assert not circuit.allows()
+
+
+def test_the_message_that_failed_last_is_remembered(clock):
+    """So that another one is the next probe."""
+    circuit = a_circuit(clock)
+    circuit.record_failure(circuit.enter(), "not_ready", key="m", trip=True)
+    assert circuit.last_failed == "m"
+
+
+def test_a_probe_that_says_nothing_may_be_followed_later(clock):
+    """The circuit stays open for that long, and no longer."""
+    circuit = a_circuit(clock)
+    trip(circuit)
+    clock.advance(1.0)
+    circuit.record_ignored(circuit.enter(), wait_s=2.0)
+    assert circuit.changes_at() == clock.now() + 2.0
 
 
 def test_a_late_success_does_not_close_it(clock):
@@ -128,12 +168,12 @@ def test_half_open_allows_one_probe(clock):
     ("error_class", "waits"),
     [
         ("not_ready", [1.0, 2.0, 4.0, 4.0]),
-        ("auth", [10.0, 20.0, 40.0, 60.0, 60.0]),
-        ("quota", [30.0, 60.0, 120.0, 240.0, 300.0, 300.0]),
+        ("auth", [1.0, 10.0, 20.0, 40.0, 60.0, 60.0]),
+        ("quota", [1.0, 30.0, 60.0, 120.0, 240.0, 300.0, 300.0]),
     ],
 )
 def test_the_wait_doubles_up_to_the_maximum_of_the_class(clock, error_class, waits):
-    """first_s * 2**failed probes, never above max_s."""
+    """Never above its maximum; the first probe is early whatever the class, for the row may have been chance."""
     circuit = a_circuit(clock)
     for wait in waits:
         trip(circuit, error_class)
@@ -153,8 +193,8 @@ def test_after_closing_the_wait_starts_anew(clock):
 
 
 def test_retry_after_replaces_the_wait_and_is_capped(clock):
-    """It is obeyed to the second, up to five minutes; a value below zero is zero."""
-    for retry_after_s, wait in ((7.0, 7.0), (0.2, 0.2), (86400.0, 300.0), (-5.0, 0.0)):
+    """It is obeyed to the second, up to a minute; a value below zero is zero."""
+    for retry_after_s, wait in ((7.0, 7.0), (0.2, 0.2), (86400.0, 60.0), (-5.0, 0.0)):
         circuit = a_circuit(clock)
         trip(circuit, retry_after_s=retry_after_s)
         assert circuit.changes_at() == clock.now() + wait

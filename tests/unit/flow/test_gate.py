@@ -5,11 +5,23 @@ import asyncio
 import pytest
 
 from tests.support.fakeclock import FakeClock, settle
-from tests.support.gates import AUTH, OK, REFUSED, a_gate, admit, admit_after, idle, waiting
+from tests.support.gates import (
+    AUTH,
+    LOADING,
+    OK,
+    ONE_IS_ENOUGH,
+    REFUSED,
+    NoJitter,
+    a_gate,
+    admit,
+    admit_after,
+    idle,
+    waiting,
+)
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
-from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope
 from worker.flow.circuit import CircuitState
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
+from worker.flow.lane import BreakerEffect, BreakerScope
 from worker.flow.queue import AdmissionOrder
 from worker.flow.window.adaptive import AdaptiveWindow
 
@@ -73,7 +85,7 @@ async def order_of(gate: RouteGate, orders: dict[str, AdmissionOrder]) -> list[s
     return admitted
 
 
-async def test_order_is_held_priority_deadline_publish_time_arrival(clock):
+async def test_order_is_priority_deadline_publish_time_arrival(clock):
     """Each key decides only where all before it are equal."""
     orders = {
         "late arrival": AdmissionOrder(publish_time=9.0),
@@ -82,16 +94,16 @@ async def test_order_is_held_priority_deadline_publish_time_arrival(clock):
         "deadline": AdmissionOrder(deadline=100.0, publish_time=9.0),
         "earlier deadline": AdmissionOrder(deadline=50.0, publish_time=9.0),
         "priority": AdmissionOrder(priority=1, publish_time=9.0),
-        "held": AdmissionOrder(held=True, priority=-5, publish_time=9.0),
+        "held": AdmissionOrder(held=True, priority=-5, publish_time=0.0),
     }
     assert await order_of(a_gate(clock), orders) == [
-        "held",
         "priority",
         "earlier deadline",
         "deadline",
         "published earlier",
         "late arrival",
         "later arrival",
+        "held",
     ]
 
 
@@ -153,7 +165,7 @@ async def test_a_permit_finishes_once(clock):
     permit = await admit(gate)
     assert permit.finish(OK) is True
     assert permit.finish(AUTH) is False
-    assert gate.statistics().breaker.route.state is CircuitState.CLOSED
+    assert gate.statistics().circuit.state is CircuitState.CLOSED
     await admit(gate)
     with pytest.raises(AdmissionTimeoutError):
         await admit(gate)
@@ -165,7 +177,7 @@ async def test_the_end_of_the_permits_block_frees_the_slot(clock):
     with pytest.raises(LookupError), await admit(gate):
         raise LookupError
     assert idle(gate, clock)
-    assert gate.statistics().window.served == 0
+    assert gate.statistics().lanes[""].window.served == 0
 
 
 async def test_cancelling_a_waiter_leaves_nothing(clock):
@@ -271,7 +283,7 @@ async def test_a_pause_closes_the_window_and_reopens_by_itself(clock):
     gate = a_gate(clock)
     crowded = AttemptSignal(breaker=BreakerEffect.COUNT, overload=True, error_class="rate_limited", pause_s=3.0)
     (await admit(gate)).finish(crowded)
-    assert gate.statistics().breaker.route.state is CircuitState.CLOSED
+    assert gate.statistics().circuit.state is CircuitState.CLOSED
     task = waiting(gate)
     await settle()
     clock.advance(2.9)
@@ -300,8 +312,7 @@ async def test_a_paused_gate_admits_no_attempt_until_it_is_resumed(clock):
 async def test_a_probe_is_not_lost_with_one_that_is_being_cancelled(clock):
     """The others of the model do not stay parked because the one chosen to probe has just left."""
     gate = a_gate(clock, room=8)
-    loading = AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL)
-    (await admit(gate, model="a")).finish(loading)
+    (await admit(gate, model="a")).finish(LOADING)
     leaving, next_one = waiting(gate, model="a"), waiting(gate, model="a")
     await settle()
     leaving.cancel()
@@ -314,11 +325,11 @@ async def test_a_connection_closes_what_refused_connections_opened(clock):
     """The end of the probe's generation is not awaited; other causes need an answer."""
     for signal, wait_s, closes in ((REFUSED, 1.0, True), (AUTH, 10.0, False)):
         gate = a_gate(clock, room=8)
-        while gate.statistics().breaker.route.state is CircuitState.CLOSED:
+        while gate.statistics().circuit.state is CircuitState.CLOSED:
             (await admit(gate)).finish(signal)
         probe = await admit_after(gate, clock, wait_s)
         probe.connected()
-        assert (gate.statistics().breaker.route.state is CircuitState.CLOSED) is closes
+        assert (gate.statistics().circuit.state is CircuitState.CLOSED) is closes
         probe.finish(OK)
         probe.connected()
         probe.first_byte()
@@ -326,8 +337,7 @@ async def test_a_connection_closes_what_refused_connections_opened(clock):
 
 async def test_recovery_causes_no_burst(clock):
     """When the breaker closes, the waiters start one after another within a second."""
-    window = AdaptiveWindow(8, 1, 8, now=clock.now)
-    gate = RouteGate(window, Breaker(now=clock.now, jitter=lambda: 0.0), clock)
+    gate = RouteGate(lambda: AdaptiveWindow(8, 1, 8, now=clock.now), ONE_IS_ENOUGH, clock, rng=NoJitter())
     permit = await admit(gate)
     clock.advance(4.0)
     permit.finish(OK)
@@ -355,7 +365,7 @@ async def test_three_refused_connections_stop_admission_and_one_probe_goes(clock
     tasks = [waiting(gate) for _ in range(4)]
     await settle()
     assert not any(task.done() for task in tasks)
-    assert gate.statistics().breaker.route.error_class == "connect"
+    assert gate.statistics().circuit.error_class == "connect"
     clock.advance(1.0)
     await settle()
     assert [task.done() for task in tasks] == [True, False, False, False]
@@ -371,7 +381,9 @@ async def test_three_refused_connections_stop_admission_and_one_probe_goes(clock
 async def test_a_failed_probe_doubles_the_wait(clock):
     """1 s, then 2 s, then 4 s, then the maximum."""
     gate = a_gate(clock)
-    (await admit(gate)).finish(AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready"))
+    (await admit(gate)).finish(
+        AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.ROUTE)
+    )
     for wait in (1.0, 2.0, 4.0, 4.0, 4.0):
         task = waiting(gate)
         await settle()
@@ -416,7 +428,7 @@ async def test_a_probe_needs_no_room_in_the_window(clock):
     await admit(gate)
     (await admit(gate)).finish(AUTH)
     await admit_after(gate, clock, 10.0)
-    assert gate.statistics().in_flight == gate.statistics().window.limit
+    assert gate.statistics().in_flight == gate.statistics().limit
     assert (await admit_after(gate, clock, 30.0)).is_probe
 
 
@@ -448,8 +460,7 @@ async def test_recovery_ends_every_delay(clock):
 async def test_a_models_circuit_stops_that_model_only(clock):
     """Other models overtake; of the parked waiters one probes, then all go on."""
     gate = a_gate(clock, room=8)
-    loading = AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL)
-    (await admit(gate, model="a")).finish(loading)
+    (await admit(gate, model="a")).finish(LOADING)
     parked = [waiting(gate, model="a") for _ in range(3)]
     await settle()
     assert not any(task.done() for task in parked)
@@ -460,17 +471,17 @@ async def test_a_models_circuit_stops_that_model_only(clock):
     next(task for task in parked if task.done()).result().finish(OK)
     for task in parked:
         (await task).finish(OK)
-    assert gate.statistics().breaker.models == {}
     assert idle(gate, clock)
 
 
 async def test_the_first_refusal_of_a_flight_is_fresh_and_the_others_are_not(clock):
-    """An attempt that starts after the decrease is fresh again."""
+    """The second one confirms it; an attempt that starts after the decrease is fresh again."""
     gate = a_gate(clock, room=8)
     crowded = AttemptSignal(overload=True, error_class="overloaded")
     flight = [await admit(gate) for _ in range(8)]
-    assert all(permit.is_refusal_fresh() for permit in flight)
     flight[3].finish(crowded)
+    assert all(permit.is_refusal_fresh() for permit in flight)
+    flight[4].finish(crowded)
     assert not any(permit.is_refusal_fresh() for permit in flight)
     assert (await admit(gate)).is_refusal_fresh()
 
@@ -489,8 +500,8 @@ async def test_what_an_overload_means_for_the_breaker_is_applied_as_told(clock, 
     flight = [await admit(gate) for _ in range(4)]
     for permit in flight:
         permit.finish(AttemptSignal(breaker=effect, overload=True, error_class="overloaded"))
-    route = gate.statistics().breaker.route
-    assert (route.failures, route.state) == (failures, state)
+    circuit = gate.statistics().lanes[""].circuit
+    assert (circuit.failures, circuit.state) == (failures, state)
 
 
 async def test_idle_gates_keep_no_timer(clock):

@@ -3,14 +3,14 @@
 import asyncio
 import heapq
 import itertools
+import random
 from collections.abc import Callable
 
 import pytest
 
 from tests.support.fakeclock import FakeTimer, settle
 from tests.support.gates import AUTH, OK, REFUSED, waiting
-from worker.flow.breaker import Breaker
-from worker.flow.circuit import CircuitState
+from worker.flow.circuit import CircuitConfig, CircuitState
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.queue import AdmissionOrder
 from worker.flow.window.adaptive import AdaptiveWindow
@@ -57,9 +57,17 @@ def clock(request: pytest.FixtureRequest) -> CoarseClock:
     return CoarseClock(request.param)
 
 
+class FixedJitter(random.Random):
+    """The same odd share for every wait."""
+
+    def random(self) -> float:
+        return 0.37
+
+
 def a_gate(clock: CoarseClock) -> RouteGate:
-    window = AdaptiveWindow(COUNT, 1, COUNT, now=clock.now)
-    return RouteGate(window, Breaker(now=clock.now, jitter=lambda: 0.37), clock)
+    return RouteGate(
+        lambda: AdaptiveWindow(COUNT, 1, COUNT, now=clock.now), CircuitConfig(trip_failures=1), clock, rng=FixedJitter()
+    )
 
 
 def a_crowd(gate: RouteGate) -> "list[asyncio.Task[Permit]]":
@@ -98,7 +106,7 @@ async def test_a_window_that_ramps_up_does_not_stop_halfway(clock: CoarseClock) 
 async def test_no_probe_is_forgotten(clock: CoarseClock) -> None:
     """However many probes fail, another one starts without any further caller."""
     gate = a_gate(clock)
-    while gate.statistics().breaker.route.state is CircuitState.CLOSED:
+    while gate.statistics().circuit.state is CircuitState.CLOSED:
         (await gate.admit(AdmissionOrder())).finish(REFUSED)
     crowd = a_crowd(gate)
     await settle()
@@ -120,5 +128,5 @@ async def test_a_pause_ends(clock: CoarseClock) -> None:
     await settle()
     assert not started(crowd)
     await clock.run(2.0)
-    assert len(started(crowd)) == gate.statistics().window.limit > 1
+    assert len(started(crowd)) == gate.statistics().limit > 1
     await leave(crowd)

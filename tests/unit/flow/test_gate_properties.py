@@ -7,17 +7,18 @@ from hypothesis import strategies as st
 
 from tests.support.fakeclock import FakeClock, settle
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
-from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope
+from worker.flow.circuit import CircuitConfig, CircuitState
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
+from worker.flow.lane import BreakerEffect, BreakerScope
 from worker.flow.queue import AdmissionOrder
 from worker.flow.window.adaptive import AdaptiveWindow
 
 SIGNALS = {
     "ok": AttemptSignal(breaker=BreakerEffect.SUCCESS),
     "nothing": AttemptSignal(),
-    "refused": AttemptSignal(breaker=BreakerEffect.COUNT, error_class="connect"),
-    "auth": AttemptSignal(breaker=BreakerEffect.TRIP, error_class="auth"),
-    "loading": AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL),
+    "refused": AttemptSignal(breaker=BreakerEffect.COUNT, error_class="connect", scope=BreakerScope.ROUTE),
+    "auth": AttemptSignal(breaker=BreakerEffect.TRIP, error_class="auth", scope=BreakerScope.ROUTE),
+    "loading": AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready"),
     "crowded": AttemptSignal(breaker=BreakerEffect.COUNT, overload=True, error_class="overloaded"),
     "throttled": AttemptSignal(
         breaker=BreakerEffect.TRIP, overload=True, error_class="rate_limited", retry_after_s=2.0, pause_s=2.0
@@ -27,7 +28,7 @@ SIGNALS = {
 ACTIONS = st.one_of(
     st.tuples(
         st.just("admit"),
-        st.sampled_from([None, "a", "b"]),
+        st.sampled_from([None, "a", "b", "c"]),
         st.none() | st.floats(0, 30),
         st.sampled_from([0.0, 0.0, 3.0]),
         st.integers(-2, 2),
@@ -45,8 +46,12 @@ class World:
 
     def __init__(self) -> None:
         self.clock = FakeClock()
-        self.breaker = Breaker(now=self.clock.now, jitter=lambda: 0.0)
-        self.gate = RouteGate(AdaptiveWindow(3, 1, 6, now=self.clock.now), self.breaker, self.clock)
+        self.gate = RouteGate(
+            lambda: AdaptiveWindow(3, 1, 6, now=self.clock.now),
+            CircuitConfig(trip_failures=1),
+            self.clock,
+            max_lanes=2,
+        )
         self.tasks: list[asyncio.Task[Permit]] = []
         self.permits: list[Permit] = []
 
@@ -146,11 +151,12 @@ def test_an_open_breaker_never_has_two_probes(actions):
         for action in actions:
             await world.do(action)
             await world.settle()
-            trips = world.breaker.statistics().route.trips
-            live = {permit for permit in world.permits if permit.is_probe}
+            route = world.gate.statistics().circuit
+            trips = route.trips
+            live = {permit for permit in world.permits if permit.is_route_probe}
             for permit in live - started.keys():
                 started[permit] = (world.clock.now(), trips)
-            if world.breaker.is_closed or action == ("allow_probe",):
+            if route.state is CircuitState.CLOSED or action == ("allow_probe",):
                 started = dict.fromkeys(started, (float("-inf"), -1))
             recent = [p for p in live if started[p][1] == trips and world.clock.now() - started[p][0] < 30.0]
             assert len(recent) <= 1

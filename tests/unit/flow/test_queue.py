@@ -1,14 +1,13 @@
-"""The queue in front of a gate: claims, ages, delays, parked models, and nothing left behind."""
+"""The queue of a lane: claims, ages, delays, probes, and nothing left behind."""
 
 import asyncio
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.fakeclock import FakeClock
-from worker.flow.breaker import Breaker, BreakerEffect, BreakerScope
-from worker.flow.queue import AdmissionOrder, Waiter, WaitQueue
+from worker.flow.queue import AdmissionOrder, Waiter, WaiterState, WaitQueue
 
 
 @pytest.fixture
@@ -19,34 +18,24 @@ def loop():
 
 
 class Line:
-    """A queue with a clock and a breaker at hand."""
+    """A queue with an event loop at hand."""
 
-    def __init__(self, clock: FakeClock, loop: asyncio.AbstractEventLoop, *, aging_every: int = 0) -> None:
-        self.clock = clock
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, aging_every: int = 0) -> None:
         self.loop = loop
-        self.queue = WaitQueue(aging_every=aging_every)
-        self.breaker = Breaker(now=clock.now, jitter=lambda: 0.0)
+        self.queue = WaitQueue(aging_every=aging_every, rng=random.Random(1))
 
-    def add(self, model: str | None = None, *, is_delayed: bool = False, **order) -> Waiter:
-        waiter = Waiter(AdmissionOrder(**order), model, self.loop.create_future())
+    def add(self, key: str | None = None, *, rank: int = 0, is_delayed: bool = False, **order) -> Waiter:
+        waiter = Waiter(AdmissionOrder(**order), self.loop.create_future(), key=key, rank=rank)
         self.queue.add(waiter, is_delayed=is_delayed)
         return waiter
 
     def pop(self) -> Waiter | None:
-        self.queue.unpark(self.breaker)
-        return self.queue.pop(self.breaker)
-
-    def trip(self, model: str) -> None:
-        token = self.breaker.enter(model)
-        self.breaker.report(token, BreakerEffect.TRIP, error_class="not_ready", scope=BreakerScope.MODEL)
-
-    def instant(self) -> float | None:
-        return self.queue.next_unpark_at(self.clock.now(), self.breaker)
+        return self.queue.pop()
 
 
 @pytest.fixture
-def line(clock, loop):
-    return Line(clock, loop)
+def line(loop):
+    return Line(loop)
 
 
 def test_no_deadline_comes_after_every_deadline(line):
@@ -55,10 +44,10 @@ def test_no_deadline_comes_after_every_deadline(line):
     assert [line.pop(), line.pop(), line.pop()] == [with_one, without, None]
 
 
-def test_without_ageing_a_low_priority_is_starved(clock, loop):
+def test_without_ageing_a_low_priority_is_starved(loop):
     """With ageing off a stream of high priorities starves a low one; with it, it does not."""
     for aging_every, starved in ((0, True), (4, False)):
-        line = Line(clock, loop, aging_every=aging_every)
+        line = Line(loop, aging_every=aging_every)
         low = line.add(priority=-1)
         popped = []
         for _ in range(12):
@@ -71,7 +60,7 @@ def test_without_ageing_a_low_priority_is_starved(clock, loop):
 def test_the_longest_wait_is_bounded_by_the_older_waiters(priorities, aging_every):
     """With n older waiters, at most aging_every * (n + 1) admissions."""
     loop = asyncio.new_event_loop()
-    line = Line(FakeClock(), loop, aging_every=aging_every)
+    line = Line(loop, aging_every=aging_every)
     waiters = [line.add(priority=priority) for priority in priorities]
     popped = [line.pop() for _ in waiters]
     assert set(popped) == set(waiters)
@@ -92,59 +81,75 @@ def test_a_delayed_waiter_is_skipped_until_it_is_made_ready(line):
     assert line.pop() is None
 
 
-def test_waiters_of_an_open_model_are_parked_and_the_first_probes(clock, line):
-    """In their order; the others when the circuit is closed."""
-    line.trip("a")
-    second, first, other = line.add("a"), line.add("a", priority=1), line.add("b")
-    assert [line.pop(), line.pop()] == [other, None]
-    assert line.instant() == clock.now() + 1.0
-    clock.advance(1.0)
-    assert line.pop() is first
-    probe = line.breaker.enter("a")
-    assert line.pop() is None
-    line.breaker.report(probe, BreakerEffect.SUCCESS)
-    assert line.pop() is second
+def test_a_message_that_failed_stands_behind_those_that_did_not(line):
+    """One step for each failure, whatever its priority and age; it is still the next one where no other waits."""
+    twice = line.add(rank=2, priority=9, publish_time=1.0)
+    once = line.add(rank=1, publish_time=2.0)
+    fresh = line.add(publish_time=3.0)
+    assert [line.pop(), line.pop(), line.pop()] == [fresh, once, twice]
 
 
-def test_release_ends_every_delay_and_every_parking(line):
-    """All of them are ready then, in their order."""
-    line.trip("a")
-    parked, delayed, other = line.add("a"), line.add("a", is_delayed=True), line.add("b", is_delayed=True)
-    assert line.pop() is None
-    line.breaker.allow_probe()
+def test_a_message_that_failed_is_not_starved(loop):
+    """However many fresh ones come, one admission in so many is its own."""
+    line = Line(loop, aging_every=4)
+    failed = line.add(rank=30)
+    popped = []
+    for _ in range(8):
+        line.add()
+        popped.append(line.pop())
+    assert failed in popped
+
+
+def test_a_probe_is_another_message_than_the_one_that_failed_last(line):
+    """A fresh one where there is one, else one with fewer failures, and the same one only where no other is ready."""
+    last, worse = line.add("last", rank=1), line.add("worse", rank=2)
+    fresh, delayed = line.add("fresh"), line.add("delayed", is_delayed=True)
+    assert [line.queue.pop_probe("last") for _ in range(4)] == [fresh, worse, last, None]
+    assert delayed.state is WaiterState.DELAYED
+
+
+def test_probes_are_chosen_at_random_among_fresh_messages(loop):
+    """A block of messages that fail, first in the queue, does not supply every probe."""
+    places = []
+    for seed in range(40):
+        line = Line(loop)
+        line.queue._rng.seed(seed)
+        waiters = [line.add(str(index)) for index in range(10)]
+        places.append(waiters.index(line.queue.pop_probe(None)))
+    assert len(set(places)) > 5
+
+
+def test_release_ends_every_delay_and_every_step_back(line):
+    """All of them are ready then, in the order of their claims alone."""
+    failed, delayed = line.add(rank=3, publish_time=1.0), line.add(is_delayed=True, publish_time=2.0)
+    fresh = line.add(publish_time=3.0)
     line.queue.release()
-    assert [line.pop(), line.pop(), line.pop(), line.pop()] == [parked, delayed, other, None]
+    assert [line.pop(), line.pop(), line.pop(), line.pop()] == [failed, delayed, fresh, None]
     assert len(line.queue) == 0
 
 
 def test_discarding_is_idempotent_wherever_the_waiter_stands(line):
-    """Ready, delayed, parked or gone: the counts stay right."""
-    line.trip("a")
-    waiters = [line.add(held=True), line.add(is_delayed=True), line.add("a")]
-    popped = line.pop()
-    assert popped is waiters[0]
-    assert line.pop() is None
+    """Ready, delayed or gone: the counts stay right."""
+    waiters = [line.add(held=True), line.add(is_delayed=True), line.add()]
+    assert line.pop() is waiters[0]
     for waiter in [*waiters, *waiters]:
         line.queue.discard(waiter)
     assert (len(line.queue), line.queue.held) == (0, 0)
     assert line.pop() is None
-    assert line.instant() is None
 
 
 def test_draining_removes_every_waiter_once(line):
-    """Whether it is ready, delayed or parked."""
-    line.trip("a")
-    waiters = [line.add("a"), line.add(is_delayed=True), line.add(), line.add("a")]
-    assert line.pop() is waiters[2]
-    assert list(line.queue.drain()) == [waiters[0], waiters[1], waiters[3]]
+    """Whether it is ready or delayed."""
+    waiters = [line.add(is_delayed=True), line.add(), line.add()]
+    assert line.pop() is waiters[1]
+    assert list(line.queue.drain()) == [waiters[0], waiters[2]]
     assert len(line.queue) == 0
-    assert line.instant() is None
 
 
 @pytest.mark.parametrize("aging_every", [0, 1])
-def test_waiters_that_have_left_do_not_stay_in_memory(clock, loop, aging_every):
+def test_waiters_that_have_left_do_not_stay_in_memory(loop, aging_every):
     """Whether they gave up or were admitted by age, and so left the heap without being its first."""
-    line = Line(clock, loop, aging_every=aging_every)
+    line = Line(loop, aging_every=aging_every)
     for _ in range(5000):
         line.queue.discard(line.add())
     for _ in range(5000):

@@ -41,7 +41,7 @@ async def test_a_good_answer_is_replied_and_served() -> None:
     pipeline = Pipeline()
     decision = await _make(pipeline)
     assert (decision.disposition, decision.error_class) == (Disposition.REPLY, None)
-    assert pipeline.gate.window.served == 1
+    assert pipeline.lane.window.served == 1
     pipeline.assert_nothing_leaks()
 
 
@@ -84,12 +84,13 @@ async def test_no_idempotency_key_unless_wanted_and_no_limit_without_a_deadline(
 
 @virtual_time
 async def test_overload_narrows_the_window() -> None:
-    """A 429 is a capacity signal: fewer run at once."""
-    pipeline = Pipeline(FakeBackend(status(429)))
-    before = pipeline.gate.window.limit
+    """A 429 is a capacity signal, and a second one confirms it: fewer run at once."""
+    pipeline = Pipeline(FakeBackend(then=status(429)))
     decision = await _make(pipeline)
     assert decision.disposition is Disposition.HOLD
-    assert (pipeline.gate.window.rejected, pipeline.gate.window.limit < before) == (1, True)
+    before = pipeline.lane.window.limit
+    await _make(pipeline)
+    assert (pipeline.lane.window.rejected, pipeline.lane.window.limit < before) == (2, True)
 
 
 @virtual_time
@@ -98,7 +99,7 @@ async def test_a_failure_that_is_the_messages_own_tells_the_breaker_nothing() ->
     pipeline = Pipeline(FakeBackend(then=status(400)))
     for _ in range(20):
         await _make(pipeline)
-    assert pipeline.route.breaker().state is CircuitState.CLOSED
+    assert pipeline.circuit.state is CircuitState.CLOSED
 
 
 @virtual_time
@@ -118,7 +119,7 @@ async def test_a_lonely_403_is_the_requests_and_three_in_a_row_are_ours() -> Non
     decisions = [await _make(pipeline) for _ in range(5)]
     classes = [decision.error_class for decision in decisions]
     assert classes == [ErrorClass.FORBIDDEN, None, ErrorClass.FORBIDDEN, ErrorClass.FORBIDDEN, ErrorClass.AUTH]
-    assert pipeline.route.is_open()
+    assert pipeline.gate.circuit.failures == 1
 
 
 @virtual_time
@@ -128,7 +129,7 @@ async def test_an_exception_of_the_adapter_is_an_internal_error(logs) -> None:
     decision = await _make(pipeline)
     assert (decision.disposition, decision.error_class) == (Disposition.NACK, ErrorClass.INTERNAL_ERROR)
     assert [line for line in logs if line["event"] == "internal_error"]
-    assert pipeline.gate.breaker.route.failures == 0
+    assert pipeline.circuit.failures == 0
 
 
 @virtual_time
@@ -142,7 +143,7 @@ async def test_cancelled_it_gives_the_slot_back_and_says_nothing() -> None:
     making.cancel()
     with pytest.raises(asyncio.CancelledError):
         await making
-    assert (pipeline.gate.window.served, pipeline.gate.window.rejected) == (0, 0)
+    assert (pipeline.lane.window.served, pipeline.lane.window.rejected) == (0, 0)
     pipeline.assert_nothing_leaks()
 
 
@@ -173,9 +174,9 @@ async def test_an_error_status_is_judged_though_the_deadline_cut_its_body() -> N
 async def test_refusals_of_one_flight_are_one_failure_and_a_row_of_fresh_ones_opens_the_breaker() -> None:
     """However many attempts were under way together."""
     pipeline = Pipeline(FakeBackend(then=status(429)), window=8)
-    for permit in [await pipeline.route.gate.admit(AdmissionOrder()) for _ in range(8)]:
+    for permit in [await pipeline.route.gate.admit(AdmissionOrder(), model="m") for _ in range(8)]:
         await _attempt(pipeline, permit)
-    assert pipeline.gate.breaker.route.failures == 1
+    assert pipeline.circuit.failures == 2  # the first raises a suspicion, the second confirms it
     for _ in range(4):
         await _make(pipeline)
     assert pipeline.route.is_open()

@@ -127,16 +127,19 @@ async def test_the_gate_knows_which_attempts_will_tell_of_their_first_token() ->
 @virtual_time
 async def test_behind_an_open_breaker_it_waits_and_is_continued_then(logs: list[Any]) -> None:
     """The outage is not the message's fault: held by the rule for outages, and what came is not lost meanwhile."""
-    backend = Continuing(broken(resume_point=RESUME_POINT), then=REFUSED)
-    pipeline = Pipeline(backend, breaker=BreakerSettings(failures=1))
+    backend = Continuing(*[broken(resume_point=RESUME_POINT)] * 2, then=REFUSED)
+    pipeline = Pipeline(backend, breaker=BreakerSettings(failures=2))
 
     def recovers(request: BackendRequest) -> Answer:
         return Answer(result={"salvaged_tokens": request.resume_point.tokens if request.resume_point else None})
 
     backend.then = recovers
+    other = pipeline.start(message(attempt=1))
     assert await pipeline.handle(message(attempt=1)) is ACK
-    assert backend.resume_points() == [None, RESUME_POINT]
-    assert [line["rule"] for line in logs if line["event"] == "attempt_held"] == ["builtin:stream_broken+outage"]
+    assert await other is ACK
+    assert RESUME_POINT in backend.resume_points()
+    rules = [line["rule"] for line in logs if line["event"] == "attempt_held"]
+    assert rules == ["builtin:stream_broken+continuation", "builtin:stream_broken+outage"]
 
 
 @virtual_time

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.support.fakes import Answer, FakeBackend, status
+from tests.support.fakes import REFUSED, Answer, FakeBackend, status
 from tests.support.pipeline import METADATA, Pipeline, data, message
 from tests.support.virtual_time import loop_time, settle, unix_time, virtual_time
 from worker.flow.circuit import CircuitState
@@ -58,7 +58,7 @@ async def test_a_slot_that_becomes_free_at_the_deadline_comes_too_late() -> None
 @virtual_time
 async def test_a_deadline_that_passes_while_held_is_answered_with_the_last_error() -> None:
     """It was tried: the answer also says what the backend's last word was."""
-    pipeline = Pipeline(FakeBackend(then=BUSY))
+    pipeline = Pipeline(FakeBackend(then=REFUSED))
     assert await pipeline.handle(message(data(deadline=unix_time() + 30), attempt=1)) is ACK
     assert loop_time() <= 30.1
     assert pipeline.answer.attributes["error_class"] == "deadline_exceeded"
@@ -86,7 +86,7 @@ async def test_short_deadlines_do_not_open_the_breaker() -> None:
     hasty = [pipeline.start(message(data(deadline=unix_time() + 1))) for _ in range(10)]
     patient = pipeline.start()
     await asyncio.gather(*hasty)
-    assert pipeline.route.breaker().state is CircuitState.CLOSED
+    assert pipeline.circuit.state is CircuitState.CLOSED
     assert await patient is ACK
     assert pipeline.answers[-1].json["status_code"] == 200
 

@@ -35,7 +35,7 @@ async def test_one_models_breaker_is_told_and_stops_that_model_only(logs: list[A
     await settle()
     assert await pipeline.handle() is ACK
     assert not any(task.done() for task in lora)
-    assert pipeline.route.breaker().state is CircuitState.CLOSED
+    assert pipeline.circuit.state is CircuitState.CLOSED
     assert pipeline.count("breaker_trips_total", "fake", "model_not_found") == 1
     told = [line for line in logs if line["event"] == "breaker_opened"]
     assert [(line["model"], line["error_class"]) for line in told] == [("lora", "model_not_found")]
@@ -75,7 +75,7 @@ async def test_who_waited_for_one_model_is_told_why() -> None:
 async def test_the_backends_own_trip_is_told_while_a_models_breaker_is_open(logs: list[Any]) -> None:
     """It is a model's probe that finds the whole backend gone: one more breaker that opened, and nobody else to see it."""
     pipeline = _one_model_fails(NO_MODEL)
-    lora = pipeline.start(message(data({"model": "lora"}), attempt=1))
+    lora = [pipeline.start(message(data({"model": "lora"}), attempt=1)) for _ in range(2)]
     await settle()
     pipeline.backend.then = REFUSED
     await asyncio.sleep(60)
@@ -85,4 +85,4 @@ async def test_the_backends_own_trip_is_told_while_a_models_breaker_is_open(logs
     told = [line for line in logs if line["event"] == "breaker_opened"]
     assert [line.get("model") for line in told] == ["lora", None]
     pipeline.processor.begin_drain()
-    await lora
+    await asyncio.gather(*lora)

@@ -77,7 +77,7 @@ async def test_after_refused_connections_nobody_waits_for_the_first_long_answer(
     pipeline = Pipeline(backend)
     handling = [pipeline.start(message(attempt=1)) for _ in range(12)]
     await asyncio.sleep(60)
-    assert pipeline.gate.breaker.route.state is not CircuitState.CLOSED
+    assert pipeline.circuit.state is not CircuitState.CLOSED
     backend.then = Answer(seconds=600.0)
     back_at = loop_time()
     await until(lambda: backend.running == len(handling), 0.1)
@@ -94,7 +94,7 @@ async def test_a_server_that_only_accepts_connections_burns_no_attempts() -> Non
     await asyncio.sleep(60)
     backend.then = Answer(status=None, body=b"", fault=Fault.CONNECTION_LOST, phase=Phase.HEADERS)
     await asyncio.sleep(60)
-    assert pipeline.gate.breaker.route.error_class == "connection_lost"
+    assert pipeline.circuit.error_class == "connection_lost"
     backend.then = GOOD
     assert await asyncio.gather(*handling) == [ACK] * len(handling)
     assert {each.json["status_code"] for each in pipeline.answers} == {200}
@@ -146,7 +146,7 @@ async def test_one_failure_among_successes_is_the_messages() -> None:
     others = [pipeline.start() for _ in range(20)]
     assert await poison is NACK
     assert await asyncio.gather(*others) == [ACK] * 20
-    assert pipeline.route.breaker().trips == 0
+    assert pipeline.circuit.trips == 0
 
 
 @virtual_time
@@ -189,7 +189,7 @@ async def test_refused_credentials_trip_once_and_everybody_waits() -> None:
     pipeline = Pipeline(backend)
     handling = [pipeline.start(message(attempt=1)) for _ in range(12)]
     await asyncio.sleep(5)
-    assert pipeline.route.breaker().trips == 1
+    assert pipeline.circuit.trips == 1
     assert pipeline.count("breaker_trips_total", "fake", "auth") == 1
     assert not any(task.done() for task in handling)
     assert pipeline.gate.held == 12
@@ -237,7 +237,7 @@ async def test_a_probe_that_is_cancelled_frees_the_next() -> None:
     await until(pipeline.route.is_open)
     backend.hold()
     await until(lambda: backend.running)
-    assert pipeline.route.breaker().state is CircuitState.HALF_OPEN
+    assert pipeline.circuit.state is CircuitState.HALF_OPEN
     handling.cancel()
     assert await handling is NACK
     backend.let_go()

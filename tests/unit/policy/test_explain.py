@@ -74,7 +74,7 @@ def test_every_step_is_told():
     text = stages(explanation)
     assert text["rules"] == "'mine' fits"
     assert text["hooks"] == "asked acme: overridden by acme"
-    assert text["gate"] == "one failure in a row for the breaker of the backend"
+    assert text["gate"] == "one failure in a row for the breaker of the model"
     assert text["delivery"] == "nack becomes reply: last_attempt"
     assert explanation.decision.rule == "hook:acme+budget:last_attempt"
 

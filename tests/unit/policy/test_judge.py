@@ -2,19 +2,23 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.policy.backoff import Backoff
+from worker.policy.blame import Blame
 from worker.policy.budgets import Budget
 from worker.policy.judge import (
+    CONTRADICTED_PROBE_WAIT_S,
     DEADLINE_MARGIN_S,
     HEALTHY,
     MAX_CONTINUATIONS,
     MAX_OUTAGE_RETRIES,
     MAX_OUTAGE_RETRIES_AFTER_CRASH,
+    MAX_OWN_FAILURES,
     MAX_RETRY_AFTER_PAUSE_S,
     AttemptEnd,
     BackendHealth,
@@ -43,9 +47,12 @@ FAILED = Decision(
     max_attempts=2,
 )
 GOOD = Decision(disposition=REPLY, breaker=BreakerAction.SUCCESS)
+BUSY = replace(FAILED, disposition=HOLD, error_class=ErrorClass.OVERLOADED, is_overload=True)
+
+TRIPPING = replace(BUSY, is_overload=False, breaker=BreakerAction.TRIP)
 
 
-def an_end(decision: Decision = FAILED, *, event: ErrorEvent | None = None, **changes: bool) -> AttemptEnd:
+def an_end(decision: Decision = FAILED, *, event: ErrorEvent | None = None, **changes: Any) -> AttemptEnd:
     """An attempt that ended so, after a look at the others' attempts."""
     event = event or ErrorEvent(backend="b", path="/v1/chat/completions", phase=Phase.BODY, status=500)
     return AttemptEnd(event=event, decision=decision, **({"is_outage_checked": True} | changes))
@@ -79,8 +86,8 @@ def test_a_failure_among_failures_is_an_outage():
 @pytest.mark.parametrize(
     ("error_class", "limit"),
     [
-        (ErrorClass.SERVER_ERROR, MAX_OUTAGE_RETRIES),
-        (ErrorClass.CONNECT, MAX_OUTAGE_RETRIES),
+        (ErrorClass.SERVER_ERROR, 2 * 5),
+        (ErrorClass.CONNECT, 2 * 5),
         (ErrorClass.CONNECTION_LOST, MAX_OUTAGE_RETRIES_AFTER_CRASH),
         (ErrorClass.TIMEOUT, MAX_OUTAGE_RETRIES_AFTER_CRASH),
         (ErrorClass.STREAM_BROKEN, MAX_OUTAGE_RETRIES_AFTER_CRASH),
@@ -89,9 +96,60 @@ def test_a_failure_among_failures_is_an_outage():
 def test_outage_retries_run_out(error_class, limit):
     """A failure that was attributed to outages so often is nacked, soon if each may have taken the server down."""
     failed = an_end(replace(FAILED, error_class=error_class, max_attempts=None))
-    for retries, expected in ((limit - 1, HOLD), (limit, NACK)):
-        budget = replace(FIRST, attempts=retries + 1, counted_attempts=1)
-        assert judge(failed, budget, DOWN).decision.disposition is expected
+    for failures, expected in ((limit, HOLD), (limit + 1, NACK)):
+        again = replace(failed, blame=Blame(failures=failures))
+        assert judge(again, FIRST, DOWN).decision.disposition is expected
+
+
+def test_outage_retries_run_out_where_nothing_is_counted():
+    """Without a dead-letter policy there are no delivery attempts to compare them with."""
+    uncounted = replace(FIRST, max_delivery_attempts=None, delivery_attempt=None)
+    for failures, expected in ((MAX_OUTAGE_RETRIES, HOLD), (MAX_OUTAGE_RETRIES + 1, NACK)):
+        again = an_end(FAILED, blame=Blame(failures=failures))
+        assert judge(again, uncounted, DOWN).decision.disposition is expected
+
+
+# Blame.
+
+CONTRADICTED = Blame(failures=1, is_contradicted=True)
+OWN = Blame(failures=3, is_contradicted=True, failing_share=0.1)
+
+
+@pytest.mark.parametrize("decision", [FAILED, BUSY, TRIPPING])
+def test_what_others_contradict_tells_breaker_and_window_nothing(decision):
+    """And the next probe waits a second, so that another message can be it."""
+    told = report(an_end(decision, blame=CONTRADICTED), FIRST, is_probe=True)
+    assert (told.breaker, told.is_overload, told.pause_s) == (BreakerAction.NONE, False, None)
+    assert told.retry_after_s == CONTRADICTED_PROBE_WAIT_S
+
+
+def test_what_others_contradict_is_no_outage():
+    """It is nacked at once, whatever the breaker says."""
+    verdict = judge(an_end(FAILED, blame=CONTRADICTED, is_outage_checked=False), FIRST, DOWN)
+    assert (verdict.decision.disposition, verdict.is_outage, verdict.needs_outage_check) == (NACK, False, False)
+
+
+def test_a_failure_that_is_the_messages_own_is_not_held():
+    """It goes back to the broker, with the rule saying why; on the last delivery attempt it is answered."""
+    verdict = judge(an_end(BUSY, blame=OWN), FIRST)
+    assert (verdict.decision.disposition, verdict.decision.rule) == (NACK, f"{BUSY.rule}+own")
+    last = judge(an_end(BUSY, blame=OWN), replace(FIRST, delivery_attempt=5))
+    assert last.decision.disposition is REPLY
+
+
+def test_a_single_failure_that_others_contradict_is_held_as_ever():
+    """Anything fails once."""
+    assert judge(an_end(BUSY, blame=CONTRADICTED), FIRST).decision.disposition is HOLD
+
+
+def test_an_own_failure_is_answered_where_nothing_counts_delivery_attempts():
+    """After so many failures in this process, over all deliveries."""
+    uncounted = replace(FIRST, max_delivery_attempts=None, delivery_attempt=None)
+    for failures, expected in ((MAX_OWN_FAILURES - 1, NACK), (MAX_OWN_FAILURES, REPLY)):
+        blame = replace(OWN, failures=failures)
+        for decision in (BUSY, FAILED):
+            end = an_end(replace(decision, max_attempts=None), blame=blame)
+            assert judge(end, uncounted).decision.disposition is expected
 
 
 @pytest.mark.parametrize("error_class", [ErrorClass.MALFORMED, ErrorClass.EMPTY_ANSWER])
@@ -257,9 +315,6 @@ def test_a_success_is_told_as_one():
     assert report(an_end(GOOD), FIRST).breaker is BreakerAction.SUCCESS
 
 
-BUSY = replace(FAILED, disposition=HOLD, error_class=ErrorClass.OVERLOADED, is_overload=True)
-
-
 @pytest.mark.parametrize(
     ("is_fresh", "is_probe", "expected"),
     [
@@ -287,11 +342,20 @@ def test_a_rule_that_trips_is_heeded_also_for_an_overload():
     ("hint_s", "pause_s"), [(None, None), (0.0, 0.0), (3.0, 3.0), (3600.0, MAX_RETRY_AFTER_PAUSE_S)]
 )
 def test_a_retry_after_pauses_the_window_for_a_minute_at_most(hint_s, pause_s):
-    """The message itself waits for all of it."""
-    busy = an_end(replace(BUSY, retry_after_s=hint_s))
+    """So does the message itself wait."""
+    busy = an_end(replace(BUSY, retry_after_s=hint_s), blame=Blame(others_failing=20))
     assert report(busy, FIRST).pause_s == pause_s
-    assert judge(busy, FIRST).delay_s == (hint_s or 0.0)
+    assert judge(busy, FIRST).delay_s == min(hint_s or 0.0, 60.0)
     assert report(an_end(replace(FAILED, retry_after_s=hint_s)), FIRST).pause_s is None
+
+
+@pytest.mark.parametrize(
+    ("others", "share", "pause_s"), [(0, 0.0, None), (1, 0.0, 2.0), (2, 0.0, 4.0), (1, 0.2, None), (5, 0.2, 32.0)]
+)
+def test_a_retry_after_is_believed_as_far_as_others_hear_it(others, share, pause_s):
+    """One message alone pauses nothing; each further one makes it twice as credible, beyond what chance explains."""
+    blame = Blame(others_failing=others, failing_share=share)
+    assert report(an_end(replace(BUSY, retry_after_s=3600.0), blame=blame), FIRST).pause_s == pause_s
 
 
 # Laws.

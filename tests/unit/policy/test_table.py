@@ -76,7 +76,11 @@ def test_only_ours_and_credentials_hide_the_backend():
     """What a backend says about credentials, and what an internal fault left behind, concerns no requester."""
     assert {name for name, row in ROWS.items() if not row.expose_backend} == {"auth", "internal_error"}
     assert all(not row.verbatim for row in ROWS.values() if not row.expose_backend)
-    assert [name for name, row in ROWS.items() if row.scope is Scope.MODEL] == ["model_not_found"]
+
+
+def test_only_the_host_and_the_account_concern_every_model():
+    """What else fails says nothing about another model behind the same address."""
+    assert {name for name, row in ROWS.items() if row.scope is Scope.BACKEND} == {"auth", "quota", "connect"}
 
 
 @pytest.mark.parametrize(

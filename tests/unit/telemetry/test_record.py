@@ -67,7 +67,7 @@ async def test_an_error_answer_says_class_rule_and_the_backends_words(logs) -> N
 @virtual_time
 async def test_a_late_answer_is_told_as_what_it_is(logs) -> None:
     """Not as the hold that came before it."""
-    pipeline = Pipeline(FakeBackend(then=status(429)))
+    pipeline = Pipeline(FakeBackend(then=REFUSED))
     await pipeline.handle(message(data(deadline=unix_time() + 20), attempt=1))
     line = _settlements(logs)[-1]
     assert (line["error_class"], line["disposition"]) == ("deadline_exceeded", "reply")

@@ -9,6 +9,9 @@ What a refusal for lack of capacity says about the limit.
 * When an attempt above a number that was just served is refused, the limit goes back to that number and no further.
 * Above a level that was refused, the limit grows only with *credit*, or after `PROBE_EVERY_S`.  Successful answers earn
   credit slowly, so the share of refusals is bounded however fast answers arrive.
+* A refusal is about its message, not about the number, if an attempt that started later beside as many was accepted.
+  So the first refusal beside so few changes nothing yet, unless it is one above a number that was just served; and
+  while most are about messages, none changes anything.
 * If even an eighth of the limit was refused, the number of requests was not the cause.  As soon as one attempt is
   accepted again, the limit is what it was before.  If that proves wrong, the next refusal is one above a number that
   was served, and takes back one step.
@@ -16,6 +19,8 @@ What a refusal for lack of capacity says about the limit.
 Source: one decrease for each set of requests under way, and a decrease by share, are discussed in llm-d-async's
 proposal of a feedback gate (https://github.com/llm-d/llm-d-async, proposal 379).
 """
+
+from collections import deque
 
 from worker.flow.clock import Now
 
@@ -28,6 +33,13 @@ attempts are refused.  House decision, measured with `benchmarks/window.py`."""
 
 PROBE_EVERY_S = 30.0
 """How often a refusal is risked without credit, seconds: where answers are rare, the limit must be able to rise too."""
+
+SOON = 64
+"""An attempt that starts within so many starts after a refused one is compared with it: the capacity is still the same.
+House decision, measured with `benchmarks/mixed.py` and `benchmarks/window.py`, like those below."""
+UNSETTLED, SETTLED, LEAST_SETTLED = 8, 12, 4
+"""Refusals of which it is not known yet whether they were about a message; of which it is known; and of how many it has
+to be known before it is believed."""
 
 
 class Refusals:
@@ -46,6 +58,8 @@ class Refusals:
         self._credit = 1.0
         self._last_at = now()
         self._in_a_row = 0
+        self._unsettled: list[tuple[int, int]] = []  # number and attempts under way
+        self._settled: deque[bool] = deque(maxlen=SETTLED)  # whether they were about a message
         self._limit_before_row = 0.0
         self._is_general = False  # The row refused so few requests at once that their number was not the cause.
 
@@ -80,6 +94,9 @@ class Refusals:
         is_far_below = in_flight < limit / 2.0
         self._ceiling = None if warned or is_far_below else max(1, in_flight - 1)
         is_step = self.is_above_proven(in_flight)
+        is_of_message = self._is_of_message(number, in_flight)
+        if is_of_message and (not is_step or self.are_of_messages):
+            return None
         self.decreased(next_number)
         if is_step:
             return min(limit, max(self._proven, in_flight - 1))
@@ -102,6 +119,7 @@ class Refusals:
         Returns:
             A limit to go back to, if this ends a row of refusals that the number of requests did not cause.
         """
+        self._settle(number, in_flight)
         if not self.is_fresh(number):
             return None
         self._proven = max(self._proven, in_flight)
@@ -114,13 +132,35 @@ class Refusals:
         self._ceiling = None
         return self._limit_before_row
 
+    @property
+    def are_of_messages(self) -> bool:
+        """Whether the refusals of late were mostly about single messages, and not about how many there are."""
+        return len(self._settled) >= LEAST_SETTLED and 4 * sum(self._settled) >= 3 * len(self._settled)
+
+    def _is_of_message(self, number: int, in_flight: int) -> bool:
+        """Say whether a refusal is about its message, as far as known; the first beside so few always may be."""
+        is_first = all(each > in_flight for _, each in self._unsettled)
+        if len(self._unsettled) >= UNSETTLED:
+            del self._unsettled[0]
+            self._settled.append(False)
+        self._unsettled.append((number, in_flight))
+        return is_first or self.are_of_messages
+
+    def _settle(self, number: int, in_flight: int) -> None:
+        """Settle earlier refusals beside no more than the attempts beside which a later one was accepted."""
+        for refusal in [each for each in self._unsettled if each[0] < number]:
+            is_soon = number - refusal[0] <= SOON
+            if not is_soon or refusal[1] <= in_flight:
+                self._unsettled.remove(refusal)
+                self._settled.append(is_soon)
+
     def decreased(self, next_number: int) -> None:
         """Note a decrease, whatever its reason: attempts that started before it are no evidence about the new limit."""
         self._decided_at_number = next_number
 
     def allowed(self, limit: float, wanted: float) -> float:
         """Return how far the limit may grow towards `wanted`; `limit` itself when growth has to wait for credit."""
-        if self._ceiling is None or wanted <= self._ceiling:
+        if self._ceiling is None or wanted <= self._ceiling or self.are_of_messages:
             return wanted
         if limit < self._ceiling:
             return float(self._ceiling)

@@ -285,11 +285,12 @@ def test_where_waiting_came_first_a_refused_level_is_no_ceiling(driver):
 
 
 def test_a_flight_of_refusals_decreases_once(driver):
-    """Only the first of them is fresh."""
+    """The second of them confirms the first; the others are of the same flight."""
     tickets = driver.start()
-    assert [driver.refuse(ticket) for ticket in reversed(tickets)] == [True] + [False] * 7
+    assert [driver.refuse(ticket) for ticket in tickets] == [True, True] + [False] * 6
     statistics = driver.window.statistics()
-    assert (statistics.limit, statistics.rejected, statistics.decreases) == (7, 8, 1)
+    assert (statistics.rejected, statistics.decreases) == (8, 1)
+    assert statistics.limit < 8
 
 
 def test_other_failures_change_nothing(driver):

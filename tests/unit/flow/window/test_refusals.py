@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.fakeclock import FakeClock
-from worker.flow.window.refusals import Refusals
+from worker.flow.window.refusals import SOON, Refusals
 
 
 class Flight:
@@ -19,6 +19,11 @@ class Flight:
         return self.number
 
     def refuse(self, number: int | None = None, in_flight: int = 32, *, warned: bool = False) -> float | None:
+        """Refuse one attempt, and another one where the first of a row only raises a suspicion."""
+        new = self.refuse_one(number, in_flight, warned=warned)
+        return self.refuse_one(None, in_flight, warned=warned) if new is None and number is None else new
+
+    def refuse_one(self, number: int | None = None, in_flight: int = 32, *, warned: bool = False) -> float | None:
         number = self.next_number() if number is None else number
         new = self.refusals.refused(number, in_flight, limit=self.limit, next_number=self.number + 1, warned=warned)
         if new is not None:
@@ -43,11 +48,65 @@ def test_a_row_of_refusals_takes_a_tenth_a_quarter_then_halves(clock):
 
 
 def test_a_flight_decreases_once(clock):
-    """However many of the attempts that were under way together are refused."""
+    """However many of the attempts that were under way together are refused; the second refusal confirms the first."""
     flight = Flight(clock)
     numbers = [flight.next_number() for _ in range(32)]
-    assert flight.refuse(numbers[20]) is not None
+    assert flight.refuse(numbers[20]) is None
+    assert flight.refuse(numbers[21]) is not None
     assert [flight.refuse(number) for number in numbers] == [None] * 32
+
+
+def test_one_refusal_among_accepted_attempts_changes_nothing(clock):
+    """It may be about its message: an attempt that started later beside as many was accepted."""
+    flight = Flight(clock)
+    for _ in range(50):
+        flight.serve(in_flight=20)
+        assert flight.refuse_one(in_flight=20) is None
+    assert flight.limit == 32.0
+    assert flight.refusals.are_of_messages
+
+
+def test_a_second_refusal_beside_as_many_confirms_the_first(clock):
+    """One beside more says nothing about it."""
+    flight = Flight(clock)
+    flight.serve(in_flight=32)
+    assert flight.refuse_one(in_flight=20) is None
+    assert flight.refuse_one(in_flight=10) is None
+    assert flight.refuse_one(in_flight=20) is not None
+
+
+def test_while_refusals_are_about_messages_growth_is_free(clock):
+    """Neither a decrease nor a ceiling follows from them."""
+    flight = Flight(clock)
+    for _ in range(10):
+        flight.refuse_one(in_flight=20)
+        flight.serve(in_flight=20)
+    assert flight.refuse_one(in_flight=20) is flight.refuse_one(in_flight=20) is None
+    assert flight.refusals.allowed(32.0, 64.0) == 64.0
+
+
+def test_refusals_are_about_the_number_again_when_no_such_attempt_is_accepted(clock):
+    """What was found out about messages does not hide a backend that is full now."""
+    flight = Flight(clock, 64.0)
+    for _ in range(10):
+        flight.refuse_one(in_flight=20)
+        flight.serve(in_flight=20)
+    assert flight.refusals.are_of_messages
+    refused = 0
+    while flight.refuse_one(in_flight=40) is None:
+        flight.serve(in_flight=16)
+        refused += 1
+    assert refused < 25
+
+
+def test_an_attempt_much_later_settles_nothing(clock):
+    """The capacity may be another one by then."""
+    flight = Flight(clock)
+    for _ in range(10):
+        flight.refuse_one(in_flight=20)
+        flight.serve(SOON, in_flight=5)
+        flight.serve(in_flight=32)
+    assert not flight.refusals.are_of_messages
 
 
 def test_a_decrease_for_another_reason_answers_the_flight_too(clock):

@@ -1,0 +1,211 @@
+"""
+A lane: the attempts on one route that share a fate, which are those of one model.
+
+Each lane has its own window, circuit, queue and memory of what failed, so that a model that is down, loading or at its
+limit stops no other one.  What concerns the whole host (a refused connection, the account) is the route's: a route has
+a circuit and a memory of its own beside those of its lanes.
+
+Names of models come from requesters, so there are at most `MAX_LANES`: a lane that is idle and has nothing to remember
+makes room for a new one, and beyond that all further models share one lane.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from worker.flow.circuit import Circuit, CircuitState, CircuitStatistics, Pass
+from worker.flow.evidence import Evidence
+from worker.flow.queue import WaitQueue
+from worker.flow.window.adaptive import AdaptiveWindow, WindowStatistics
+
+MAX_LANES = 64
+"""House decision: far above the models that one backend serves."""
+SHARED = "*"
+"""Name of the lane of all models beyond `MAX_LANES`."""
+
+
+class BreakerEffect(StrEnum):
+    """What the end of an attempt says about the backend."""
+
+    SUCCESS = "success"
+    """It works: closes the circuit, ends the row of failures."""
+    NONE = "none"
+    """Nothing."""
+    COUNT = "count"
+    """One more failure in a row."""
+    TRIP = "trip"
+    """It cannot work now: two messages that say so open the circuit."""
+
+
+class BreakerScope(StrEnum):
+    """What a failure concerns."""
+
+    ROUTE = "route"
+    LANE = "lane"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerChange:
+    """A circuit that was closed opened, or one that was open closed."""
+
+    model: str | None
+    """Whose lane; `None`: the whole route."""
+    error_class: str
+    """Why it opened, or last stayed open."""
+    open_s: float | None
+    """How long it was open, seconds; `None`: it opened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneStatistics:
+    """A lane at one instant."""
+
+    window: WindowStatistics
+    circuit: CircuitStatistics
+    in_flight: int
+    """Permits not finished."""
+    waiting: int
+    """Callers of `admit` that wait, held ones included."""
+    held: int
+    """How many of these have a message that was attempted before (`AdmissionOrder.held`)."""
+    failing_share: float
+    """Share of messages whose first attempt failed lately although others were served, 0 to 1."""
+
+
+class Fate:
+    """
+    A circuit and the evidence it is judged by: of a lane, or of the route.
+
+    Args:
+        name: Of the lane; `None` for the route.
+        circuit: Closed.
+        on_change: Called when the circuit opens or closes; raises nothing and does not call back.
+    """
+
+    def __init__(
+        self, name: str | None, circuit: Circuit, on_change: Callable[[BreakerChange], None] | None = None
+    ) -> None:
+        self.name = name
+        self.circuit = circuit
+        self.evidence = Evidence()
+        self._on_change = on_change
+
+    def record_success(self, token: Pass, now: float) -> bool:
+        """Report that it works; return whether this closed the circuit."""
+        error_class, opened_at = self.circuit.error_class, self.circuit.opened_at
+        has_closed = self.circuit.record_success(token)
+        if has_closed:
+            self.evidence.forgive()
+            if self._on_change is not None and opened_at is not None:
+                self._on_change(BreakerChange(model=self.name, error_class=error_class or "", open_s=now - opened_at))
+        return has_closed
+
+    def record_failure(
+        self, token: Pass, error_class: str, *, key: str | None, trip: bool, retry_after_s: float | None
+    ) -> None:
+        """Report a failure that speaks against it."""
+        was_closed = self.circuit.opened_at is None
+        self.circuit.record_failure(
+            token,
+            error_class,
+            key=key,
+            trip=trip,
+            failing_share=self.evidence.failing_share,
+            retry_after_s=retry_after_s,
+        )
+        if was_closed and self._on_change is not None and self.circuit.opened_at is not None:
+            self._on_change(BreakerChange(model=self.name, error_class=error_class, open_s=None))
+
+
+class Lane(Fate):
+    """
+    One model's window, circuit, queue and memory.
+
+    Args:
+        name: Of the model; `""` for requests without one.
+        window: Its own.
+        circuit: Its own, closed.
+        queue: Its own, empty.
+        on_change: See `Fate`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        window: AdaptiveWindow,
+        circuit: Circuit,
+        queue: WaitQueue,
+        on_change: Callable[[BreakerChange], None] | None = None,
+    ) -> None:
+        super().__init__(name, circuit, on_change)
+        self.window = window
+        self.queue = queue
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether forgetting the lane would lose no attempt, no waiter and no open circuit."""
+        return not self.queue and self.window.in_flight == 0 and self.circuit.is_pristine
+
+    def may_start(self) -> bool:
+        """Whether the lane lets an attempt start now; the route's circuit is not asked."""
+        if self.circuit.state is CircuitState.CLOSED:
+            return self.window.has_room()
+        # A probe needs no room: attempts that started before the circuit opened, and hang, may fill the window.
+        return self.circuit.allows()
+
+    def statistics(self) -> LaneStatistics:
+        """Return a snapshot."""
+        return LaneStatistics(
+            window=self.window.statistics(),
+            circuit=self.circuit.statistics(),
+            in_flight=self.window.in_flight,
+            waiting=len(self.queue),
+            held=self.queue.held,
+            failing_share=self.evidence.failing_share,
+        )
+
+
+class Lanes:
+    """
+    The lanes of one route.
+
+    Args:
+        make: Makes the lane of a name.
+        limit: How many there are at most, beside the shared one.
+    """
+
+    def __init__(self, make: Callable[[str], Lane], *, limit: int = MAX_LANES) -> None:
+        self._make = make
+        self._limit = limit
+        self._lanes: dict[str, Lane] = {}
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._lanes.values())
+
+    def of(self, model: str | None) -> Lane:
+        """Return the lane of a model, made now if there is none; the shared one where no other can be made."""
+        name = model or ""
+        lane = self._lanes.get(name)
+        if lane is None:
+            if len(self._lanes) >= self._limit and not self._forget_one():
+                name = SHARED
+                lane = self._lanes.get(name)
+            if lane is None:
+                lane = self._lanes[name] = self._make(name)
+        return lane
+
+    def find(self, model: str | None) -> Lane | None:
+        """Return the lane of a model if there is one, else the shared one if there is that."""
+        return self._lanes.get(model or "") or self._lanes.get(SHARED)
+
+    def statistics(self) -> Mapping[str, LaneStatistics]:
+        """Return a snapshot of each, by name."""
+        return {name: lane.statistics() for name, lane in self._lanes.items()}
+
+    def _forget_one(self) -> bool:
+        """Forget the oldest lane that is idle."""
+        for name, lane in self._lanes.items():
+            if lane.is_idle:
+                del self._lanes[name]
+                return True
+        return False

@@ -1,0 +1,65 @@
+"""
+Whose trouble a failure is: the message's own, or one that it shares with others.
+
+A failure of one message speaks against the backend only as far as others are not served at the same time.  The laws:
+
+1. A failure is *contradicted* once another message was served by an attempt that began after this message first failed.
+   It then changes neither breaker nor window.
+2. The failures of a message are its *own* once they are contradicted and chance does not explain them: so many in a
+   row at the share of first attempts that fail in its lane (`CHANCE`).  An own failure is neither held nor attributed
+   to an outage, so that the message ends within its attempts.
+3. A row of failures speaks against the backend once at least two messages are in it and it is longer than chance
+   explains (`row_length`): where a fifth of the messages fails anyhow, five in a row are no news.
+
+What refusals for lack of capacity say about the number of requests is the window's affair (`flow.window.refusals`).
+Where nothing is served every failure speaks: an outage of everything is noticed as if this file did not exist.
+"""
+
+import math
+from dataclasses import dataclass
+
+CHANCE = 0.01
+"""How probable it may be at most that a message's failures are chance, for them to be its own.  House decision."""
+ROW_CHANCE = 1e-4
+"""How probable it may be at most that a row of failures is chance, for it to open a breaker: at 20 messages a second
+and a fifth that fails, that is once in some minutes, and costs the second until the next probe.  House decision."""
+MAX_ROW = 64
+"""Longest row that is asked for: where nearly everything fails, the breaker still opens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blame:
+    """What is known about a message and about the others of its lane at the moment its attempt failed."""
+
+    failures: int = 1
+    """Failed attempts of this message in this process, over all of its deliveries, this one included."""
+    is_contradicted: bool = False
+    """Another message was served by an attempt that began after this message first failed."""
+    others_failing: int = 0
+    """Other messages that failed since one was served."""
+    failing_share: float = 0.0
+    """Share of the lane's messages whose first attempt failed lately, 0 to 1."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the failure is the message's own."""
+        return self.is_contradicted and self.failures > 1 and self.failing_share**self.failures <= CHANCE
+
+
+UNKNOWN = Blame()
+"""A first failure of which nothing else is known."""
+
+
+def row_length(failing_share: float, least: int) -> int:
+    """
+    Return how many failures in a row open a breaker.
+
+    Args:
+        failing_share: Of messages whose first attempt failed while others were served, 0 to 1.
+        least: Where none failed.
+    """
+    if failing_share <= 0.0:
+        return least
+    if failing_share >= 1.0:
+        return MAX_ROW
+    return min(MAX_ROW, max(least, math.ceil(math.log(ROW_CHANCE) / math.log(failing_share))))
