@@ -117,21 +117,24 @@ def best_of(repeat: int, work: Callable[[], object]) -> float:
     return min(times)
 
 
-def measure(stream: bytes, path: str, read: int, repeat: int) -> dict[str, float]:
+def measure(stream: bytes, path: str, read_bytes: int, repeat: int) -> dict[str, float]:
     """MB/s of each part, after checking that the answer is whole."""
-    reads = [stream[start : start + read] for start in range(0, len(stream), read)]
+    reads = [stream[start : start + read_bytes] for start in range(0, len(stream), read_bytes)]
     events = parse(reads)
 
     def accumulate() -> bytes:
         accumulator = accumulator_for(endpoint_of(path))
-        accumulator.feed_all(events)
+        for each in events:
+            accumulator.feed(each)
         return accumulator.result()
 
     def both() -> bytes:
         accumulator, parser = accumulator_for(endpoint_of(path)), SSEParser()
-        for each in reads:
-            accumulator.feed_all(parser.feed(each))
-        accumulator.feed_all(parser.close())
+        for read in reads:
+            for each in parser.feed(read):
+                accumulator.feed(each)
+        for each in parser.close():
+            accumulator.feed(each)
         return accumulator.result()
 
     assert both() == accumulate()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.simbackend_streams import ME, generated, stream_call, written
+from tests.support.streaming_chunks import feed_all
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import SSEParser
 from worker.emulators.openai.answers import chat_body, chunk_events, completion_body
@@ -68,7 +69,7 @@ def test_streams_assemble_to_the_unary_body(dialect: str, endpoint: Endpoint, ex
         data = written(stream_steps(events, fault, dialect))
         size = fault.split_bytes or len(data)
         for start in range(0, len(data), size):
-            accumulator.feed_all(parser.feed(data[start : start + size]))
-        accumulator.feed_all(parser.close())
+            feed_all(accumulator, parser.feed(data[start : start + size]))
+        feed_all(accumulator, parser.close())
         assert accumulator.is_complete()
         assert canon(json.loads(accumulator.result())) == canon(whole)

@@ -1,8 +1,9 @@
 """Builders of single chunks and accumulators that were fed some, for tests that say exactly what comes."""
 
 import json
+from collections.abc import Iterable
 
-from worker.backends.streams.accumulator import Accumulator
+from worker.backends.streams.accumulator import Accumulator, Progress
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import Event
 from worker.wire.endpoints import endpoint_of
@@ -35,6 +36,16 @@ def feed(*chunks, path=CHAT, **options) -> Accumulator:
     for chunk in chunks:
         accumulator.feed(chunk if isinstance(chunk, Event) else event(chunk))
     return accumulator
+
+
+def feed_all(accumulator: Accumulator, events: Iterable[Event]) -> Progress:
+    """Feed events and return what all of them brought together."""
+    brought = [accumulator.feed(each) for each in events]
+    return Progress(
+        data=any(each.data for each in brought),
+        content=any(each.content for each in brought),
+        error=any(each.error for each in brought),
+    )
 
 
 def result(*chunks, **options) -> dict:

@@ -25,7 +25,7 @@ from worker.backends.http.credentials import ApiKey, Redactor
 from worker.backends.http.transport import AiohttpTransport, PreparedRequest
 from worker.backends.request.negotiation import Negotiator, Plan
 from worker.backends.request.stream import Form
-from worker.backends.streams.reading import StreamedAnswer, holds_events, is_event_stream
+from worker.backends.streams.reading import StreamedAnswer, holds_events, is_labelled_stream
 from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
 from worker.policy.normalise import MAX_BODY_BYTES
@@ -124,22 +124,25 @@ class HttpBackend:
         result.started = time.monotonic()
         limit = self._timeouts.total_s if request.timeout_s is None else min(self._timeouts.total_s, request.timeout_s)
         timer = AttemptTimer(self._timeouts, limit)
+        plan = None
         try:
             plan = self._negotiator.plan(request)
             async with timer:
                 while True:
                     plan.reset(result)
-                    await self._exchange(request, plan, result, timer)
-                    if not plan.fall_back(result):
+                    broken = await self._exchange(request, plan, result, timer)
+                    if plan.call.form is not Form.UNARY:
+                        self._redact(result)  # the reason for another form is logged
+                    if not plan.fall_back(result, broken):
                         break
+            if broken is not None:
+                raise broken
             result.phase = Phase.PARSE
-        except BackendError as error:
-            raise BackendError(error.fault, self._redactor.text(error.detail)) from error
-        except TimeoutError:
-            raise _timed_out(result, timer.fault) from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            fault, words = _translate(error, result)
-            raise BackendError(fault, self._redactor.text(words)) from error
+        except (BackendError, httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # a TimeoutError is an OSError
+            if plan is None or not (result.is_whole or plan.restore(result)):
+                fault, words = _failure(error, result, plan, timer)
+                raise BackendError(fault, self._redactor.text(words)) from error
+            result.phase = Phase.PARSE  # what failed came after a whole answer
         finally:
             result.ended = time.monotonic()
             self._redact(result)
@@ -155,8 +158,10 @@ class HttpBackend:
         if result.partial is not None:
             result.partial = redactor.body(result.partial, is_answer=True)
 
-    async def _exchange(self, request: BackendRequest, plan: Plan, result: AttemptResult, timer: AttemptTimer) -> None:
-        """Send the plan's call and read the answer to it."""
+    async def _exchange(
+        self, request: BackendRequest, plan: Plan, result: AttemptResult, timer: AttemptTimer
+    ) -> BackendError | None:
+        """Send the plan's call and read the answer to it; returns how a stream broke that came to its end."""
         result.phase = Phase.PREPARE
         outgoing = self._request("POST", self.url(request.path), request.headers, plan.call.body, result)
         self._key_used = self._key.current()
@@ -179,30 +184,60 @@ class HttpBackend:
         try:
             _note_headers(result, response)
             chunks = aiter(response.aiter_bytes() if "content-encoding" in result.headers else body)
-            answer = self._streamed_answer(plan, result) if is_event_stream(result) else None
-            if answer is not None:
-                result.phase = Phase.STREAM
-                result.streamed, result.salvaged_tokens = True, plan.call.salvaged_tokens
-                await answer.read(chunks, timer, request.on_first_token)
-                return
-            result.body = await self._read(chunks, timer, is_error=(result.status or 0) >= 400)  # noqa: PLR2004
+            await self._read_answer(request, plan, result, chunks, timer)
+        except BackendError as error:
+            if error.fault != Fault.STREAM_BROKEN:
+                raise
+            return error
         finally:
             await body.aclose()
-        if holds_events(result) and (answer := self._streamed_answer(plan, result)) is not None:
-            answer.assemble(result.body)
+        return None
 
-    def _streamed_answer(self, plan: Plan, result: AttemptResult) -> StreamedAnswer | None:
-        """Return what takes a stream, `None` on paths whose answers cannot be assembled."""
-        accumulator = plan.call.new_accumulator()
-        if accumulator is None:
-            return None
-        return StreamedAnswer(accumulator, result, max_bytes=self._max_bytes, resume_point=plan.resume_point)
+    async def _read_answer(
+        self,
+        request: BackendRequest,
+        plan: Plan,
+        result: AttemptResult,
+        chunks: AsyncIterator[bytes],
+        timer: AttemptTimer,
+    ) -> None:
+        """Read the body as what its first bytes say it is, whatever its label."""
+        head, is_stream = b"", False
+        accumulator = plan.call.new_accumulator() if is_success(result.status) else None
+        if accumulator is not None:
+            is_labelled = is_labelled_stream(result)
+            if is_labelled:
+                result.phase, result.streamed = Phase.STREAM, True
+            else:
+                timer.restart_idle()
+            known = None
+            while known is None and (chunk := await anext(chunks, b"")):
+                head += chunk
+                known = holds_events(head, is_labelled=is_labelled)
+            is_stream = is_labelled if known is None else known
+        if accumulator is None or not is_stream:
+            result.phase, result.streamed = Phase.BODY, False
+            is_error = (result.status or 0) >= 400  # noqa: PLR2004
+            result.body = await self._read(head, chunks, timer, is_error=is_error)
+            return
+        result.phase = Phase.STREAM
+        result.streamed, result.salvaged_tokens = True, plan.call.salvaged_tokens
+        answer = StreamedAnswer(accumulator, result, max_bytes=self._max_bytes, resume_point=plan.resume_point)
+        if not is_labelled:
+            timer.await_first_byte()
+        await answer.read(head, chunks, timer, request.on_first_token)
 
-    async def _read(self, chunks: AsyncIterator[bytes], timer: AttemptTimer, *, is_error: bool) -> bytes:
-        """Read the body; every chunk resets the idle timer.  Of an error's, no more is read than anything looks at."""
+    async def _read(self, head: bytes, chunks: AsyncIterator[bytes], timer: AttemptTimer, *, is_error: bool) -> bytes:
+        """
+        Read the rest of a body; every chunk resets the idle timer.
+
+        Of an error's, no more is read than anything looks at.
+        """
         timer.restart_idle()
-        pieces: list[bytes] = []
-        size = 0
+        pieces: list[bytes] = [head] if head else []
+        size = len(head)
+        if size > self._max_bytes:
+            raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {self._max_bytes} bytes")
         async for chunk in chunks:
             timer.restart_idle()
             size += len(chunk)
@@ -277,10 +312,23 @@ _SILENCES: Mapping[Fault, str] = {
 }
 
 
-def _timed_out(result: AttemptResult, fault: Fault) -> BackendError:
+def _failure(error: Exception, result: AttemptResult, plan: Plan | None, timer: AttemptTimer) -> tuple[str, str]:
+    """Return the fault of an attempt and its words; a server that is gone after its stream broke has failed by breaking it."""
+    if isinstance(error, BackendError):
+        return error.fault, error.detail
+    if isinstance(error, TimeoutError):
+        return _timed_out(result, timer.fault)
+    fault, words = _translate(error, result)
+    if fault in {Fault.CONNECT, Fault.CONNECT_TIMEOUT} and plan is not None and plan.broken is not None:
+        result.phase = Phase.STREAM
+        return plan.broken.fault, plan.broken.detail
+    return fault, words
+
+
+def _timed_out(result: AttemptResult, fault: Fault) -> tuple[Fault, str]:
     if result.phase is Phase.CONNECT:
         result.phase = Phase.HEADERS  # connecting has its own, shorter limit
-    return BackendError(fault, _SILENCES[fault])
+    return fault, _SILENCES[fault]
 
 
 def _translate(error: Exception, result: AttemptResult) -> tuple[Fault, str]:

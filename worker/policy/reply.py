@@ -147,7 +147,8 @@ def _is_embeddable(data: bytes) -> bool:
 
 def _backend(event: ErrorEvent, facts: Facts, *, is_partial: bool) -> dict[str, Any]:
     """Describe the backend's response; its body is there once: verbatim, as text, or as the partial."""
-    body = facts.payload if not is_partial and _is_embeddable(facts.payload) else None
+    is_whole = event.fault is None  # otherwise it is the beginning of something, whatever that looks like
+    body = facts.payload if is_whole and not is_partial and _is_embeddable(facts.payload) else None
     request_id = request_id_of(event.headers)
     text = None if body is not None or is_partial or facts.shape is Shape.EMPTY else event.body
     return {

@@ -362,7 +362,7 @@ def _message(event: ErrorEvent, facts: Facts, row: Row) -> str:
     if not row.expose_backend:
         return row.says
     is_error = facts.is_error or 400 <= status <= _LAST_STATUS  # noqa: PLR2004
-    if is_error and facts.message:
+    if is_error and facts.message and event.fault is not Fault.STREAM_BROKEN:
         return facts.message
     if event.fault is not None and event.detail:
         return f"{row.says}  {bounded(event.detail, _MAX_DETAIL_BYTES)}"

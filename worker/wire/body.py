@@ -18,14 +18,61 @@ from typing import Any, TypeVar
 
 import msgspec
 
-Fields = Mapping[str, msgspec.Raw]
-"""The top level of a JSON object: the exact bytes of each value."""
+NOT_GIVEN = (b"", b"null")
+"""A key that is not there, and one that is null."""
 
-_NO_FIELDS: Fields = {}
-"""Of what is no object; told apart from an empty object by its identity."""
+KEYS = (
+    "add_generation_prompt",
+    "audio",
+    "background",
+    "best_of",
+    "continue_final_message",
+    "ebnf",
+    "echo",
+    "functions",
+    "grammar",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "include_usage",
+    "input",
+    "json_schema",
+    "kv_transfer_params",
+    "logprobs",
+    "max_completion_tokens",
+    "max_tokens",
+    "messages",
+    "min_tokens",
+    "model",
+    "n",
+    "prompt",
+    "prompt_logprobs",
+    "regex",
+    "response_format",
+    "return_token_ids",
+    "stream",
+    "stream_options",
+    "structural_tag",
+    "structured_outputs",
+    "suffix",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "type",
+    "use_beam_search",
+)
+"""The keys of a body that the worker looks at.  No object is built of any other: how many there are and what they hold
+is the requester's to choose."""
+
+_MAX_KEYS = 200_000
+"""Colons behind a quotation mark in a body whose top level is joined anew; of one with more, no key is replaced."""
 _NOTHING = (b"null", b"false", b"[]", b"{}", b'""', b"0")
+_EMPTY = re.compile(rb"\s*\}")
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_NO_OBJECT: Any = object()
 
 _Struct = TypeVar("_Struct")
 
@@ -35,25 +82,27 @@ class _Anything(msgspec.Struct):
 
 
 _anything = msgspec.json.Decoder(_Anything)
+_Known = msgspec.defstruct("_Known", [(key, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for key in KEYS])
+_decode_known = msgspec.json.Decoder(_Known).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
 
 
 class RequestBody:
     """
-    The body of a request and a view of its top level, which is read once, when it is first looked at.
+    The body of a request and a view of `KEYS` in its top level, which is read once, when it is first looked at.
 
-    What is no JSON object has no fields and is never changed: the backend will say what is wrong with it.
+    What is no JSON object has none of them and is never changed: the backend will say what is wrong with it.
 
     Attributes:
         data: The exact bytes.
     """
 
-    __slots__ = ("_fields", "data")
+    __slots__ = ("_known", "data")
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self._fields: Fields | None = None
+        self._known: Any = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RequestBody) and other.data == self.data
@@ -65,19 +114,14 @@ class RequestBody:
         return f"RequestBody({len(self.data)} bytes)"  # a requester's words stay out of logs
 
     @property
-    def fields(self) -> Fields:
-        """The top level; of a key that stands twice, the last value."""
-        if self._fields is None:
-            try:
-                self._fields = _decode_fields(self.data)
-            except _ERRORS:
-                self._fields = _NO_FIELDS
-        return self._fields
-
-    @property
     def is_object(self) -> bool:
         """Whether it is a JSON object."""
-        return self.fields is not _NO_FIELDS
+        if self._known is None:
+            try:
+                self._known = _decode_known(self.data)
+            except _ERRORS:
+                self._known = _NO_OBJECT
+        return self._known is not _NO_OBJECT
 
     @property
     def asks_for_stream(self) -> bool:
@@ -85,41 +129,36 @@ class RequestBody:
         return self.raw("stream") == b"true"
 
     def raw(self, key: str) -> bytes:
-        """Return the exact bytes of a value; empty when there is none."""
-        value = self.fields.get(key)
-        return b"" if value is None else bytes(value)
+        """Return the exact bytes of the value of one of `KEYS`, the last one of several; empty when there is none."""
+        value = getattr(self._known, key) if self.is_object else msgspec.UNSET
+        return b"" if value is msgspec.UNSET else bytes(value)
 
     def is_set(self, key: str) -> bool:
         """Whether a key asks for something: it is there, and not null, false, zero or empty."""
-        value = self.fields.get(key)
-        return value is not None and bytes(value) not in _NOTHING
-
-    def value(self, key: str) -> Any:
-        """Return a decoded value; `None` when there is none, or none that can be decoded."""
-        value = self.fields.get(key)
-        if value is None:
-            return None
-        try:
-            return msgspec.json.decode(value)
-        except _ERRORS:
-            return None
+        value = self.raw(key)
+        return bool(value) and value not in _NOTHING
 
     def with_changes(self, changes: Mapping[str, bytes | None]) -> bytes:
         """
         Return the bytes of an object with some keys set or removed.
 
         Args:
-            changes: New values as JSON by key; `None` removes the key.
+            changes: New values as JSON by key, one of `KEYS`; `None` removes the key.
         """
-        fields = self.fields
-        changes = {key: value for key, value in changes.items() if value is not None or key in fields}
+        if not self.is_object:
+            return self.data
+        present = {key for key in changes if self.raw(key)}
+        changes = {key: value for key, value in changes.items() if value is not None or key in present}
         if not changes:
             return self.data
-        if not any(key in fields for key in changes):
+        if present.isdisjoint(changes):
             added = b",".join(_encode(key) + b":" + value for key, value in changes.items() if value is not None)
             start = self.data.index(b"{") + 1
-            return self.data[:start] + added + (b"," if fields else b"") + self.data[start:]
-        values: dict[str, msgspec.Raw | bytes | None] = {**fields, **changes}
+            rest = self.data[start:]
+            return self.data[:start] + added + (b"" if _EMPTY.match(rest) else b",") + rest
+        if self.data.count(b'":') > _MAX_KEYS:
+            return self.data
+        values: dict[str, msgspec.Raw | bytes | None] = {**_decode_fields(self.data), **changes}
         return b"{" + b",".join(_encode(key) + b":" + bytes(v) for key, v in values.items() if v is not None) + b"}"
 
 

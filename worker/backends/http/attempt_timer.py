@@ -58,13 +58,11 @@ class AttemptTimer:
 
     def await_first_byte(self) -> None:
         """Start to wait for the first sign of an answer."""
-        self._kind = Fault.FIRST_BYTE_TIMEOUT
-        self._move(self._first_byte_at())
+        self._move(Fault.FIRST_BYTE_TIMEOUT, self._first_byte_at())
 
     def restart_idle(self) -> None:
         """Start to wait for the next sign of life."""
-        self._kind = Fault.IDLE_TIMEOUT
-        self._move(min(self._ends, self._now() + self._idle_s))
+        self._move(Fault.IDLE_TIMEOUT, min(self._ends, self._now() + self._idle_s))
 
     def stop(self) -> None:
         """Wait no longer for anything: the answer is there."""
@@ -73,8 +71,10 @@ class AttemptTimer:
     def _first_byte_at(self) -> float:
         return self._ends if self._first_byte_s is None else min(self._ends, self._now() + self._first_byte_s)
 
-    def _move(self, at: float) -> None:
-        self._at = at
+    def _move(self, kind: Fault, at: float) -> None:
+        if self._at is not None and self._now() > self._at:
+            return  # it has passed: no sign of life takes that back, however fast they come
+        self._kind, self._at = kind, at
         if self._timer is None:  # it has fired: nothing was waited for, or the sign of life came just in time
             self._timeout.reschedule(None)
             self._set_timer(at)

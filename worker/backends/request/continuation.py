@@ -11,7 +11,7 @@ each other there), https://github.com/sgl-project/sglang/blob/main/python/sglang
 (a final assistant message whose content is a string); neither repeats the message in its answer.
 """
 
-from typing import Any
+import re
 
 import msgspec
 
@@ -49,12 +49,22 @@ at its beginning again: the rest would be a second document."""
 _LIMITS = ("max_completion_tokens", "max_tokens")
 
 
+_TOKENS = re.compile(rb"-?[0-9]{1,18}")
+_MAX_COMMAS = 100_000
+"""Of a conversation that is taken apart to find its last message."""
+
+
 class _Message(msgspec.Struct):
     role: str = ""
 
 
+class _Format(msgspec.Struct):
+    type: str = ""
+
+
 _decode_messages = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_message = msgspec.json.Decoder(_Message).decode
+_decode_format = msgspec.json.Decoder(_Format).decode
 
 
 def continue_call(
@@ -76,9 +86,8 @@ def continue_call(
         return None
     changes = _opening(mode, endpoint, body, resume_point.text)
     for limit in _LIMITS:
-        tokens = body.value(limit)
-        if type(tokens) is int:
-            changes[limit] = b"%d" % max(1, tokens - resume_point.tokens)
+        if _TOKENS.fullmatch(body.raw(limit)):
+            changes[limit] = b"%d" % max(1, int(body.raw(limit)) - resume_point.tokens)
     changes |= form_changes(form, endpoint, body)
     return Call(
         body=body.with_changes(changes),
@@ -133,13 +142,18 @@ def _opening(mode: ContinuationMode, endpoint: Endpoint, body: RequestBody, text
 
 def _is_last_open(body: RequestBody) -> bool:
     """Whether the conversation does not end with a message of the assistant's, which the answer would go on from."""
+    raw = body.raw("messages")
+    if raw.count(b",") > _MAX_COMMAS:
+        return False
     try:
-        messages = _decode_messages(body.raw("messages"))
+        messages = _decode_messages(raw)
         return bool(messages) and _decode_message(messages[-1]).role not in {"", "assistant"}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
 
 
-def _format_of(body: RequestBody) -> Any:
-    wanted = body.value("response_format")
-    return wanted.get("type") if isinstance(wanted, dict) else None
+def _format_of(body: RequestBody) -> str:
+    try:
+        return _decode_format(body.raw("response_format")).type
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""

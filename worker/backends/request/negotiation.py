@@ -1,10 +1,16 @@
 """
 In which form a request is sent when a server refuses some: from the best form down to one that it accepts.
 
-A server that cannot stream, or does not know `stream_options`, says so with a 400 before it has generated anything.
-The same attempt then asks in the next lower form.  A form that was accepted is remembered by API and model, since the
-models behind one gateway differ.  A wrong guess teaches nothing: if the lower form is refused as well, the form was
-not the reason.
+A server that cannot stream, or does not know `stream_options`, says so before it has generated anything: with a 400
+that names its reason, with any other status, or in the first event.  The same attempt then asks in the next lower form,
+so that no failure which the stream alone has counts against the message or the backend.  It also asks for the whole
+answer where a stream broke by its own fault, lacks the usage or the log probabilities that a whole answer has, or never
+names a finish reason.  A request that asks for a stream itself gets a refusal as its answer unless that names the
+stream.
+
+A form that was accepted is remembered by API and model, since the models behind one gateway differ.  A wrong guess
+teaches nothing: if the lower form is refused as well, the form was not the reason.  Neither does the failure of one
+request where others were streamed well.
 
 Source: OpenAI refuses streams of some models to some organisations with `param: stream`,
 https://github.com/lobehub/lobehub/issues/9385.
@@ -12,11 +18,13 @@ https://github.com/lobehub/lobehub/issues/9385.
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields, replace
 
 from worker.backends.request.continuation import can_continue, continue_call, resume_point_of
-from worker.backends.request.stream import Call, Form, build_call, wanted_form
+from worker.backends.request.stream import Call, Form, build_call, lacks_something, wanted_form
 from worker.backends.streams.accumulator import Accumulator
-from worker.backends.streams.reading import encode_partial
+from worker.backends.streams.reading import CutStreamError, encode_partial
+from worker.errors import BackendError
 from worker.policy.answers import Flaw, find_flaw
 from worker.policy.normalise import normalise
 from worker.ports import AttemptResult, BackendRequest, ResumePoint
@@ -25,14 +33,21 @@ from worker.telemetry.logs import get_logger
 from worker.wire.body import RequestBody
 from worker.wire.endpoints import Endpoint, endpoint_of
 from worker.wire.http import is_success
+from worker.wire.usage import NO_USAGE
 
 MAX_REMEMBERED = 1000
 """APIs and models whose form is remembered; models are the requesters' to choose."""
 
 _REFUSALS = frozenset({400, 413, 422, 501})
 """Statuses by which servers refuse a request for what it asks."""
+_LATER = frozenset({408, 429, 504})
+"""... for when it came, or after the time for an answer was spent."""
+_OF_REQUEST = frozenset({400, 405, 406, 413, 415, 422, 500, 501})
+"""... with which a server that streams others may refuse to stream this one."""
 _NAMES_OPTIONS = re.compile(r"\bstream_options\b|\binclude_usage\b")
 _NAMES_STREAM = re.compile(r"\bstream(?:ing|ed|s)?\b", re.IGNORECASE)
+
+_SERVER_ERROR = 500
 
 _log = get_logger("backends")
 
@@ -55,6 +70,9 @@ class Negotiator:
         self.stream = stream
         self.continuation = continuation
         self._best: dict[Key, Form] = {}
+        self._streamed: set[Key] = set()
+        self._without: set[Key] = set()
+        self._cut: set[Key] = set()
         self._logged: set[Key] = set()
 
     def plan(self, request: BackendRequest) -> "Plan":
@@ -74,6 +92,32 @@ class Negotiator:
         refused = "stream_options" if form is Form.STREAM else "stream"
         _log.warning("streaming_refused", **self._line(key), refused=refused, error=reason)
 
+    def note_streamed(self, key: Key) -> None:
+        """Note that a whole answer came as a stream."""
+        if len(self._streamed) < MAX_REMEMBERED:
+            self._streamed.add(key)
+
+    def has_streamed(self, key: Key) -> bool:
+        """Whether a whole answer came as a stream."""
+        return key in self._streamed
+
+    def note_without(self, key: Key) -> None:
+        """Note that whole answers lack what the streamed ones lack."""
+        if len(self._without) < MAX_REMEMBERED:
+            self._without.add(key)
+
+    def is_without(self, key: Key) -> bool:
+        """Whether whole answers lack what the streamed ones lack."""
+        return key in self._without
+
+    def is_cut_again(self, key: Key) -> bool:
+        """Note that a stream was cut off behind some text; returns whether one was before."""
+        if key in self._cut:
+            return True
+        if len(self._cut) < MAX_REMEMBERED:
+            self._cut.add(key)
+        return False
+
     def note_refused_continuation(self, key: Key, reason: str) -> None:
         """Log, once for each API and model, that a text was not continued."""
         if key not in self._logged and len(self._logged) < MAX_REMEMBERED:
@@ -91,36 +135,57 @@ class Plan:
 
     Attributes:
         call: What is to be sent now.
+        broken: How the stream broke for which a whole answer is asked now.
     """
 
     def __init__(self, negotiator: Negotiator, request: BackendRequest) -> None:
         self._negotiator = negotiator
         self._request = request
         self._endpoint = endpoint_of(request.path)
+        self._key = _key(self._endpoint, request.body)
         self._refusal: str | None = None
+        self._is_about_form = True
+        self._kept: AttemptResult | None = None
+        self.broken: BackendError | None = None
         self.call = self._first(negotiator.form(self._endpoint, request.body))
 
     def reset(self, result: AttemptResult) -> None:
         """Clear the result of an earlier call's answer; what a continuation goes on from stays in it."""
         result.status, result.headers, result.body, result.is_whole = None, {}, b"", False
         result.partial, result.resume_point, result.salvaged_tokens = None, None, None
+        result.streamed, result.in_stream, result.missing_done = False, False, False
+        result.first_token_at, result.stream_usage, result.content_events = None, None, 0
         if self.call.salvaged_tokens is not None:
             prefix = self.call.new_accumulator()
             result.partial = encode_partial(prefix) if prefix is not None else None
             result.resume_point = self._request.resume_point
 
-    def fall_back(self, result: AttemptResult) -> bool:
-        """Fall back to the next lower form if the answer refuses this one; returns whether there is a call to send."""
+    def fall_back(self, result: AttemptResult, broken: BackendError | None = None) -> bool:
+        """
+        Fall back to a lower form if the answer is one that only this form has; returns whether there is a call to send.
+
+        Args:
+            result: Of the call.
+            broken: How its stream broke by its own fault; `None` if it did not.
+        """
         if self.call.form is Form.UNARY:
             self._learn(result)
             return False
         if self.call.salvaged_tokens is not None:
             return self._start_anew(result)
-        form = self._lower_form(result)
+        form = self._lower_form(result, broken)
         if form is None:
             self._learn(result)
             return False
         self.call = build_call(self._endpoint, self._request.body, form)
+        return True
+
+    def restore(self, result: AttemptResult) -> bool:
+        """Restore the whole streamed answer to which something was missing; returns whether there is one."""
+        if self._kept is None:
+            return False
+        for field in fields(AttemptResult):
+            setattr(result, field.name, getattr(self._kept, field.name))
         return True
 
     def resume_point(self, accumulator: Accumulator) -> ResumePoint | None:
@@ -152,13 +217,36 @@ class Plan:
         if result.streamed or not (is_good or result.status in _REFUSALS):
             return False
         reason = "no stream" if is_good else _message_of(result)
-        self._negotiator.note_refused_continuation(_key(self._endpoint, self._request.body), reason)
+        self._negotiator.note_refused_continuation(self._key, reason)
         self.call = build_call(self._endpoint, self._request.body, self.call.form)
         return True
 
-    def _lower_form(self, result: AttemptResult) -> Form | None:
+    def _lower_form(self, result: AttemptResult, broken: BackendError | None) -> Form | None:
+        """Return the form to ask for instead when this one may be the reason for how the call ended."""
+        form = self._named_form(result)
+        if form is not None or self._negotiator.stream == "always":
+            return form
+        has_streamed = self._negotiator.has_streamed(self._key)
+        if broken is not None:
+            if result.content_events > 0:
+                if has_streamed or result.resume_point is not None:
+                    return None
+                if isinstance(broken, CutStreamError) and not self._negotiator.is_cut_again(self._key):
+                    return None
+            self.broken, self._refusal = broken, broken.detail
+        elif self._is_refused(result, has_streamed=has_streamed):
+            self._refusal = _message_of(result)
+        elif self._lacks_something(result):
+            self._kept, self._refusal = replace(result), "the stream lacks usage or log probabilities"
+            return Form.UNARY
+        else:
+            return None
+        self._is_about_form = not has_streamed
+        return Form.UNARY
+
+    def _named_form(self, result: AttemptResult) -> Form | None:
         """Return the form to ask for instead when the answer names this one as its reason."""
-        if result.status not in _REFUSALS:
+        if result.status not in _REFUSALS and not _is_first_event(result):
             return None
         facts = normalise(result.status, result.headers, result.body)
         text = f"{facts.param or ''} {facts.message}"
@@ -171,10 +259,47 @@ class Plan:
         self._refusal = facts.message
         return form
 
+    def _is_refused(self, result: AttemptResult, *, has_streamed: bool) -> bool:
+        """Whether the answer is an error that a whole answer might not be."""
+        status = result.status or 0
+        if is_success(status):
+            if result.streamed and not _is_first_event(result):
+                return False
+            if not result.streamed and find_flaw(self._request.path, result.body) is None:
+                return False
+            status = normalise(None, result.headers, result.body).status_hint or _SERVER_ERROR
+        if status in _LATER or "retry-after" in result.headers or (has_streamed and status not in _OF_REQUEST):
+            return False
+        return not self._request.body.asks_for_stream or status >= _SERVER_ERROR
+
+    def _lacks_something(self, result: AttemptResult) -> bool:
+        return (
+            result.is_whole
+            and not self._negotiator.is_without(self._key)
+            and lacks_something(self._endpoint, self._request.body, self.call.form, result)
+        )
+
     def _learn(self, result: AttemptResult) -> None:
-        """Remember a lower form that was accepted."""
-        if self._refusal is not None and is_success(result.status):
-            self._negotiator.remember(_key(self._endpoint, self._request.body), self.call.form, self._refusal[:300])
+        """Remember a lower form that was accepted, and that streams work."""
+        if result.is_whole:
+            self._negotiator.note_streamed(self._key)
+        if self._refusal is None:
+            return
+        is_good = is_success(result.status) and find_flaw(self._request.path, result.body) is None
+        if self._kept is not None:
+            if not is_good:
+                self.restore(result)
+                return
+            if self._kept.stream_usage is None and result.usage == NO_USAGE:
+                self._negotiator.note_without(self._key)
+                return
+        if is_good and self._is_about_form:
+            self._negotiator.remember(self._key, self.call.form, self._refusal[:300])
+
+
+def _is_first_event(result: AttemptResult) -> bool:
+    """Whether an error came in a stream before any text."""
+    return result.in_stream and result.content_events == 0
 
 
 def _key(endpoint: Endpoint, body: RequestBody) -> Key:

@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+import msgspec
+
 from worker.backends.streams.accumulator import Accumulator
 from worker.backends.streams.reading import accumulator_for
+from worker.ports import AttemptResult
 from worker.settings.schema import StreamMode
-from worker.wire.body import RequestBody
+from worker.wire.body import NOT_GIVEN, RequestBody
 from worker.wire.endpoints import COMPLETIONS, RESPONSES, Endpoint
 
 UNARY_FEATURES = (
@@ -44,9 +47,17 @@ DIFFERENT_IN_STREAMS = (
 Source: https://github.com/vllm-project/vllm/issues/18108, 21301, 19056 and 11392 for tool calls."""
 
 _TRUE = b"true"
+_BOOLEANS = frozenset({b"true", b"false", *NOT_GIVEN})
 _ALONE = b'{"include_usage":true}'
+_GIVEN_IF_ZERO = frozenset({"logprobs", "top_logprobs"})
+"""`"logprobs": 0` asks a completion for the log probability of each token and of no other."""
+_COUNT = re.compile(rb"[1-9][0-9]{0,8}")
 _LIST_OF_PROMPTS = re.compile(rb'\[\s*["\[]')
 """Texts or lists of tokens; one list of tokens is one prompt."""
+_MAX_COMMAS = 100_000
+"""Of prompts that are counted: to count more of them would take more time and memory than a stream is worth."""
+
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class Form(IntEnum):
@@ -79,38 +90,75 @@ def wanted_form(mode: StreamMode, endpoint: Endpoint, body: RequestBody) -> Form
         endpoint: Of the request's path.
         body: Of the request.
     """
-    if mode == "never" or not endpoint.is_streamable or not body.is_object:
+    if mode == "never" or not endpoint.is_streamable or not body.is_object or is_for_the_server(body):
         return Form.UNARY
     is_wanted = body.asks_for_stream if mode == "as_requested" else not any(map(body.is_set, UNARY_FEATURES))
+    choices = choices_of(endpoint, body)
     if is_wanted and mode == "auto":
         # With several choices a server that ignores `n` looks like a stream that broke.
-        is_wanted = choices_of(endpoint, body) == 1 and not any(map(body.is_set, DIFFERENT_IN_STREAMS))
-    if not is_wanted:
+        is_wanted = choices == 1 and not any(_is_asked(body, key) for key in DIFFERENT_IN_STREAMS)
+    if not is_wanted or choices is None:
         return Form.UNARY
     return Form.STREAM_WITH_USAGE if endpoint.counts_on_request else Form.STREAM
 
 
-def choices_of(endpoint: Endpoint, body: RequestBody) -> int:
+def is_for_the_server(body: RequestBody) -> bool:
+    """
+    Whether a request asks for its stream in a way that servers refuse: they say so, if it reaches them as it is.
+
+    A `stream` that is no boolean, `stream_options` that are no object, have an `include_usage` that is no boolean, or
+    stand there without `"stream": true`.
+    """
+    if body.raw("stream") not in _BOOLEANS:
+        return True
+    options = body.raw("stream_options")
+    if options in NOT_GIVEN:
+        return False
+    options_body = RequestBody(options)
+    return not body.asks_for_stream or not options_body.is_object or options_body.raw("include_usage") not in _BOOLEANS
+
+
+def choices_of(endpoint: Endpoint, body: RequestBody) -> int | None:
     """
     Return how many choices a whole answer has: `n`, times the prompts of completions; 1 where that makes no sense.
+
+    `None` if there are too many prompts to count them.
 
     Source: https://platform.openai.com/docs/api-reference/completions/create; a prompt is a text or a list of tokens.
     """
     if endpoint is RESPONSES:
         return 1
-    n = body.value("n") if "n" in body.fields else 1
-    n = n if type(n) is int and n > 0 else 1
-    if endpoint is not COMPLETIONS or _LIST_OF_PROMPTS.match(body.raw("prompt")) is None:
+    raw_n = body.raw("n")
+    n = int(raw_n) if _COUNT.fullmatch(raw_n) else 1
+    prompts = body.raw("prompt") if endpoint is COMPLETIONS else b""
+    if _LIST_OF_PROMPTS.match(prompts) is None:
         return n
-    prompts = body.value("prompt")
-    return n * len(prompts) if isinstance(prompts, list) else n
+    return None if prompts.count(b",") > _MAX_COMMAS else n * len(_decode_list(prompts))
+
+
+def lacks_something(endpoint: Endpoint, body: RequestBody, form: Form, result: AttemptResult) -> bool:
+    """
+    Whether a whole streamed answer lacks the usage or the log probabilities that a whole one would have.
+
+    Args:
+        endpoint: Of the request's path.
+        body: As the requester wrote it.
+        form: In which it was sent.
+        result: With the answer.
+    """
+    wants_usage = form is Form.STREAM_WITH_USAGE and (not body.asks_for_stream or _includes_usage(body))
+    if wants_usage and result.stream_usage is None:
+        return True
+    if not endpoint.counts_on_request or not _is_asked(body, "logprobs"):
+        return False
+    return any(bytes(choice.logprobs) == b"null" for choice in _decode_answer(result.body).choices)
 
 
 def form_changes(form: Form, endpoint: Endpoint, body: RequestBody) -> dict[str, bytes | None]:
     """Return the keys to set and to remove so that a body asks for the form; empty when it does already."""
     asks = body.asks_for_stream
     if form is Form.UNARY:
-        return {"stream": None, "stream_options": None} if asks else {}
+        return {"stream": None, "stream_options": None} if asks and not is_for_the_server(body) else {}
     changes: dict[str, bytes | None] = {} if asks else {"stream": _TRUE}
     if form is Form.STREAM_WITH_USAGE:
         if not _includes_usage(body):
@@ -129,13 +177,27 @@ def build_call(endpoint: Endpoint, body: RequestBody, form: Form) -> Call:
 def accumulator_maker(
     endpoint: Endpoint, body: RequestBody, prefix: Mapping[int, str] | None = None
 ) -> Callable[[], Accumulator | None]:
-    """Return what makes the accumulator of a request; usage is left out if the request itself streams without it."""
+    """Return what makes the accumulator of a request."""
 
     def make() -> Accumulator | None:
-        keep_usage = not body.asks_for_stream or _includes_usage(body)
-        return accumulator_for(endpoint, choices=choices_of(endpoint, body), keep_usage=keep_usage, prefix=prefix)
+        return accumulator_for(endpoint, choices=choices_of(endpoint, body) or 1, prefix=prefix)
 
     return make
+
+
+def _is_asked(body: RequestBody, key: str) -> bool:
+    return body.is_set(key) or (key in _GIVEN_IF_ZERO and body.raw(key) == b"0")
+
+
+class _Choice(msgspec.Struct):
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 def _options(body: RequestBody) -> RequestBody:

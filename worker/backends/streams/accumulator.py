@@ -7,8 +7,8 @@ note the first token and when to restart the idle timer::
 
     accumulator, parser = accumulator_for(endpoint), SSEParser()
     async for chunk in response:
-        progress = accumulator.feed_all(parser.feed(chunk))
-    accumulator.feed_all(parser.close())
+        for event in parser.feed(chunk):
+            progress = accumulator.feed(event)
     body = accumulator.result() if accumulator.is_complete() else accumulator.partial()
 
 The assembled body equals the whole one: they are the same JSON value once nulls and empty lists are dropped, and `id`,
@@ -22,8 +22,8 @@ protocol's shape.
 """
 
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -43,6 +43,14 @@ _DETAIL_BYTES = 2048  # as much of a strange event as an error envelope may carr
 _HEARTBEATS = frozenset({"keepalive", "ping"})
 _MAX_DEPTH = 100  # of nesting; house decision, far below where the encoder would give up (about 1,000)
 _FEW_BRACKETS = 100
+SMALL_BYTES = 64 * 1024
+"""An event up to this is decoded without looking at what it holds."""
+_MAX_VALUES = 200_000
+"""Of one event, decoded in some 20 ms and 20 MB.  Streams come in small events; whole answers and the log probabilities
+of long prompts are far below."""
+_COUNTED_BYTES = 4 * 1024 * 1024
+"""Of a longer event the commas inside its texts are counted as well: telling them apart would take too long."""
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 
 _decode = msgspec.json.Decoder().decode
 
@@ -62,7 +70,7 @@ class MalformedEventError(BackendError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What one event, or one batch of events, brought."""
+    """What one event brought."""
 
     data: bool = False
     """Something of the protocol came: restart the idle timer.  Heartbeats (empty events, `keepalive`) are not that."""
@@ -86,12 +94,15 @@ class Accumulator(ABC):
             envelope; once it is set, the stream has failed, whatever follows.
         done: `[DONE]` was seen.
         content_events: Events with generated text so far; servers send about one a token.
+        is_reopened: Text came behind a finish reason.  The server's finish reasons prove nothing then: such an answer
+            is whole when the stream has ended as well, by `[DONE]` or by the end of the response.
     """
 
     def __init__(self) -> None:
         self.error: bytes | None = None
         self.done = False
         self.content_events = 0
+        self.is_reopened = False
         self._needs_repair = False
 
     def feed(self, event: Event) -> Progress:
@@ -103,18 +114,10 @@ class Accumulator(ABC):
         """
         return _PROGRESS[self._feed(event)]
 
-    def feed_all(self, events: Iterable[Event]) -> Progress:
-        """
-        Merge a batch, such as the events of one network read, and return what all of them brought together.
-
-        Raises:
-            MalformedEventError: As in `feed`; the events before it are merged.
-        """
-        bits = 0
-        feed = self._feed
-        for event in events:
-            bits |= feed(event)
-        return _PROGRESS[bits]
+    @property
+    def is_over(self) -> bool:
+        """Whether the protocol promises nothing more: an error or `[DONE]` came, or the API's last event."""
+        return self.error is not None or self.done
 
     @abstractmethod
     def is_complete(self) -> bool:
@@ -175,7 +178,7 @@ class Accumulator(ABC):
 
     def _feed_any(self, event: Event) -> int:
         data = event.data.strip()
-        if not data:
+        if not data or data == b"null":  # llama.cpp begins some streams with a null
             return 0
         if data == b"[DONE]":
             self.done = True
@@ -236,8 +239,10 @@ def _decode_event(data: bytes) -> tuple[dict[str, Any], bool]:
     A list of one object is that object (Gemini's compatibility layer).
 
     Raises:
-        ValueError: Not JSON, not an object, or nested more than 100 deep.
+        ValueError: Not JSON, not an object, nested more than 100 deep, or with too many values.
     """
+    if len(data) > SMALL_BYTES and _holds_more_than(data, _MAX_VALUES):
+        raise ValueError("an event holds too many values")
     has_halves = False
     try:
         chunk = _decode(data)
@@ -296,6 +301,17 @@ def _decode_halves(data: bytes) -> Any:
         raise ValueError("an event is nested too deeply") from None
     except ValueError:
         raise ValueError("an event is not JSON") from None
+
+
+def _holds_more_than(data: bytes, limit: int) -> bool:
+    """Whether JSON holds more values than so many, by its raw bytes."""
+    if _count_values(data) <= limit:
+        return False
+    return len(data) > _COUNTED_BYTES or _count_values(_STRING.sub(b"", data)) > limit
+
+
+def _count_values(data: bytes) -> int:
+    return data.count(b",") + data.count(b"{") + data.count(b"[")
 
 
 def _is_deeper_than(value: Any, depth: int) -> bool:

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from worker.backends.streams.accumulator import CONTENT, DATA, Accumulator, has_counts
-from worker.backends.streams.merge import ShapeError, Text, ToolCalls, finished, merge
+from worker.backends.streams.accumulator import CONTENT, DATA, SMALL_BYTES, Accumulator, has_counts
+from worker.backends.streams.merge import MAX_ENTRIES, Parts, ShapeError, Text, ToolCalls, extend_lists, finished, merge
 from worker.backends.streams.shortcut import CommonChatChoice, CommonChatChunk, CommonTextChoice, CommonTextChunk
 from worker.backends.streams.sse import Event
 
@@ -27,6 +27,7 @@ _NOT_MERGED = frozenset({"choices", "object", "obfuscation", "usage"})
 _NOT_IN_UNARY = frozenset(
     {"content_filter_offsets", "content_filter_raw"}
 )  # how far Azure's filter has come in the text
+_MAX_CALLS = 10_000  # tool calls of all choices together
 _GIVE_UP_AFTER = 8  # uncommon chunks in a row: the stream is of another kind, so stop trying
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal", "reasoning", "reasoning_content")
 _GENERATED = {
@@ -47,19 +48,16 @@ class Choice:
     Attributes:
         message: The message, see `merge`; in completions, its `content` is the choice's `text`.
         fields: Everything else of the choice, `finish_reason` and `logprobs` among it.
+        is_finished: A finish reason came, and no text behind it; some servers send an empty one until then.
     """
 
-    __slots__ = ("fields", "index", "message")
+    __slots__ = ("fields", "index", "is_finished", "message")
 
     def __init__(self, index: int, prefix: str = "") -> None:
         self.index = index
         self.fields: dict[str, Any] = {}
         self.message: dict[str, Any] = {"content": Text(prefix)} if prefix else {}
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether a finish reason came; some servers send an empty one until then."""
-        return bool(self.fields.get("finish_reason"))
+        self.is_finished = False
 
     @property
     def is_text_only(self) -> bool:
@@ -78,22 +76,21 @@ class ChoicesAccumulator(Accumulator):
     _common: ClassVar[msgspec.json.Decoder[Any]]
     _message_keys: ClassVar[frozenset[str]]
 
-    def __init__(self, *, choices: int = 1, keep_usage: bool = True, prefix: Mapping[int, str] | None = None) -> None:
+    def __init__(self, *, choices: int = 1, prefix: Mapping[int, str] | None = None) -> None:
         """
         Start before the first event.
 
         Args:
             choices: How many choices the request asks for; fewer are not a complete answer.
-            keep_usage: Whether the result has a `usage`.  An unstreamed answer always has one; `False` is for a request
-                that asked for a stream without `stream_options.include_usage`.
             prefix: Text by choice index that an earlier attempt generated and this one continues.
         """
         super().__init__()
         self._expected = choices
-        self._keep_usage = keep_usage
         self._top: dict[str, Any] = {}
         self._usage: dict[str, Any] | None = None
         self._choices = {index: Choice(index, text) for index, text in (prefix or {}).items()}
+        self._open = len(self._choices)  # without a finish reason
+        self._calls = 0
         self._has_prefix = any((prefix or {}).values())
         self._last_top: tuple[Any, ...] | None = None
         self._misses = 0
@@ -115,21 +112,17 @@ class ChoicesAccumulator(Accumulator):
 
     def is_complete(self) -> bool:
         """See the contract: every choice asked for has a finish reason; `[DONE]` proves nothing and is not needed."""
-        return (
-            self.error is None
-            and len(self._choices) >= self._expected
-            and all(choice.is_finished for choice in self._choices.values())
-        )
+        return self._open == 0 and len(self._choices) >= self._expected and self.error is None
 
     def result(self) -> bytes:
         """See the contract."""
-        return self._encoded(self._body(self._usage if self._keep_usage else None))
+        return self._encoded(self._body(self._usage))
 
     def partial(self) -> dict[str, Any] | None:
         """See the contract; a choice that was not finished has a `finish_reason` of null."""
         if not self.has_partial:
             return None
-        body: dict[str, Any] = self._clean(self._body(self.usage if self._keep_usage else None))
+        body: dict[str, Any] = self._clean(self._body(self.usage))
         return body
 
     def generated_text(self) -> dict[int, str]:
@@ -138,7 +131,7 @@ class ChoicesAccumulator(Accumulator):
         return {i: self._clean(str(text)) if isinstance(text, Text) else "" for i, text in contents.items()}
 
     def _merge_common(self, event: Event) -> int:
-        if self._misses >= _GIVE_UP_AFTER or event.name:
+        if self._misses >= _GIVE_UP_AFTER or event.name or len(event.data) > SMALL_BYTES:
             return -1
         try:
             chunk = self._common.decode(event.data)
@@ -159,6 +152,8 @@ class ChoicesAccumulator(Accumulator):
         self._misses = 0
         if bits & CONTENT:
             self.content_events += 1
+            if choice.is_finished:
+                self._reopen(choice)
         return bits
 
     @abstractmethod
@@ -185,8 +180,20 @@ class ChoicesAccumulator(Accumulator):
             choice = self._choice_of(part)
             if self._merge_message(choice, part):
                 bits |= CONTENT
+                if choice.is_finished and not isinstance(part.get("message"), dict):
+                    self._reopen(choice)
             self._merge_fields(choice.fields, part)
+            if not choice.is_finished and choice.fields.get("finish_reason"):
+                choice.is_finished = True
+                self._open -= 1
         return bits
+
+    def _reopen(self, choice: Choice) -> None:
+        """Take a finish reason back: text came behind it."""
+        choice.is_finished = False
+        choice.fields["finish_reason"] = None
+        self._open += 1
+        self.is_reopened = True
 
     def _merge_top(self, chunk: dict[str, Any]) -> None:
         top = self._top
@@ -194,9 +201,13 @@ class ChoicesAccumulator(Accumulator):
             if key in _NOT_MERGED:
                 continue
             # Null, an empty string and a `created` of 0 (Azure's annotations) take nothing away from what is known.
+            if value == "" and key != "id":
+                continue
             says_nothing = value is None or value == "" or (key == "created" and not value)
             if not says_nothing or top.get(key) is None:
                 top[key] = value
+        if len(top) > MAX_ENTRIES:
+            raise ShapeError(f"a chunk has more than {MAX_ENTRIES} fields")
         get = chunk.get
         self._last_top = (get("id"), get("created"), get("model"), get("system_fingerprint"), get("service_tier"))
         usage = chunk.get("usage")
@@ -211,7 +222,10 @@ class ChoicesAccumulator(Accumulator):
             raise ShapeError("a choice's `index` is not a number")
         choice = self._choices.get(index)
         if choice is None:
+            if len(self._choices) >= max(MAX_ENTRIES, self._expected):
+                raise ShapeError(f"more than {len(self._choices)} choices")
             self._choices[index] = choice = Choice(index)
+            self._open += 1
         return choice
 
     def _merge_fields(self, fields: dict[str, Any], part: dict[str, Any]) -> None:
@@ -219,12 +233,14 @@ class ChoicesAccumulator(Accumulator):
             known = fields.get(key)
             if key == "index" or key in self._message_keys or key in _NOT_IN_UNARY:
                 continue
-            if value is None or value == "":
-                fields.setdefault(key, value)
+            if value is None:
+                fields.setdefault(key, None)
+            elif value == "":
+                continue
             elif key == "logprobs" and isinstance(value, dict):
                 if not isinstance(known, dict):
                     fields[key] = known = {}
-                merge(known, value)
+                extend_lists(known, value)
             elif key == "token_ids" and isinstance(value, list) and isinstance(known, list):
                 known.extend(value)
             elif key == "content_filter_results" and isinstance(value, dict):
@@ -232,6 +248,8 @@ class ChoicesAccumulator(Accumulator):
                 fields[key] = {**known, **value} if isinstance(known, dict) else value
             else:
                 fields[key] = value
+        if len(fields) > MAX_ENTRIES:
+            raise ShapeError(f"a choice has more than {MAX_ENTRIES} fields")
 
     def _body(self, usage: dict[str, Any] | None) -> dict[str, Any]:
         body = {key: self._top.get(key) for key in _LEADING if key in self._top or key == "object"}
@@ -286,15 +304,22 @@ class ChatAccumulator(ChoicesAccumulator):
             return False
         if not isinstance(delta, dict):
             raise ShapeError("a choice's `delta` is not an object")
+        before = _calls_of(choice)
         merge(choice.message, delta)
+        self._calls += _calls_of(choice) - before
+        if self._calls > _MAX_CALLS:
+            raise ShapeError(f"more than {_MAX_CALLS} tool calls")
         return _is_generated(delta)
 
     def _choice_body(self, choice: Choice) -> dict[str, Any]:
-        message = finished(choice.message)
+        message = {key: value for key, value in finished(choice.message).items() if value != "" or key == "content"}
         message["role"] = message.get("role") or "assistant"
         if not message.get("content") and any(message.get(key) for key in _INSTEAD_OF_CONTENT):
             message["content"] = None  # most streams begin with an empty string; unstreamed, nothing stands there
         message.setdefault("content", None)
+        call = message.get("function_call")
+        if isinstance(call, dict) and call.get("arguments") is None:
+            message["function_call"] = {**call, "arguments": ""}
         return _with_fields({"index": choice.index, "message": message}, choice)
 
 
@@ -349,6 +374,11 @@ def _is_generated(delta: dict[str, Any]) -> bool:
     return False
 
 
+def _calls_of(choice: Choice) -> int:
+    calls = choice.message.get("tool_calls")
+    return len(calls) if type(calls) is ToolCalls else 0
+
+
 def _is_generated_call(function: Any) -> bool:
     return isinstance(function, dict) and bool(
         function.get("arguments") or function.get("name") or function.get("input")
@@ -356,6 +386,6 @@ def _is_generated_call(function: Any) -> bool:
 
 
 def _is_filled(value: Any) -> bool:
-    if isinstance(value, ToolCalls):
+    if isinstance(value, (ToolCalls, Parts)):
         return len(value) > 0
     return bool(str(value)) if isinstance(value, Text) else bool(value)

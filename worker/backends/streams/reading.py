@@ -6,7 +6,11 @@ it: what restarts a timer, when the first token came, when to stop reading, and 
 whole.  Whatever ends the reading, an error, a cancellation or the end of the stream, the result knows what had come.
 
 An answer is whole when its protocol says so, never because the connection ended well; so once it is whole, nothing that
-happens to the connection can spoil it.
+happens to the connection can spoil it, and no event that cannot be read.  What follows is read all the same, with the
+limits of the rest of the stream, until the server says that this was all: the usage may follow, verdicts of a filter,
+an error, or more text, which makes the answer unfinished again.
+
+Events are taken one by one: where the network cut them makes no difference.
 """
 
 import asyncio
@@ -18,26 +22,28 @@ import httpx
 import msgspec
 
 from worker.backends.http.attempt_timer import AttemptTimer
-from worker.backends.streams.accumulator import Accumulator, MalformedEventError, Progress
+from worker.backends.streams.accumulator import Accumulator, MalformedEventError
 from worker.backends.streams.choices import ChatAccumulator, CompletionAccumulator
 from worker.backends.streams.responses import ResponsesAccumulator
 from worker.backends.streams.sse import Event, SSEParser
 from worker.errors import BackendError
 from worker.policy.model import Fault
-from worker.policy.normalise import looks_like_events
 from worker.ports import AttemptResult, ResumePoint
 from worker.wire.endpoints import CHAT, COMPLETIONS, RESPONSES, Endpoint
 from worker.wire.http import is_success
 
-LINGER_S = 5.0
-"""How long an answer that is whole waits for what usually follows at once: the usage, the last verdicts of a filter,
-`[DONE]`.  House decision: they need no generation, so seconds are plenty."""
-LINGER_AFTER_DONE_S = 1.0
-"""... and how long after `[DONE]` for the end of the response, without which the connection cannot be used again."""
+LINGER_S = 1.0
+"""How long the end of the response is waited for behind the stream's last event, without which the connection cannot be
+used again."""
+MAX_EVIDENCE_BYTES = 2048
+"""As much of the beginning of a stream that broke as an error envelope may carry."""
+
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
+_BLANK = b"\xef\xbb\xbf\r\n\t "
 
 
 def accumulator_for(
-    endpoint: Endpoint, *, choices: int = 1, keep_usage: bool = True, prefix: Mapping[int, str] | None = None
+    endpoint: Endpoint, *, choices: int = 1, prefix: Mapping[int, str] | None = None
 ) -> Accumulator | None:
     """
     Return a new accumulator for a request to an API, or `None` when its answers cannot be streamed.
@@ -45,15 +51,21 @@ def accumulator_for(
     Args:
         endpoint: The API.
         choices: How many choices the request asks for; fewer are not a complete answer.
-        keep_usage: `False` removes `usage` from the result: the request itself asked for a stream, and not for usage.
         prefix: Text by choice index which an earlier attempt generated and this one is asked to continue; the result
             begins with it.  Not for the Responses API.
     """
     if endpoint is CHAT:
-        return ChatAccumulator(choices=choices, keep_usage=keep_usage, prefix=prefix)
+        return ChatAccumulator(choices=choices, prefix=prefix)
     if endpoint is COMPLETIONS:
-        return CompletionAccumulator(choices=choices, keep_usage=keep_usage, prefix=prefix)
+        return CompletionAccumulator(choices=choices, prefix=prefix)
     return ResponsesAccumulator() if endpoint is RESPONSES else None
+
+
+class CutStreamError(BackendError):
+    """The response ended before the stream did: the server never says more, or something cut it off."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Fault.STREAM_BROKEN, detail)
 
 
 class StreamedAnswer:
@@ -84,15 +96,28 @@ class StreamedAnswer:
         self._clock = clock
         self._parser = SSEParser()
         self._size = 0
+        self._head = b""
+        self._has_ended = False
+        self._unread: MalformedEventError | None = None
 
     async def read(
-        self, chunks: AsyncIterator[bytes], timer: AttemptTimer, on_first_token: Callable[[], None] | None = None
+        self,
+        head: bytes,
+        chunks: AsyncIterator[bytes],
+        timer: AttemptTimer,
+        on_first_token: Callable[[], None] | None = None,
     ) -> None:
         """
-        Read the stream until the answer is whole or an error event comes; then the result has it.
+        Read the stream until the protocol promises nothing more, an error event comes, or the response ends.
 
         Until the first generated text the limit of the first byte goes on; from then on data restarts the idle timer,
         and comments do not.
+
+        Args:
+            head: Bytes of the stream that were read already.
+            chunks: The rest of it.
+            timer: Of the attempt.
+            on_first_token: Called once, when the first generated text came.
 
         Raises:
             BackendError: It ended without its end, was malformed or too long; retryable.
@@ -100,70 +125,91 @@ class StreamedAnswer:
 
         Cancellation: what had come is in the result, which `is_whole` when the cancellation only cut off what follows.
         """
-        result = self._result
+        accumulator = self._accumulator
         try:
-            async for chunk in chunks:
-                progress = self._take(chunk)
-                if result.first_token_at is not None:
-                    if progress.data:
-                        timer.restart_idle()
-                elif progress.content:
-                    result.first_token_at = self._clock()
-                    timer.restart_idle()
-                    if on_first_token is not None:
-                        on_first_token()
-                if progress.error or self._accumulator.is_complete():
-                    timer.stop()
-                    await self._linger(chunks)
+            self._take(head, timer, on_first_token)
+            while not accumulator.is_over:
+                chunk = await anext(chunks, b"")
+                if not chunk:
+                    self._end(timer, on_first_token)
                     return
-            self._feed(self._parser.close())
-            self._check_end()
+                self._take(chunk, timer, on_first_token)
+            timer.stop()
+            await self._linger(chunks)
+            self._check_done()
+        except (BackendError, httpx.HTTPError, OSError):
+            if not self._is_whole():
+                raise
         finally:
             self._note()
 
-    def assemble(self, body: bytes) -> None:
-        """
-        Take a whole stream that came as something else: the text of its events under another content type.
+    def _is_whole(self) -> bool:
+        accumulator = self._accumulator
+        return accumulator.is_complete() and (not accumulator.is_reopened or accumulator.is_over or self._has_ended)
 
-        Raises:
-            BackendError: As in `read`.
-        """
-        try:
-            self._take(body)
-            self._feed(self._parser.close())
-            self._check_end()
-        finally:
-            self._note()
-
-    def _check_end(self) -> None:
-        if self._accumulator.error is None and not self._accumulator.is_complete():
-            raise BackendError(Fault.STREAM_BROKEN, "the stream ended before the answer was whole")
-
-    def _take(self, chunk: bytes) -> Progress:
+    def _take(self, chunk: bytes, timer: AttemptTimer, on_first_token: Callable[[], None] | None) -> None:
+        """Take what came, as far as the limit of all bytes allows."""
+        if len(self._head) < MAX_EVIDENCE_BYTES:
+            self._head += chunk[: MAX_EVIDENCE_BYTES - len(self._head)]
+        left = self._max_bytes - self._size
         self._size += len(chunk)
-        if self._size > self._max_bytes:
+        self._feed(self._parser.feed(chunk if len(chunk) <= left else chunk[:left]), timer, on_first_token)
+        if len(chunk) > left and not self._accumulator.is_over:
             raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {self._max_bytes} bytes")
-        return self._feed(self._parser.feed(chunk))
 
-    def _feed(self, events: list[Event]) -> Progress:
+    def _end(self, timer: AttemptTimer, on_first_token: Callable[[], None] | None) -> None:
+        """The response has ended."""
+        self._feed(self._parser.close(), timer, on_first_token)
+        self._has_ended = True
+        if self._accumulator.error is None and not self._is_whole():
+            raise CutStreamError(
+                "the stream ended before the answer was whole" if self._head else "the stream is empty"
+            )
+
+    def _check_done(self) -> None:
+        if self._accumulator.error is None and not self._is_whole():
+            raise BackendError(Fault.STREAM_BROKEN, "`[DONE]` came before a finish reason")
+
+    def _feed(self, events: list[Event], timer: AttemptTimer, on_first_token: Callable[[], None] | None) -> None:
+        """Merge events up to the last one that counts, and note what they brought, also where one of them is broken."""
+        accumulator, result = self._accumulator, self._result
+        has_data = has_content = False
         try:
-            return self._accumulator.feed_all(events)
-        except MalformedEventError as error:
-            self._result.body = error.data
-            raise
+            for event in events:
+                try:
+                    progress = accumulator.feed(event)
+                except MalformedEventError as error:
+                    if not self._is_whole():
+                        result.body = error.data
+                        raise
+                    self._unread = error
+                    continue
+                if self._unread is not None and accumulator.is_reopened:  # it was in the middle of the answer
+                    result.body = self._unread.data
+                    raise self._unread
+                has_data |= progress.data
+                has_content |= progress.content
+                if accumulator.is_over:
+                    break
+        finally:
+            if result.first_token_at is not None:
+                if has_data:
+                    timer.restart_idle()
+            elif has_content:
+                result.first_token_at = self._clock()
+                timer.restart_idle()
+                if on_first_token is not None:
+                    on_first_token()
 
     async def _linger(self, chunks: AsyncIterator[bytes]) -> None:
-        """Read what follows a whole answer or an error, for a short time; what goes wrong with it now is no matter."""
-        accumulator = self._accumulator
-        limit_s = LINGER_AFTER_DONE_S if _is_over(accumulator) else LINGER_S
+        """Read on to the end of the response, for a short time; what comes and what goes wrong now is no matter."""
         with suppress(BackendError, httpx.HTTPError, OSError):  # a TimeoutError is an OSError
-            async with asyncio.timeout(limit_s) as timeout:
+            async with asyncio.timeout(LINGER_S):
+                left = self._max_bytes - self._size
                 async for chunk in chunks:
-                    was_over = _is_over(accumulator)
-                    self._take(chunk)
-                    if _is_over(accumulator) and not was_over:
-                        timeout.reschedule(asyncio.get_running_loop().time() + LINGER_AFTER_DONE_S)
-                self._feed(self._parser.close())
+                    left -= len(chunk)
+                    if left < 0:
+                        break
 
     def _note(self) -> None:
         """Put what is known into the result."""
@@ -171,7 +217,7 @@ class StreamedAnswer:
         result.stream_usage = accumulator.usage
         result.content_events = accumulator.content_events
         result.partial, result.resume_point = None, self._resume_point(accumulator)
-        result.is_whole = accumulator.is_complete()
+        result.is_whole = self._is_whole()
         if result.is_whole:
             result.body = accumulator.result()
             result.missing_done = accumulator.missing_done
@@ -179,6 +225,8 @@ class StreamedAnswer:
         if accumulator.error is not None:
             result.in_stream = True
             result.body = accumulator.error
+        elif not result.body:
+            result.body = self._head
         result.partial = encode_partial(accumulator)
 
 
@@ -188,16 +236,26 @@ def encode_partial(accumulator: Accumulator) -> bytes | None:
     return None if partial is None else msgspec.json.encode(partial)
 
 
-def is_event_stream(result: AttemptResult) -> bool:
+def is_labelled_stream(result: AttemptResult) -> bool:
     """Whether the response's headers announce a good answer as a stream."""
     return is_success(result.status) and result.headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
-def holds_events(result: AttemptResult) -> bool:
-    """Whether a good answer that was read as a whole is the text of a stream after all."""
-    return is_success(result.status) and looks_like_events({}, result.body[:256])
+def holds_events(head: bytes, *, is_labelled: bool) -> bool | None:
+    """
+    Say by its first bytes whether a body is a stream of events; `None` if more of them have to be seen.
 
+    The label decides only about what is neither a field of an event stream nor JSON nor HTML.
 
-def _is_over(accumulator: Accumulator) -> bool:
-    """Whether nothing more is promised: `[DONE]` or an error came, or the API has no `[DONE]`."""
-    return accumulator.done or not accumulator.missing_done
+    Args:
+        head: The body as far as it came.
+        is_labelled: The response's headers announce a stream.
+    """
+    start = head.lstrip(_BLANK)[:16]
+    if not start:
+        return None
+    if start[0] in b"{[<":
+        return False
+    if start.startswith(_FIELDS):
+        return True
+    return None if any(field.startswith(start) for field in _FIELDS) else is_labelled

@@ -68,14 +68,18 @@ class SSEParser:
         self._event_bytes = 0
         self._skip_lf = False  # the last byte was a CR: an LF that comes next belongs to it
         self._at_start = True
+        self._is_too_large = False
 
     def feed(self, chunk: bytes) -> list[Event]:
         """
         Take what the network gave and return the events it completed, in order; often none.
 
         Raises:
-            EventTooLargeError: The unfinished event is over the limit.  The stream is of no further use.
+            EventTooLargeError: The unfinished event is over the limit.  The stream is of no further use.  Where the
+                same bytes completed events before it, these are returned and the next call raises.
         """
+        if self._is_too_large:
+            raise EventTooLargeError(self._max_event_bytes)
         if self._skip_lf and chunk:
             self._skip_lf = False
             if chunk[0] == _LF:
@@ -93,7 +97,9 @@ class SSEParser:
         if rest:
             self._tail += rest
             if self._event_bytes + len(self._tail) > self._max_event_bytes:
-                raise EventTooLargeError(self._max_event_bytes)
+                self._is_too_large = True
+        if self._is_too_large and not events:
+            raise EventTooLargeError(self._max_event_bytes)
         return events
 
     def close(self) -> list[Event]:
@@ -103,9 +109,13 @@ class SSEParser:
         Raises:
             EventTooLargeError: As in `feed`.
         """
+        if self._is_too_large:
+            raise EventTooLargeError(self._max_event_bytes)
         line = bytes(self._tail)
         self._tail.clear()
         events = self._lines([line]) if line else []
+        if self._is_too_large:
+            raise EventTooLargeError(self._max_event_bytes)
         if self._data:
             events.append(Event(b"\n".join(self._data), self._name, is_terminated=False))
             self._data.clear()
@@ -147,7 +157,8 @@ class SSEParser:
                 self._field(line)
             size += len(line)
             if size > self._max_event_bytes:
-                raise EventTooLargeError(self._max_event_bytes)
+                self._is_too_large = True
+                break
         self._event_bytes = size
         return events
 

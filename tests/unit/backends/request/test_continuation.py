@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.streaming_chunks import TEXT, delta, event, feed, tool, usage_chunk
+from tests.support.streaming_chunks import TEXT, delta, event, feed, feed_all, tool, usage_chunk
 from worker.backends.request.continuation import can_continue, continue_call, resume_point_of
 from worker.backends.request.stream import Form
 from worker.ports import ResumePoint
@@ -136,7 +136,7 @@ def test_the_continuation_begins_with_the_text() -> None:
     assert call is not None
     accumulator = call.new_accumulator()
     assert accumulator is not None
-    accumulator.feed_all([event(delta(content=" and left.")), event(delta("stop"))])
+    feed_all(accumulator, [event(delta(content=" and left.")), event(delta("stop"))])
     message = json.loads(accumulator.result())["choices"][0]["message"]
     assert message["content"] == 'He said "hi", and left.'
 

@@ -5,15 +5,19 @@ from typing import Any
 
 import pytest
 
-from tests.support.streaming_chunks import delta, event, feed
+from tests.support.streaming_chunks import delta, event, feed, feed_all
 from worker.backends.request.negotiation import MAX_REMEMBERED, Negotiator, Plan
 from worker.backends.request.stream import Form
+from worker.backends.streams.reading import CutStreamError
+from worker.errors import BackendError
+from worker.policy.model import Fault
 from worker.ports import AttemptResult, BackendRequest, ResumePoint
 from worker.wire.body import RequestBody
 from worker.wire.endpoints import endpoint_of
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+GOOD = b'{"choices":[{"index":0,"message":{"content":"a"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1}}'
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 RESUME_POINT = ResumePoint(text="Hel", tokens=1)
 
@@ -33,6 +37,8 @@ def negotiator(stream: Any = "auto", continuation: Any = "off") -> Negotiator:
 
 def answered(status: int, message: str = "", *, param: str | None = None, **result: Any) -> AttemptResult:
     """How a server answered a call."""
+    if status == 200:
+        return AttemptResult(status=200, body=GOOD, **result)
     body = {"error": {"message": message, "type": "t", "param": param, "code": None}}
     return AttemptResult(status=status, body=json.dumps(body).encode(), **result)
 
@@ -108,16 +114,120 @@ def test_always_takes_the_refusal_for_the_answer() -> None:
     assert sent(plan) == STREAMED
 
 
+FAILED_ALONE = [
+    *[answered(status, "no") for status in (400, 401, 403, 404, 405, 422, 500, 501, 503)],
+    answered(500, "cannot stream"),
+    AttemptResult(status=200, body=b'{"error": {"message": "no"}}'),
+    AttemptResult(status=200, body=b"<html>"),
+    AttemptResult(status=200, body=b'{"error": {"message": "no", "code": 403}}', streamed=True, in_stream=True),
+]
+
+
+@pytest.mark.parametrize("failed", FAILED_ALONE)
+def test_what_only_the_stream_may_have_is_asked_for_as_a_whole(failed: AttemptResult) -> None:
+    """In the same attempt, before anything is decided; remembered once that worked."""
+    known = negotiator()
+    plan = known.plan(a_request())
+    assert plan.fall_back(failed)
+    assert sent(plan) == {}
+    assert not plan.fall_back(answered(200))
+    assert sent(known.plan(a_request())) == {}
+    again = negotiator()
+    plan = again.plan(a_request())
+    assert plan.fall_back(failed)
+    assert not plan.fall_back(failed)
+    assert sent(again.plan(a_request())) == STREAMED
+
+
 def test_a_refusal_for_another_reason_is_the_answer() -> None:
-    """Other statuses and other words are not about streams."""
+    """What says "later", what comes with text, and where the request asks for the stream or the operator for nothing else."""
     for result in [
-        answered(400, "temperature must be below 2", param="temperature"),
-        answered(400, "the upstream is bad; downstreaming"),
-        answered(500, "cannot stream"),
-        answered(401, "stream"),
-        answered(200, "stream"),
+        answered(429),
+        answered(504),
+        answered(408),
+        AttemptResult(status=503, headers={"retry-after": "1"}),
     ]:
         assert not negotiator().plan(a_request()).fall_back(result)
+    for result in [
+        answered(400, "temperature must be below 2", param="temperature"),
+        answered(401, "stream"),
+        answered(403),
+    ]:
+        assert not negotiator("as_requested").plan(a_request(stream=True)).fall_back(result)
+    for result in FAILED_ALONE:
+        assert not negotiator("always").plan(a_request()).fall_back(result)
+    text = AttemptResult(status=200, streamed=True, in_stream=True, content_events=1, body=b'{"error": "no"}')
+    assert not negotiator().plan(a_request()).fall_back(text)
+
+
+BROKEN = BackendError(Fault.STREAM_BROKEN, "no finish reason")
+
+
+def test_a_stream_that_broke_by_its_own_fault_is_asked_for_as_a_whole() -> None:
+    """Without text always; with text as long as no stream of this model was whole."""
+    for events in (0, 3):
+        known = negotiator("as_requested")
+        plan = known.plan(a_request(stream=True))
+        assert plan.fall_back(AttemptResult(status=200, streamed=True, content_events=events), BROKEN)
+        assert sent(plan) == {}
+        assert plan.broken is BROKEN
+        assert not plan.fall_back(answered(200))
+        assert sent(known.plan(a_request(stream=True))) == {}
+    known = negotiator()
+    whole = answered(200, streamed=True, is_whole=True, stream_usage={"prompt_tokens": 1})
+    assert not known.plan(a_request()).fall_back(whole)
+    assert not known.plan(a_request()).fall_back(AttemptResult(status=200, streamed=True, content_events=3), BROKEN)
+    plan = known.plan(a_request())
+    assert plan.fall_back(AttemptResult(status=200, streamed=True), BROKEN)
+    assert not plan.fall_back(answered(200))
+    assert sent(known.plan(a_request())) == STREAMED  # the others are streamed well
+
+
+def test_a_stream_that_is_cut_off_again_and_again_has_no_end() -> None:
+    """Once it may be the connection; a server that never names a finish reason is asked for whole answers."""
+    known, cut = negotiator(), CutStreamError("cut")
+    assert not known.plan(a_request()).fall_back(AttemptResult(status=200, streamed=True, content_events=3), cut)
+    plan = known.plan(a_request())
+    assert plan.fall_back(AttemptResult(status=200, streamed=True, content_events=3), cut)
+    assert not plan.fall_back(answered(200))
+    assert sent(known.plan(a_request())) == {}
+
+
+def test_a_stream_without_usage_is_asked_for_as_a_whole() -> None:
+    """Once: the model is then asked unstreamed, or its whole answers lack the usage as well."""
+    lacking = answered(200, streamed=True, is_whole=True)
+    known = negotiator()
+    plan = known.plan(a_request())
+    assert plan.fall_back(lacking)
+    assert not plan.fall_back(answered(200))
+    assert sent(known.plan(a_request())) == {}
+    known = negotiator()
+    plan = known.plan(a_request())
+    assert plan.fall_back(lacking)
+    assert not plan.fall_back(AttemptResult(status=200, body=GOOD.replace(b"usage", b"other")))
+    plan = known.plan(a_request())
+    assert sent(plan) == STREAMED
+    assert not plan.fall_back(lacking)
+
+
+@pytest.mark.parametrize("failure", [answered(500), answered(429), AttemptResult()])
+def test_a_whole_answer_without_usage_is_better_than_none(failure: AttemptResult) -> None:
+    """What was generated is not thrown away because the second request fails."""
+    plan = negotiator().plan(a_request())
+    assert plan.fall_back(answered(200, streamed=True, is_whole=True))
+    result = failure
+    assert not plan.fall_back(result)
+    assert (result.status, result.body, result.is_whole) == (200, GOOD, True)
+
+
+def test_log_probabilities_that_a_stream_lacks_are_asked_for() -> None:
+    """Of a request that asks for a stream and for them."""
+    usage = {"prompt_tokens": 1}
+    plan = negotiator("as_requested").plan(a_request(stream=True, logprobs=True))
+    assert plan.fall_back(answered(200, streamed=True, is_whole=True, stream_usage=usage))
+    plan = negotiator("as_requested").plan(a_request(stream=True, logprobs=True))
+    has = AttemptResult(status=200, body=b'{"choices":[{"logprobs":{"content":[]}}]}', streamed=True, is_whole=True)
+    assert not plan.fall_back(has)
 
 
 def test_a_wrong_guess_is_not_remembered(logs: list[Any]) -> None:
@@ -204,7 +314,7 @@ def test_a_server_that_refuses_to_go_on_is_asked_anew(refusal: AttemptResult, lo
         assert (result.partial, result.resume_point) == (None, None)
         accumulator = plan.call.new_accumulator()
         assert accumulator is not None
-        accumulator.feed_all([event(delta(content="New")), event(delta("stop"))])
+        feed_all(accumulator, [event(delta(content="New")), event(delta("stop"))])
         assert json.loads(accumulator.result())["choices"][0]["message"]["content"] == "New"
         assert not plan.fall_back(answered(200, streamed=True))
     assert [line["event"] for line in logs] == ["continuation_refused"]

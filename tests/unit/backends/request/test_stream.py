@@ -1,6 +1,7 @@
 """Which requests are streamed, and how they are asked for it."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -143,20 +144,46 @@ def test_a_stream_that_is_not_wanted_is_not_asked_for(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "kept"),
+    "body",
     [
-        ({}, True),
-        (OFF, True),
-        ({**ON, "stream_options": USAGE}, True),
-        (ON, False),
-        ({**ON, "stream_options": {"include_usage": False}}, False),
+        {"stream": "yes"},
+        {"stream": 1},
+        {"stream": []},
+        {"stream_options": USAGE},
+        {"stream_options": {}, **OFF},
+        {"stream_options": USAGE, "stream": None},
+        {"stream_options": "x", **ON},
+        {"stream_options": {"include_usage": "yes"}, **ON},
     ],
 )
-def test_usage_is_left_out_only_if_the_request_streams_without_it(body: dict[str, Any], kept: bool) -> None:
-    """An unstreamed answer always has a usage, a stream only on request."""
-    accumulator = build_call(CHAT_API, body_of(body), Form.STREAM_WITH_USAGE).new_accumulator()
-    assert accumulator is not None
-    assert accumulator._keep_usage is kept  # type: ignore[attr-defined]
+@pytest.mark.parametrize("mode", ["auto", "always", "never", "as_requested"])
+def test_what_servers_refuse_reaches_them_as_it_is(mode: Any, body: dict[str, Any]) -> None:
+    """The requester gets the server's refusal, not an answer to another request."""
+    assert form(mode, body) is Form.UNARY
+    data = json.dumps(body).encode()
+    assert build_call(CHAT_API, RequestBody(data), Form.UNARY).body is data
+
+
+@pytest.mark.parametrize("key", ["logprobs", "top_logprobs"])
+def test_zero_log_probabilities_are_log_probabilities(key: str) -> None:
+    """A completion tells that of each token then."""
+    assert form("auto", {key: 0}, TEXT) is Form.UNARY
+    assert form("auto", {key: None}, TEXT) is form("auto", {key: False}, TEXT) is Form.STREAM_WITH_USAGE
+
+
+@pytest.mark.parametrize("key", ["n", "prompt", "tools", "response_format", "max_tokens", "stream_options", "else"])
+def test_no_objects_are_built_of_what_a_requester_sends(key: str) -> None:
+    """Millions of empty lists are bytes."""
+    data = b'{"%s": [%s[]]}' % (key.encode(), b"[]," * 2_000_000)
+    tracemalloc.start()
+    try:
+        for mode in ("auto", "as_requested", "always"):
+            body = RequestBody(data)
+            chosen = wanted_form(mode, COMPLETIONS, body)
+            build_call(COMPLETIONS, body, chosen).new_accumulator()
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def test_continuation_without_streams_is_refused_at_start() -> None:

@@ -1,6 +1,7 @@
 """Streams of choices: the body, the message, and what real servers do to a stream."""
 
 import json
+import time
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_a_chunk_with_another_top_level_is_not_taken_for_a_repetition():
         delta(content="a"), delta(content="b"), {**delta(content="c"), "created": 9, "model": "n"}, delta("stop")
     )
     assert (body["created"], body["model"]) == (7, "m")
-    body = result(delta(content="a"), delta("stop"), {**delta(content="c"), "created": 9, "model": "n"})
+    body = result(delta(content="a"), {**delta("stop", content="c"), "created": 9, "model": "n"})
     assert (body["created"], body["model"], body["choices"][0]["message"]["content"]) == (9, "n", "ac")
 
 
@@ -328,14 +329,116 @@ def test_a_content_filter_finish_is_an_answer():
     assert choice["content_filter_results"]["hate"]["filtered"] is True
 
 
-def test_reasoning_details_without_an_index_are_extended():
-    """A list in a delta grows by what comes."""
-    assert message({"reasoning_details": [{"text": "a"}]}, {"reasoning_details": [{"text": "b"}]})[
-        "reasoning_details"
-    ] == [
-        {"text": "a"},
-        {"text": "b"},
-    ]
+THOUGHT = {"type": "thinking", "thinking": "hmm", "signature": "s"}
+
+
+@pytest.mark.parametrize(
+    ("key", "deltas", "whole"),
+    [
+        (
+            "thinking_blocks",
+            [
+                [{"type": "thinking", "thinking": "h"}],
+                [{"type": "thinking", "thinking": "m"}],
+                [{"type": "thinking", "thinking": "m"}],
+                [{"type": "thinking", "thinking": "", "signature": "s"}],
+            ],
+            [THOUGHT],
+        ),
+        ("thinking_blocks", [[THOUGHT], [THOUGHT], [{"type": "redacted_thinking", "data": "x"}]], [THOUGHT, THOUGHT, {"type": "redacted_thinking", "data": "x"}]),
+        ("thinking_blocks", [[THOUGHT, THOUGHT]], [THOUGHT, THOUGHT]),
+        ("reasoning_details", [[{"text": "a"}], [{"text": "b"}]], [{"text": "ab"}]),
+        (
+            "reasoning_details",
+            [[{"type": "reasoning.text", "text": t, "index": 0, "format": "f"}] for t in "ab"]
+            + [[{"type": "reasoning.encrypted", "data": "x", "index": 0}]],
+            [
+                {"type": "reasoning.text", "text": "ab", "index": 0, "format": "f"},
+                {"type": "reasoning.encrypted", "data": "x", "index": 0},
+            ],
+        ),
+        ("parts", [[{"id": "a", "text": "1"}], [{"id": "b", "text": "2"}], [{"id": "a", "text": "3"}]], [{"id": "a", "text": "13"}, {"id": "b", "text": "2"}]),
+        ("annotations", [[{"type": "url", "url": "u"}]] * 3, [{"type": "url", "url": "u"}]),
+        ("annotations", [[{"url": "u"}], [{"url": "u"}, {"url": "v"}]], [{"url": "u"}, {"url": "v"}]),
+        ("annotations", [[{"url": "u"}], [{"url": "v"}]], [{"url": "u"}, {"url": "v"}]),
+        ("citations", [["u", "v"]] * 3, ["u", "v"]),
+        ("ids", [[1], [1], [2]], [1, 1, 2]),
+        ("content", [[{"type": "thinking", "thinking": [{"type": "text", "text": t}]}] for t in "ab"] + ["c", "d"],
+         [{"type": "thinking", "thinking": [{"type": "text", "text": "ab"}]}, {"type": "text", "text": "cd"}]),
+        ("provider", ["openai"] * 3, "openai"),
+        ("status", ["in_progress", "in_progress", "completed"], "completed"),
+        ("content", ["ha", "ha"], "haha"),
+    ],
+)  # fmt: skip
+def test_what_grows_is_one_and_what_is_repeated_is_one(key, deltas, whole):
+    """Blocks that come in pieces are whole blocks, and what stands in every delta stands once in the message."""
+    assert message(*[{key: each} for each in deltas])[key] == whole
+
+
+F = {"name": "f", "arguments": '{"a": 1}'}
+G = {"name": "g", "arguments": "{}"}
+HALVES = [{"name": "f", "arguments": '{"a"'}, {"arguments": ": 1}"}]
+
+
+@pytest.mark.parametrize(
+    ("deltas", "whole"),
+    [
+        ([[{"function": F}, {"function": G}]], [F, G]),
+        ([[{"function": F}], [{"function": G}]], [F, G]),
+        ([[{"function": F}, {"function": F}]], [F, F]),
+        ([[{"function": HALVES[0]}], [{"function": HALVES[1]}], [{"function": G}]], [F, G]),
+        ([[{"function": {"name": "f"}}, {"function": {"name": "g"}}]], [{"name": "f", "arguments": ""}, {"name": "g", "arguments": ""}]),
+        ([[{"function": {"name": "f"}}], [{"function": {"name": "f", "arguments": '{"a": 1}'}}]], [F]),
+        ([[{"index": 0, "function": F}], [{"index": 0, "function": G}]], [F, G]),
+        ([[{"index": 0, "function": {"name": "f", "arguments": piece}}] for piece in ('{"a"', ": ", "1}")], [F]),
+        ([[{"index": 0, "id": "a", "function": F}]] * 2, [F]),
+        ([[{"id": "a", "function": F}, {"id": "b", "function": G}]], [F, G]),
+        ([[{"index": 0, "function": {"name": "f"}}]], [{"name": "f", "arguments": ""}]),
+    ],
+)  # fmt: skip
+def test_tool_calls_are_told_apart_without_ids_and_indexes(deltas, whole):
+    """As many calls as the whole answer has, each with its own arguments."""
+    calls = message(*[{"tool_calls": each} for each in deltas])["tool_calls"]
+    assert [call["function"] for call in calls] == whole
+
+
+def test_empty_strings_of_events_are_dropped():
+    """Unless something followed."""
+    body = result({**delta(content="a", refusal="", reasoning=""), "system_fingerprint": ""}, delta("stop"))
+    assert "system_fingerprint" not in body
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "a"}
+    assert (
+        result({**delta(content="a"), "system_fingerprint": ""}, {**delta("stop"), "system_fingerprint": "f"})[
+            "system_fingerprint"
+        ]
+        == "f"
+    )
+
+
+@pytest.mark.parametrize("chunk", [
+    {"choices": [{"index": index, "delta": {}} for index in range(300_000)]},
+    {"choices": [{"index": 0, "delta": {"tool_calls": [{"function": {"name": "f"}}] * 200_000}}]},
+    {"choices": [{"index": 0, "delta": {"tool_calls": [{"id": str(i), "function": {"name": "f"}} for i in range(20_000)]}}]},
+    {"choices": [{"index": 0, "delta": {"thinking_blocks": [{"type": "x"}] * 5_000}}]},
+    {"choices": [{"index": 0, "delta": {str(i): "" for i in range(5_000)}}]},
+], ids=["choices", "calls", "calls with ids", "parts", "fields"])  # fmt: skip
+def test_an_answer_that_holds_too_much_is_malformed_at_once(chunk):
+    """No event makes the event loop wait for seconds."""
+    data, start = json.dumps(chunk).encode(), time.process_time()
+    with pytest.raises(MalformedEventError):
+        feed(data)
+    assert time.process_time() - start < 0.5
+
+
+def test_what_comes_one_by_one_is_bounded_as_well():
+    """Tens of thousands of choices, or of calls, are refused while they come, and cost nothing in between."""
+    start = time.process_time()
+    with pytest.raises(MalformedEventError):
+        feed(*[delta(index=index) for index in range(40_000)])
+    with pytest.raises(MalformedEventError):
+        feed(*[delta(**tool(None, str(number), "f", "{}")) for number in range(20_000)])
+    assert time.process_time() - start < 5
+    assert feed(*[delta("stop", index=index, content="a") for index in range(2000)], choices=2000).is_complete()
 
 
 def test_stop_reason_and_token_ids_are_kept():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.support.streaming_bodies import DIALECTS, random_chat_body, random_responses_body
 from tests.support.streaming_chunker import responses_events, stream_of, to_sse
-from tests.support.streaming_chunks import CHAT, TEXT, delta, feed
+from tests.support.streaming_chunks import CHAT, TEXT, delta, feed, feed_all
 from worker.backends.streams.accumulator import Accumulator, MalformedEventError
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import Event, SSEParser
@@ -144,10 +144,10 @@ def test_memory_is_that_of_the_text():
     """Fifteen thousand tokens of four characters are kept as text, not as as many strings."""
     accumulator = feed(delta(role="assistant", content="", reasoning=""))
     token = Event(json.dumps(delta(content="word"), separators=(",", ":")).encode())
-    accumulator.feed_all([token] * 10)
+    feed_all(accumulator, [token] * 10)
     tracemalloc.start()
     try:
-        accumulator.feed_all([token] * 15_000)
+        feed_all(accumulator, [token] * 15_000)
         assert tracemalloc.get_traced_memory()[0] < 450_000
     finally:
         tracemalloc.stop()

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.support.streaming_chunks import delta, tool, usage_chunk
-from tests.support.streaming_reading import DONE, ERROR, HEL, LO, ROLE, STOP, USAGE, WHOLE, Reading, Step, sse
+from tests.support.streaming_reading import DONE, ERROR, HEL, LIMITS, LO, ROLE, STOP, USAGE, WHOLE, Reading, Step, sse
 from tests.support.virtual_time import loop_time, virtual_time
 from worker.backends.http.attempt_timer import AttemptTimer
-from worker.backends.streams.reading import LINGER_AFTER_DONE_S, LINGER_S
+from worker.backends.streams.reading import LINGER_S, holds_events
 from worker.errors import BackendError
 from worker.policy.model import Fault
 from worker.ports import ResumePoint
@@ -99,18 +99,125 @@ def test_nothing_spoils_an_answer_that_is_whole(end: Step) -> None:
         reading = Reading(HEL, LO, STOP, end)
         result = await reading.read()
         assert (reading.text, result.partial, result.missing_done) == ("Hello", None, True)
-        assert loop_time() <= LINGER_S
+        assert loop_time() <= LIMITS["idle_s"]
 
     run()
 
 
 @virtual_time
-async def test_what_follows_a_whole_answer_is_waited_for_a_little() -> None:
-    """Usage, and `[DONE]`, a few seconds late still count; the total limit does not cut them off any more."""
-    reading = Reading(HEL, STOP, 3.0, sse(usage_chunk(**USAGE)), 1.0, DONE, 100.0, total_s=1)
+async def test_what_follows_a_whole_answer_is_waited_for() -> None:
+    """Usage, and `[DONE]`, some seconds late still count; the end of the response is waited for a little."""
+    reading = Reading(HEL, STOP, 7.0, sse(usage_chunk(**USAGE)), 7.0, DONE, 100.0)
     result = await reading.read()
     assert (result.stream_usage, result.missing_done) == (USAGE, False)
-    assert loop_time() == 4.0 + LINGER_AFTER_DONE_S
+    assert loop_time() == 14.0 + LINGER_S
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [
+            sse(delta("stop", content="He")),
+            1.0,
+            sse(delta("stop", content="l")),
+            7.0,
+            sse(delta("stop", content="lo")),
+            DONE,
+        ],
+        [sse(delta("stop", content=word)) for word in "Hello"],
+        [ROLE, sse(delta(content="He")), sse(delta("tool_calls")), 7.0, sse(delta(content="llo")), STOP, DONE],
+        [ROLE, sse(delta("stop", content="He")) + sse(delta(content="llo")) + STOP, DONE],
+    ],
+    ids=["every chunk finishes", "no done", "a pause", "one packet"],
+)
+def test_text_behind_a_finish_reason_takes_it_back(steps: list[Step]) -> None:
+    """The answer goes on, with the usual limits, and nothing of it is lost."""
+
+    @virtual_time
+    async def run() -> None:
+        reading = Reading(*steps)
+        result = await reading.read()
+        assert (reading.text, result.partial) == ("Hello", None)
+
+    run()
+
+
+@pytest.mark.parametrize(
+    "end", [[1e6], [ConnectionResetError("cut")], [b"data: bye\n\n", sse(delta("stop", content="!"))]]
+)
+def test_where_finish_reasons_prove_nothing_an_answer_has_to_end(end: list[Step]) -> None:
+    """Silence or a broken connection in the middle is never a good answer."""
+
+    @virtual_time
+    async def run() -> None:
+        words = [sse(delta("stop", content=word)) for word in ("Hel", "lo")]
+        reading = Reading(*words, *end)
+        if isinstance(end[0], Exception):
+            with pytest.raises(ConnectionResetError):
+                await reading.read()
+        else:
+            assert await reading.fail() in {Fault.IDLE_TIMEOUT, Fault.STREAM_BROKEN}
+        assert not reading.result.is_whole
+        assert reading.text.startswith("Hello")
+
+    run()
+
+
+@pytest.mark.parametrize(
+    "babble",
+    [
+        b"data: bye\n\n",
+        b"data: null\n\n",
+        b"data: 7\n\n",
+        b'data: {"choices": [], "usage": {"a": NaN}}\n\n',
+        b"data: {{\n\n",
+        b"x" * 9000,
+    ],
+)
+@pytest.mark.parametrize("size", [1, 7, 64, 10**6])
+def test_where_the_network_cuts_makes_no_difference(babble: bytes, size: int) -> None:
+    """What follows a whole answer cannot spoil it, in the same packet or in the next."""
+
+    @virtual_time
+    async def run() -> None:
+        stream = HEL + LO + STOP + babble
+        reading = Reading(*[stream[at : at + size] for at in range(0, len(stream), size)], max_bytes=5000)
+        assert (await reading.read()).is_whole
+        assert reading.text == "Hello"
+
+    run()
+
+
+@virtual_time
+async def test_what_breaks_a_stream_breaks_it_after_what_came_before() -> None:
+    """The first token is noted although the same packet has an event that cannot be read."""
+    reading = Reading(2.0, HEL + b"data: bye\n\n")
+    assert await reading.fail() is Fault.STREAM_BROKEN
+    assert (reading.result.first_token_at, reading.text) == (2.0, "Hel")
+
+
+@pytest.mark.parametrize(
+    ("head", "is_labelled", "expected"),
+    [
+        (b"data: {}", False, True),
+        (b"\xef\xbb\xbf\r\n: hi", False, True),
+        (b"id: 1", False, True),
+        (b"retry:", False, True),
+        (b"event: x", True, True),
+        (b'{"choices": []}', True, False),
+        (b"\n [1]", True, False),
+        (b"<html>", True, False),
+        (b"hello", True, True),
+        (b"hello", False, False),
+        (b"", True, None),
+        (b"\n", False, None),
+        (b"da", False, None),
+        (b"dat!", False, False),
+    ],
+)
+def test_the_first_bytes_say_what_a_body_is(head: bytes, is_labelled: bool, expected: bool | None) -> None:
+    """The label decides only about what could be anything."""
+    assert holds_events(head, is_labelled=is_labelled) is expected
 
 
 @virtual_time
@@ -144,7 +251,7 @@ def test_what_came_before_an_exception_survives_it(error: Exception, at: int) ->
 def assert_partial(reading: Reading, chunks: int) -> None:
     """What so many chunks of `WHOLE` leave behind."""
     text = ["", "", "Hel", "Hello"][chunks]
-    assert reading.result.body == b""
+    assert reading.result.body == b"".join(WHOLE[:chunks])  # its beginning, for people
     assert reading.result.content_events == [0, 0, 1, 2][chunks]
     assert reading.result.resume_point == ResumePoint(text="x", tokens=1)
     if not text:
@@ -209,7 +316,7 @@ async def test_an_error_event_ends_the_reading() -> None:
     reading = Reading(HEL, ERROR, LO, STOP, 1e6)
     result = await reading.read()
     assert result.in_stream
-    assert reading.text.startswith("Hel")
+    assert reading.text == "Hel"
     assert loop_time() <= LINGER_S
 
 
@@ -219,16 +326,6 @@ async def test_too_many_bytes_are_too_large() -> None:
     reading = Reading(*[HEL] * 100, max_bytes=2000)
     assert await reading.fail() is Fault.RESPONSE_TOO_LARGE
     assert reading.result.partial is not None
-
-
-@virtual_time
-async def test_a_stream_that_was_read_as_a_whole_is_assembled() -> None:
-    """The text of a stream under another content type; broken text is broken here too."""
-    reading = Reading()
-    reading.answer.assemble(b"".join(WHOLE))
-    assert reading.text == "Hello"
-    with pytest.raises(BackendError):
-        Reading().answer.assemble(b"".join(WHOLE[:3]))
 
 
 # Timers

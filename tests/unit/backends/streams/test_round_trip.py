@@ -22,6 +22,7 @@ from tests.support.streaming_bodies import (
     random_responses_body,
 )
 from tests.support.streaming_chunker import cut, responses_events, stream_of, to_sse
+from tests.support.streaming_chunks import feed_all
 from worker.backends.streams.accumulator import Accumulator
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import Event, SSEParser
@@ -39,8 +40,8 @@ def accumulate(path: str, pieces: Iterable[bytes], **options) -> Accumulator:
     """Feed a stream to its end."""
     accumulator, parser = accumulator_for(endpoint_of(path), **options), SSEParser()
     for piece in pieces:
-        accumulator.feed_all(parser.feed(piece))
-    accumulator.feed_all(parser.close())
+        feed_all(accumulator, parser.feed(piece))
+    feed_all(accumulator, parser.close())
     return accumulator
 
 

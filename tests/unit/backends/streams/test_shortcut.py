@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support.streaming_chunks import CHAT, TEXT
+from tests.support.streaming_chunks import CHAT, TEXT, feed_all
 from worker.backends.streams.accumulator import MalformedEventError
 from worker.backends.streams.choices import ChoicesAccumulator
 from worker.backends.streams.reading import accumulator_for
@@ -27,7 +27,7 @@ def accumulated(*events: Event, path: str = CHAT, first: dict[str, Any] | None =
     accumulator = accumulator_for(endpoint_of(path))
     assert isinstance(accumulator, ChoicesAccumulator)
     accumulator.feed(Event(json.dumps(ROLE if first is None else first).encode()))
-    accumulator.feed_all(events)
+    feed_all(accumulator, events)
     return accumulator
 
 
@@ -99,7 +99,7 @@ def test_they_take_little_more_memory_than_their_bytes() -> None:
     accumulator = accumulated()
     tracemalloc.start()
     try:
-        accumulator.feed_all(Event(bytes(bytearray(event.data))) for event in events)
+        feed_all(accumulator, (Event(bytes(bytearray(event.data))) for event in events))
         assert tracemalloc.get_traced_memory()[0] < 2 * size
     finally:
         tracemalloc.stop()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.streaming_bodies import canon
+from tests.support.streaming_chunks import feed_all
 from worker.backends.streams.accumulator import Accumulator
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import SSEParser
@@ -21,8 +22,8 @@ def accumulate(stream: bytes, size: int) -> Accumulator:
     path = "/v1/completions" if b'"text_completion"' in stream else path
     accumulator, parser = accumulator_for(endpoint_of(path)), SSEParser()
     for start in range(0, len(stream), size):
-        accumulator.feed_all(parser.feed(stream[start : start + size]))
-    accumulator.feed_all(parser.close())
+        feed_all(accumulator, parser.feed(stream[start : start + size]))
+    feed_all(accumulator, parser.close())
     return accumulator
 
 
