@@ -381,7 +381,7 @@ class _World:
             self._answers.left += 1
 
     def _answer(self, request: BackendRequest) -> Answer:
-        name, now = request.body.value("user"), loop_time()
+        name, now = msgspec.json.decode(request.body.data)["user"], loop_time()
         message = self._by_name[name]
         message.calls += 1
         if self._plan.outage is not None and self._plan.outage[0] <= now < self._plan.outage[1]:
