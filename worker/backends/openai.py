@@ -313,7 +313,7 @@ _SILENCES: Mapping[Fault, str] = {
 
 
 def _failure(error: Exception, result: AttemptResult, plan: Plan | None, timer: AttemptTimer) -> tuple[str, str]:
-    """Return the fault of an attempt and its words; a server that is gone after its stream broke has failed by breaking it."""
+    """Return the fault of an attempt and its words; of a server that is gone since its stream broke, how it broke."""
     if isinstance(error, BackendError):
         return error.fault, error.detail
     if isinstance(error, TimeoutError):
