@@ -22,7 +22,7 @@ from google.pubsub_v1 import types
 
 from tests.support.admin import Admin
 from tests.support.rig import WorkerProcess
-from worker.brokers.broker import Broker
+from worker.brokers.connection import Broker
 from worker.settings.schema import PubSubSettings
 from worker.wire.message import encode_request
 

@@ -22,7 +22,7 @@ class Delivery:
 
     Attributes:
         message: As it came.
-        received_at: Monotonic seconds of its hand-over.
+        received_at: Monotonic seconds at which its lease began here.
         request: `None` until it is decoded, and for what is no request.
     """
 

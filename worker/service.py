@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any
 
 from worker.backends.openai import HttpBackend
-from worker.brokers.broker import Broker
+from worker.brokers.connection import Broker
 from worker.brokers.publisher import PubSubPublisher
 from worker.brokers.subscriber import PubSubSubscriber
 from worker.delivery import Limits

@@ -224,7 +224,7 @@ async def test_a_stream_that_is_kept_back_does_not_begin_at_its_end(narrow: Benc
     for leased in (10, 20):
         await until_leased(narrow, leased)
         narrow.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
-    await eventually(lambda: narrow.faults.calls("StreamingPull") == 3, what="the third stream, which is kept back")
+    await eventually(lambda: narrow.faults.calls("StreamingPull") == 3, what="the third stream, which is deferred")
     drain = asyncio.create_task(narrow.subscriber.drain(5))
     narrow.release.set()
     await drain

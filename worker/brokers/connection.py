@@ -1,10 +1,19 @@
 """
-Channels to Pub/Sub: the real service, Google's emulator or the embedded server, by the same code.
+One connection to Pub/Sub: names, credentials, channels, and what is asked or made over them at start.
 
-With an emulator the client library opens a bare channel whose receive limit is gRPC's 4 MB: one larger response and
-the stream reopens for ever, with nothing in the logs.  So both kinds of channel are made here, without that limit.
+The real service, Google's emulator and the embedded server are reached by the same code.  With an emulator the client
+library opens a bare channel whose receive limit is gRPC's 4 MB: one larger response and the stream reopens for ever,
+with nothing in the logs.  So both kinds of channel are made here, without that limit.
+
+The checks: `TestIamPermissions` needs no permission of its own, so it is asked first; servers without IAM (the
+emulators) are asked for the resource itself.  What cannot be found out is not an error: the first pull or
+publish tells.
+
+A worker creates nothing in Google Cloud, where infrastructure is declared (deploy/); `create_local_resources` is for
+local runs, whose embedded server starts empty.
 """
 
+import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +22,16 @@ import google.auth
 import grpc
 from google.api_core import grpc_helpers, grpc_helpers_async
 from google.auth.exceptions import DefaultCredentialsError
+from google.iam.v1 import iam_policy_pb2
+from google.protobuf import duration_pb2
+from google.pubsub_v1 import types
 
-from worker.errors import SettingsError
+from worker.brokers.publisher import PubSubPublisher
+from worker.brokers.subscriber import SETTLE_S, PubSubSubscriber
+from worker.errors import BrokerResourceError, SettingsError
 from worker.settings.schema import PubSubSettings
+from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import Metrics
 
 HOST = "pubsub.googleapis.com"
 SCOPES = ("https://www.googleapis.com/auth/pubsub",)
@@ -100,3 +116,199 @@ def async_channel(settings: PubSubSettings, credentials: Any) -> grpc.aio.Channe
         f"{HOST}:443", credentials=credentials, default_scopes=SCOPES, scopes=SCOPES, options=[*OPTIONS, *KEEPALIVE]
     )
     return channel
+
+
+TIMEOUT_S = 10.0
+_TEST = "/google.iam.v1.IAMPolicy/TestIamPermissions"
+_GET = {
+    "topics": ("/google.pubsub.v1.Publisher/GetTopic", types.GetTopicRequest.pb(), types.Topic.pb(), "topic"),
+    "subscriptions": (
+        "/google.pubsub.v1.Subscriber/GetSubscription",
+        types.GetSubscriptionRequest.pb(),
+        types.Subscription.pb(),
+        "subscription",
+    ),
+}
+_WANTED = {
+    "topics": ("pubsub.topics.publish", "roles/pubsub.publisher"),
+    "subscriptions": ("pubsub.subscriptions.consume", "roles/pubsub.subscriber"),
+}
+
+_log = get_logger("broker")
+
+
+async def check_resource(channel: grpc.aio.Channel, name: str) -> bool:
+    """
+    Check that a topic can be published to, or a subscription pulled from.
+
+    Args:
+        channel: Open.
+        name: Full resource name.
+
+    Returns:
+        Whether that is certain; if not, the first pull or publish will tell.
+
+    Raises:
+        BrokerResourceError: It does not exist or is not permitted; permanent until an operator acts.
+        ConnectionError: Pub/Sub cannot be reached; retryable.
+
+    Cancellation: leaves nothing behind.
+    """
+    kind = name.split("/")[2]
+    permission, role = _WANTED[kind]
+    request = iam_policy_pb2.TestIamPermissionsRequest(resource=name, permissions=[permission])
+    try:
+        answer = await _call(channel, _TEST, request, iam_policy_pb2.TestIamPermissionsResponse, f"resource={name}")
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+            _judge(error, name, permission, role)
+            return False
+        return await _check_exists(channel, name, kind)
+    if permission not in answer.permissions:
+        raise BrokerResourceError(f"{name}: the worker lacks {permission}; grant it {role}")
+    return True
+
+
+async def _check_exists(channel: grpc.aio.Channel, name: str, kind: str) -> bool:
+    method, request_type, answer_type, field = _GET[kind]
+    try:
+        await _call(channel, method, request_type(**{field: name}), answer_type, f"{field}={name}")
+    except grpc.aio.AioRpcError as error:
+        permission, role = _WANTED[kind]
+        _judge(error, name, permission, role)
+        return False
+    return True
+
+
+async def _call(channel: grpc.aio.Channel, method: str, request: Any, answer_type: Any, params: str) -> Any:
+    call = channel.unary_unary(
+        method, request_serializer=type(request).SerializeToString, response_deserializer=answer_type.FromString
+    )
+    return await call(request, timeout=TIMEOUT_S, metadata=(("x-goog-request-params", params),))
+
+
+def _judge(error: grpc.aio.AioRpcError, name: str, permission: str, role: str) -> None:
+    code, text = error.code(), error.details() or ""
+    kind = name.split("/")[2].removesuffix("s")
+    if code is grpc.StatusCode.NOT_FOUND:
+        raise BrokerResourceError(
+            f"the {kind} {name} does not exist; create it with `inference-worker setup` or as in deploy/"
+        ) from error
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        raise BrokerResourceError(f"{name}: the credentials are refused: {text}") from error
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        raise BrokerResourceError(f"{name}: is not a name Pub/Sub takes: {text}") from error
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        _log.info("permission_unchecked", resource=name, wanted=permission, role=role)
+        return
+    raise ConnectionError(f"{name}: {code.name}: {text}") from error
+
+
+ACK_DEADLINE_S = 60
+LOCAL_ATTEMPTS = 5
+"""Delivery attempts of a local run: Pub/Sub's least, so that a line that fails for good is answered within a minute."""
+LOCAL_BACKOFF_S = (1, 10)
+
+_Topic: Any = types.Topic.pb()
+_Subscription: Any = types.Subscription.pb()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNames:
+    """Full names of what a local run uses."""
+
+    request_topic: str
+    response_subscription: str
+
+
+async def create_local_resources(channel: grpc.aio.Channel, project: str, requests: str, responses: str) -> LocalNames:
+    """
+    Create a topic and a subscription of the same name for requests and for responses, and a dead-letter topic.
+
+    Raises:
+        grpc.aio.AioRpcError: The server refused; permanent.
+
+    Cancellation: some of them may exist.
+    """
+    for name in (requests, responses, "dead-letters"):
+        topic = _Topic(name=f"projects/{project}/topics/{name}")
+        await _create_resource(channel, "/google.pubsub.v1.Publisher/CreateTopic", topic)
+    backoff = types.RetryPolicy.pb()(
+        minimum_backoff=duration_pb2.Duration(seconds=LOCAL_BACKOFF_S[0]),
+        maximum_backoff=duration_pb2.Duration(seconds=LOCAL_BACKOFF_S[1]),
+    )
+    policy = types.DeadLetterPolicy.pb()(
+        dead_letter_topic=f"projects/{project}/topics/dead-letters", max_delivery_attempts=LOCAL_ATTEMPTS
+    )
+    extra = {requests: {"retry_policy": backoff, "dead_letter_policy": policy}}
+    for name in (requests, responses, "dead-letters"):
+        subscription = _Subscription(
+            name=f"projects/{project}/subscriptions/{name}",
+            topic=f"projects/{project}/topics/{name}",
+            ack_deadline_seconds=ACK_DEADLINE_S,
+            **extra.get(name, {}),
+        )
+        await _create_resource(channel, "/google.pubsub.v1.Subscriber/CreateSubscription", subscription)
+    return LocalNames(f"projects/{project}/topics/{requests}", f"projects/{project}/subscriptions/{responses}")
+
+
+async def _create_resource(channel: grpc.aio.Channel, method: str, resource: Any) -> None:
+    call = channel.unary_unary(
+        method, request_serializer=type(resource).SerializeToString, response_deserializer=type(resource).FromString
+    )
+    await call(resource, timeout=30, wait_for_ready=True)
+
+
+class Broker:
+    """
+    Pub/Sub as the settings name it; make it with `connect`.
+
+    Attributes:
+        names: Full names of subscription and topic.
+    """
+
+    def __init__(self, settings: PubSubSettings, names: Names, credentials: Any) -> None:
+        self.names = names
+        self._settings = settings
+        self._credentials = credentials
+        self._channel = async_channel(settings, credentials)
+
+    @classmethod
+    async def connect(cls, settings: PubSubSettings) -> "Broker":
+        """
+        Find credentials and names; opens no connection yet.
+
+        Raises:
+            SettingsError: No credentials or no project; permanent.
+        """
+        return cls(settings, *await asyncio.to_thread(resolve, settings))
+
+    def publisher(self, topic: str | None = None) -> PubSubPublisher:
+        """Return a publisher for a topic (short or full name), by default the response topic."""
+        name = self.names.topic if topic is None else full_topic(topic, self._settings, self.names)
+        return PubSubPublisher(async_channel(self._settings, self._credentials), name, self._settings.publish)
+
+    def subscriber(self, metrics: Metrics, *, settle_s: float = SETTLE_S) -> PubSubSubscriber:
+        """Return a subscriber to the request subscription, whose drain leaves the last acks `settle_s` seconds."""
+        channel = sync_channel(self._settings, self._credentials)
+        return PubSubSubscriber(channel, self.names.subscription, self._settings, metrics, settle_s=settle_s)
+
+    async def check(self) -> bool:
+        """
+        Check that subscription and topic are there and ours to use; return whether the subscription's part is certain.
+
+        Raises:
+            BrokerResourceError: One is missing or refused; permanent.
+            ConnectionError: Pub/Sub cannot be reached; retryable.
+        """
+        is_certain = await check_resource(self._channel, self.names.subscription)
+        await check_resource(self._channel, self.names.topic)
+        return is_certain
+
+    async def create_local(self, project: str, requests: str, responses: str) -> LocalNames:
+        """Create what a local run needs in the embedded server; see `create_local_resources`."""
+        return await create_local_resources(self._channel, project, requests, responses)
+
+    async def aclose(self) -> None:
+        """Close the channel of the checks; publishers and subscribers close their own."""
+        await self._channel.close(None)

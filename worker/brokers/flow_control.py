@@ -8,7 +8,7 @@ back into the same buffer.  So the library gets limits that it does not reach, e
 once, and the limits proper go to the server, in the first request of each stream.
 
 A stream's limits can be set in its first request only, and the server knows nothing of what an earlier stream still
-holds.  So a new stream gets the full limits, and its first request is kept back while more than one stream's worth is
+holds.  So a new stream gets the full limits, and its first request is deferred while more than one stream's worth is
 held: at most twice the limits, however many streams a long outage wears out.
 
 Source: google-cloud-pubsub 2.44, `streaming_pull_manager.py`, `maybe_pause_consumer`; `StreamingPullRequest` in
@@ -31,7 +31,7 @@ PREFETCH_MESSAGES = 10_000
 """Added to the library's limit for servers that ignore theirs, as Google's emulator does: they send what they have, and
 so much of it is leased.  Beyond that it stands in the buffer again: with 1,000, outages of a minute spent attempts."""
 LOOK_S = 0.1
-"""How often a kept-back stream looks whether it may begin; a thread of gRPC's does it."""
+"""How often a deferred stream looks whether it may begin; a thread of gRPC's does it."""
 
 
 def library_limits(settings: PubSubSettings, max_lease_s: float, extension_s: int) -> Any:
@@ -52,7 +52,7 @@ def library_limits(settings: PubSubSettings, max_lease_s: float, extension_s: in
     )
 
 
-class Held:
+class OutstandingMessages:
     """
     What was delivered and is not settled, over all streams.
 
@@ -61,9 +61,9 @@ class Held:
     Attributes:
         on_hold: Returns messages and bytes that the library keeps to itself, each behind another of its ordering key:
             leased, but not delivered yet.
-        keeps_back: Whether the latest stream has not said its first request yet.  What a server makes of such a stream
+        is_deferred: Whether the latest stream has not said its first request yet.  What a server makes of such a stream
             after hours is documented nowhere; whatever it answers says nothing about the subscription.
-        is_closed: Set when nothing more is wanted: a stream that is kept back never begins.
+        is_closed: Set when nothing more is wanted: a stream that is deferred never begins.
     """
 
     def __init__(self, settings: PubSubSettings) -> None:
@@ -71,7 +71,7 @@ class Held:
         self.max_bytes = settings.max_in_flight_bytes
         self.messages = 0
         self.size_bytes = 0
-        self.keeps_back = False
+        self.is_deferred = False
         self.is_closed = False
         self.on_hold: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
@@ -105,8 +105,8 @@ class LimitedTransport(SubscriberGrpcTransport):
         is_emulator: Its streams end as an emulator understands it.
     """
 
-    def __init__(self, channel: grpc.Channel, held: Held, *, is_emulator: bool = False) -> None:
-        self._held = held
+    def __init__(self, channel: grpc.Channel, held: OutstandingMessages, *, is_emulator: bool = False) -> None:
+        self._outstanding = held
         self._is_emulator = is_emulator
         self._limited: StreamingPull | None = None
         super().__init__(channel=channel)
@@ -116,20 +116,20 @@ class LimitedTransport(SubscriberGrpcTransport):
         """The call, always the same object: the client looks its wrapper up by it."""
         if self._limited is None:
             call = super().streaming_pull
-            self._limited = StreamingPull(HalfClosing(call) if self._is_emulator else call, self._held)
+            self._limited = StreamingPull(HalfClosing(call) if self._is_emulator else call, self._outstanding)
         return self._limited
 
 
 class StreamingPull(grpc.StreamStreamMultiCallable):  # type: ignore[type-arg]  # not subscriptable at run time
     """Writes our limits into the first request of each streaming pull, and keeps it back while there is no room."""
 
-    def __init__(self, call: Any, held: Held) -> None:
+    def __init__(self, call: Any, held: OutstandingMessages) -> None:
         self._call = call
-        self._held = held
+        self._outstanding = held
 
     def __call__(self, request_iterator: Any, *args: Any, **kwargs: Any) -> Any:
         """Begin a stream; called on a thread of the library's, and does not wait."""
-        requests = _Requests(request_iterator, self._held)
+        requests = _Requests(request_iterator, self._outstanding)
         requests.call = call = self._call(iter(requests), *args, **kwargs)
         return call
 
@@ -137,24 +137,24 @@ class StreamingPull(grpc.StreamStreamMultiCallable):  # type: ignore[type-arg]  
 class _Requests:
     """The requests of one stream; iterated on a thread of gRPC's that may wait."""
 
-    def __init__(self, source: Any, held: Held, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, source: Any, held: OutstandingMessages, sleep: Callable[[float], None] = time.sleep) -> None:
         self._source = source
-        self._held = held
+        self._outstanding = held
         self._sleep = sleep
         self.call: Any = None
         """Set once the call exists, which may be after the iteration began."""
 
     def __iter__(self) -> Iterator[Any]:
         source = iter(self._source)
-        while not self._held.leaves_room():
-            self._held.keeps_back = True
+        while not self._outstanding.leaves_room():
+            self._outstanding.is_deferred = True
             self._sleep(LOOK_S)
-            if self._held.is_closed or (self.call is not None and not self.call.is_active()):
+            if self._outstanding.is_closed or (self.call is not None and not self.call.is_active()):
                 return
-        self._held.keeps_back = False
+        self._outstanding.is_deferred = False
         for first in source:
-            first.max_outstanding_messages = self._held.max_messages
-            first.max_outstanding_bytes = self._held.max_bytes
+            first.max_outstanding_messages = self._outstanding.max_messages
+            first.max_outstanding_bytes = self._outstanding.max_bytes
             yield first
             break
         yield from source

@@ -66,10 +66,10 @@ class Stream:
         """Why the stream ended; `None` while it runs and after an ordinary end."""
         return self.closed.exception() if self.closed.done() and not self.closed.cancelled() else None
 
-    def raise_if_permanent(self, *, was_kept_back: bool) -> None:
+    def raise_if_permanent(self, *, was_deferred: bool) -> None:
         """Raise `BrokerResourceError` if it ended because the subscription is gone or refused."""
         error = self.error
-        if isinstance(error, PERMANENT) and not was_kept_back:
+        if isinstance(error, PERMANENT) and not was_deferred:
             raise BrokerResourceError(f"{self._subscription}: {error}") from error
         if error is not None and not isinstance(error, exceptions.GoogleAPICallError | exceptions.RetryError):
             _log.error("pull_failed", exc_info=error)
@@ -84,8 +84,8 @@ class Stream:
         self.future.cancel()
 
 
-def received(message: Message) -> ReceivedMessage:
-    """Return what the processor sees of a delivery."""
+def received(message: Message, received_at: float) -> ReceivedMessage:
+    """Return what the processor sees of a delivery whose lease began at `received_at`, monotonic seconds."""
     published = message.publish_time
     return ReceivedMessage(
         message_id=message.message_id,
@@ -94,4 +94,5 @@ def received(message: Message) -> ReceivedMessage:
         publish_time=published.timestamp() if published is not None else 0.0,
         delivery_attempt=message.delivery_attempt,
         ordering_key=message.ordering_key or "",
+        received_at=received_at,
     )

@@ -26,7 +26,7 @@ from google.api_core import exceptions
 from google.cloud import pubsub_v1
 from google.cloud.pubsub_v1.subscriber.message import Message
 
-from worker.brokers.flow_control import Held, LimitedTransport
+from worker.brokers.flow_control import LimitedTransport, OutstandingMessages
 from worker.brokers.stream import Stream, received
 from worker.errors import BrokerResourceError
 from worker.policy.backoff import Backoff
@@ -74,8 +74,8 @@ class PubSubSubscriber:
         self._settings = settings
         self._metrics = metrics
         self._channel = channel
-        self._held = Held(settings)
-        transport = LimitedTransport(channel, self._held, is_emulator=settings.emulator_host is not None)
+        self._outstanding = OutstandingMessages(settings)
+        transport = LimitedTransport(channel, self._outstanding, is_emulator=settings.emulator_host is not None)
         self._client: Any = pubsub_v1.SubscriberClient(transport=transport)
         self._streams: set[Stream] = set()
         self._waiting: deque[tuple[Stream, Message, float]] = deque()
@@ -121,7 +121,7 @@ class PubSubSubscriber:
             while not self._stopping.is_set():
                 stream = Stream(self._client, self.subscription, self._settings, self._arrived)
                 self._streams.add(stream)
-                self._held.on_hold = stream.on_hold  # what an ended stream has on hold comes back by itself
+                self._outstanding.on_hold = stream.on_hold  # what an ended stream has on hold comes back by itself
                 self.is_open = True
                 await self._first(stream.ending.wait(), self._stopping.wait())
                 if self._stopping.is_set():
@@ -130,7 +130,7 @@ class PubSubSubscriber:
                 reopens = 1 if time.monotonic() - stream.opened_at > HEALTHY_AFTER_S else reopens
                 backoff = REOPEN_BACKOFF.ceiling_s(reopens)
                 await asyncio.wait({stream.closed}, timeout=backoff)  # at once when nothing of it is running
-                stream.raise_if_permanent(was_kept_back=self._held.keeps_back)
+                stream.raise_if_permanent(was_deferred=self._outstanding.is_deferred)
                 self._metrics.subscription_reopens_total.inc()
                 _log.warning("pull_reopened", error=str(stream.error or ""))
                 await self._first(asyncio.sleep(backoff), self._stopping.wait())
@@ -156,12 +156,12 @@ class PubSubSubscriber:
 
     def _arrived(self, stream: Stream, message: Message) -> None:
         """Begin one delivery, or let it wait for its turn; runs on the event loop and must not raise."""
-        self._held.add(message.size)
+        self._outstanding.add(message.size)
         self._metrics.leased_messages.inc()
         if self._stopping.is_set():  # handed over between our stop and the library's
             self._hand_back(stream, message)
         elif len(self._tasks) < self._settings.max_in_flight:
-            self._start(stream, message)
+            self._start(stream, message, time.monotonic())
         else:
             self._waiting.append((stream, message, time.monotonic()))
 
@@ -170,12 +170,12 @@ class PubSubSubscriber:
         self._let_go(stream, message)
 
     def _let_go(self, stream: Stream, message: Message) -> None:
-        self._held.remove(message.size)
+        self._outstanding.remove(message.size)
         self._metrics.leased_messages.dec()
         stream.scheduler.settled()
 
-    def _start(self, stream: Stream, message: Message) -> None:
-        task = asyncio.get_running_loop().create_task(self._deliver(message))
+    def _start(self, stream: Stream, message: Message, received_at: float) -> None:
+        task = asyncio.get_running_loop().create_task(self._deliver(message, received_at))
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._delivered, stream, message))
 
@@ -183,14 +183,14 @@ class PubSubSubscriber:
         while self._waiting and not self._stopping.is_set() and len(self._tasks) < self._settings.max_in_flight:
             stream, message, since = self._waiting.popleft()
             if time.monotonic() - since < self._settings.max_lease_duration_s:
-                self._start(stream, message)
+                self._start(stream, message, since)
             else:
                 self._hand_back(stream, message)
 
-    async def _deliver(self, message: Message) -> Settlement:
+    async def _deliver(self, message: Message, received_at: float) -> Settlement:
         assert self._handler is not None
         try:
-            return await self._handler(received(message))
+            return await self._handler(received(message, received_at))
         except Exception:  # noqa: BLE001 - whatever it is, the delivery is handed back and the puller lives
             self._metrics.internal_errors_total.inc()
             _log.exception("handler_failed", message_id=message.message_id)
@@ -231,7 +231,7 @@ class PubSubSubscriber:
         """Stop; see `worker.ports.Subscriber.drain`."""
         loop = asyncio.get_running_loop()
         self._stopping.set()
-        self._held.is_closed = True
+        self._outstanding.is_closed = True
         end = loop.time() + grace_s
         if self._grace_timer is None or end < self._grace_timer.when():
             if self._grace_timer is not None:

@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from worker.brokers.broker import Broker
+from worker.brokers.connection import Broker
 from worker.cli.arguments import EXIT_INTERRUPTED, EXIT_USAGE, at_least_one
 from worker.cli.loop import on_signals, run_loop
 from worker.client import (

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from worker.brokers.broker import Broker
+from worker.brokers.connection import Broker
 from worker.cli.arguments import add_settings, at_least_one, settings_from
 from worker.cli.loop import run_loop
 from worker.errors import PublishError, ReplyRejectedError

@@ -57,7 +57,7 @@ class InFlightDeliveries:
         if first is not None:
             self._recorder.duplicate("in_flight")
             return await self._join(first, message)
-        delivery = Delivery(message, self._clock())
+        delivery = Delivery(message, self._clock() if message.received_at is None else message.received_at)
         outcome: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
         self._running[message.message_id] = _InFlight(delivery, outcome)
         settlement = Settlement.NACK

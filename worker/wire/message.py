@@ -64,6 +64,8 @@ class ReceivedMessage:
     delivery_attempt: int | None = None
     """From 1; `None` when the subscription has no dead-letter policy and so does not count."""
     ordering_key: str = ""
+    received_at: float | None = field(default=None, compare=False)
+    """Monotonic seconds at which its lease began here, before any wait in the subscriber; `None`: now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from google.pubsub_v1.types import StreamingPullRequest
 
-from worker.brokers.flow_control import Held, StreamingPull, _Requests, library_limits
+from worker.brokers.flow_control import OutstandingMessages, StreamingPull, _Requests, library_limits
 from worker.settings.schema import PubSubSettings
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES
 
@@ -18,14 +18,14 @@ def first_and_ping() -> Iterator[StreamingPullRequest]:
     yield StreamingPullRequest()
 
 
-def held(messages: int, size_bytes: int = 0) -> Held:
-    found = Held(SETTINGS)
+def held(messages: int, size_bytes: int = 0) -> OutstandingMessages:
+    found = OutstandingMessages(SETTINGS)
     for _ in range(messages):
         found.add(size_bytes)
     return found
 
 
-def begin(held: Held) -> list[Any]:
+def begin(held: OutstandingMessages) -> list[Any]:
     """Return the requests as the server sees them."""
 
     def call(requests: Any, *, timeout: float | None) -> Any:

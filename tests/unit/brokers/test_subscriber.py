@@ -82,7 +82,7 @@ class Party:
         """Settlements, what the scheduler was told, and the gauge of leases."""
         gauge = self.metrics.registry.get_sample_value("inference_worker_leased_messages")
         assert gauge is not None
-        assert self.subscriber._held.messages == gauge, "what is held is counted in and out"
+        assert self.subscriber._outstanding.messages == gauge, "what is held is counted in and out"
         return self.message.settlements, self.scheduler.settlements, gauge
 
 
@@ -110,6 +110,20 @@ async def test_a_delivery_is_settled_as_its_handler_says(party: Party, verdict: 
     assert message == ReceivedMessage(
         message_id="7", data=b"{}", attributes={"a": "b"}, publish_time=1767225600.0, delivery_attempt=3
     )
+
+
+async def test_a_lease_is_counted_from_the_arrival(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delivery that waited for its turn says when it came, not when its turn was."""
+    now = 1000.0
+    monkeypatch.setattr("worker.brokers.subscriber.time.monotonic", lambda: now)
+    running = [object() for _ in range(party.subscriber._settings.max_in_flight)]
+    party.subscriber._tasks.update(cast("Any", running))
+    party.deliver()
+    now += 500.0
+    party.subscriber._tasks.difference_update(cast("Any", running))
+    party.subscriber._start_next()
+    await settled(party)
+    assert [message.received_at for message in party.received] == [1000.0]
 
 
 async def test_a_handler_that_raises_hands_its_delivery_back(party: Party, logs: list[dict[str, Any]]) -> None:

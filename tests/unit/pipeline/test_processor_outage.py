@@ -67,6 +67,20 @@ async def test_an_untried_message_is_kept_as_long_as_the_lease() -> None:
     await first
 
 
+@virtual_time
+async def test_the_wait_before_its_turn_is_part_of_the_lease() -> None:
+    """A message that came 400 s ago is nacked 200 s from now, with a lease of 600 s."""
+    pipeline = Pipeline(window=1, lease_s=600.0)
+    pipeline.backend.hold()
+    await asyncio.sleep(400)
+    first = pipeline.start()
+    await settle()
+    assert await pipeline.handle(message(attempt=1, received_at=0.0)) is NACK
+    assert loop_time() == pytest.approx(600)
+    pipeline.backend.let_go()
+    await first
+
+
 # Outages.
 
 

@@ -1,7 +1,7 @@
 """
 `inference-worker setup`: the infrastructure of a worker, made or brought to what the settings say.
 
-`wanted` says what the settings want, `plan` compares that with what was found, `grants` knows who needs which role: all
+`desired` says what the settings want, `plan` compares that with what was found, `iam` knows who needs which role: all
 three are pure.  `run` looks, prints and does.
 """
 

@@ -13,11 +13,11 @@ missing do not change the exit code: they are printed with the commands that gra
 import asyncio
 from collections.abc import Callable
 
-from worker.brokers.admin.blueprint import Lack
-from worker.brokers.admin.desired import PLACEHOLDER, Wanted, wanted_by
+from worker.brokers.admin.desired import PLACEHOLDER, Desired, desired_by
 from worker.brokers.admin.iam import PERMISSIONS, Need, State, grant_command, judge
 from worker.brokers.admin.infrastructure import Infrastructure
 from worker.brokers.admin.plan import Plan, Step, Verb, plan, show
+from worker.brokers.admin.resources import UnsupportedField
 from worker.brokers.connection import async_channel, resolve
 from worker.errors import WorkerError
 from worker.settings.schema import Settings
@@ -45,7 +45,7 @@ async def run_setup(settings: Settings, *, dry_run: bool, force: bool, say: Say)
     Cancellation: what was done until then stays.
     """
     names, credentials = await asyncio.to_thread(resolve, settings.pubsub)
-    wanted = wanted_by(settings, subscription=names.subscription, topic=names.topic)
+    wanted = desired_by(settings, subscription=names.subscription, topic=names.topic)
     channel = async_channel(settings.pubsub, credentials)
     try:
         infrastructure = Infrastructure(channel, is_emulator=settings.pubsub.emulator_host is not None)
@@ -60,7 +60,7 @@ async def run_setup(settings: Settings, *, dry_run: bool, force: bool, say: Say)
     return 0
 
 
-async def _look(infrastructure: Infrastructure, wanted: Wanted) -> Plan:
+async def _look(infrastructure: Infrastructure, wanted: Desired) -> Plan:
     topics = {name: await infrastructure.has_topic(name) for name in wanted.topics}
     found = {each.name: await infrastructure.find_subscription(each.name) for each in wanted.subscriptions}
     return plan(topics, wanted.subscriptions, found)
@@ -78,7 +78,7 @@ def _refuse(steps: Plan, *, force: bool) -> None:
 
 
 async def _carry_out(infrastructure: Infrastructure, steps: Plan, say: Say) -> None:
-    lacks: list[Lack] = []
+    lacks: list[UnsupportedField] = []
     for step in steps.steps:
         lacks += await _do(infrastructure, step)
     for lack in lacks:
@@ -95,7 +95,7 @@ async def _carry_out(infrastructure: Infrastructure, steps: Plan, say: Say) -> N
     say(f"{len(done)} created or changed.\n" if done else "Nothing to do.\n")
 
 
-async def _do(infrastructure: Infrastructure, step: Step) -> list[Lack]:
+async def _do(infrastructure: Infrastructure, step: Step) -> list[UnsupportedField]:
     if step.verb is Verb.CREATE and step.wanted is None:
         await infrastructure.create_topic(step.name)
     elif step.verb is Verb.CREATE and step.wanted is not None:

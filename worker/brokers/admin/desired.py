@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from worker.brokers.admin.blueprint import Field, Policy, Subscription
 from worker.brokers.admin.iam import PUBLISHER, SUBSCRIBER, VIEWER, Need
+from worker.brokers.admin.resources import Field, Policy, Subscription
 from worker.errors import SettingsError
 from worker.settings.schema import Settings
 
@@ -15,7 +15,7 @@ SUFFIX = "-worker"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Desired:
     """The infrastructure that the settings describe; full names."""
 
     topics: tuple[str, ...]
@@ -35,7 +35,7 @@ class _Names:
     copies: str | None
 
 
-def wanted_by(settings: Settings, *, subscription: str, topic: str) -> Wanted:
+def desired_by(settings: Settings, *, subscription: str, topic: str) -> Desired:
     """
     Return what the settings want.
 
@@ -53,7 +53,7 @@ def wanted_by(settings: Settings, *, subscription: str, topic: str) -> Wanted:
     _refuse(_clashes(names))
     dead_letters = tuple(dict.fromkeys(name for name in (names.dead, names.copies) if name is not None))
     topics = (names.requests, names.responses, *dead_letters)
-    return Wanted(topics, _subscriptions(settings, names, dead_letters), _needs(settings, names))
+    return Desired(topics, _subscriptions(settings, names, dead_letters), _needs(settings, names))
 
 
 def _complete(settings: Settings, subscription: str, topic: str) -> _Names:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from worker.brokers.admin.blueprint import Binding
+from worker.brokers.admin.resources import Binding
 
 SUBSCRIBER, PUBLISHER, VIEWER = "roles/pubsub.subscriber", "roles/pubsub.publisher", "roles/pubsub.viewer"
 PERMISSIONS = {

@@ -2,7 +2,7 @@
 Topics, subscriptions and IAM policies over RPC: looked up, created, changed.
 
 The only caller is `inference-worker setup`; the running worker changes no infrastructure.  What to do is decided in
-`worker.setup_plan`; here it is done, one RPC a call, and errors become sentences.
+`plan`; here it is done, one RPC a call, and errors become sentences.
 
 An emulator may not take every field (Google's refuses to update an expiry, and a retention over 7 days).  Against one,
 a refused field is left out and reported; against the real service a refusal is an error.
@@ -16,8 +16,15 @@ import grpc
 from google.iam.v1 import iam_policy_pb2, policy_pb2
 from google.pubsub_v1 import types
 
-from worker.brokers.admin.blueprint import Binding, Field, Lack, Subscription
-from worker.brokers.admin.wire import MASKS, read_subscription, write_subscription
+from worker.brokers.admin.resources import (
+    MASKS,
+    Binding,
+    Field,
+    Subscription,
+    UnsupportedField,
+    read_subscription,
+    write_subscription,
+)
 from worker.errors import BrokerError, BrokerResourceError
 
 TIMEOUT_S = 20.0
@@ -67,7 +74,7 @@ class Infrastructure:
         found = await self._find(SUBSCRIBER, "GetSubscription", request, _Subscription, f"subscription={name}")
         return None if found is None else read_subscription(found)
 
-    async def create_subscription(self, wanted: Subscription) -> list[Lack]:
+    async def create_subscription(self, wanted: Subscription) -> list[UnsupportedField]:
         """Create a subscription; return what an emulator did not take."""
         try:
             await self._create(wanted)
@@ -75,7 +82,7 @@ class Infrastructure:
             return await self._create_partly(wanted, error)
         return []
 
-    async def update_subscription(self, wanted: Subscription, fields: Collection[Field]) -> list[Lack]:
+    async def update_subscription(self, wanted: Subscription, fields: Collection[Field]) -> list[UnsupportedField]:
         """Change some fields to what is wanted; return what an emulator did not take."""
         try:
             await self._update(wanted, fields)
@@ -113,7 +120,7 @@ class Infrastructure:
         params = f"name={wanted.name}"
         await self._call(SUBSCRIBER, "CreateSubscription", write_subscription(wanted), _Subscription, params)
 
-    async def _create_partly(self, wanted: Subscription, error: "_NotTakenError") -> list[Lack]:
+    async def _create_partly(self, wanted: Subscription, error: "_NotTakenError") -> list[UnsupportedField]:
         """Create it without the one field at fault; where that is not enough, bare and then field by field."""
         for path in dict.fromkeys(MASKS[each] for each in wanted.policy):
             left_out = [each for each in wanted.policy if MASKS[each] == path]
@@ -121,7 +128,7 @@ class Infrastructure:
                 await self._create(_without(wanted, left_out))
             except _NotTakenError:
                 continue
-            return [Lack(wanted.name, each, error.text) for each in left_out]
+            return [UnsupportedField(wanted.name, each, error.text) for each in left_out]
         await self._create(_without(wanted, wanted.policy))
         return await self._update_singly(wanted, wanted.policy)
 
@@ -131,14 +138,14 @@ class Infrastructure:
         params = f"subscription.name={wanted.name}"
         await self._call(SUBSCRIBER, "UpdateSubscription", request, _Subscription, params)
 
-    async def _update_singly(self, wanted: Subscription, fields: Collection[Field]) -> list[Lack]:
+    async def _update_singly(self, wanted: Subscription, fields: Collection[Field]) -> list[UnsupportedField]:
         lacks = []
         for path in dict.fromkeys(MASKS[each] for each in fields):
             together = [each for each in fields if MASKS[each] == path]
             try:
                 await self._update(wanted, together)
             except _NotTakenError as error:
-                lacks += [Lack(wanted.name, each, error.text) for each in together]
+                lacks += [UnsupportedField(wanted.name, each, error.text) for each in together]
         return lacks
 
     async def _find(self, service: str, method: str, request: Any, answer_type: Any, params: str) -> Any:

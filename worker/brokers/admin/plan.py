@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from worker.brokers.admin.blueprint import Field, Subscription, Value
+from worker.brokers.admin.resources import Field, Subscription, Value
 
 _DAY_S = 86_400
 _WIDTH = 22

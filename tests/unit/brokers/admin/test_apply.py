@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.guarded_pubsub import GuardedPubSub
 from worker.brokers.admin import run_setup
-from worker.brokers.admin.blueprint import Field, Subscription
 from worker.brokers.admin.infrastructure import Infrastructure
+from worker.brokers.admin.resources import Field, Subscription
 from worker.errors import BrokerError, BrokerResourceError, WorkerError
 from worker.settings.schema import Settings
 

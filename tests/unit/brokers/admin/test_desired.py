@@ -4,18 +4,18 @@ from typing import Any
 
 import pytest
 
-from worker.brokers.admin.blueprint import Field
-from worker.brokers.admin.desired import PLACEHOLDER, Wanted, wanted_by
+from worker.brokers.admin.desired import PLACEHOLDER, Desired, desired_by
 from worker.brokers.admin.iam import PUBLISHER, SUBSCRIBER, VIEWER
+from worker.brokers.admin.resources import Field
 from worker.errors import SettingsError
 from worker.settings.schema import Settings
 
 PULLED, RESPONSES = "projects/p/subscriptions/worker", "projects/p/topics/responses"
 
 
-def want(*, subscription: str = PULLED, topic: str = RESPONSES, **sections: Any) -> Wanted:
+def want(*, subscription: str = PULLED, topic: str = RESPONSES, **sections: Any) -> Desired:
     sections["setup"] = {"request_topic": "requests", **sections.get("setup", {})}
-    return wanted_by(Settings.model_validate(sections), subscription=subscription, topic=topic)
+    return desired_by(Settings.model_validate(sections), subscription=subscription, topic=topic)
 
 
 def test_the_defaults_are_the_safe_values() -> None:

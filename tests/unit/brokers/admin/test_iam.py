@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.brokers.admin.blueprint import Binding
 from worker.brokers.admin.iam import PUBLISHER, SUBSCRIBER, Need, State, grant_command, judge
+from worker.brokers.admin.resources import Binding
 
 DEAD, PULLED = "projects/q/topics/dead", "projects/p/subscriptions/worker"
 AGENT = "serviceAccount:service-123456@gcp-sa-pubsub.iam.gserviceaccount.com"

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from worker.brokers.admin.blueprint import Field, Policy, Subscription, Value
 from worker.brokers.admin.plan import Change, Plan, Verb, plan, show, weakening
+from worker.brokers.admin.resources import Field, Policy, Subscription, Value
 
 TOPIC, DEAD, NAME = "projects/p/topics/requests", "projects/p/topics/dead", "projects/p/subscriptions/worker"
 POLICY: Policy = {

@@ -6,8 +6,7 @@ from google.pubsub_v1 import types
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.brokers.admin.blueprint import Field, Policy, Subscription
-from worker.brokers.admin.wire import read_subscription, write_subscription
+from worker.brokers.admin.resources import Field, Policy, Subscription, read_subscription, write_subscription
 
 NAME, TOPIC = "projects/p/subscriptions/s", "projects/p/topics/t"
 SECONDS = st.integers(0, 600).map(float) | st.sampled_from([0.25, 1.5])
