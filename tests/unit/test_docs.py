@@ -11,7 +11,16 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
-from tools.generate_docs import DOCS, main, metrics_page, settings_page
+from tools.generate_docs import (
+    DOCS,
+    ROOT,
+    architecture_page,
+    layers,
+    main,
+    metrics_page,
+    purposes,
+    settings_page,
+)
 from worker.errors import SettingsError
 from worker.settings.load import load_settings
 from worker.settings.schema import BackendSettings, RouteSettings, Settings
@@ -19,6 +28,7 @@ from worker.telemetry.metrics import Metrics
 
 SETTINGS = (DOCS / "settings.md").read_text("utf-8")
 METRICS = (DOCS / "metrics.md").read_text("utf-8")
+ARCHITECTURE = (DOCS / "architecture.md").read_text("utf-8")
 GOOD = {
     "WORKER_PUBSUB__REQUEST_SUBSCRIPTION": "s",
     "WORKER_PUBSUB__RESPONSE_TOPIC": "t",
@@ -55,6 +65,36 @@ def test_the_pages_are_current() -> None:
     """What is committed is what the code says now; `make docs` writes it."""
     assert settings_page() == SETTINGS
     assert metrics_page() == METRICS
+    assert architecture_page(ARCHITECTURE) == ARCHITECTURE
+
+
+def test_the_architecture_names_every_module_once() -> None:
+    """Every module with code in it stands in one row; what the contract orders exists, and what exists is ordered."""
+    rows = re.findall(r"^\| `([^`]+\.py)` \| .+ \|$", ARCHITECTURE, re.MULTILINE)
+    package = ROOT / "worker"
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if path.stat().st_size}
+    assert sorted(rows) == sorted(modules)
+    ordered = {name.removeprefix("worker.") for layer in layers() for name in layer}
+    assert {row.partition("/")[0].removesuffix(".py") for row in rows} - {"__init__"} == ordered
+
+
+def test_the_architecture_names_only_what_exists() -> None:
+    """Every file of the worker that the part written by hand points at is there."""
+    written = ARCHITECTURE.partition("<!-- From here on generated")[0]
+    named = set(re.findall(r"`((?:[a-z]+/)*[a-z_]+(?:/|\.py))`", written))
+    assert len(named) > 20
+    at = [ROOT / "worker", ROOT / "worker" / "pipeline"]  # a step's own room is named once
+    assert [name for name in sorted(named) if not any((folder / name).exists() for folder in at)] == []
+
+
+def test_a_module_without_a_purpose_is_noticed(tmp_path: Path) -> None:
+    """A file with code and no docstring cannot be put into the table; an empty `__init__.py` need not be."""
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "a.py").write_text('"""\nFirst line.\n\nMore.\n"""\n')
+    assert purposes(tmp_path) == {"a.py": "First line."}
+    (tmp_path / "b.py").write_text("x = 1\n")
+    with pytest.raises(ValueError, match=r"b\.py does not say"):
+        purposes(tmp_path)
 
 
 def test_documented_settings_are_exactly_the_real_ones() -> None:
