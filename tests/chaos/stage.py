@@ -2,8 +2,8 @@
 What a scenario works with: the rig, the scale, the broker it may break, and a notebook.
 
 Times and numbers are given for the full form and scaled down for the short one.  What a scenario must bring about for
-its score to mean anything (that messages did come twice, that the pull did pause) it `demand`s; what was demanded in
-vain is told like any other complaint.
+its score to mean anything (that messages did come twice, that the pull did pause) it `demand`s; what was not
+shown is told like any other complaint.
 """
 
 import random
@@ -33,7 +33,7 @@ class Stage:
     """Monotonic seconds of the mending."""
     peak_rss_mb: float = 0.0
     unmet: list[str] = field(default_factory=list)
-    """What was demanded in vain."""
+    """What was demanded and not shown."""
 
     @property
     def broker(self) -> ChaosServer:

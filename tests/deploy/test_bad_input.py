@@ -85,7 +85,7 @@ async def _probe(url: str) -> set[int]:
                     async with session.get(url) as answer:
                         answers.add(answer.status)
                 except aiohttp.ClientError:
-                    answers.add(0)  # nobody listens: for the kubelet a failure too
+                    answers.add(0)  # nothing listens: for the kubelet a failure too
                 await asyncio.sleep(0.02)
     except asyncio.CancelledError:
         return answers
@@ -106,7 +106,7 @@ def _is_told(found: tuple[int, list[dict[str, Any]], set[int]], code: int, patte
     assert re.search(pattern, last["error"]), last["error"]
     assert "\n" not in last["error"]
     assert len(json.dumps(last)) < TERMINATION_MESSAGE_BYTES
-    assert not [line for line in log if "exception" in line], "a traceback helps nobody here"
+    assert not [line for line in log if "exception" in line], "a traceback is of no help here"
     assert answers <= {0, 503}, "never started"
 
 
@@ -126,7 +126,7 @@ async def test_a_wrong_overlay_value_is_named(tmp_path: Path, right: str, wrong:
 
 
 async def test_every_wrong_value_is_on_the_one_line(tmp_path: Path):
-    """Two faults, one line: nobody mends one to meet the next."""
+    """Two faults, one line: one mended fault does not uncover the next."""
     wrong = {"requestsPerPod: 16": "requestsPerPod: many", "maxInFlight: 20": "maxInFlight: few"}
     found = await Pod(tmp_path, values=wrong, environ={"PUBSUB_EMULATOR_HOST": "127.0.0.1:1"}).run()
     _is_told(found, 2, r"^unusable settings: .*'few'.*; .*'many'|^unusable settings: .*'many'.*; .*'few'")

@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.http_attempt import Open
+from tests.support.raw_http import Open
 from worker.backends.openai import HttpBackend
 from worker.emulators.openai import SimBackend, SimOptions
 from worker.settings.schema import RouteSettings

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.http_attempt import BODY, CHUNKED, Open, invoke
-from tests.support.raw_http import Connection, always, answer, raw_server
+from tests.support.raw_http import BODY, CHUNKED, Connection, Open, always, answer, invoke, raw_server
 from worker.backends.openai import SLICE_BYTES, HttpBackend
 from worker.policy.model import Phase
 from worker.settings.schema import RouteSettings

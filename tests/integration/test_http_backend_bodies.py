@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.http_attempt import CHUNKED, Attempt
-from tests.support.raw_http import Connection, Script, answer, raw_server, until
+from tests.support.raw_http import CHUNKED, Attempt, Connection, Script, answer, raw_server, until
 from worker.backends.openai import HttpBackend
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase

@@ -7,8 +7,7 @@ import ssl
 import httpx
 import pytest
 
-from tests.support.http_attempt import Open, invoke
-from tests.support.raw_http import Connection, always, answer, raw_server, until
+from tests.support.raw_http import Connection, Open, always, answer, invoke, raw_server, until
 from worker.backends.openai import SLICE_BYTES, HttpBackend
 from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase

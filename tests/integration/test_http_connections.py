@@ -5,8 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.support.http_attempt import Open, invoke
-from tests.support.raw_http import Connection, answer, pause, raw_server
+from tests.support.raw_http import Connection, Open, answer, invoke, pause, raw_server
 from worker.backends.http.connections import SETTLE_TICKS, TICK_S
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.support.http_attempt import Open
-from tests.support.raw_http import Connection, answer, raw_server
+from tests.support.raw_http import Connection, Open, answer, raw_server
 from worker.errors import BackendError
 from worker.policy.engine import ErrorPolicy
 from worker.policy.model import ErrorEvent

@@ -11,8 +11,7 @@ import httpx
 import pytest
 from aiohttp.connector import Connection as Connected
 
-from tests.support.http_attempt import CHUNKED
-from tests.support.raw_http import Connection, always, answer, raw_server, until
+from tests.support.raw_http import CHUNKED, Connection, always, answer, raw_server, until
 from worker.backends.http.transport import MAX_CACHED_URLS, AiohttpTransport, _parsed
 
 

@@ -10,7 +10,7 @@ import pytest
 from google.api_core import exceptions
 from google.protobuf import field_mask_pb2, timestamp_pb2
 
-from tests.support.localpubsub_google import SUBSCRIPTION, TOPIC, Google, Stream, running
+from tests.support.embedded_pubsub import SUBSCRIPTION, TOPIC, Google, Stream, running
 from tests.support.waiting import eventually
 from worker.emulators.pubsub import LocalPubSub, serve
 

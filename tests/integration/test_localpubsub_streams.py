@@ -8,7 +8,7 @@ import pytest
 from google.api_core import exceptions
 from google.protobuf import duration_pb2
 
-from tests.support.localpubsub_google import SUBSCRIPTION, Google, Stream, running
+from tests.support.embedded_pubsub import SUBSCRIPTION, Google, Stream, running
 from tests.support.waiting import eventually
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.simbackend_streams import ME, generated, stream_call, written
-from tests.support.streaming_chunks import feed_all
+from tests.support.simulated_openai import ME, generated, stream_call, written
+from tests.support.streams import feed_all
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import SSEParser
 from worker.emulators.openai.answers import chat_body, chunk_events, completion_body

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.simbackend_client import CHAT, STREAM, post, raw
+from tests.support.simulated_openai import CHAT, STREAM, post, raw
 from tests.support.waiting import eventually
 from worker.emulators.openai import SimBackend
 

@@ -6,7 +6,7 @@ import aiohttp
 import httpx
 import pytest
 
-from tests.support.simbackend_client import STREAM, normal, post, raw, unchunked
+from tests.support.simulated_openai import STREAM, normal, post, raw, unchunked
 from worker.emulators.openai import SimBackend
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.http_attempt import Open, invoke
-from tests.support.streaming_bodies import canon
+from tests.support.random_bodies import canon
+from tests.support.raw_http import Open, invoke
 from worker.backends.openai import HttpBackend
 from worker.emulators.openai import SimBackend, SimOptions
 from worker.emulators.openai.dialects import DIALECTS

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.http_attempt import Open
 from tests.support.pipeline import METADATA, Pipeline, data, message
-from tests.support.streaming_bodies import canon
+from tests.support.random_bodies import canon
+from tests.support.raw_http import Open
 from worker.emulators.openai import SimBackend, SimOptions
 from worker.ports import Settlement
 from worker.settings.schema import BreakerSettings

@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.http_attempt import Open, invoke
-from tests.support.raw_http import Connection, Script, answer, raw_server
-from tests.support.streaming_bodies import canon
-from tests.support.streaming_chunks import delta
-from tests.support.streaming_reading import DONE, HEL, LO, STOP, WHOLE, sse
+from tests.support.random_bodies import canon
+from tests.support.raw_http import Connection, Open, Script, answer, invoke, raw_server
+from tests.support.streams import DONE_BYTES, HEL, LO, STOP, WHOLE, delta, sse
 from tests.support.waiting import eventually
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
@@ -140,9 +138,9 @@ async def test_a_stream_that_was_not_asked_for_is_assembled(open_backend: Open) 
 
 async def test_what_cannot_be_assembled_stays_what_it_is(open_backend: Open) -> None:
     """On another path the policy will find that it is no JSON."""
-    async with raw_server(replies(stream(HEL, DONE))) as server:
+    async with raw_server(replies(stream(HEL, DONE_BYTES))) as server:
         result = await invoke(open_backend(server.url), "/v1/embeddings", BODY)
-    assert (result.body, result.streamed) == (HEL + DONE, False)
+    assert (result.body, result.streamed) == (HEL + DONE_BYTES, False)
 
 
 async def test_a_compressed_stream_is_unpacked(open_backend: Open) -> None:
@@ -259,7 +257,9 @@ async def test_a_completion_is_continued_on_any_server(open_backend: Open) -> No
         return sse({"object": "text_completion", "choices": [{"index": 0, "text": text, "finish_reason": finish}]})
 
     request = BackendRequest(path=TEXT, body=RequestBody(b'{"prompt":"Once","max_tokens":9}'))
-    async with raw_server(replies(stream(part(" upon"), part(" a")), stream(part(" time", "stop"), DONE))) as server:
+    async with raw_server(
+        replies(stream(part(" upon"), part(" a")), stream(part(" time", "stop"), DONE_BYTES))
+    ) as server:
         backend, result = open_backend(server.url, continuation="prompt"), AttemptResult()
         with pytest.raises(BackendError):
             await backend.invoke(request, result)

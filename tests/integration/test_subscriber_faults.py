@@ -223,7 +223,7 @@ async def test_what_waits_for_its_turn_is_handed_back_by_a_drain(narrow: Bench) 
 
 
 async def test_a_stream_that_is_kept_back_does_not_begin_at_its_end(narrow: Bench) -> None:
-    """What a drain settles makes room, but nothing is delivered any more only to be handed back for an attempt."""
+    """What a drain settles makes room, but nothing is delivered any more only to be nacked at the cost of an attempt."""
     task = asyncio.create_task(narrow.subscriber.run(narrow.handle))
     for _ in range(30):
         narrow.admin.publish(narrow.topic, b"slow")

@@ -86,7 +86,7 @@ def _engine_host(engine: SplitResult) -> str:
 
 def _probe(engine: SplitResult) -> None:
     # Docker's library leaves the socket of a connection that fails to the garbage collector, which is a warning, and
-    # warnings are errors here.  So it is asked only when somebody listens.
+    # warnings are errors here.  So it is asked only when a container engine listens.
     try:
         if engine.scheme in {"", "unix"}:
             with socket.socket(socket.AF_UNIX) as connection:

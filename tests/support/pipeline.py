@@ -196,7 +196,7 @@ class Pipeline:
         return float((child.labels(*labels) if labels else child)._value.get())
 
     def assert_nothing_leaks(self) -> None:
-        """No permit is out, nobody waits, no message is counted as running."""
+        """No permit is out, no waiter is left, no message is counted as running."""
         for route in self.routes:
             gate = route.gate.statistics()
             assert (gate.in_flight, gate.waiting, gate.held) == (0, 0, 0)

@@ -1,5 +1,5 @@
 """
-The whole thing for tests from outside: a broker, the simulated backend, real worker processes, and somebody who counts.
+A complete set-up for tests from outside: a broker, the simulated backend, worker processes, and a count of the answers.
 
 Used by `tests/e2e`, `tests/chaos` and the benchmarks.  The requests carry their index in the metadata; the counting
 knows by it what was lost, what was answered twice, and what the answers were.

@@ -65,7 +65,7 @@ async def settle(rounds: int = 20) -> None:
 
 async def until(condition: Callable[[], object], step_s: float = 1.0) -> None:
     """Let time pass until something holds."""
-    while not condition():  # noqa: ASYNC110 - virtual time: nobody waits in vain
+    while not condition():  # noqa: ASYNC110 - virtual time passes at once
         await asyncio.sleep(step_s)
 
 

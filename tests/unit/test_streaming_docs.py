@@ -7,9 +7,9 @@ from typing import get_args
 
 import pytest
 
-from tests.support.broken_streams import broken
 from tests.support.fakes import Answer, FakeBackend
 from tests.support.pipeline import Pipeline, message
+from tests.support.streams import broken
 from tests.support.virtual_time import virtual_time
 from worker.backends.request.continuation import _NOT_CONTINUED
 from worker.backends.request.stream import DIFFERENT_IN_STREAMS, UNARY_FEATURES

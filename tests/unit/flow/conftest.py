@@ -1,7 +1,7 @@
 import pytest
 
-from tests.support.driving import Driver
 from tests.support.fakeclock import FakeClock
+from tests.support.flow import Driver
 
 
 @pytest.fixture

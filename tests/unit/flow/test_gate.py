@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.support.fakeclock import FakeClock, settle
-from tests.support.gates import (
+from tests.support.flow import (
     AUTH,
     LOADING,
     OK,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.fakeclock import FakeTimer, settle
-from tests.support.gates import AUTH, OK, REFUSED, waiting
+from tests.support.flow import AUTH, OK, REFUSED, waiting
 from worker.flow.circuit import CircuitConfig, CircuitState
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.queue import AdmissionOrder

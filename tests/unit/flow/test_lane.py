@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.fakeclock import FakeClock, settle
-from tests.support.gates import AUTH, LOADING, OK, ONE_IS_ENOUGH, REFUSED, NoJitter, a_gate, admit, admit_after, waiting
+from tests.support.flow import AUTH, LOADING, OK, ONE_IS_ENOUGH, REFUSED, NoJitter, a_gate, admit, admit_after, waiting
 from worker.flow.circuit import CircuitConfig, CircuitState
 from worker.flow.gate import AttemptSignal, RouteGate
 from worker.flow.lane import MAX_LANES, SHARED, BreakerChange, BreakerEffect, Lanes

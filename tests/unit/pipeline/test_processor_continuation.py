@@ -4,9 +4,9 @@ import asyncio
 import json
 from typing import Any
 
-from tests.support.broken_streams import RESUME_POINT, broken, content, partial
 from tests.support.fakes import REFUSED, Answer, FakeBackend
 from tests.support.pipeline import Pipeline, message
+from tests.support.streams import RESUME_POINT, broken, content, partial
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.flow.gate import Permit, RouteGate
 from worker.flow.queue import AdmissionOrder

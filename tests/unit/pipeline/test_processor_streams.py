@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.support.broken_streams import broken
 from tests.support.fakes import FakeBackend
 from tests.support.pipeline import Pipeline, message
+from tests.support.streams import broken
 from tests.support.virtual_time import virtual_time
 
 

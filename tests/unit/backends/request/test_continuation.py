@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.streaming_chunks import TEXT, delta, event, feed, feed_all, tool, usage_chunk
+from tests.support.streams import TEXT, delta, event, feed, feed_all, tool, usage_chunk
 from worker.backends.request.continuation import can_continue, continue_call, resume_point_of
 from worker.backends.request.stream import Form
 from worker.ports import ResumePoint

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.streaming_chunks import delta, event, feed, feed_all
+from tests.support.streams import delta, event, feed, feed_all
 from worker.backends.request.negotiation import MAX_REMEMBERED, Negotiator, Plan
 from worker.backends.request.stream import Form
 from worker.backends.streams.reading import CutStreamError

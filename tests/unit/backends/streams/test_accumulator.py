@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.support.streaming_chunks import CHAT, DONE, TEXT, delta, event, feed, feed_all, tool, usage_chunk
+from tests.support.streams import CHAT, DONE, TEXT, delta, event, feed, feed_all, tool, usage_chunk
 from worker.backends.streams.accumulator import MalformedEventError, Progress
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import Event, SSEParser

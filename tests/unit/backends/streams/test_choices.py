@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.support.streaming_chunks import DONE, TEXT, delta, feed, message, result, tool, usage_chunk
+from tests.support.streams import DONE, TEXT, delta, feed, message, result, tool, usage_chunk
 from worker.backends.streams.accumulator import MalformedEventError
 from worker.errors import BackendError
 from worker.policy.model import Fault

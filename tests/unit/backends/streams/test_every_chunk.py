@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.support.pipeline import METADATA, Pipeline, data, message
-from tests.support.streaming_bodies import canon
+from tests.support.random_bodies import canon
 from tests.support.virtual_time import settle, virtual_time
 from worker.backends.openai import HttpBackend
 from worker.ports import Settlement

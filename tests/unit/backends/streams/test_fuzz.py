@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.streaming_bodies import DIALECTS, random_chat_body, random_responses_body
-from tests.support.streaming_chunker import responses_events, stream_of, to_sse
-from tests.support.streaming_chunks import CHAT, TEXT, delta, feed, feed_all
+from tests.support.dialect_streams import responses_events, stream_of, to_sse
+from tests.support.random_bodies import DIALECTS, random_chat_body, random_responses_body
+from tests.support.streams import CHAT, TEXT, delta, feed, feed_all
 from worker.backends.streams.accumulator import Accumulator, MalformedEventError
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import Event, SSEParser

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.broken_streams import broken, content, error_event, partial
 from tests.support.fakes import Answer, FakeBackend, status
 from tests.support.pipeline import METADATA, Pipeline, data, message
+from tests.support.streams import broken, content, error_event, partial
 from tests.support.virtual_time import EPOCH, virtual_time
 from worker.policy.model import Fault
 from worker.ports import Settlement

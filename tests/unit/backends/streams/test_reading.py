@@ -7,8 +7,23 @@ from typing import Any
 
 import pytest
 
-from tests.support.streaming_chunks import delta, tool, usage_chunk
-from tests.support.streaming_reading import DONE, ERROR, HEL, LIMITS, LO, ROLE, STOP, USAGE, WHOLE, Reading, Step, sse
+from tests.support.streams import (
+    DONE_BYTES,
+    ERROR,
+    HEL,
+    LIMITS,
+    LO,
+    ROLE,
+    STOP,
+    USAGE,
+    WHOLE,
+    Reading,
+    Step,
+    delta,
+    sse,
+    tool,
+    usage_chunk,
+)
 from tests.support.virtual_time import loop_time, virtual_time
 from worker.backends.http.attempt_timer import AttemptTimer
 from worker.backends.streams.reading import LINGER_S, holds_events
@@ -33,7 +48,7 @@ async def test_a_whole_stream_is_one_body() -> None:
 @virtual_time
 async def test_the_first_token_is_the_first_text() -> None:
     """Neither the role nor usage is text; the callback is called once."""
-    reading = Reading(1.0, ROLE, 2.0, sse(usage_chunk(prompt_tokens=3)), 3.0, HEL, 4.0, LO, STOP, DONE)
+    reading = Reading(1.0, ROLE, 2.0, sse(usage_chunk(prompt_tokens=3)), 3.0, HEL, 4.0, LO, STOP, DONE_BYTES)
     result = await reading.read()
     assert (result.first_token_at, reading.tokens) == (6.0, [6.0])
 
@@ -46,7 +61,7 @@ def test_thoughts_refusals_and_tool_calls_are_text_too(fields: dict[str, Any]) -
 
     @virtual_time
     async def run() -> None:
-        reading = Reading(ROLE, 2.0, sse(delta(**fields)), 2.0, STOP, DONE)
+        reading = Reading(ROLE, 2.0, sse(delta(**fields)), 2.0, STOP, DONE_BYTES)
         assert (await reading.read()).first_token_at == 2.0
 
     run()
@@ -55,7 +70,7 @@ def test_thoughts_refusals_and_tool_calls_are_text_too(fields: dict[str, Any]) -
 @virtual_time
 async def test_an_answer_without_text_has_no_first_token() -> None:
     """Absent is none, not 0."""
-    reading = Reading(ROLE, STOP, DONE)
+    reading = Reading(ROLE, STOP, DONE_BYTES)
     result = await reading.read()
     assert (result.first_token_at, reading.tokens) == (None, [])
 
@@ -76,7 +91,7 @@ def test_the_last_event_needs_no_blank_line(cut: int) -> None:
 @virtual_time
 async def test_a_whole_answer_leaves_no_partial_of_what_it_went_on_from() -> None:
     """What the result was given before the stream began is in the answer now."""
-    reading = Reading(HEL, STOP, DONE)
+    reading = Reading(HEL, STOP, DONE_BYTES)
     reading.result.partial = b"{}"
     assert (await reading.read()).partial is None
 
@@ -107,7 +122,7 @@ def test_nothing_spoils_an_answer_that_is_whole(end: Step) -> None:
 @virtual_time
 async def test_what_follows_a_whole_answer_is_waited_for() -> None:
     """Usage, and `[DONE]`, some seconds late still count; the end of the response is waited for a little."""
-    reading = Reading(HEL, STOP, 7.0, sse(usage_chunk(**USAGE)), 7.0, DONE, 100.0)
+    reading = Reading(HEL, STOP, 7.0, sse(usage_chunk(**USAGE)), 7.0, DONE_BYTES, 100.0)
     result = await reading.read()
     assert (result.stream_usage, result.missing_done) == (USAGE, False)
     assert loop_time() == 14.0 + LINGER_S
@@ -122,11 +137,11 @@ async def test_what_follows_a_whole_answer_is_waited_for() -> None:
             sse(delta("stop", content="l")),
             7.0,
             sse(delta("stop", content="lo")),
-            DONE,
+            DONE_BYTES,
         ],
         [sse(delta("stop", content=word)) for word in "Hello"],
-        [ROLE, sse(delta(content="He")), sse(delta("tool_calls")), 7.0, sse(delta(content="llo")), STOP, DONE],
-        [ROLE, sse(delta("stop", content="He")) + sse(delta(content="llo")) + STOP, DONE],
+        [ROLE, sse(delta(content="He")), sse(delta("tool_calls")), 7.0, sse(delta(content="llo")), STOP, DONE_BYTES],
+        [ROLE, sse(delta("stop", content="He")) + sse(delta(content="llo")) + STOP, DONE_BYTES],
     ],
     ids=["every chunk finishes", "no done", "a pause", "one packet"],
 )
@@ -223,7 +238,7 @@ def test_the_first_bytes_say_what_a_body_is(head: bytes, is_labelled: bool, expe
 @virtual_time
 async def test_an_error_behind_the_finish_reason_fails_the_answer() -> None:
     """Any error event does, whatever came before; `[DONE]` behind it proves nothing."""
-    result = await Reading(HEL, STOP, ERROR, DONE).read()
+    result = await Reading(HEL, STOP, ERROR, DONE_BYTES).read()
     assert (result.in_stream, json.loads(result.body)["error"]["message"]) == (True, "boom")
     assert result.partial is not None
 
@@ -280,7 +295,14 @@ def test_what_came_before_a_cancellation_survives_it(at: int) -> None:
 
 @pytest.mark.parametrize(
     "steps",
-    [[], [DONE], [ROLE, HEL], [HEL, DONE], [HEL, b'data: {"choices": [{"del'], [b": only\n\n: comments\n\n"]],
+    [
+        [],
+        [DONE_BYTES],
+        [ROLE, HEL],
+        [HEL, DONE_BYTES],
+        [HEL, b'data: {"choices": [{"del'],
+        [b": only\n\n: comments\n\n"],
+    ],
     ids=["nothing", "done alone", "cut", "done without finish", "torn", "comments"],
 )
 def test_an_end_without_the_protocols_end_is_broken(steps: list[Step]) -> None:
@@ -306,7 +328,7 @@ async def test_a_malformed_event_breaks_the_stream_and_is_shown() -> None:
 @virtual_time
 async def test_an_error_event_first_leaves_no_partial() -> None:
     """It is a plain error that happens to come as an event."""
-    result = await Reading(ERROR, DONE).read()
+    result = await Reading(ERROR, DONE_BYTES).read()
     assert (result.in_stream, result.partial, result.content_events) == (True, None, 0)
 
 
@@ -355,7 +377,7 @@ def test_heartbeats_are_no_sign_of_life_either(nothing: bytes) -> None:
 @virtual_time
 async def test_slow_but_steady_data_is_no_silence() -> None:
     """A token every nine seconds, for as long as the whole attempt may take."""
-    reading = Reading(ROLE, *[9.0, HEL] * 9, STOP, DONE)
+    reading = Reading(ROLE, *[9.0, HEL] * 9, STOP, DONE_BYTES)
     result = await reading.read()
     assert (loop_time(), result.content_events) == (81.0, 9)
 
@@ -363,7 +385,7 @@ async def test_slow_but_steady_data_is_no_silence() -> None:
 @virtual_time
 async def test_data_without_text_is_a_sign_of_life_once_it_began() -> None:
     """Usage with every chunk, or a tool's name: the server works."""
-    reading = Reading(HEL, *[9.0, sse(usage_chunk(prompt_tokens=1))] * 5, STOP, DONE)
+    reading = Reading(HEL, *[9.0, sse(usage_chunk(prompt_tokens=1))] * 5, STOP, DONE_BYTES)
     await reading.read()
     assert loop_time() == 45.0
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.streaming_chunks import DONE, event, feed
+from tests.support.streams import DONE, event, feed
 from worker.backends.streams.accumulator import MalformedEventError, Progress
 from worker.backends.streams.responses import ResponsesAccumulator
 from worker.backends.streams.sse import Event

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.support.streaming_bodies import (
+from tests.support.dialect_streams import cut, responses_events, stream_of, to_sse
+from tests.support.random_bodies import (
     DIALECTS,
     Body,
     canon,
@@ -21,8 +22,7 @@ from tests.support.streaming_bodies import (
     random_completion_body,
     random_responses_body,
 )
-from tests.support.streaming_chunker import cut, responses_events, stream_of, to_sse
-from tests.support.streaming_chunks import feed_all
+from tests.support.streams import feed_all
 from worker.backends.streams.accumulator import Accumulator
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import Event, SSEParser

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support.streaming_chunks import CHAT, TEXT, feed_all
+from tests.support.streams import CHAT, TEXT, feed_all
 from worker.backends.streams.accumulator import MalformedEventError
 from worker.backends.streams.choices import ChoicesAccumulator
 from worker.backends.streams.reading import accumulator_for

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.streaming_bodies import canon
-from tests.support.streaming_chunks import feed_all
+from tests.support.random_bodies import canon
+from tests.support.streams import feed_all
 from worker.backends.streams.accumulator import Accumulator
 from worker.backends.streams.reading import accumulator_for
 from worker.backends.streams.sse import SSEParser

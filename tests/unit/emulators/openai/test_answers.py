@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.simbackend_streams import ME, events_of, generated, read, stream_call, unary_call, written
+from tests.support.simulated_openai import ME, events_of, generated, read, stream_call, unary_call, written
 from worker.emulators.openai.answers import chat_body, chunk_events, completion_body, embedding_body
 from worker.emulators.openai.dialects import DIALECTS, Dialect
 from worker.emulators.openai.generation import Generation

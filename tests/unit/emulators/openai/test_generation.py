@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.simbackend_streams import generated, unary_call
+from tests.support.simulated_openai import generated, unary_call
 from worker.emulators.openai.dialects import DIALECTS, SimError
 from worker.emulators.openai.generation import generate, subject, tokens_after
 from worker.emulators.openai.options import SimOptions

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.simbackend_streams import ME, events_of, generated, read, stream_call, written
+from tests.support.simulated_openai import ME, events_of, generated, read, stream_call, written
 from worker.emulators.openai.dialects import DIALECTS, Kind
 from worker.emulators.openai.responses import response_events
 from worker.emulators.openai.sse import BOM, PLAIN, Break, End, Event, StreamFault, Wait, Write, frame, stream_steps

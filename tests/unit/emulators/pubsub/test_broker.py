@@ -4,7 +4,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.pubsub_v1 import types
 
-from tests.support.localpubsub_harness import EPOCH_S, START, BrokerBench, FakeTime
+from tests.support.embedded_pubsub import EPOCH_S, START, BrokerBench, FakeTime
 from worker.emulators.pubsub.broker import Broker
 from worker.emulators.pubsub.broker import Topic as RegisteredTopic
 from worker.emulators.pubsub.clock import NS_PER_S

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.support.localpubsub_harness import Bench
+from tests.support.embedded_pubsub import Bench
 
 
 def ordered(**policy: object) -> Bench:

@@ -1,4 +1,4 @@
-from tests.support.localpubsub_harness import Bench
+from tests.support.embedded_pubsub import Bench
 
 
 def test_flow_control_by_messages_is_exact() -> None:

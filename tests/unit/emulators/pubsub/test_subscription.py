@@ -3,7 +3,7 @@ import math
 import pytest
 from google.pubsub_v1 import types
 
-from tests.support.localpubsub_harness import EPOCH_S, START, Bench
+from tests.support.embedded_pubsub import EPOCH_S, START, Bench
 from worker.emulators.pubsub.clock import NS_PER_S
 from worker.emulators.pubsub.deliveries import DeliveryPolicy
 from worker.emulators.pubsub.errors import InvalidArgumentError, NotFoundError

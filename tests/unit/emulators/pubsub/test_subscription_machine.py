@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.support.localpubsub_harness import NO_LIMIT, Bench
+from tests.support.embedded_pubsub import NO_LIMIT, Bench
 from worker.emulators.pubsub.deliveries import Receiver
 
 MAX_ATTEMPTS = 5

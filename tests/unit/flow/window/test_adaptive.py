@@ -5,8 +5,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.support.driving import Driver
 from tests.support.fakeclock import FakeClock
+from tests.support.flow import Driver
 from worker.flow.window.adaptive import AdaptiveWindow, DecreaseCheck, Outcome, Ticket
 
 

@@ -1,4 +1,4 @@
-"""A gate and the tasks that wait for it, for its tests."""
+"""A gate with the tasks that wait for it, and a window under load."""
 
 import asyncio
 import random
@@ -8,7 +8,7 @@ from worker.flow.circuit import CircuitConfig
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.lane import BreakerEffect, BreakerScope
 from worker.flow.queue import AdmissionOrder
-from worker.flow.window.adaptive import AdaptiveWindow
+from worker.flow.window.adaptive import AdaptiveWindow, Outcome, Ticket
 
 OK = AttemptSignal(breaker=BreakerEffect.SUCCESS)
 REFUSED = AttemptSignal(breaker=BreakerEffect.COUNT, error_class="connect", scope=BreakerScope.ROUTE)
@@ -61,3 +61,43 @@ async def admit_after(gate: RouteGate, clock: FakeClock, seconds: float) -> Perm
     await settle()
     clock.advance(seconds)
     return await task
+
+
+class Driver:
+    """A window under a load without end, one flight after another."""
+
+    def __init__(self, clock: FakeClock, initial: int = 8, maximum: int = 64) -> None:
+        self.clock = clock
+        self.window = AdaptiveWindow(initial, 1, maximum, now=clock.now)
+
+    def start(self, count: int | None = None, *, streamed: bool = False) -> list[Ticket]:
+        """Start so many, or as many as there is room for."""
+        tickets = []
+        while self.window.has_room() if count is None else len(tickets) < count:
+            tickets.append(self.window.start(streamed=streamed))
+        return tickets
+
+    def serve(self, tickets: list[Ticket], seconds: float, work: float | None = None) -> None:
+        """Answer all of them after this time, starting another for each as a worker does."""
+        self.clock.advance(seconds)
+        for ticket in tickets:
+            self.window.finish(ticket, Outcome.OK, work=work)
+
+    def flights(self, count: int, seconds: float, work: float | None = None) -> list[int]:
+        """Run so many full flights; return the limits after each."""
+        limits = []
+        for _ in range(count):
+            self.serve(self.start(), seconds, work)
+            self.clock.advance(1.0)  # growth takes effect
+            limits.append(self.window.limit)
+        return limits
+
+    def set_limit(self, limit: int) -> None:
+        """Put the window at a limit, whatever it has learned."""
+        self.window._limit.set(limit)
+
+    def refuse(self, ticket: Ticket, pause_s: float | None = None) -> bool:
+        """Refuse it; return whether that was news."""
+        is_fresh = self.window.is_refusal_fresh(ticket)
+        self.window.finish(ticket, Outcome.OVERLOAD, pause_s=pause_s)
+        return is_fresh

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from tests.support.streaming_bodies import Body, Dialect
+from tests.support.random_bodies import Body, Dialect
 
 
 def pieces_of(rng: random.Random, value: str) -> list[str]:
