@@ -211,7 +211,7 @@ class HttpBackend:
             else:
                 timer.restart_idle()
             known = None
-            while known is None and (chunk := await anext(chunks, b"")):
+            while known is None and (chunk := await anext(chunks, None)) is not None:
                 head += chunk
                 known = holds_events(head, is_labelled=is_labelled)
             is_stream = is_labelled if known is None else known

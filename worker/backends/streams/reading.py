@@ -129,8 +129,8 @@ class StreamedAnswer:
         try:
             self._take(head, timer, on_first_token)
             while not accumulator.is_over:
-                chunk = await anext(chunks, b"")
-                if not chunk:
+                chunk = await anext(chunks, None)
+                if chunk is None:
                     self._end(timer, on_first_token)
                     return
                 self._take(chunk, timer, on_first_token)
