@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.http_attempt import Open, invoke
-from tests.support.raw_http import Connection, Script, answer, raw_server
-from tests.support.streaming_bodies import canon
+from tests.support.random_bodies import canon
+from tests.support.raw_http import Connection, Open, Script, answer, invoke, raw_server
 
 FOLDER = Path(__file__).parents[1] / "streams" / "captured"
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"

@@ -12,9 +12,9 @@ import time
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.streaming_bodies import DIALECTS, canon, random_chat_body, random_completion_body
-from tests.support.streaming_chunker import chunks_of, to_sse
-from tests.support.streaming_reading import Reading
+from tests.support.dialect_streams import chunks_of, to_sse
+from tests.support.random_bodies import DIALECTS, canon, random_chat_body, random_completion_body
+from tests.support.streams import Reading
 from tests.support.virtual_time import virtual_time
 from worker.backends.streams.reading import StreamedAnswer, accumulator_for
 from worker.wire.endpoints import CHAT, COMPLETIONS
