@@ -137,14 +137,10 @@ def narrow() -> Iterator[Bench]:
 
 
 async def until_leased(bench: Bench, count: int) -> None:
-    """Wait until the server has leased out so many."""
+    """Wait until the server has leased out so many and none of them is on its way: the worker has all of them."""
+    outstanding = bench.subscriber._outstanding
     await eventually(lambda: len(bench.inspect().leased) == count, what=f"{count} leased")
-
-
-async def until_received(bench: Bench, count: int) -> None:
-    """Wait until the worker has so many: what the server has leased out may still be on its way."""
-    name = "inference_worker_leased_messages"
-    await eventually(lambda: bench.metrics.registry.get_sample_value(name) == count, what=f"{count} received")
+    await eventually(lambda: outstanding.messages + outstanding.on_hold()[0] == count, what=f"{count} received")
 
 
 async def break_a_stream(bench: Bench) -> None:
@@ -177,7 +173,7 @@ async def test_streams_that_break_in_a_long_outage_do_not_pile_up_deliveries(nar
         await break_a_stream(narrow)
         await until_leased(narrow, 20)
     assert len(narrow.seen) == 10
-    await until_received(narrow, 20)
+    assert narrow.metrics.registry.get_sample_value("inference_worker_leased_messages") == 20
     narrow.release.set()
     await narrow.until_seen(40)
     await narrow.subscriber.drain(5)
@@ -212,7 +208,7 @@ async def test_what_waits_for_its_turn_is_handed_back_by_a_drain(narrow: Bench) 
         narrow.admin.publish(narrow.topic, b"slow")
     await until_leased(narrow, 10)
     narrow.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
-    await until_received(narrow, 15)
+    await until_leased(narrow, 15)
     drain = asyncio.create_task(narrow.subscriber.drain(30))
     await until_leased(narrow, 10)
     narrow.release.set()
