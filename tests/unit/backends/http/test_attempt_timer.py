@@ -1,6 +1,7 @@
 """The limits of one attempt, on virtual time."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -140,3 +141,22 @@ async def test_a_cancellation_is_no_timeout() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert timer._timer is None
+
+
+def test_a_limit_that_has_passed_is_not_moved_again() -> None:
+    """A body that comes as fast as it is read shows a sign of life before every cancellation."""
+    timers = []
+
+    async def attempt() -> None:
+        timers.append(AttemptTimer(LIMITS, 0.05))
+        async with timers[0]:
+            end = time.monotonic() + 0.06
+            while time.monotonic() < end:
+                pass  # the loop is busy
+            for _ in range(10_000):
+                timers[0].restart_idle()
+                await asyncio.sleep(0)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(attempt())
+    assert timers[0].fault is Fault.TOTAL_TIMEOUT

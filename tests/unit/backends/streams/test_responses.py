@@ -1,6 +1,7 @@
 """Behaviour of the Responses API's accumulator: the terminal event is the answer, the rest is for when it never comes."""
 
 import json
+import time
 
 import pytest
 
@@ -207,3 +208,29 @@ def test_a_terminal_event_in_a_list_is_one():
     """The list that some compatibility layers put around an object is taken off."""
     sent = end()
     assert json.loads(stream(Event(b"[" + sent.data + b"]")).result()) == response()
+
+
+def test_items_and_their_pieces_are_bounded():
+    """Eight thousand items are refused while they come; no step takes long."""
+    start = time.process_time()
+    with pytest.raises(MalformedEventError):
+        feed(
+            *[{"type": "response.output_text.delta", "output_index": i, "delta": "a"} for i in range(8_000)],
+            path="/v1/responses",
+        )
+    with pytest.raises(MalformedEventError):
+        feed(
+            *[{"type": "response.output_text.delta", "content_index": i, "delta": "a"} for i in range(20_000)],
+            path="/v1/responses",
+        )
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("kind", ["response.completed", "response.incomplete"])
+def test_a_long_terminal_event_is_passed_on_as_it_came(kind):
+    """Millions of values in it are bytes; the usage is known all the same."""
+    response = b'{"id":"r", "output":[%s{}], "usage":{"input_tokens":3}}' % (b"{}," * 300_000)
+    accumulator = feed(b'{"type":"%s","response":%s}' % (kind.encode(), response), path="/v1/responses")
+    assert accumulator.is_complete()
+    assert accumulator.result() == response
+    assert accumulator.usage == {"input_tokens": 3}
