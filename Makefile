@@ -11,8 +11,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 run: $(STAMP)  ## answer examples/requests.jsonl on this machine: embedded Pub/Sub, worker, simulated backend
 	$(BIN)/inference-worker local examples/requests.jsonl out.jsonl
 
+# Most of the tests outside tests/unit wait, for a lease or for a process, so three at a time share two cores well.
+# Chunks of four keep the order of tests/conftest.py, and no process ends up with a row of long tests.
+PARALLEL ?= -n 3 --dist load --maxschedchunk 4
+
 test: $(STAMP)-dev  ## every test; what a machine lacks is skipped with a printed reason
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-fast: $(STAMP)-dev  ## the unit tests alone: a minute on two cores
 	$(BIN)/python -m pytest -n 2 tests/unit $(PYTEST_ARGS)

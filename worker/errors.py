@@ -15,7 +15,7 @@ The exception tree; whose fault it is decides what is done about it.
         └── PublishError           the answer is not on the topic
             ├── PublishRetryableError    may work in a moment: try the publish again, not the inference
             ├── PublishRefusedError      permanent for this topic: gone or forbidden; pauses the intake
-            └── ReplyRejectedError       permanent for this answer: over the broker's size limit, or invalid
+            └── MessageRejectedError     permanent for this message: over the broker's size limit, or invalid
 
 An `except` names the branch it can do something about.  `asyncio.CancelledError` is not in the tree: it is the only
 exception that crosses from the processor to the broker adapter.
@@ -113,5 +113,5 @@ class PublishRefusedError(PublishError):
     """Topic gone or permission refused: nothing can be published until an operator acts."""
 
 
-class ReplyRejectedError(PublishError):
-    """The broker does not take this answer, too large or invalid; another copy of the same bytes will not fit."""
+class MessageRejectedError(PublishError):
+    """The broker does not take this message, too large or invalid; permanent for the same bytes."""

@@ -144,14 +144,21 @@ Handler = Callable[[ReceivedMessage], Awaitable[Settlement]]
 
 
 class Subscriber(Protocol):
-    """A subscription; hands out deliveries, keeps their leases and settles them as the handler says."""
+    """A subscription; hands out deliveries, extends their leases and settles them as the handler says."""
 
-    async def run(self, handler: Handler) -> None:
+    is_open: bool
+    """Whether messages are being pulled; what readiness asks."""
+
+    async def run(self, handler: Handler, on_stopped: Callable[[], None] | None = None) -> None:
         """
         Deliver until `drain` has finished.
 
-        Never more than `max_in_flight` handlers at once.  The lease of a delivery is kept until its handler returns.
-        Reopens a stream that ends by itself.
+        Never more than `max_in_flight` handlers at once.  The lease of a delivery is extended until its handler
+        returns.  A pull that ends by itself is reopened.
+
+        Args:
+            handler: Called for each delivery.
+            on_stopped: Called once in a drain, when nothing is pulled any more: a nack does not come straight back.
 
         Raises:
             BrokerResourceError: Gone or refused; permanent.
@@ -163,8 +170,11 @@ class Subscriber(Protocol):
         """
         Stop delivering, let handlers finish for `grace_s` seconds, cancel and nack the rest.
 
-        What has not started is handed back at once.  Returns when every ack is with the broker.  Idempotent; a
-        shorter grace wins; before `run` it prevents any delivery.
+        What has not started is nacked at once.  Returns when every ack is with the broker, or when the time for the
+        last acks is over.  Before `run` it prevents any delivery.  A second call with a shorter grace, or with
+        none, hurries the first: the shorter grace holds, and two seconds are left for the last acks.
+
+        Cancellation: the drain goes on; only this wait for its end is given up.
         """
 
     async def max_delivery_attempts(self) -> int | None:
@@ -191,7 +201,7 @@ class Publisher(Protocol):
         Raises:
             PublishRetryableError: Unavailable or timed out; the message may be there all the same.
             PublishRefusedError: Topic gone or permission refused; permanent until an operator acts.
-            ReplyRejectedError: Over the broker's limit (found before anything is sent) or invalid; permanent for it.
+            MessageRejectedError: Over the broker's limit (found before anything is sent) or invalid; permanent for it.
 
         Cancellation: the message may or may not be published.
         """

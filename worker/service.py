@@ -18,11 +18,9 @@ from typing import Any
 
 from worker.backends.openai import HttpBackend
 from worker.brokers.connection import Broker
-from worker.brokers.publisher import PubSubPublisher
-from worker.brokers.subscriber import PubSubSubscriber
 from worker.delivery import Limits
 from worker.errors import BrokerResourceError, SettingsError
-from worker.flow.clock import LoopClock
+from worker.flow.clock import LoopClock, wait_for
 from worker.pipeline.attempt import Attempts
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, build_store
@@ -31,6 +29,7 @@ from worker.pipeline.replies import Replier
 from worker.pipeline.routes import IntakePause, Router, build_route
 from worker.policy.engine import load_policy
 from worker.policy.hook import HookOutcome, HookReport
+from worker.ports import Publisher, Subscriber
 from worker.settings.conflicts import section_of
 from worker.settings.schema import Settings
 from worker.supervisor import Supervisor
@@ -67,7 +66,7 @@ class Service:
         self._metrics = Metrics()
         self._stopping = asyncio.Event()
         self._stops = 0
-        self._subscriber: PubSubSubscriber | None = None
+        self._subscriber: Subscriber | None = None
         self._processor: Processor | None = None
         self._supervisor: Supervisor | None = None
         self._policy = load_policy(
@@ -97,7 +96,6 @@ class Service:
         if self._stops > 1 and self._subscriber is not None and self._processor is not None:
             _log.warning("drain_hurried")
             self._processor.hurry(HURRY_SETTLE_S)
-            self._subscriber.hurry(HURRY_SETTLE_S)
             self._hurrying.append(asyncio.get_running_loop().create_task(self._subscriber.drain(0)))
 
     async def run(self) -> int:
@@ -166,13 +164,13 @@ class Service:
             except ConnectionError as error:
                 self._probes.startup_failure = f"Pub/Sub cannot be reached: {error}"
                 _log.warning("broker_unreachable", error=str(error))
-                await _wait(self._stopping, START_RETRY_S)
+                await wait_for(self._stopping, START_RETRY_S)
         return None
 
     def _build(
         self,
         broker: Broker,
-        publisher: PubSubPublisher,
+        publisher: Publisher,
         limits: Limits,
         backends: list[HttpBackend],
         deduper: Deduper,
@@ -211,8 +209,6 @@ class Service:
             deduper=deduper,
             dead_letters=self._build_dead_letters(broker),
         )
-        assert self._subscriber is not None
-        self._subscriber.on_stopped = self._processor.begin_drain
         self._supervisor = Supervisor(routes, metrics, error_share, settings.policy.error_limit, intake)
 
     def _build_dead_letters(self, broker: Broker) -> DeadLetters | None:
@@ -241,7 +237,7 @@ class Service:
         assert self._supervisor is not None
         loop = asyncio.get_running_loop()
         pulse = loop.create_task(self._supervisor.run())
-        pulling = loop.create_task(self._subscriber.run(self._processor.handle))
+        pulling = loop.create_task(self._subscriber.run(self._processor.handle, self._processor.begin_drain))
         stopping = loop.create_task(self._stopping.wait())
         startup = loop.call_later(0 if self._may_surely_pull else FIRST_PULL_S, self._probes.succeed)
         try:
@@ -294,11 +290,3 @@ def _build_tracer(settings: Settings) -> Tracer:
     from worker.telemetry.otel import build_tracer  # noqa: PLC0415 - of an extra
 
     return build_tracer(settings)
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 from worker.brokers.connection import async_channel, sync_channel
 from worker.brokers.publisher import PubSubPublisher
 from worker.brokers.subscriber import PubSubSubscriber
-from worker.errors import BrokerResourceError, PublishRefusedError, ReplyRejectedError
+from worker.errors import BrokerResourceError, MessageRejectedError, PublishRefusedError
 from worker.ports import Settlement
 from worker.settings.schema import PublishSettings, PubSubSettings
 from worker.telemetry.metrics import Metrics
@@ -395,7 +395,7 @@ async def test_a_message_of_five_megabytes_passes(broker: Broker) -> None:
 async def test_an_oversize_message_never_reaches_the_broker(broker: Broker) -> None:
     """Over 10 MB is found before anything is sent."""
     async with a_publisher(broker, broker.admin.topic()) as publisher:
-        with pytest.raises(ReplyRejectedError):
+        with pytest.raises(MessageRejectedError):
             await publisher.publish(b"x" * MAX_PUBSUB_MESSAGE_BYTES, {})
 
 

@@ -294,5 +294,5 @@ async def test_a_hurry_cuts_the_wait_for_the_last_acks() -> None:
     async with a_broker_that_goes_away() as subscriber, asyncio.timeout(30):
         drain = asyncio.create_task(subscriber.drain(0.1))
         await eventually(lambda: subscriber._closing is not None)
-        subscriber.hurry(0.1)
+        await subscriber.drain(0)
         await drain

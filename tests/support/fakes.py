@@ -16,7 +16,7 @@ import msgspec
 
 from tests.support.fakeclock import FakeClock as FlowClock
 from tests.support.virtual_time import EPOCH, loop_time, unix_time
-from worker.errors import BackendError, ReplyRejectedError
+from worker.errors import BackendError, MessageRejectedError
 from worker.policy.backoff import Backoff
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest, Handler, Settlement
@@ -217,7 +217,7 @@ class FakePublisher:
         self.attempts += 1
         size = message_bytes(data, attributes)
         if size > self.limit:
-            raise ReplyRejectedError(f"{size} bytes; the limit is {self.limit}")
+            raise MessageRejectedError(f"{size} bytes; the limit is {self.limit}")
         await self._gate.wait()
         await asyncio.sleep(0)
         failure = self.failures.popleft() if self.failures else self.always
@@ -258,6 +258,7 @@ class FakeSubscriber:
         """Message id, delivery attempt from 1, verdict; in the order of settling."""
         self.dead: list[str] = []
         self.in_flight = self.peak = 0
+        self.is_open = False
         self._backoff = Backoff(base_s=backoff_s, max_s=max_backoff_s or backoff_s, jitter=0.0)
         self._slots = asyncio.Semaphore(max_in_flight)
         self._inbox: asyncio.Queue[tuple[ReceivedMessage, int]] = asyncio.Queue()
@@ -281,12 +282,16 @@ class FakeSubscriber:
         """Deliver a message, again if it is on its way already: brokers deliver at least once."""
         self._inbox.put_nowait((message, attempt))
 
-    async def run(self, handler: Handler) -> None:
+    async def run(self, handler: Handler, on_stopped: Callable[[], None] | None = None) -> None:
         pulling = asyncio.ensure_future(self._pull(handler))
         stopping = asyncio.ensure_future(self._stopping.wait())
+        self.is_open = True
         try:
             await stopping
+            if on_stopped is not None:
+                on_stopped()
         finally:
+            self.is_open = False
             for task in (pulling, stopping):
                 task.cancel()
             await asyncio.gather(pulling, stopping, return_exceptions=True)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.fakes import GOOD, REFUSED, FakeBackend, FakeClock, FakePublisher, FakeSubscriber, status
 from tests.support.virtual_time import DeadlockError, VirtualLoop, loop_time, settle, virtual_time
-from worker.errors import BackendError, PublishRetryableError, ReplyRejectedError
+from worker.errors import BackendError, MessageRejectedError, PublishRetryableError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest, Settlement
 from worker.wire.body import RequestBody
@@ -122,7 +122,7 @@ async def test_publisher_fails_as_told_and_records_what_it_took() -> None:
     publisher = FakePublisher(PublishRetryableError("later"), limit=30)
     with pytest.raises(PublishRetryableError):
         await publisher.publish(b"{}", {"request_message_id": "7"})
-    with pytest.raises(ReplyRejectedError):
+    with pytest.raises(MessageRejectedError):
         await publisher.publish(b"x" * 31, {})
     assert await publisher.publish(b"{}", {"request_message_id": "7"}) == "1"
     assert [each.data for each in publisher.of("7")] == [b"{}"]

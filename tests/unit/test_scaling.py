@@ -93,7 +93,7 @@ def test_the_load_trigger_notices_at_once() -> None:
     assert simulate(burst(1000), Plant(seconds=600), Scaler(), limit_s=17).peak == 2
 
 
-def test_zero_stays_zero_until_somebody_comes() -> None:
+def test_zero_stays_zero_until_a_message_comes() -> None:
     """Nothing costs nothing; a message wakes one pod, after the metric's lag, and it goes after the cooldown."""
     nothing = simulate([(3600.0, 0)], Plant(), Scaler(minimum=0))
     assert (nothing.peak, nothing.pod_hours) == (0, 0)

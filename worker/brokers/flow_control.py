@@ -2,7 +2,7 @@
 Flow control where the messages are: at the server, one stream at a time.
 
 The client library enforces its limits by no longer reading the stream, from full load down to 80 %.  Meanwhile the
-server fills what was settled, and gRPC's buffer keeps messages whose leases nobody extends: while requests take
+server fills what was settled, and gRPC's buffer keeps messages whose leases are not extended: while requests take
 minutes, or an outage lasts, up to a fifth of `max_in_flight` runs out at the broker, costs an attempt each, and comes
 back into the same buffer.  So the library gets limits that it does not reach, everything that arrives is leased at
 once, and the limits proper go to the server, in the first request of each stream.

@@ -58,11 +58,11 @@ class _Call:
             raise exceptions.Cancelled("ended by both sides") from None  # type: ignore[no-untyped-call]
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Have an end told that nobody has asked for; the library would reopen the stream, closed as it is."""
+        """Report an end only if it was not asked for: the library would reopen the stream."""
         self._call.add_done_callback(lambda call: None if self._is_ending else callback(call))
 
     def is_active(self) -> bool:
-        """Whether the call runs and nobody has ended it: what has not begun to be sent then is not begun any more."""
+        """Whether the call runs and its end was not asked for: nothing more is sent then."""
         return not self._is_ending and bool(self._call.is_active())
 
     def cancel(self) -> bool:

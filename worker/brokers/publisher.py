@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from google.pubsub_v1 import types
 
-from worker.errors import BrokerError, PublishError, PublishRefusedError, PublishRetryableError, ReplyRejectedError
+from worker.errors import BrokerError, MessageRejectedError, PublishError, PublishRefusedError, PublishRetryableError
 from worker.settings.schema import PublishSettings
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, message_bytes
 
@@ -79,11 +79,11 @@ class PubSubPublisher:
         if self._is_closed:
             raise PublishRetryableError("the publisher is closed")
         if message_bytes(data, attributes) > self._max_bytes:  # before it is copied
-            raise ReplyRejectedError(f"{len(data)} bytes and attributes; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
+            raise MessageRejectedError(f"{len(data)} bytes and attributes; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
         message = _Message(data=data, attributes=attributes)
         size = message.ByteSize() + FRAME_BYTES
         if size > self._max_bytes:
-            raise ReplyRejectedError(f"{size} bytes with their framing; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
+            raise MessageRejectedError(f"{size} bytes with their framing; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
         entry = _Entry(message, size, asyncio.get_running_loop().create_future())
         if self._batch and self._batch_bytes + size > self._settings.batch_bytes:
             self._send(is_full=True)
@@ -116,12 +116,12 @@ class PubSubPublisher:
         try:
             ids = await self._publish(batch)
         except PublishError as error:
-            if isinstance(error, ReplyRejectedError) and len(batch) > 1:
+            if isinstance(error, MessageRejectedError) and len(batch) > 1:
                 await asyncio.gather(*(self._run([entry]) for entry in batch))
             else:
                 _fail(batch, type(error), str(error))
         except BaseException as error:
-            # Also a cancelled RPC: grpc says so when its channel is closed, and nobody cancelled who waits here.
+            # Also a cancelled RPC: grpc raises that when its channel is closed, and this task was not cancelled.
             _fail(batch, PublishRetryableError, f"{self.topic}: {error!r}")
             if not isinstance(error, Exception):
                 raise
@@ -146,7 +146,7 @@ class PubSubPublisher:
         """
         Send what waits, wait for the RPCs under way (each bounded by its timeout), close the channel; idempotent.
 
-        What nobody waits for any more is dropped: after a drain its time is over, and its delivery was handed back.
+        A message whose caller was cancelled is dropped: after a drain its delivery was nacked.
         """
         self._is_closed = True
         self._batch = [entry for entry in self._batch if not entry.done.done()]
@@ -160,7 +160,7 @@ class PubSubPublisher:
 
 
 def _fail(batch: list[_Entry], kind: type[PublishError], text: str) -> None:
-    """Tell everybody who still waits; each gets an exception of their own, since a traceback belongs to one."""
+    """Fail every call that still waits; each gets an exception of its own, since a traceback belongs to one."""
     for entry in batch:
         if not entry.done.done():
             entry.done.set_exception(kind(text))
@@ -171,5 +171,5 @@ def _translate(error: grpc.aio.AioRpcError, topic: str) -> BrokerError:
     if code in _REFUSED:
         return PublishRefusedError(f"{topic}: {code.name}: {text}")
     if code in _INVALID:
-        return ReplyRejectedError(f"{topic}: {code.name}: {text}")
+        return MessageRejectedError(f"{topic}: {code.name}: {text}")
     return PublishRetryableError(f"{topic}: {code.name}: {text}")

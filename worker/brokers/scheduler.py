@@ -6,8 +6,8 @@ appends to a list and wakes the loop once per burst.  Three rules of the library
 
 * `shutdown` is called on the library's shutdown thread, by keyword, and must not raise: an exception there leaves the
   stream's future unresolved for ever.
-* While `shutdown` blocks, leases are kept and acks are sent.  After it returned, late acks go to a queue nobody reads.
-  So it blocks until every message that was handed over is settled, at most `drain_s`.
+* While `shutdown` blocks, leases are kept and acks are sent.  After it returned, late acks go to a queue that is
+  not read.  So it blocks until every message that was handed over is settled, at most `drain_s`.
 * `schedule` may be called while `shutdown` runs.
 
 One object per `subscribe()`, never reused.
@@ -34,7 +34,7 @@ class LoopScheduler(Scheduler):  # type: ignore[misc]  # untyped library
         loop: Where `callback` runs.
         drain_s: Last resort: how long `shutdown` blocks at most, in seconds.
         on_unasked_shutdown: Called on the loop when the library shuts the stream down by itself.
-        on_stopped: Called on the loop when the stream has stopped pulling, whoever asked for it.
+        on_stopped: Called on the loop when the stream has stopped pulling, for whatever reason.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LoopScheduler(Scheduler):  # type: ignore[misc]  # untyped library
         """
         Take one message.
 
-        Threads: called on the library's; after `shutdown` began the message is handed back at once.
+        Threads: called on the library's; after `shutdown` began the message is nacked at once.
         """
         message: Message = args[0]
         with self._lock:
@@ -109,7 +109,7 @@ class LoopScheduler(Scheduler):  # type: ignore[misc]  # untyped library
 
     def shutdown(self, await_msg_callbacks: bool = False) -> list[Message]:
         """
-        Close the inbox, hand back what is in it, and wait until what was handed over is settled.
+        Close the inbox, nack what is in it, and wait until every delivery is settled.
 
         The inbox is nacked here rather than returned: the library would nack it only after the wait.
         """

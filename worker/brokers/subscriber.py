@@ -1,9 +1,9 @@
 """
 The subscription: Google's high-level client below, asyncio above.
 
-One streaming pull at a time, supervised.  The client keeps leases, batches acks and reconnects; `LoopScheduler` brings
-its messages to the event loop, where each becomes one task that ends in exactly one ack or nack.  There is no thread
-per message.  `flow_control` bounds what arrives; what arrives beyond `max_in_flight` waits here, leased.
+One streaming pull at a time, supervised.  The client extends leases, batches acks and reconnects; `LoopScheduler`
+brings its messages to the event loop, where each becomes one task that ends in exactly one ack or nack.  There is no
+thread per message.  `flow_control` bounds what arrives; what arrives beyond `max_in_flight` waits here, leased.
 
 How a stream ends (google-cloud-pubsub 2.44) and what happens here:
 
@@ -29,6 +29,7 @@ from google.cloud.pubsub_v1.subscriber.message import Message
 from worker.brokers.flow_control import LimitedTransport, OutstandingMessages
 from worker.brokers.stream import Stream, received
 from worker.errors import BrokerResourceError
+from worker.flow.clock import wait_for
 from worker.policy.backoff import Backoff
 from worker.ports import Handler, Settlement
 from worker.settings.schema import PubSubSettings
@@ -44,7 +45,11 @@ STOP_BOUND_S = 3.0
 SETTLE_S = 75.0
 """Default of the last wait, for the client library's shutdown: its ack RPCs retry for 60 s while the broker is away."""
 LAST_ACKS_S = 2.0
-"""What is left for acks even when the last answers took all of that: an answer without its ack is given twice."""
+"""
+What is left for acks when a drain is hurried, or when the last answers took all of that time.
+
+Source: an answer without its ack is given twice.
+"""
 
 _log = get_logger("broker")
 
@@ -87,13 +92,15 @@ class PubSubSubscriber:
         self._drained: asyncio.Task[None] | None = None
         self._settle_s = settle_s
         self._closing: asyncio.Timeout | None = None
+        self._on_stopped: Callable[[], None] | None = None
         self.is_open = False
-        """Whether a stream is open; what readiness asks."""
-        self.on_stopped: Callable[[], None] | None = None
-        """Called once in a drain, when nothing is pulled any more and what waits may be handed back."""
 
     async def max_delivery_attempts(self) -> int | None:
-        """Return the dead-letter policy's limit; see `worker.ports.Subscriber.max_delivery_attempts`."""
+        """
+        Return the dead-letter policy's limit; see `worker.ports.Subscriber.max_delivery_attempts`.
+
+        Cancellation: the RPC ends in its thread, within 30 s.
+        """
         try:
             found = await asyncio.to_thread(
                 self._client.get_subscription, request={"subscription": self.subscription}, timeout=30
@@ -113,9 +120,13 @@ class PubSubSubscriber:
         policy = found.dead_letter_policy
         return (policy.max_delivery_attempts or 5) if policy.dead_letter_topic else None  # 0 means 5
 
-    async def run(self, handler: Handler) -> None:
-        """Deliver until drained; see `worker.ports.Subscriber.run`."""
-        self._handler = handler
+    async def run(self, handler: Handler, on_stopped: Callable[[], None] | None = None) -> None:
+        """
+        Deliver until drained; see `worker.ports.Subscriber.run`.
+
+        Cancellation: drains without grace first.
+        """
+        self._handler, self._on_stopped = handler, on_stopped
         reopens = 1
         try:
             while not self._stopping.is_set():
@@ -133,7 +144,7 @@ class PubSubSubscriber:
                 stream.raise_if_permanent(was_deferred=self._outstanding.is_deferred)
                 self._metrics.subscription_reopens_total.inc()
                 _log.warning("pull_reopened", error=str(stream.error or ""))
-                await self._first(asyncio.sleep(backoff), self._stopping.wait())
+                await wait_for(self._stopping, backoff)
                 reopens += 1
                 self._streams = {known for known in self._streams if not known.closed.done()}
         except asyncio.CancelledError:
@@ -158,14 +169,14 @@ class PubSubSubscriber:
         """Begin one delivery, or let it wait for its turn; runs on the event loop and must not raise."""
         self._outstanding.add(message.size)
         self._metrics.leased_messages.inc()
-        if self._stopping.is_set():  # handed over between our stop and the library's
-            self._hand_back(stream, message)
+        if self._stopping.is_set():  # it came between our stop and the library's
+            self._nack(stream, message)
         elif len(self._tasks) < self._settings.max_in_flight:
             self._start(stream, message, time.monotonic())
         else:
             self._waiting.append((stream, message, time.monotonic()))
 
-    def _hand_back(self, stream: Stream, message: Message) -> None:
+    def _nack(self, stream: Stream, message: Message) -> None:
         message.nack()
         self._let_go(stream, message)
 
@@ -185,13 +196,13 @@ class PubSubSubscriber:
             if time.monotonic() - since < self._settings.max_lease_duration_s:
                 self._start(stream, message, since)
             else:
-                self._hand_back(stream, message)
+                self._nack(stream, message)
 
     async def _deliver(self, message: Message, received_at: float) -> Settlement:
         assert self._handler is not None
         try:
             return await self._handler(received(message, received_at))
-        except Exception:  # noqa: BLE001 - whatever it is, the delivery is handed back and the puller lives
+        except Exception:  # noqa: BLE001 - whatever it is, the delivery is nacked and the pull goes on
             self._metrics.internal_errors_total.inc()
             _log.exception("handler_failed", message_id=message.message_id)
             return Settlement.NACK
@@ -228,22 +239,28 @@ class PubSubSubscriber:
             _log.warning("lease_lost", error=str(result.exception()))
 
     async def drain(self, grace_s: float) -> None:
-        """Stop; see `worker.ports.Subscriber.drain`."""
+        """
+        Stop; see `worker.ports.Subscriber.drain`.
+
+        Cancellation: the drain goes on; only this wait for its end is given up.
+        """
         loop = asyncio.get_running_loop()
         self._stopping.set()
         self._outstanding.is_closed = True
         end = loop.time() + grace_s
-        if self._grace_timer is None or end < self._grace_timer.when():
-            if self._grace_timer is not None:
-                self._grace_timer.cancel()
+        if self._grace_timer is None:
             self._grace_timer = loop.call_at(end, self._grace_over.set)
+        elif end < self._grace_timer.when() or grace_s == 0:
+            self._grace_timer.cancel()
+            self._grace_timer = loop.call_at(end, self._grace_over.set)
+            self._hurry()
         if self._drained is None:
             self._drained = loop.create_task(self._drain())
         await asyncio.shield(self._drained)
 
-    def hurry(self, settle_s: float) -> None:
-        """Leave the last acks `settle_s` at most, from now if they are waited for already; on the event loop."""
-        self._settle_s = min(self._settle_s, settle_s)
+    def _hurry(self) -> None:
+        """Leave little time for the last acks, from now if they are waited for already."""
+        self._settle_s = min(self._settle_s, LAST_ACKS_S)
         if self._closing is not None and not self._closing.expired():
             end = asyncio.get_running_loop().time() + self._settle_s
             self._closing.reschedule(min(end, self._closing.when() or end))
@@ -260,25 +277,32 @@ class PubSubSubscriber:
         await self._all_settled()
         if self._grace_timer is not None:
             self._grace_timer.cancel()
-        await self._close_streams(settling_since)
-        await asyncio.to_thread(self._channel.close)
+        if await self._close_streams(settling_since):
+            await asyncio.to_thread(self._channel.close)
 
-    async def _close_streams(self, since: float) -> None:
-        """Wait for the client library, which sends the last acks and nacks; a broker that is away does not keep us."""
+    async def _close_streams(self, since: float) -> bool:
+        """
+        Wait for the client library, which sends the last acks and nacks; not for ever, as the broker may be away.
+
+        Returns:
+            Whether it has finished.  If not, its threads still use the channel, which must stay open.
+        """
         closing = [stream.closed for stream in self._streams if not stream.closed.done()]
         if not closing:
-            return
+            return True
         try:
             now = asyncio.get_running_loop().time()
             async with asyncio.timeout_at(max(since + self._settle_s, now + LAST_ACKS_S)) as self._closing:
                 await asyncio.wait(closing)
         except TimeoutError:
             _log.error("acks_unsent", seconds=self._settle_s)
+            return False
         finally:
             self._closing = None
+        return True
 
     async def _stop_pulling(self) -> None:
-        """Wait until the streams are closed, then say so: what is handed back before would come straight back to us."""
+        """Wait until the streams are closed, then nack what waits: a message nacked before would come straight back."""
         waits = [
             asyncio.ensure_future(stream.has_stopped.wait()) for stream in self._streams if not stream.closed.done()
         ]
@@ -288,9 +312,9 @@ class PubSubSubscriber:
                 wait.cancel()
         while self._waiting:
             stream, message, _ = self._waiting.popleft()
-            self._hand_back(stream, message)
-        if self.on_stopped is not None:
-            self.on_stopped()
+            self._nack(stream, message)
+        if self._on_stopped is not None:
+            self._on_stopped()
 
     async def _all_settled(self) -> None:
         while self._tasks:

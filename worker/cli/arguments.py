@@ -6,9 +6,6 @@ from worker.errors import SettingsError
 from worker.settings.load import load_settings, load_without_backend
 from worker.settings.schema import Settings
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-"""A shell reports Ctrl-C as 128 and the signal's number."""
-
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where the settings come from."""

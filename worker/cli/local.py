@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker.brokers.connection import Broker
-from worker.cli.arguments import EXIT_INTERRUPTED, EXIT_USAGE, at_least_one
+from worker.cli.arguments import at_least_one
+from worker.cli.exit_codes import EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.loop import on_signals, run_loop
 from worker.client import (
     COPY_ATTRIBUTES,

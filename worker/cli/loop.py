@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
-from worker.cli.arguments import EXIT_FAILED
+from worker.cli.exit_codes import EXIT_FAILED
 from worker.errors import SettingsError
 
 ORPHAN_S = 5.0

@@ -1,9 +1,6 @@
 """
 The command line: arguments in, exit codes out.
 
-Exit codes: 0 done, 1 a lost subscription, refused credentials or lines without an answer, 2 unusable settings or
-arguments, 130 after Ctrl-C.
-
 A command's module is imported only when the command is asked for, so that `--help` is quick and the worker in
 production loads nothing of the emulators.
 """
@@ -16,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
+from worker.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from worker.errors import SettingsError, WorkerError
-
-EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
 class Command(NamedTuple):

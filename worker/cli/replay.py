@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from worker.brokers.connection import Broker
 from worker.cli.arguments import add_settings, at_least_one, settings_from
 from worker.cli.loop import run_loop
-from worker.errors import PublishError, ReplyRejectedError
+from worker.errors import MessageRejectedError, PublishError
 from worker.ports import Publisher, Settlement
 from worker.settings.schema import PubSubSettings
 from worker.telemetry.logs import configure_logs, get_logger
@@ -89,7 +89,7 @@ class _Replay:
         except PublishError as error:
             self.failed += 1
             _log.error("replay_failed", message_id=message.message_id, error=str(error))
-            if isinstance(error, ReplyRejectedError):
+            if isinstance(error, MessageRejectedError):
                 await asyncio.Event().wait()  # permanent: another attempt would fail like this one
             return Settlement.NACK
         finally:

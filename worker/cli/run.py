@@ -6,7 +6,8 @@ import os
 import sys
 from contextlib import suppress
 
-from worker.cli.arguments import EXIT_FAILED, EXIT_USAGE, add_settings, settings_from
+from worker.cli.arguments import add_settings, settings_from
+from worker.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from worker.cli.loop import on_signals, run_loop
 from worker.errors import SettingsError, WorkerError
 from worker.telemetry.logs import configure_logs, get_logger

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import sys
 
-from worker.cli.arguments import EXIT_INTERRUPTED
+from worker.cli.exit_codes import EXIT_INTERRUPTED
 from worker.settings.load import load_without_backend
 
 

@@ -23,7 +23,7 @@ from worker.client.io.lines import LINE_ID, Prepared, RawLine, Shape, parse_line
 from worker.client.io.outputs import Answer, decode_answer, local_answer, output_line
 from worker.client.ports import Answers, LineSink, LineSource, Publish
 from worker.client.summary import Progress, Summary, Tally
-from worker.errors import PublishRetryableError, ReplyRejectedError
+from worker.errors import MessageRejectedError, PublishRetryableError
 from worker.policy.backoff import Backoff
 
 PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)
@@ -230,7 +230,7 @@ class BatchRun:
         if prepared.refusal is None:
             try:
                 await self._publish_until_confirmed(prepared)
-            except ReplyRejectedError as error:  # raised for any message; here it is a request
+            except MessageRejectedError as error:  # raised for any message; here it is a request
                 prepared = refuse(prepared, rejected(prepared.data, str(error)))
         if prepared.refusal is not None:
             await self._finish(prepared.line_id, local_answer(prepared.refusal))

@@ -30,7 +30,7 @@ class Publish(Protocol):
         Raises:
             PublishRetryableError: Unavailable or timed out; the message may still have been published.
             PublishRefusedError: The topic does not exist or permission is refused; ends the run.
-            ReplyRejectedError: Too large or invalid for the broker; the line is answered with an error.
+            MessageRejectedError: Too large or invalid for the broker; the line is answered with an error.
 
         Cancellation: the message may or may not be published.
         """

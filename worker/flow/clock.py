@@ -1,7 +1,7 @@
 """
 Time in this package: monotonic seconds and one kind of timer, both passed in.
 
-The pure parts take a `Now`, the gate takes a `Clock`.  So jumps of the wall clock never reach a window or a breaker.
+The pure parts take a `Now`, the gate takes a `Clock`: jumps of the wall clock never reach a window or a breaker.
 """
 
 import asyncio
@@ -27,6 +27,19 @@ class Clock(Protocol):
 
     def call_at(self, when: float, callback: Callable[[], None]) -> TimerHandle:
         """Run `callback` on the event loop once `now()` has reached `when`; never before this call returns."""
+
+
+async def wait_for(event: asyncio.Event, seconds: float) -> None:
+    """
+    Wait until the event is set, or so long.
+
+    Cancellation: leaves nothing behind.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
 
 
 class LoopClock:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from worker.delivery import AlreadyAnswered, Delivery, Limits, Nack, Outcome, Reply, bad_message, build_reply, conflict
 from worker.errors import AdmissionClosedError, AdmissionError, MessageError
+from worker.flow.clock import wait_for
 from worker.flow.gate import Permit
 from worker.flow.queue import AdmissionOrder
 from worker.pipeline.attempt import Attempts, event_of
@@ -26,7 +27,7 @@ from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Dedupe, Deduper
 from worker.pipeline.replies import Replier
 from worker.pipeline.routes import RequestReader, Route, Router, record_failure
-from worker.pipeline.shutdown import ShutdownGrace, wait_for
+from worker.pipeline.shutdown import ShutdownGrace
 from worker.policy.budgets import Budget
 from worker.policy.engine import ErrorPolicy
 from worker.policy.judge import (

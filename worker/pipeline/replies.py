@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from worker.delivery import Delivery, Reply
-from worker.errors import PublishError, PublishRefusedError, ReplyRejectedError
+from worker.errors import MessageRejectedError, PublishError, PublishRefusedError
 from worker.pipeline.routes import IntakePause
 from worker.policy.backoff import Backoff
 from worker.policy.model import ErrorClass
@@ -103,7 +103,7 @@ class Replier:
                 attempts += 1
                 try:
                     await self._publisher.publish(data, attributes)
-                except ReplyRejectedError as error:
+                except MessageRejectedError as error:
                     self._recorder.publish_failed("too_large")
                     smaller = self._smaller(delivery, reply, message_bytes(data, attributes))
                     if smaller is None:

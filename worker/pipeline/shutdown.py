@@ -105,16 +105,3 @@ async def _end_of(task: "asyncio.Task[Any]") -> None:
         await ended
     finally:
         task.remove_done_callback(tell)
-
-
-async def wait_for(event: asyncio.Event, seconds: float) -> None:
-    """
-    Wait until the event is set, or so long.
-
-    Cancellation: leaves nothing behind.
-    """
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

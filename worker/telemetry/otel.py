@@ -71,7 +71,7 @@ async def shut_down(provider: TracerProvider, limit_s: float = FLUSH_S) -> None:
         try:
             provider.shutdown()
         finally:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed, and with it every wait
                 loop.call_soon_threadsafe(done.set)
 
     threading.Thread(target=work, name="spans", daemon=True).start()

@@ -10,7 +10,7 @@ from google.pubsub_v1 import types
 
 from worker.brokers import publisher as module
 from worker.brokers.publisher import MAX_RPCS, PubSubPublisher
-from worker.errors import PublishError, PublishRefusedError, PublishRetryableError, ReplyRejectedError
+from worker.errors import MessageRejectedError, PublishError, PublishRefusedError, PublishRetryableError
 from worker.settings.schema import PublishSettings
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, message_bytes
 
@@ -184,9 +184,9 @@ async def test_the_largest_message_fits_and_one_byte_more_is_refused_unsent(topi
     publisher = opened()
     attributes = {f"key-{n}": "v" * 50 for n in range(100)}
     size = MAX_PUBSUB_MESSAGE_BYTES - message_bytes(b"", attributes)
-    with pytest.raises(ReplyRejectedError, match="10000000"):
+    with pytest.raises(MessageRejectedError, match="10000000"):
         await publisher.publish(b"x" * size, attributes)
-    with pytest.raises(ReplyRejectedError, match="10000000"):
+    with pytest.raises(MessageRejectedError, match="10000000"):
         await publisher.publish(b"x" * (MAX_PUBSUB_MESSAGE_BYTES + 1), {})
     assert topic.requests == []
     low, high = size - 5000, size
@@ -194,7 +194,7 @@ async def test_the_largest_message_fits_and_one_byte_more_is_refused_unsent(topi
         middle = (low + high) // 2
         try:
             await publisher.publish(b"x" * middle, attributes)
-        except ReplyRejectedError:
+        except MessageRejectedError:
             high = middle
         else:
             low = middle
@@ -220,8 +220,8 @@ async def test_the_largest_message_fits_and_one_byte_more_is_refused_unsent(topi
         (grpc.StatusCode.PERMISSION_DENIED, PublishRefusedError),
         (grpc.StatusCode.FAILED_PRECONDITION, PublishRefusedError),
         (grpc.StatusCode.UNIMPLEMENTED, PublishRefusedError),
-        (grpc.StatusCode.INVALID_ARGUMENT, ReplyRejectedError),
-        (grpc.StatusCode.OUT_OF_RANGE, ReplyRejectedError),
+        (grpc.StatusCode.INVALID_ARGUMENT, MessageRejectedError),
+        (grpc.StatusCode.OUT_OF_RANGE, MessageRejectedError),
     ],
     ids=lambda value: value.name if isinstance(value, grpc.StatusCode) else value.__name__,
 )
@@ -236,7 +236,7 @@ async def test_a_status_means_one_thing(
         assert code.name in str(task.exception())
         assert TOPIC in str(task.exception())
     assert tasks[0].exception() is not tasks[1].exception()  # a traceback belongs to one
-    retried = 3 if error is ReplyRejectedError else 1
+    retried = 3 if error is MessageRejectedError else 1
     assert len(topic.requests) == retried  # one try each; only an invalid batch is taken apart
 
 
@@ -246,7 +246,7 @@ async def test_one_bad_message_does_not_fail_its_neighbours(topic: FakeTopic, op
         grpc.StatusCode.INVALID_ARGUMENT if any(m.data == b"bad" for m in request.messages) else None
     )
     tasks = publish_all(opened(), b"0", b"bad", b"2")
-    assert await outcomes(tasks) == ["id-0", ReplyRejectedError, "id-2"]
+    assert await outcomes(tasks) == ["id-0", MessageRejectedError, "id-2"]
 
 
 async def test_a_server_that_never_answers_is_given_up(topic: FakeTopic, opened: Open) -> None:

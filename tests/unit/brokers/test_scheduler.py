@@ -190,7 +190,7 @@ async def test_shutdown_without_waiting_returns_at_once() -> None:
 
 
 async def test_an_unasked_shutdown_is_told_on_the_loop() -> None:
-    """The library closed the stream by itself: somebody must open another."""
+    """The library closed the stream by itself: another must be opened."""
     party = Party()
     thread, _ = party.shut_down()
     await asyncio.wait_for(party.unasked.wait(), 30)

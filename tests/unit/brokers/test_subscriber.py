@@ -10,7 +10,7 @@ import pytest
 from google.api_core import exceptions
 
 from worker.brokers.connection import sync_channel
-from worker.brokers.subscriber import PubSubSubscriber
+from worker.brokers.subscriber import LAST_ACKS_S, SETTLE_S, PubSubSubscriber
 from worker.errors import BrokerResourceError
 from worker.ports import Settlement
 from worker.settings.schema import PubSubSettings
@@ -196,6 +196,16 @@ async def test_the_drain_waits_for_what_runs_and_then_cancels_it(party: Party) -
     assert party.outcome == (["nack"], 1, 0.0)
 
 
+@pytest.mark.parametrize(("first", "second", "is_hurried"), [(60, 30, True), (0, 0, True), (30, 60, False)])
+async def test_a_second_drain_hurries_unless_it_has_more_time(
+    party: Party, first: float, second: float, is_hurried: bool
+) -> None:
+    """A shorter grace or none leaves little time for the last acks; a longer one changes nothing."""
+    drains = [asyncio.ensure_future(party.subscriber.drain(grace_s)) for grace_s in (first, second)]
+    await asyncio.gather(*drains)
+    assert party.subscriber._settle_s == (LAST_ACKS_S if is_hurried else SETTLE_S)
+
+
 async def test_a_hurry_in_the_moment_that_ends_the_last_wait_is_harmless(party: Party) -> None:
     """The second SIGTERM comes between the end of that time and the turn of the loop that notices it."""
 
@@ -204,7 +214,7 @@ async def test_a_hurry_in_the_moment_that_ends_the_last_wait_is_harmless(party: 
             try:
                 await asyncio.Event().wait()
             finally:
-                party.subscriber.hurry(1.0)
+                party.subscriber._hurry()
 
     with pytest.raises(TimeoutError):
         await last_wait()

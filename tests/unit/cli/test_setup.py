@@ -13,7 +13,7 @@ PUBSUB = "pubsub: {project_id: p, request_subscription: worker, response_topic: 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Settings without a backend: nobody calls one here."""
+    """Settings without a backend: none is called here."""
     path = tmp_path / "worker.yaml"
     path.write_text(PUBSUB + "setup: {request_topic: requests}\n")
     return path
@@ -28,7 +28,7 @@ def faults(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_no_backend_is_needed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever makes the topics need not know the model server yet; one that is named does not matter either."""
+    """Topics can be made before the model server is known; a route that is named changes nothing."""
     with LocalPubSubThread() as server:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
         assert run_command(["setup", "--config", str(config), "--dry-run"]) == 0

@@ -14,7 +14,7 @@ from worker.client.errors import ClientError, InputError, OutputError
 from worker.client.io.lines import RawLine
 from worker.client.local import BatchRun, LineWindow, RunTuning
 from worker.client.resume import AnsweredLines
-from worker.errors import PublishRefusedError, PublishRetryableError, ReplyRejectedError
+from worker.errors import MessageRejectedError, PublishRefusedError, PublishRetryableError
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES
 
 
@@ -277,7 +277,7 @@ async def test_refused_publish_ends_the_run():
 
 async def test_rejected_message_is_answered_here():
     """A message the broker does not take gets an error answer instead of being lost or ending the run."""
-    broker, sink = FakeBroker(failures=[ReplyRejectedError("invalid")]), Sink()
+    broker, sink = FakeBroker(failures=[MessageRejectedError("invalid")]), Sink()
     summary = await a_run(Source([a_message(0), a_message(1)]), sink, broker).run()
     first = next(line for line in sink.lines if line["status_code"] == 400)
     assert first["metadata"] == {"n": 0}

@@ -3,7 +3,8 @@
 import asyncio
 
 from tests.support.fakeclock import FakeClock
-from worker.flow.clock import LoopClock
+from tests.support.virtual_time import virtual_time
+from worker.flow.clock import LoopClock, wait_for
 
 
 async def test_the_loops_clock_is_monotonic_and_its_timers_run():
@@ -17,6 +18,20 @@ async def test_the_loops_clock_is_monotonic_and_its_timers_run():
     await asyncio.wait_for(done.wait(), 5)
     assert clock.now() >= before
     assert ran == []
+
+
+@virtual_time
+async def test_a_wait_ends_with_the_event_or_with_its_time():
+    """Whichever is first, and without an error."""
+    loop = asyncio.get_running_loop()
+    started, event = loop.time(), asyncio.Event()
+    loop.call_later(3, event.set)
+    await wait_for(event, 2)
+    assert (loop.time() - started, event.is_set()) == (2, False)
+    await wait_for(event, 10)
+    assert loop.time() - started == 3
+    await wait_for(event, 10)
+    assert loop.time() - started == 3
 
 
 def test_the_fake_clock_runs_timers_in_order_at_their_instants():

@@ -8,7 +8,7 @@ from tests.support.fakes import GOOD_BODY, Answer, FakeBackend, FakePublisher
 from tests.support.pipeline import METADATA, Pipeline, a_delivery, data, message
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.delivery import Delivery, Reply
-from worker.errors import PublishRefusedError, PublishRetryableError, ReplyRejectedError
+from worker.errors import MessageRejectedError, PublishRefusedError, PublishRetryableError
 from worker.pipeline.replies import PAUSE_AFTER_ATTEMPTS, PUBLISH_BACKOFF
 from worker.ports import AttemptResult
 from worker.wire.message import ReceivedMessage
@@ -171,7 +171,7 @@ async def test_metadata_just_below_the_limit_ends_in_an_answer_too() -> None:
 @virtual_time
 async def test_a_broker_that_refuses_everything_gets_it_back() -> None:
     """When not even the smallest error is taken the message is nacked, at once."""
-    pipeline = Pipeline(publisher=FakePublisher(*[ReplyRejectedError("schema")] * 9))
+    pipeline = Pipeline(publisher=FakePublisher(*[MessageRejectedError("schema")] * 9))
     assert await pipeline.replier.publish(_delivery(), REPLY) is None
     assert pipeline.publisher.attempts == 3
     assert loop_time() == 0
@@ -180,7 +180,7 @@ async def test_a_broker_that_refuses_everything_gets_it_back() -> None:
 @virtual_time
 async def test_a_small_error_that_fails_for_a_moment_is_tried_again() -> None:
     """What replaced the answer is published as stubbornly as the answer."""
-    failures = [ReplyRejectedError("large"), PublishRetryableError("away"), PublishRefusedError("gone")]
+    failures = [MessageRejectedError("large"), PublishRetryableError("away"), PublishRefusedError("gone")]
     pipeline = Pipeline(publisher=FakePublisher(*failures))
     published = await pipeline.replier.publish(_delivery(), REPLY)
     assert published is not None

@@ -8,7 +8,7 @@ from worker.errors import SettingsError
 from worker.settings.schema import Settings
 
 PLACEHOLDER = "WORKER_MEMBER"
-"""Stands in a printed command for whoever the worker is, where the settings do not say."""
+"""Stands in a printed command for the worker's account, where the settings do not name it."""
 
 SUFFIX = "-worker"
 """By which the subscription of a topic is known to be ours, in Terraform's names as well (deploy/terraform)."""

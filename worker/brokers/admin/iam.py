@@ -1,8 +1,8 @@
 """
 Who needs which role on what, who has it, and the command that grants it.  Pure.
 
-Pub/Sub itself dead-letters through a service agent of the subscription's project, which needs two roles that nobody
-grants by default; without them a message that used up its attempts is delivered for ever
+Pub/Sub itself dead-letters through a service agent of the subscription's project, which needs two roles that it
+does not have by default; without them a message that used up its attempts is delivered for ever
 (https://cloud.google.com/pubsub/docs/handling-failures#grant_forwarding_permissions).
 """
 
@@ -30,7 +30,7 @@ _AGENT = re.compile(rf"serviceAccount:service-\d+@{re.escape(AGENT_DOMAIN)}")
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A role that somebody needs on one topic or subscription."""
+    """A role that an account needs on one topic or subscription."""
 
     resource: str
     """Full name."""

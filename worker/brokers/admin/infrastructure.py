@@ -185,10 +185,10 @@ def _sentence(error: grpc.aio.AioRpcError, method: str, name: str) -> BrokerErro
     code, text = error.code(), (error.details() or "").strip()
     if code is grpc.StatusCode.PERMISSION_DENIED:
         return BrokerResourceError(
-            f"{name}: {method} is not permitted; run setup as somebody with roles/pubsub.editor on the project ({text})"
+            f"{name}: {method} is not permitted; setup needs roles/pubsub.editor on the project ({text})"
         )
     if code is grpc.StatusCode.ALREADY_EXISTS:
-        return BrokerError(f"{name}: somebody else created it meanwhile; run setup again")
+        return BrokerError(f"{name}: it was created meanwhile by another caller; run setup again")
     if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
         return BrokerError(f"Pub/Sub cannot be reached, run setup again later: {name}: {code.name}: {text}")
     return BrokerResourceError(f"{name}: {method}: {code.name}: {text}")

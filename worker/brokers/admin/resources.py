@@ -25,7 +25,7 @@ class Field(StrEnum):
     EXPIRY = "expiry_s"
     """Idle time after which the subscription is deleted; `None`: never."""
     MINIMUM_BACKOFF = "minimum_backoff_s"
-    """`None`: no retry policy, a message handed back comes again at once."""
+    """`None`: no retry policy, a nacked message is redelivered at once."""
     MAXIMUM_BACKOFF = "maximum_backoff_s"
     DEAD_LETTER_TOPIC = "dead_letter_topic"
     """Full name; `None`: no dead-letter policy."""

@@ -175,7 +175,7 @@ async def test_a_policy_that_may_not_be_looked_at_is_no_failure(bench: Bench) ->
         ("GetTopic", grpc.StatusCode.UNAVAILABLE, BrokerError, "cannot be reached, run setup again later"),
         ("GetTopic", grpc.StatusCode.UNAUTHENTICATED, BrokerResourceError, "UNAUTHENTICATED: words"),
         ("CreateTopic", grpc.StatusCode.PERMISSION_DENIED, BrokerResourceError, "roles/pubsub.editor"),
-        ("CreateTopic", grpc.StatusCode.ALREADY_EXISTS, BrokerError, "somebody else created it meanwhile"),
+        ("CreateTopic", grpc.StatusCode.ALREADY_EXISTS, BrokerError, "created meanwhile by another caller"),
         ("CreateSubscription", grpc.StatusCode.RESOURCE_EXHAUSTED, BrokerResourceError, "RESOURCE_EXHAUSTED: words"),
         ("TestIamPermissions", grpc.StatusCode.INTERNAL, BrokerResourceError, "INTERNAL: words"),
     ],

@@ -35,7 +35,7 @@ def test_what_is_written_is_read_again(policy: Policy) -> None:
 
 
 def test_what_is_not_listed_is_not_set() -> None:
-    """So that a subscription made for somebody else gets the service's own defaults."""
+    """So that a subscription made by another tool gets the service's own defaults."""
     assert {field.name for field, _ in write_subscription(Subscription(NAME, TOPIC, {})).ListFields()} == {
         "name",
         "topic",
