@@ -153,8 +153,8 @@ class Subscriber(Protocol):
         """
         Deliver until `drain` has finished.
 
-        Never more than `max_in_flight` handlers at once.  The lease of a delivery is extended until its handler
-        returns.  A pull that ends by itself is reopened.
+        Never more than `max_in_flight` handlers at once, and what `allow_extra` allows.  The lease of a delivery is
+        extended until its handler returns.  A pull that ends by itself is reopened.
 
         Args:
             handler: Called for each delivery.
@@ -175,6 +175,13 @@ class Subscriber(Protocol):
         none, hurries the first: the shorter grace holds, and two seconds are left for the last acks.
 
         Cancellation: the drain goes on; only this wait for its end is given up.
+        """
+
+    def allow_extra(self, messages: int) -> None:
+        """
+        Let so many messages more than `max_in_flight` be leased and handled at once, instead of as many as before.
+
+        More are pulled when most of what is leased is extra.  What is leased already stays leased.
         """
 
     async def max_delivery_attempts(self) -> int | None:

@@ -209,7 +209,16 @@ class Service:
             deduper=deduper,
             dead_letters=self._build_dead_letters(broker),
         )
-        self._supervisor = Supervisor(routes, metrics, error_share, settings.policy.error_limit, intake)
+        assert self._subscriber is not None
+        self._supervisor = Supervisor(
+            routes,
+            metrics,
+            error_share,
+            settings.policy.error_limit,
+            intake,
+            subscriber=self._subscriber,
+            max_in_flight=settings.pubsub.max_in_flight,
+        )
 
     def _build_dead_letters(self, broker: Broker) -> DeadLetters | None:
         if self._settings.dead_letter.topic is None:

@@ -1,8 +1,9 @@
 """
 What happens once a second, without any message: the supervisor.
 
-It sets the gauges of windows and breakers, notices a rotated key or a health path that answers again, and checks the
-share of errors among the recent answers.  It decides nothing about messages.
+It sets the gauges of windows and breakers, lets more messages be leased while a backend is stopped (`flow.shares`),
+notices a rotated key or a health path that answers again, and checks the share of errors among the recent answers.  It
+decides nothing about messages.
 """
 
 import asyncio
@@ -11,7 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.flow.circuit import CircuitState
+from worker.flow.shares import extra_leases
 from worker.pipeline.routes import IntakePause, Route
+from worker.ports import Subscriber
 from worker.settings.schema import ErrorLimitSettings
 from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.logs import get_logger
@@ -35,6 +38,8 @@ class Supervisor:
         error_share: Counts the answers.
         error_limit: Shares at which an error is logged and the intake is paused.
         intake: Paused at `pause_share`.
+        subscriber: Is told how many messages it may lease beyond its limit.
+        max_in_flight: That limit.
         clock: Monotonic seconds.
     """
 
@@ -46,6 +51,8 @@ class Supervisor:
         error_limit: ErrorLimitSettings,
         intake: IntakePause,
         *,
+        subscriber: Subscriber,
+        max_in_flight: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._routes = routes
@@ -53,6 +60,8 @@ class Supervisor:
         self._error_share = error_share
         self._error_limit = error_limit
         self._intake = intake
+        self._subscriber = subscriber
+        self._max_in_flight = max_in_flight
         self._clock = clock
         self._last_check = clock()
         self._healthy: dict[str, bool] = {}
@@ -80,6 +89,7 @@ class Supervisor:
         self._check_error_share()
         for route in self._routes:
             self._gauge(route, elapsed)
+        self._subscriber.allow_extra(extra_leases((route.gate.load() for route in self._routes), self._max_in_flight))
         # Concurrently: a health path that hangs must not keep the other routes waiting.
         await asyncio.gather(*(self._check_recovery(route) for route in self._routes if self._is_open(route)))
 

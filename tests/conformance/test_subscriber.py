@@ -233,6 +233,39 @@ async def test_no_more_is_leased_than_max_in_flight(broker: Broker) -> None:
     assert len(others) == 15
 
 
+async def test_extra_messages_are_leased_and_handled_beyond_max_in_flight(broker: Broker) -> None:
+    """As many as are allowed, so that others come to their turn; afterwards the limit is the old one."""
+    topic = broker.admin.topic()
+    subscription = broker.admin.subscription(topic)
+    exam = Exam(broker, subscription, max_in_flight=6)
+    first, second = asyncio.Event(), asyncio.Event()
+    steps = [first] * 17 + [second] * 13
+
+    async def handle(_: ReceivedMessage) -> Settlement:
+        await steps[len(exam.seen) - 1].wait()
+        return Settlement.ACK
+
+    for index in range(30):
+        broker.admin.publish(topic, b"%d" % index)
+    async with exam.run(handle):
+        await exam.until(6)
+        assert exam.running == 6
+        for extra, handled in [(5, 11), (11, 17)]:
+            exam.subscriber.allow_extra(extra)
+            await exam.until(handled)
+        assert exam.running == 17
+        exam.subscriber.allow_extra(0)
+        first.set()
+        await exam.until(23)
+        assert exam.running == 6
+        second.set()
+        await exam.until(30)
+        await eventually(lambda: exam.running == 0, what="every handler ends")
+    assert broker.admin.is_empty(subscription)
+    assert exam.peak == 17
+    assert len(exam.seen) == 30
+
+
 async def test_a_lease_outlives_the_ack_deadline(broker: Broker) -> None:
     """A handler that needs longer than the ack deadline is not delivered a second time."""
     topic = broker.admin.topic()

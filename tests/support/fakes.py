@@ -260,7 +260,10 @@ class FakeSubscriber:
         self.in_flight = self.peak = 0
         self.is_open = False
         self._backoff = Backoff(base_s=backoff_s, max_s=max_backoff_s or backoff_s, jitter=0.0)
-        self._slots = asyncio.Semaphore(max_in_flight)
+        self.max_in_flight = max_in_flight
+        self.extra = 0
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._inbox: asyncio.Queue[tuple[ReceivedMessage, int]] = asyncio.Queue()
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -301,11 +304,26 @@ class FakeSubscriber:
 
     async def _pull(self, handler: Handler) -> None:
         while True:
-            await self._slots.acquire()
+            await self._has_room.wait()
             message, attempt = await self._inbox.get()
             task = asyncio.ensure_future(self._deliver(handler, message, attempt))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
+            self._count_room()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        self._count_room()
+
+    def allow_extra(self, messages: int) -> None:
+        self.extra = messages
+        self._count_room()
+
+    def _count_room(self) -> None:
+        if len(self._tasks) < self.max_in_flight + self.extra:
+            self._has_room.set()
+        else:
+            self._has_room.clear()
 
     async def _deliver(self, handler: Handler, message: ReceivedMessage, attempt: int) -> None:
         self.in_flight += 1
@@ -316,7 +334,6 @@ class FakeSubscriber:
         except asyncio.CancelledError:
             verdict = Settlement.NACK
         self.in_flight -= 1
-        self._slots.release()
         self.settlements.append((message.message_id, attempt, verdict))
         if verdict is Settlement.NACK and not self._stopping.is_set():
             self._redeliver(message, attempt + 1)

@@ -29,11 +29,13 @@ from worker.ports import Settlement
 from worker.settings.schema import (
     BreakerSettings,
     DedupeSettings,
+    ErrorLimitSettings,
     RequestSettings,
     RouteMatch,
     RouteSettings,
     WindowSettings,
 )
+from worker.supervisor import Supervisor
 from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.record import Recorder
@@ -187,8 +189,30 @@ class Pipeline:
         return asyncio.ensure_future(self.processor.handle(received or message()))
 
     def serve(self, subscriber: FakeSubscriber) -> "asyncio.Task[None]":
-        """Begin to process everything a subscription has."""
-        return asyncio.ensure_future(subscriber.run(self.processor.handle))
+        """Begin to process everything a subscription has, under a supervisor."""
+        return asyncio.ensure_future(self._serve(subscriber))
+
+    async def _serve(self, subscriber: FakeSubscriber) -> None:
+        watching = asyncio.ensure_future(self.supervisor(subscriber).run())
+        try:
+            await subscriber.run(self.processor.handle, self.processor.begin_drain)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    def supervisor(self, subscriber: FakeSubscriber | None = None, **error_limit: Any) -> Supervisor:
+        """Return the supervisor of the routes."""
+        subscriber = subscriber or FakeSubscriber()
+        return Supervisor(
+            self.routes,
+            self.metrics,
+            self.error_share,
+            ErrorLimitSettings(**error_limit),
+            self.intake,
+            subscriber=subscriber,
+            max_in_flight=subscriber.max_in_flight,
+            clock=loop_time,
+        )
 
     def count(self, metric: str, *labels: str) -> float:
         """Return a counter's or gauge's value."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.fakes import GOOD, FakeBackend, status
+from tests.support.fakes import GOOD, FakeBackend, FakeSubscriber, status
 from tests.support.pipeline import Pipeline, a_delivery, message
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.flow.circuit import CircuitState
@@ -13,23 +13,10 @@ from worker.flow.queue import AdmissionOrder
 from worker.policy.engine import ErrorPolicy
 from worker.policy.rules.load import parse_rules
 from worker.ports import Settlement
-from worker.settings.schema import ErrorLimitSettings
-from worker.supervisor import Supervisor
 from worker.wire.body import RequestBody
 from worker.wire.message import RequestMessage
 
 UNAUTHORIZED = status(401)
-
-
-def _supervisor(pipeline: Pipeline, **error_limit: Any) -> Supervisor:
-    return Supervisor(
-        pipeline.routes,
-        pipeline.metrics,
-        pipeline.error_share,
-        ErrorLimitSettings(**error_limit),
-        pipeline.intake,
-        clock=loop_time,
-    )
 
 
 async def _stop(*tasks: "asyncio.Task[Any]") -> None:
@@ -39,10 +26,29 @@ async def _stop(*tasks: "asyncio.Task[Any]") -> None:
 
 
 @virtual_time
+async def test_messages_for_a_stopped_model_do_not_count_against_the_limit_of_leases() -> None:
+    """As many more are leased as wait behind the open breaker; none once it has closed."""
+    backend = FakeBackend(then=UNAUTHORIZED)
+    other = FakeBackend(name="other")
+    pipeline = Pipeline(backend, other)
+    subscriber = FakeSubscriber(max_in_flight=4)
+    supervisor = pipeline.supervisor(subscriber)
+    await supervisor.check()
+    assert subscriber.extra == 0
+    handling = [pipeline.start(message(attempt=1)) for _ in range(5)]
+    await asyncio.sleep(0.5)
+    await supervisor.check()
+    assert subscriber.extra == 5
+    await _stop(*handling)
+    await supervisor.check()
+    assert subscriber.extra == 0
+
+
+@virtual_time
 async def test_gauges_show_window_breaker_and_holding() -> None:
     """The window, what is held, and for how long the breaker was open."""
     pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED), window=7)
-    supervisor = _supervisor(pipeline)
+    supervisor = pipeline.supervisor()
     await supervisor.check()
     assert pipeline.count("breaker_state", "fake") == 0
     handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
@@ -61,7 +67,7 @@ async def test_gauges_show_window_breaker_and_holding() -> None:
 async def test_a_rotated_key_closes_an_auth_breaker_by_itself() -> None:
     """Refused credentials are probed seldom; a new key is tried within the second."""
     pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED))
-    running = asyncio.ensure_future(_supervisor(pipeline).run())
+    running = asyncio.ensure_future(pipeline.supervisor().run())
     handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
     await asyncio.sleep(4)
     pipeline.backend.then = GOOD
@@ -76,7 +82,7 @@ async def test_a_rotated_key_closes_an_auth_breaker_by_itself() -> None:
 async def test_a_rotated_key_is_told_once_though_no_message_comes(logs: list[Any]) -> None:
     """Until a message can try the key nothing is repeated; the next change is told again."""
     pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED))
-    supervisor = _supervisor(pipeline)
+    supervisor = pipeline.supervisor()
     handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
     await settle()
     await _stop(*handling)
@@ -100,7 +106,7 @@ async def test_a_health_path_that_answers_again_lets_one_message_through() -> No
     """Not earlier and not again and again: one probe each time it begins to answer."""
     pipeline = Pipeline(FakeBackend(then=status(401)))
     pipeline.backend.healthy = False
-    supervisor = _supervisor(pipeline)
+    supervisor = pipeline.supervisor()
     handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
     await settle()
     for _ in range(3):
@@ -126,7 +132,7 @@ async def test_a_closed_breaker_asks_no_health_path() -> None:
     """While the backend works nothing is asked but requests."""
     pipeline = Pipeline()
     pipeline.backend.healthy = True
-    await _supervisor(pipeline).check()
+    await pipeline.supervisor().check()
     assert pipeline.backend.probes == 0
 
 
@@ -152,7 +158,7 @@ def test_one_sick_route_does_not_hide_another(kind: type[FakeBackend]) -> None:
         for route in pipeline.routes:
             await _fail(pipeline, route)
         other.has_new_key = True
-        supervisor = _supervisor(pipeline)
+        supervisor = pipeline.supervisor()
         running = asyncio.ensure_future(supervisor.run())
         await asyncio.sleep(0.5)
         next_probe = pipeline.routes[1].gate.statistics().circuit.next_probe_at
@@ -178,7 +184,7 @@ async def _fail(pipeline: Pipeline, route: Any) -> None:
 async def test_a_bug_does_not_end_the_checks(logs: list[Any]) -> None:
     """What fails in one second is logged, and the next second checks again."""
     pipeline = Pipeline()
-    supervisor = _supervisor(pipeline)
+    supervisor = pipeline.supervisor()
     pipeline.error_share.dominant = _raise
     running = asyncio.ensure_future(supervisor.run())
     await asyncio.sleep(3.5)
@@ -195,7 +201,7 @@ def _raise() -> None:
 async def test_many_errors_of_one_class_are_told_once_and_shown(logs: list[Any]) -> None:
     """One error line when it begins, a gauge and a detail as long as it lasts, and again when it begins again."""
     pipeline = Pipeline()
-    supervisor = _supervisor(pipeline, min_answers=10)
+    supervisor = pipeline.supervisor(min_answers=10)
     for _ in range(9):
         pipeline.error_share.add("auth")
     await supervisor.check()
@@ -214,7 +220,7 @@ async def test_many_errors_of_one_class_are_told_once_and_shown(logs: list[Any])
 async def test_the_intake_pauses_on_errors_only_if_wanted_and_opens_by_itself() -> None:
     """With `pause_share` nothing is started until the errors are out of the window."""
     pipeline = Pipeline()
-    supervisor = _supervisor(pipeline, min_answers=10, pause_share=0.9)
+    supervisor = pipeline.supervisor(min_answers=10, pause_share=0.9)
     running = asyncio.ensure_future(supervisor.run())
     for _ in range(20):
         pipeline.error_share.add("invalid_request")
@@ -236,7 +242,7 @@ async def test_details_name_every_backend_and_why_nothing_starts() -> None:
     handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
     await settle()
     pipeline.intake.set("publish", holds=True)
-    details = _supervisor(pipeline).details()
+    details = pipeline.supervisor().details()
     assert details == {
         "backends": {
             "fake": {
@@ -274,7 +280,7 @@ async def test_details_name_the_models_that_are_kept_back() -> None:
     await settle()
 
     def shown() -> tuple[str, str, str | None]:
-        backend = _supervisor(pipeline).details()["backends"]["fake"]
+        backend = pipeline.supervisor().details()["backends"]["fake"]
         model = backend["models"]["m"]
         return backend["breaker"], model["breaker"], model["error_class"]
 

@@ -59,6 +59,7 @@ class OutstandingMessages:
     Written by the event loop, read by threads of gRPC's, one number at a time.
 
     Attributes:
+        extra: Messages that may be held beyond the limit; they do not count when another stream is to begin.
         on_hold: Returns messages and bytes that the library keeps to itself, each behind another of its ordering key:
             leased, but not delivered yet.
         is_deferred: Whether the latest stream has not said its first request yet.  What a server makes of such a stream
@@ -71,6 +72,7 @@ class OutstandingMessages:
         self.max_bytes = settings.max_in_flight_bytes
         self.messages = 0
         self.size_bytes = 0
+        self.extra = 0
         self.is_deferred = False
         self.is_closed = False
         self.on_hold: Callable[[], tuple[int, int]] = lambda: (0, 0)
@@ -86,10 +88,10 @@ class OutstandingMessages:
         self.size_bytes -= size_bytes
 
     def leaves_room(self) -> bool:
-        """Tell whether another stream may begin."""
+        """Return whether another stream may begin."""
         messages, size_bytes = self.on_hold()
         messages, size_bytes = messages + self.messages, size_bytes + self.size_bytes
-        return messages <= self.max_messages and size_bytes < self.max_bytes + MAX_PUBSUB_MESSAGE_BYTES
+        return messages - self.extra <= self.max_messages and size_bytes < self.max_bytes + MAX_PUBSUB_MESSAGE_BYTES
 
 
 class LimitedTransport(SubscriberGrpcTransport):

@@ -41,6 +41,8 @@ class Stream:
     def __init__(self, client: Any, subscription: str, settings: PubSubSettings, arrived: Any) -> None:
         self._subscription = subscription
         self.opened_at = time.monotonic()
+        self.messages = 0
+        """Delivered by this stream and not settled: what the server counts against its limit."""
         self.ending = asyncio.Event()
         self.has_stopped = asyncio.Event()
         longest_s = 2 * settings.max_lease_duration_s + LEASE_MARGIN_S  # it may have waited once as long as it may run

@@ -50,6 +50,8 @@ What is left for acks when a drain is hurried, or when the last answers took all
 
 Source: an answer without its ack is given twice.
 """
+RENEWED_SHARE = 0.5
+"""A stream is renewed when what it delivered fills more than this share of its limit, and extra messages do so too."""
 
 _log = get_logger("broker")
 
@@ -83,6 +85,8 @@ class PubSubSubscriber:
         transport = LimitedTransport(channel, self._outstanding, is_emulator=settings.emulator_host is not None)
         self._client: Any = pubsub_v1.SubscriberClient(transport=transport)
         self._streams: set[Stream] = set()
+        self._stream: Stream | None = None
+        self._renewing = asyncio.Event()
         self._waiting: deque[tuple[Stream, Message, float]] = deque()
         self._tasks: set[asyncio.Task[Settlement]] = set()
         self._handler: Handler | None = None
@@ -130,13 +134,17 @@ class PubSubSubscriber:
         reopens = 1
         try:
             while not self._stopping.is_set():
-                stream = Stream(self._client, self.subscription, self._settings, self._arrived)
+                self._renewing.clear()
+                self._stream = stream = Stream(self._client, self.subscription, self._settings, self._arrived)
                 self._streams.add(stream)
                 self._outstanding.on_hold = stream.on_hold  # what an ended stream has on hold comes back by itself
                 self.is_open = True
-                await self._first(stream.ending.wait(), self._stopping.wait())
+                await self._first(stream.ending.wait(), self._stopping.wait(), self._renewing.wait())
                 if self._stopping.is_set():
                     break
+                if self._renewing.is_set() and not stream.ending.is_set():
+                    stream.cancel()
+                    continue
                 self.is_open = False
                 reopens = 1 if time.monotonic() - stream.opened_at > HEALTHY_AFTER_S else reopens
                 backoff = REOPEN_BACKOFF.ceiling_s(reopens)
@@ -168,13 +176,37 @@ class PubSubSubscriber:
     def _arrived(self, stream: Stream, message: Message) -> None:
         """Begin one delivery, or let it wait for its turn; runs on the event loop and must not raise."""
         self._outstanding.add(message.size)
+        stream.messages += 1
         self._metrics.leased_messages.inc()
         if self._stopping.is_set():  # it came between our stop and the library's
             self._nack(stream, message)
-        elif len(self._tasks) < self._settings.max_in_flight:
+        elif len(self._tasks) < self._max_handlers:
             self._start(stream, message, time.monotonic())
         else:
             self._waiting.append((stream, message, time.monotonic()))
+
+    @property
+    def _max_handlers(self) -> int:
+        return self._settings.max_in_flight + self._outstanding.extra
+
+    def allow_extra(self, messages: int) -> None:
+        """
+        See `worker.ports.Subscriber.allow_extra`.
+
+        The server counts what is leased by stream, and its limits are those of the stream's first request.  So where
+        extra messages have used up most of the latest stream's limit, that one stops pulling, and another begins.
+        """
+        self._outstanding.extra = messages
+        self._start_next()
+        stream, limit = self._stream, self._settings.max_in_flight
+        if (
+            messages > 0
+            and stream is not None
+            and stream.messages > RENEWED_SHARE * limit
+            and len(self._tasks) - messages < RENEWED_SHARE * limit
+            and self._outstanding.leaves_room()
+        ):
+            self._renewing.set()
 
     def _nack(self, stream: Stream, message: Message) -> None:
         message.nack()
@@ -182,6 +214,7 @@ class PubSubSubscriber:
 
     def _let_go(self, stream: Stream, message: Message) -> None:
         self._outstanding.remove(message.size)
+        stream.messages -= 1
         self._metrics.leased_messages.dec()
         stream.scheduler.settled()
 
@@ -191,7 +224,7 @@ class PubSubSubscriber:
         task.add_done_callback(functools.partial(self._delivered, stream, message))
 
     def _start_next(self) -> None:
-        while self._waiting and not self._stopping.is_set() and len(self._tasks) < self._settings.max_in_flight:
+        while self._waiting and not self._stopping.is_set() and len(self._tasks) < self._max_handlers:
             stream, message, since = self._waiting.popleft()
             if time.monotonic() - since < self._settings.max_lease_duration_s:
                 self._start(stream, message, since)

@@ -37,6 +37,7 @@ from worker.flow.lane import (
     LaneStatistics,
 )
 from worker.flow.queue import AdmissionOrder, Waiter, WaitQueue
+from worker.flow.shares import RouteLoad
 from worker.flow.window.adaptive import AdaptiveWindow, Outcome, Ticket
 from worker.policy.blame import Blame
 
@@ -325,6 +326,17 @@ class RouteGate:
     def is_stopped(self) -> bool:
         """Whether the circuit of the route or of any lane is not closed."""
         return any(fate.circuit.state is not CircuitState.CLOSED for fate in (self._route, *self._lanes))
+
+    def load(self) -> RouteLoad:
+        """Return what waits behind open circuits, and whether others may start all the same."""
+        is_stopped = self._route.circuit.state is not CircuitState.CLOSED
+        waiting, open_lanes, lanes = 0, 0, 0
+        for lane in self._lanes:
+            is_open = lane.circuit.state is not CircuitState.CLOSED
+            waiting += len(lane.queue) if is_stopped or is_open else 0
+            open_lanes, lanes = open_lanes + is_open, lanes + 1
+        has_working_lane = not is_stopped and (open_lanes < lanes or lanes == 0)
+        return RouteLoad(waiting=waiting, is_stopped=is_stopped, has_working_lane=has_working_lane)
 
     def others_waiting(self, model: str | None) -> bool:
         """Whether other messages wait that could be the next probe of what keeps a model's attempts back."""

@@ -108,7 +108,8 @@ class PubSubSettings(Section):
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 128
     """Deliveries leased at once.  2-3 x the window for requests of less than a second, since a slot frees only after
     its ack; about the window for long ones, since more only hoards.  Up to twice as many for a while after a stream
-    broke under them."""
+    broke under them; up to eight times as many while messages for a stopped model wait and
+    others are served."""
     max_in_flight_bytes: Annotated[int, Field(ge=1_000_000)] = 268_435_456
     """Bytes of request data leased at once; bounds memory."""
     max_lease_duration_s: Annotated[float, Field(ge=60, le=7 * 86400)] = 21_600.0

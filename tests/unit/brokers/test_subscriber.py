@@ -75,7 +75,9 @@ class Party:
 
     def deliver(self) -> None:
         self.subscriber._handler = self.handle
-        self.subscriber._arrived(cast("Any", SimpleNamespace(scheduler=self.scheduler)), cast("Any", self.message))
+        self.subscriber._arrived(
+            cast("Any", SimpleNamespace(scheduler=self.scheduler, messages=0)), cast("Any", self.message)
+        )
 
     @property
     def outcome(self) -> tuple[list[str], int, float]:

@@ -23,6 +23,7 @@ from worker.flow.circuit import CircuitState
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.lane import BreakerEffect, BreakerScope
 from worker.flow.queue import AdmissionOrder
+from worker.flow.shares import RouteLoad
 from worker.flow.window.adaptive import AdaptiveWindow
 
 
@@ -37,6 +38,25 @@ async def test_admits_up_to_the_window_and_no_further(clock):
     permits[0].finish(OK)
     await third
     assert gate.statistics().in_flight == 2
+
+
+async def test_the_load_is_what_waits_behind_open_circuits(clock):
+    """A lane's own, or everything behind the route's; a route that was never asked may work."""
+    gate = a_gate(clock)
+    assert gate.load() == RouteLoad(waiting=0, is_stopped=False, has_working_lane=True)
+    (await admit(gate, model="a")).finish(LOADING)
+    tasks = [waiting(gate, model="a"), waiting(gate, model="a")]
+    await settle()
+    assert gate.load() == RouteLoad(waiting=2, is_stopped=False, has_working_lane=False)
+    other = await admit(gate, model="b")
+    tasks.append(waiting(gate, model="b"))
+    await settle()
+    assert gate.load() == RouteLoad(waiting=2, is_stopped=False, has_working_lane=True)
+    other.finish(AttemptSignal(breaker=BreakerEffect.TRIP, scope=BreakerScope.ROUTE, error_class="auth"))
+    await settle()
+    assert gate.load() == RouteLoad(waiting=3, is_stopped=True, has_working_lane=False)
+    gate.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_a_freed_slot_wakes_exactly_one(clock):

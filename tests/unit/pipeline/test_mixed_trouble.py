@@ -17,6 +17,8 @@ CELLS = (
     Cell(scenario="six alone", kind="401"),
     Cell(scenario="six alone", kind="loading"),
     Cell(scenario="fresh", kind="400", share=20),
+    Cell(scenario="model away, mixed", kind="503"),
+    Cell(scenario="route away, mixed", kind="loading"),
     Cell(scenario="outage", kind="500"),
     Cell(scenario="long outage", kind="500", attempts=20),
 )
@@ -40,7 +42,6 @@ LATER = (
     Cell(scenario="backlog", kind="503", share=5),
     Cell(scenario="backlog", kind="loading", share=20),
     Cell(scenario="block", kind="500", share=20),
-    Cell(scenario="model away, mixed", kind="503"),
     Cell(scenario="model away, first", kind="loading"),
     Cell(scenario="route away, first", kind="503"),
 )

@@ -1,0 +1,48 @@
+"""
+How many messages may be leased beyond `pubsub.max_in_flight` while a backend is stopped.  Pure.
+
+Messages for a stopped lane wait with their leases extended: a nack would cost each a delivery attempt.  If they counted
+like all others, `max_in_flight` of them would stop everything else that the worker does.  So they do not count, up to a
+bound: an idle message costs its bytes and a part of one request a minute.
+
+Source: ADR 0016.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MAX_EXTRA = 7
+"""Bound, in multiples of `max_in_flight`, where others can be served meanwhile."""
+MAX_EXTRA_ALONE = 1
+"""The same where all known models are stopped: enough to find out whether messages for others come behind.  Where all
+routes are stopped there is nothing to find out, and no extra."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteLoad:
+    """What one route keeps, at one instant."""
+
+    waiting: int
+    """Messages that wait behind an open circuit."""
+    is_stopped: bool
+    """The circuit of the whole route is open."""
+    has_working_lane: bool
+    """Some messages could start, as far as circuits are concerned."""
+
+
+def extra_leases(loads: Iterable[RouteLoad], max_in_flight: int) -> int:
+    """
+    Return how many messages more than `max_in_flight` may be leased now.
+
+    Args:
+        loads: Of every route.
+        max_in_flight: Messages that may be leased otherwise.
+    """
+    waiting, bound = 0, 0
+    for load in loads:
+        waiting += load.waiting
+        if load.has_working_lane:
+            bound = MAX_EXTRA
+        elif not load.is_stopped:
+            bound = max(bound, MAX_EXTRA_ALONE)
+    return min(waiting, bound * max_in_flight)
