@@ -136,7 +136,11 @@ class Backend(Protocol):
         """Whether the key file holds another key than at the last attempt; cheap, called while a breaker is open."""
 
     async def aclose(self) -> None:
-        """Close every connection; idempotent."""
+        """
+        Close every connection; idempotent.
+
+        Cancellation: connections may stay open until the process ends.
+        """
 
 
 Handler = Callable[[ReceivedMessage], Awaitable[Settlement]]
@@ -214,17 +218,8 @@ class Publisher(Protocol):
         """
 
     async def aclose(self) -> None:
-        """Flush and close; idempotent."""
-
-
-class PayloadStore(Protocol):
-    """Object storage for what does not fit into a message; the seam for claim checks."""
-
-    async def put(self, name: str, data: bytes) -> str:
         """
-        Store the bytes and return their URI; the same name overwrites, so a repeat is harmless.
+        Flush and close; idempotent.
 
-        Raises:
-            PublishRetryableError: Unavailable.
-            PublishRefusedError: Refused; permanent until an operator acts.
+        Cancellation: what was not sent is lost, and its callers get an error; a second call closes.
         """

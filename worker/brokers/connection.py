@@ -280,6 +280,8 @@ class Broker:
 
         Raises:
             SettingsError: No credentials or no project; permanent.
+
+        Cancellation: the search for credentials ends in its thread.
         """
         return cls(settings, *await asyncio.to_thread(resolve, settings))
 
@@ -300,15 +302,21 @@ class Broker:
         Raises:
             BrokerResourceError: One is missing or refused; permanent.
             ConnectionError: Pub/Sub cannot be reached; retryable.
+
+        Cancellation: leaves nothing behind.
         """
         is_certain = await check_resource(self._channel, self.names.subscription)
         await check_resource(self._channel, self.names.topic)
         return is_certain
 
     async def create_local(self, project: str, requests: str, responses: str) -> LocalNames:
-        """Create what a local run needs in the embedded server; see `create_local_resources`."""
+        """Create what a local run needs in the embedded server; see `create_local_resources`, also for cancellation."""
         return await create_local_resources(self._channel, project, requests, responses)
 
     async def aclose(self) -> None:
-        """Close the channel of the checks; publishers and subscribers close their own."""
+        """
+        Close the channel of the checks; publishers and subscribers close their own.
+
+        Cancellation: the channel is closed all the same.
+        """
         await self._channel.close(None)

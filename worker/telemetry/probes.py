@@ -56,6 +56,8 @@ class Probes:
 
         Raises:
             SettingsError: The address is taken or not ours; permanent until an operator acts.
+
+        Cancellation: call `aclose` afterwards.
         """
         app = web.Application()
         app.router.add_get("/livez", self._livez)
@@ -77,7 +79,11 @@ class Probes:
         self.startup_failure = None
 
     async def aclose(self) -> None:
-        """Stop listening; idempotent."""
+        """
+        Stop listening; idempotent.
+
+        Cancellation: the port may stay open; a second call closes it.
+        """
         if self._heart is not None:
             self._heart.cancel()
             await asyncio.gather(self._heart, return_exceptions=True)
