@@ -161,6 +161,9 @@ def _of_object(document: dict[str, object]) -> Facts:
     if isinstance(error, dict):
         return _facts(Shape.NESTED, error, message=_message(error), kind=_kind(error))
     if "detail" in document and not document.keys() & {"message", "Message"}:
+        detail = document["detail"]
+        if isinstance(detail, dict) and "detail" not in detail and (inner := _of_object(detail)).is_error:
+            return replace(inner, shape=Shape.DETAIL)
         return _facts(Shape.DETAIL, document, message=_message(document), kind=_kind(document))
     if document.keys() & {"message", "Message", "msg", "ErrorCode"} or document.get("object") == "error":
         return _facts(Shape.FLAT, document, message=_message(document), kind=_kind(document))

@@ -290,9 +290,8 @@ SIGNALS: tuple[Signal, ...] = (
         statuses=_CLIENT_OR_500,
         message=begins(
             r"Context size has been exceeded\.",
-            r"input \(\d{1,12} tokens\) is too large to process",
-            r"input is (?:too large to process|larger than the max context size)",
-            r"[Tt]he request exceeds the available context size",
+            r"input (?:\(\d{1,12} tokens\) )?is (?:too large to process|larger than the max context size)",
+            r"(?:[Tt]he )?request (?:\(\d{1,12} tokens\) )?exceeds the available context size",
             r"Requested tokens \(\d{1,12}\) exceed context window of \d",
         ),
         source="https://github.com/ggml-org/llama.cpp/issues/19774",
@@ -336,8 +335,10 @@ SIGNALS: tuple[Signal, ...] = (
         error_class=ErrorClass.INVALID_REQUEST,
         statuses=_CLIENT_OR_500 | {501},
         message=begins(
-            r"(?:image|audio|video|file|multimodal|media|vision)s? (?:input )?(?:is|are) not supported\b",
-            r"[Tt]his (?:model|server) does not support (?:image|audio|video|file|multimodal|vision|tool)s?\b",
+            r"(?i:(?:image|audio|video|file|multi-?modal|media|vision)(?:s|_url)? "
+            r"(?:inputs? |content |data )?(?:(?:is|are) )?(?:not |un)supported)\b",
+            r"(?i:(?:(?:this|the) )?(?:model|server) (?:\S{1,200} )?(?:does not|doesn't) support "
+            r"(?:image|audio|video|file|multi-?modal|vision|tool)s?)\b",
             r"this model is missing data required for (?:image|audio|video) input",
             r"(?:Failed|failed|Unable|unable) to (?:load|decode|process) (?:the )?(?:image|audio|video)\b",
         ),
@@ -347,8 +348,10 @@ SIGNALS: tuple[Signal, ...] = (
         error_class=ErrorClass.INVALID_REQUEST,
         statuses=_CLIENT_OR_500,
         message=begins(
-            r"['\"`]?(?:prompt|input|content|inputs|input_prefix|messages|query|documents)['\"`]? "
-            r"(?:must not be|cannot be|can not be|is|must be non-)-?\s?empty\b",
+            r"(?i:(?:the )?(?:input )?['\"`]?(?:prompt|content|inputs?|input_prefix|messages|query|documents)['\"`]? "
+            r"(?:(?:text|string|content|list) )?"
+            r"(?:(?:must|should|may) not be|can(?:not| not|'t) be|is|are|must be non-?) ?(?:an )?empty)\b",
+            r"(?i:empty (?:prompt|content|inputs?|messages|query|documents))\b",
             r"['\"`](?:prompt|input|content|messages|query|documents)['\"`] must be \w",
         ),
         source="https://github.com/ggml-org/llama.cpp/blob/master/tools/server/server.cpp",
@@ -379,18 +382,24 @@ SIGNALS: tuple[Signal, ...] = (
         statuses=_CLIENT_OR_500 | {404},
         message=begins(
             r"(?:\d{3}: )?(?:\{'error': ['\"])?(?:/?[\w./-]{1,64}: ?)?Invalid model name passed in model=",
+            r"You passed in model=\S{1,300}\.? "
+            r"There (?:is no 'model_name' with this string|are no healthy deployments)",
         ),
         source=_LITELLM_ERRORS,
     ),
     Signal(
         # The gateway did not reach the server behind it.
         error_class=ErrorClass.CONNECT,
-        statuses=_statuses(500, 502, 503),
+        statuses=_statuses(500, 502, 503, 504),
         message=begins(
             r"Connection error\.",
             r"Cannot connect to host ",
             r"All connection attempts failed",
-            r"\[Errno 111\] Connection refused",
+            r"\[Errno -?\d{1,3}\] (?:Connection refused|Connect call failed|No route to host|Network is unreachable"
+            r"|Name or service not known|Temporary failure in name resolution|No address associated with hostname)",
+            r'(?:(?:Get|Post|proxy error:) "?[^\s"]{1,300}"?: )?dial tcp\b',
+            r"(?:connect (?:ECONNREFUSED|EHOSTUNREACH|ENETUNREACH)|getaddrinfo (?:ENOTFOUND|EAI_AGAIN)) ",
+            r"HTTPS?ConnectionPool\(host=[^\n]{1,1000}\b(?:NewConnection|ConnectTimeout|NameResolution)Error\b",
         ),
         source=_LITELLM_ERRORS,
     ),

@@ -347,10 +347,17 @@ def decide(error_class: ErrorClass, event: ErrorEvent, facts: Facts, *, now_unix
         backoff=row.backoff,
         max_attempts=_CONFLICT_MAX_ATTEMPTS if event.status == 409 else row.max_attempts,  # noqa: PLR2004
         breaker=row.breaker,
-        scope=row.scope,
+        scope=_scope(error_class, event, row),
         is_overload=row.is_overload,
     )
     return _heed_verdict(decision, event)
+
+
+def _scope(error_class: ErrorClass, event: ErrorEvent, row: Row) -> Scope:
+    """Return what the failure concerns: a gateway that answers was reached; what it did not reach serves a model."""
+    if error_class is ErrorClass.CONNECT and event.status is not None:
+        return Scope.MODEL
+    return row.scope
 
 
 def _message(event: ErrorEvent, facts: Facts, row: Row) -> str:

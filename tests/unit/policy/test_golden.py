@@ -16,7 +16,7 @@ from worker.policy.reply import error_reply
 FOLDER = Path(__file__).parent / "golden"
 EVENT_KEYS = {"path", "status", "headers", "body", "phase", "fault", "in_stream", "has_partial", "input_is_empty"}
 FACTS = {"type", "code", "param", "inner_code", "shape", "wrapped"}
-DECISION = {"class", "do", "status", "breaker", "max_attempts", "retry_after_s", "message"}
+DECISION = {"class", "do", "status", "breaker", "scope", "max_attempts", "retry_after_s", "message"}
 
 
 def load() -> dict[str, dict[str, Any]]:
@@ -67,6 +67,7 @@ def test_sample(name):
         "do": decision.disposition,
         "status": decision.reply_status,
         "breaker": decision.breaker,
+        "scope": decision.scope,
         "max_attempts": decision.max_attempts,
         "retry_after_s": decision.retry_after_s,
         "message": decision.message,
