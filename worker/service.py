@@ -73,7 +73,7 @@ class Service:
             settings.policy.rules, hook_timeout_s=settings.policy.hook_timeout_s, on_hook=self._hook_asked
         )
         self._may_surely_pull = False
-        self._probes = Probes(self._metrics.registry, self._details)
+        self._probes = Probes(self._metrics.registry, self._details, on_scrape=self._set_gauges)
         self._tracer = _build_tracer(settings)
         self._closing: list[Any] = [self._tracer]
         """Parts with `aclose`, in the order of opening."""
@@ -291,6 +291,10 @@ class Service:
         is_open = self._subscriber is not None and self._subscriber.is_open
         details = self._supervisor.details() if self._supervisor is not None else {}
         return {"ready": is_open and not self._stopping.is_set(), "pulling": is_open, **details}
+
+    def _set_gauges(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.set_gauges()
 
 
 def _build_tracer(settings: Settings) -> Tracer:

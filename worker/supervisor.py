@@ -1,24 +1,30 @@
 """
 What happens once a second, without any message: the supervisor.
 
-It sets the gauges of windows and breakers, lets more messages be leased while a backend is stopped (`flow.shares`),
-notices a rotated key or a health path that answers again, and checks the share of errors among the recent answers.  It
-decides nothing about messages.
+It lets more messages be leased while a backend is stopped (`flow.shares`), notices a rotated key or a health path that
+answers again, and checks the share of errors among the recent answers.  It decides nothing about messages.
+
+It also shows the state of routes and models, but only when `/metrics` or `/readyz` asks.  Models are named by
+requesters: a route shows at most as many names as it has lanes, for as long as the process lives, and all others
+together as `other`.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from worker.flow.circuit import CircuitState
+from worker.flow.gate import GateStatistics
+from worker.flow.lane import MAX_LANES, SHARED, LaneStatistics
 from worker.flow.shares import extra_leases
 from worker.pipeline.routes import IntakePause, Route
 from worker.ports import Subscriber
 from worker.settings.schema import ErrorLimitSettings
 from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.logs import get_logger
-from worker.telemetry.metrics import Metrics
+from worker.telemetry.metrics import OTHER, LabelCap, Metrics
 
 TICK_S = 1.0
 TOO_MANY_ERRORS = "errors"
@@ -26,6 +32,34 @@ TOO_MANY_ERRORS = "errors"
 _STATES = {CircuitState.CLOSED: 0, CircuitState.HALF_OPEN: 1, CircuitState.OPEN: 2}
 
 _log = get_logger("supervisor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelState:
+    """What is shown of a model, or of all that are shown together."""
+
+    breaker: CircuitState
+    """The worst one of several; so are `error_class` and `failing_share`."""
+    error_class: str | None
+    window: int
+    in_flight: int
+    waiting: int
+    held: int
+    failing_share: float
+
+    @classmethod
+    def of(cls, lanes: Sequence[LaneStatistics]) -> Self:
+        """Sum lanes up, at least one."""
+        worst = max((lane.circuit for lane in lanes), key=lambda circuit: _STATES[circuit.state])
+        return cls(
+            breaker=worst.state,
+            error_class=worst.error_class,
+            window=sum(lane.window.limit for lane in lanes),
+            in_flight=sum(lane.in_flight for lane in lanes),
+            waiting=sum(lane.waiting for lane in lanes),
+            held=sum(lane.held for lane in lanes),
+            failing_share=round(max(lane.failing_share for lane in lanes), 3),
+        )
 
 
 class Supervisor:
@@ -64,6 +98,7 @@ class Supervisor:
         self._max_in_flight = max_in_flight
         self._clock = clock
         self._last_check = clock()
+        self._labels = {route.name: LabelCap(tuple(route.match.models), MAX_LANES) for route in routes}
         self._healthy: dict[str, bool] = {}
         self._key_probed: set[str] = set()
         """Routes that were allowed a probe for their changed key."""
@@ -87,11 +122,12 @@ class Supervisor:
         now = self._clock()
         elapsed, self._last_check = now - self._last_check, now
         self._check_error_share()
-        for route in self._routes:
-            self._gauge(route, elapsed)
+        stopped = [route for route in self._routes if self._is_open(route)]
+        for route in stopped:
+            self._metrics.paused_seconds_total.labels(route.name).inc(elapsed)
         self._subscriber.allow_extra(extra_leases((route.gate.load() for route in self._routes), self._max_in_flight))
         # Concurrently: a health path that hangs must not keep the other routes waiting.
-        await asyncio.gather(*(self._check_recovery(route) for route in self._routes if self._is_open(route)))
+        await asyncio.gather(*(self._check_recovery(route) for route in stopped))
 
     def _is_open(self, route: Route) -> bool:
         if route.is_open():
@@ -100,14 +136,41 @@ class Supervisor:
         self._key_probed.discard(route.name)
         return False
 
-    def _gauge(self, route: Route, elapsed: float) -> None:
-        gate = route.gate.statistics()
-        self._metrics.window_limit.labels(route.name).set(gate.limit)
-        self._metrics.held_messages.labels(route.name).set(gate.held)
-        state = max(_STATES[each.state] for each in (gate.circuit, *(lane.circuit for lane in gate.lanes.values())))
-        self._metrics.breaker_state.labels(route.name).set(state)
-        if state:
-            self._metrics.paused_seconds_total.labels(route.name).inc(elapsed)
+    def set_gauges(self) -> None:
+        """Set the gauges of routes and models to what is the case now; to be called before a scrape."""
+        metrics = self._metrics
+        for gauge in (
+            metrics.model_breaker_state,
+            metrics.model_window_limit,
+            metrics.model_in_flight,
+            metrics.model_waiting_messages,
+            metrics.model_held_messages,
+            metrics.model_failing_share,
+        ):
+            gauge.clear()  # models that are no longer remembered
+        for route in self._routes:
+            gate = route.gate.statistics()
+            circuits = [gate.circuit, *(lane.circuit for lane in gate.lanes.values())]
+            metrics.window_limit.labels(route.name).set(gate.limit)
+            metrics.held_messages.labels(route.name).set(gate.held)
+            metrics.breaker_state.labels(route.name).set(max(_STATES[circuit.state] for circuit in circuits))
+            for model, state in self._models(route, gate).items():
+                labels = route.name, model
+                metrics.model_breaker_state.labels(*labels).set(_STATES[state.breaker])
+                metrics.model_window_limit.labels(*labels).set(state.window)
+                metrics.model_in_flight.labels(*labels).set(state.in_flight)
+                metrics.model_waiting_messages.labels(*labels).set(state.waiting)
+                metrics.model_held_messages.labels(*labels).set(state.held)
+                metrics.model_failing_share.labels(*labels).set(state.failing_share)
+
+    def _models(self, route: Route, gate: GateStatistics) -> dict[str, ModelState]:
+        """Return the state of a route's models by the name that they are shown by."""
+        lanes: dict[str, list[LaneStatistics]] = {}
+        for model, lane in gate.lanes.items():
+            if _has_something_to_show(lane):
+                label = OTHER if model == SHARED else self._labels[route.name].label(model or None)
+                lanes.setdefault(label, []).append(lane)
+        return {label: ModelState.of(several) for label, several in lanes.items()}
 
     async def _check_recovery(self, route: Route) -> None:
         try:
@@ -154,17 +217,7 @@ class Supervisor:
             backends[route.name] = {
                 "breaker": gate.circuit.state.value,
                 "error_class": gate.circuit.error_class,
-                "models": {
-                    model: {
-                        "breaker": lane.circuit.state.value,
-                        "error_class": lane.circuit.error_class,
-                        "window": lane.window.limit,
-                        "in_flight": lane.in_flight,
-                        "waiting": lane.waiting,
-                        "failing_share": round(lane.failing_share, 3),
-                    }
-                    for model, lane in gate.lanes.items()
-                },
+                "models": {model: asdict(state) for model, state in self._models(route, gate).items()},
                 "window": gate.limit,
                 "in_flight": gate.in_flight,
                 "waiting": gate.waiting,
@@ -178,3 +231,10 @@ class Supervisor:
                 "answers": dominant.count,
             }
         return {"backends": backends, "intake_paused_by": list(self._intake.reasons), "errors": errors}
+
+
+def _has_something_to_show(lane: LaneStatistics) -> bool:
+    """Say whether the lane is more than a name: one that a backend refused at once must not use up a label."""
+    circuit = lane.circuit
+    is_pristine = circuit.state is CircuitState.CLOSED and circuit.failures == 0
+    return not is_pristine or lane.in_flight > 0 or lane.waiting > 0 or lane.window.served > 0

@@ -21,6 +21,14 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "Answers": ("requests_total", "deliveries_total", "attempts_total", "duplicates_total"),
     "Capacity": ("in_flight", "window_limit", "leased_messages", "held_messages"),
     "Backends": ("breaker_state", "breaker_trips_total", "paused_seconds_total", "error_answer_share"),
+    "Models": (
+        "model_breaker_state",
+        "model_window_limit",
+        "model_in_flight",
+        "model_waiting_messages",
+        "model_held_messages",
+        "model_failing_share",
+    ),
     "Time": (
         "queue_wait_seconds",
         "held_seconds",
@@ -49,7 +57,14 @@ GROUPED_BY: Mapping[str, tuple[str, ...]] = {
     "request_duration_seconds": ("backend", "outcome"),
 }
 """Fewer labels than the metric has, where all of them would be too many lines; histograms go by backend if they can."""
-LARGEST = {"breaker_state", "error_answer_share", "intake_paused", "draining"}
+LARGEST = {
+    "breaker_state",
+    "model_breaker_state",
+    "model_failing_share",
+    "error_answer_share",
+    "intake_paused",
+    "draining",
+}
 """Gauges whose sum over pods says nothing; the largest is shown."""
 RARE = {
     "breaker_trips_total",
@@ -139,7 +154,7 @@ def _panel(number: int, metric: Metric, x: int, y: int) -> dict[str, Any]:
         for at, (expr, legend) in enumerate(queries(metric))
     ]
     mappings = []
-    if metric.name == "breaker_state":
+    if metric.name.endswith("breaker_state"):
         mappings = [{"type": "value", "options": {value: {"text": text} for value, text in STATES.items()}}]
     return {
         "id": number,

@@ -4,15 +4,20 @@ import asyncio
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.fakes import GOOD, FakeBackend, FakeSubscriber, status
 from tests.support.pipeline import Pipeline, a_delivery, message
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.flow.circuit import CircuitState
+from worker.flow.gate import AttemptSignal, RouteGate
+from worker.flow.lane import MAX_LANES, SHARED, BreakerEffect
 from worker.flow.queue import AdmissionOrder
 from worker.policy.engine import ErrorPolicy
 from worker.policy.rules.load import parse_rules
 from worker.ports import Settlement
+from worker.telemetry.metrics import MAX_LABEL, OTHER, PREFIX
 from worker.wire.body import RequestBody
 from worker.wire.message import RequestMessage
 
@@ -50,17 +55,151 @@ async def test_gauges_show_window_breaker_and_holding() -> None:
     pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED), window=7)
     supervisor = pipeline.supervisor()
     await supervisor.check()
+    supervisor.set_gauges()
     assert pipeline.count("breaker_state", "fake") == 0
     handling = [pipeline.start(message(attempt=1)) for _ in range(2)]
     await asyncio.sleep(1)
     await supervisor.check()
     await asyncio.sleep(5)
     await supervisor.check()
+    supervisor.set_gauges()
     assert pipeline.count("held_messages", "fake") == 2
     assert pipeline.count("window_limit", "fake") == 7
     assert pipeline.count("breaker_state", "fake") == 2
     assert pipeline.count("paused_seconds_total", "fake") == 6
     await _stop(*handling)
+
+
+def _scraped(pipeline: Pipeline) -> dict[str, dict[str, float]]:
+    """Return the gauges of models as a scraper reads them, by the name of the model."""
+    models: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families(generate_latest(pipeline.metrics.registry).decode()):
+        for sample in family.samples:
+            if family.name.startswith(PREFIX + "model_"):
+                values = models.setdefault(sample.labels["model"], {})
+                assert family.name not in values, "a scraper refuses a series that comes twice"
+                values[family.name.removeprefix(PREFIX + "model_")] = sample.value
+    return models
+
+
+@virtual_time
+async def test_gauges_show_each_model_by_itself() -> None:
+    """Breaker, window, what runs, waits and is held, of the model that fails and of the one that is served."""
+    pipeline = Pipeline(FakeBackend(), window=3)
+    supervisor = pipeline.supervisor()
+    gate = pipeline.route.gate
+    for key in ("a", "b"):
+        await _fail_in_lane(gate, "down", key)
+    served = await gate.admit(AdmissionOrder(), model="up")
+    served.finish(AttemptSignal(breaker=BreakerEffect.SUCCESS))
+    running = [await gate.admit(AdmissionOrder(), model="up") for _ in range(3)]
+    waiting = [
+        asyncio.ensure_future(gate.admit(AdmissionOrder(held=held), model=model))
+        for model, held in (("up", True), ("up", False), ("down", False))
+    ]
+    await settle()
+    supervisor.set_gauges()
+    assert _scraped(pipeline) == {
+        "down": {
+            "breaker_state": 2,
+            "window_limit": 3,
+            "in_flight": 0,
+            "waiting_messages": 1,
+            "held_messages": 0,
+            "failing_share": 0,
+        },
+        "up": {
+            "breaker_state": 0,
+            "window_limit": 3,
+            "in_flight": 3,
+            "waiting_messages": 2,
+            "held_messages": 1,
+            "failing_share": 0,
+        },
+    }
+    assert supervisor.details()["backends"]["fake"]["models"].keys() == {"down", "up"}
+    await _stop(*waiting)
+    for permit in running:
+        permit.finish(AttemptSignal())
+
+
+async def _fail_in_lane(gate: RouteGate, model: str | None, key: str) -> None:
+    permit = await gate.admit(AdmissionOrder(), key=key, model=model)
+    permit.record_failure()
+    permit.finish(AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready"))
+
+
+HOSTILE = [
+    'a"b',
+    "a\\",
+    "a\nb",
+    "a\r\x00",
+    "\u2028",
+    'x"} 1\nup 1',
+    "m" * 129,
+    "é{}",
+    " ",
+    OTHER,
+    "none",
+    SHARED,
+    "",
+    None,
+]
+
+
+@virtual_time
+async def test_names_of_models_neither_break_a_scrape_nor_make_it_large() -> None:
+    """Whatever requesters call their models, and however many names they make up over time."""
+    pipeline = Pipeline()
+    supervisor = pipeline.supervisor()
+    gate = pipeline.route.gate
+    names = [*HOSTILE, *(f"made-up-{number}" for number in range(3 * MAX_LANES))]
+    seen: set[str] = set()
+    for first in range(0, len(names), 16):
+        permits = [await gate.admit(AdmissionOrder(), model=name) for name in names[first : first + 16]]
+        supervisor.set_gauges()
+        shown = _scraped(pipeline)
+        assert supervisor.details()["backends"]["fake"]["models"].keys() == shown.keys()
+        assert sum(model["in_flight"] for model in shown.values()) == len(permits)
+        seen |= shown.keys()
+        for permit in permits:
+            permit.finish(AttemptSignal(breaker=BreakerEffect.SUCCESS))
+    assert len(seen) <= MAX_LANES + 2
+    assert {"none", OTHER, 'a"b', "é{}"} <= seen
+    assert all(name.isprintable() and len(name) <= MAX_LABEL for name in seen)
+
+
+@virtual_time
+async def test_the_models_beyond_the_bound_are_shown_together() -> None:
+    """The shared lane has one fixed name, and shows the breaker that is open."""
+    pipeline = Pipeline()
+    supervisor = pipeline.supervisor()
+    gate = pipeline.route.gate
+    permits = [await gate.admit(AdmissionOrder(), model=f"m{number}") for number in range(MAX_LANES)]
+    for key in ("a", "b"):
+        await _fail_in_lane(gate, f"one-too-many-{key}", key)
+    supervisor.set_gauges()
+    shown = _scraped(pipeline)
+    assert shown.keys() == {OTHER, *(f"m{number}" for number in range(MAX_LANES))}
+    assert shown[OTHER]["breaker_state"] == 2
+    assert supervisor.details()["backends"]["fake"]["models"][OTHER]["error_class"] == "not_ready"
+    for permit in permits:
+        permit.finish(AttemptSignal())
+
+
+@virtual_time
+async def test_names_that_a_backend_refuses_use_up_no_label() -> None:
+    """A model that exists is shown by its name, after however many that do not."""
+    pipeline = Pipeline()
+    supervisor = pipeline.supervisor()
+    gate = pipeline.route.gate
+    for number in range(3 * MAX_LANES):
+        (await gate.admit(AdmissionOrder(), model=f"none-such-{number}")).finish(AttemptSignal())
+        supervisor.set_gauges()
+    permit = await gate.admit(AdmissionOrder(), model="real")
+    supervisor.set_gauges()
+    assert _scraped(pipeline).keys() == {"real"}
+    permit.finish(AttemptSignal())
 
 
 @virtual_time
@@ -255,6 +394,7 @@ async def test_details_name_every_backend_and_why_nothing_starts() -> None:
                         "window": 5,
                         "in_flight": 0,
                         "waiting": 2,
+                        "held": 2,
                         "failing_share": 0.0,
                     }
                 },

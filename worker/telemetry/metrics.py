@@ -13,6 +13,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 PREFIX = "inference_worker_"
 OTHER = "other"
+MAX_LABEL = 128
+"""Characters of a label that a requester chose; longer than any model's name."""
 
 _DURATIONS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """From an embedding to an hour of reasoning, roughly a factor of two to three a step."""
@@ -21,6 +23,7 @@ _PUBLISHES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 10,
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 
 _ROUTE = ("backend", "path", "model")
+_LANE = ("backend", "model")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, without a use
 
@@ -118,10 +121,38 @@ class Metrics:
         self.held_messages = gauge(
             "held_messages", "Deliveries held: they wait in this process until the backend recovers.", ("backend",)
         )
-        self.window_limit = gauge("window_limit", "Attempts that may run at once now.", ("backend",))
-        self.breaker_state = gauge("breaker_state", "0 closed, 1 half open, 2 open.", ("backend",))
+        self.window_limit = gauge(
+            "window_limit", "Attempts that may run at once now, all models together.", ("backend",)
+        )
+        self.breaker_state = gauge(
+            "breaker_state",
+            "0 closed, 1 half open, 2 open: the breaker of the backend or of one of its models, the worst one.",
+            ("backend",),
+        )
+        self.model_breaker_state = gauge(
+            "model_breaker_state", "0 closed, 1 half open, 2 open: the breaker of one model.", _LANE
+        )
+        self.model_window_limit = gauge("model_window_limit", "Attempts of one model that may run at once now.", _LANE)
+        self.model_in_flight = gauge("model_in_flight", "Attempts of one model running now.", _LANE)
+        self.model_waiting_messages = gauge(
+            "model_waiting_messages",
+            "Deliveries for one model that wait to start an attempt, held ones included.",
+            _LANE,
+        )
+        self.model_held_messages = gauge(
+            "model_held_messages", "Deliveries for one model that are held after a failed attempt.", _LANE
+        )
+        self.model_failing_share = gauge(
+            "model_failing_share",
+            "Share of one model's recent messages whose first attempt failed although others were served.",
+            _LANE,
+        )
         self.breaker_trips_total = counter("breaker_trips", "Times a breaker opened.", ("backend", "error_class"))
-        self.paused_seconds_total = counter("paused_seconds", "Time a breaker was not closed.", ("backend",))
+        self.paused_seconds_total = counter(
+            "paused_seconds",
+            "Time a breaker was not closed, that of the backend or of one of its models.",
+            ("backend",),
+        )
         self.intake_paused = gauge(
             "intake_paused",
             "1 while no request is started. "
@@ -184,7 +215,7 @@ class LabelCap:
             return "none"
         if value in self._seen:
             return value
-        if self._left == 0 or len(value) > 128:  # noqa: PLR2004 - longer than any model's name
+        if self._left == 0 or len(value) > MAX_LABEL or not value.isprintable():
             return OTHER
         self._left -= 1
         self._seen.add(value)

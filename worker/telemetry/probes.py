@@ -36,14 +36,21 @@ class Probes:
         registry: What `/metrics` shows.
         details: Called for `/readyz`; `ready` in it is the verdict, the rest is shown.
         clock: Monotonic seconds.
+        on_scrape: Called before the metrics are shown, to set those that are read only then.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, details: Details, clock: Callable[[], float] = time.monotonic
+        self,
+        registry: CollectorRegistry,
+        details: Details,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        on_scrape: Callable[[], None] = lambda: None,
     ) -> None:
         self._registry = registry
         self._details = details
         self._clock = clock
+        self._on_scrape = on_scrape
         self._beat_at = clock()
         self._heart: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
@@ -110,6 +117,7 @@ class Probes:
         return _answer(failure is None, {} if failure is None else {"reason": failure})
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        self._on_scrape()
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return web.Response(body=encode(self._registry), headers={"content-type": content_type})
 

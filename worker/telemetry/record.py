@@ -171,7 +171,7 @@ class Recorder:
         """Note that a breaker opened or closed."""
         fields = {"backend": backend, "error_class": change.error_class}
         if change.model is not None:
-            fields["model"] = change.model
+            fields["model"] = bounded(change.model, MAX_LOGGED_MODEL_BYTES)
         if change.open_s is None:
             self._metrics.breaker_trips_total.labels(backend, change.error_class).inc()
             _log.warning("breaker_opened", **fields)

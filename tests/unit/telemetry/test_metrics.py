@@ -103,6 +103,12 @@ def test_long_values_are_other_and_take_no_room() -> None:
     assert [cap.label(value) for value in ("x" * 129, "x" * 128, "y")] == [OTHER, "x" * 128, OTHER]
 
 
+@pytest.mark.parametrize("value", ["a\nb", "\x00", "\ud800", "\u2028", "a\tb"])
+def test_values_that_are_not_text_are_other(value: str) -> None:
+    """A label is one line that can be encoded, whatever came."""
+    assert LabelCap(limit=1).label(value) == OTHER
+
+
 @given(st.lists(st.none() | st.text(max_size=200)), st.integers(0, 5))
 def test_labels_are_few_whatever_comes(values: list[str | None], limit: int) -> None:
     """Never more than the known ones, the limit, `other` and `none`."""

@@ -21,9 +21,15 @@ class Party:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.details: dict[str, Any] = {"ready": True}
         self.now = 1000.0
-        self.probes = Probes(registry or CollectorRegistry(), lambda: dict(self.details), lambda: self.now)
+        self.scrapes = 0
+        self.probes = Probes(
+            registry or CollectorRegistry(), lambda: dict(self.details), lambda: self.now, on_scrape=self._count
+        )
         self.url = ""
         self.session: aiohttp.ClientSession | None = None
+
+    def _count(self) -> None:
+        self.scrapes += 1
 
     async def get(self, path: str, **headers: str) -> tuple[int, str, str]:
         assert self.session is not None
@@ -110,6 +116,7 @@ async def test_metrics_come_in_the_format_asked_for(party: Party, accept: str, c
     status, found, text = await party.get("/metrics", accept=accept)
     assert (status, found.startswith(content_type)) == (200, True)
     assert "inference_worker_in_flight 0.0" in text
+    assert party.scrapes == 1
     assert text.endswith("# EOF\n") is (content_type != "text/plain")
 
 

@@ -12,10 +12,12 @@ from tests.support.fakes import GOOD, GOOD_BODY, REFUSED, Answer, FakeBackend, F
 from tests.support.pipeline import Pipeline, a_delivery, data, message
 from tests.support.virtual_time import unix_time, virtual_time
 from worker.errors import PublishRefusedError
+from worker.flow.lane import BreakerChange
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult
+from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.record import Measures, Recorder, measure
+from worker.telemetry.record import MAX_LOGGED_MODEL_BYTES, Measures, Recorder, measure
 from worker.wire.usage import Usage
 
 SECRET = "the prompt of a requester"
@@ -365,3 +367,13 @@ async def test_the_log_line_tells_the_first_token(logs: list[Any]) -> None:
     lines = [line for line in logs if line["event"] == "delivery_answered"]
     assert [line.get("ttft_s") for line in lines] == [2.0, None]
     assert lines[0]["output_tokens"] == 11
+
+
+@pytest.mark.parametrize("model", ["m" * 300, "é" * 300, "m" * 1_000_000])
+def test_a_breaker_line_is_short_whatever_the_model_is_called(logs, model: str) -> None:
+    """The name comes from a requester; its beginning is enough to know it."""
+    recorder = Recorder(Metrics(), ErrorShare(now=lambda: 0.0))
+    recorder.breaker_changed("default", BreakerChange(model=model, error_class="timeout", open_s=None))
+    (line,) = logs
+    assert model.startswith(line["model"].rstrip("…"))
+    assert 100 < len(line["model"].encode()) <= MAX_LOGGED_MODEL_BYTES
