@@ -16,7 +16,7 @@ def rules_of(text: str) -> tuple[Rule, ...]:
     return parse_rules(document["policy"]["rules"] if isinstance(document, dict) else document)
 
 
-def classify(event: ErrorEvent, *, rules: str = "[]", consecutive_forbidden: int = 0) -> Decision:
+def classify(event: ErrorEvent, *, rules: str = "[]", forbidden_in_a_row: int = 0) -> Decision:
     """The decision of rules and table, with a fixed clock."""
     policy = ErrorPolicy(rules_of(rules), now_unix=lambda: NOW)
-    return policy.classify(event, consecutive_forbidden=consecutive_forbidden).decision
+    return policy.classify(event, forbidden_in_a_row=forbidden_in_a_row).decision

@@ -45,7 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     around = explain.add_argument_group("around it")
     around.add_argument("--draining", action="store_true", help="the worker is shutting down")
     around.add_argument("--breaker-open", metavar="CLASS", help="the breaker is open, by errors of this class")
-    around.add_argument("--forbidden-in-a-row", type=int, default=0, metavar="N", help="403s without a success between")
+    around.add_argument(
+        "--forbidden-in-a-row",
+        type=int,
+        default=0,
+        metavar="N",
+        help="models or paths of the route that got a 403, this one included, with nothing served for a minute",
+    )
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -97,7 +103,7 @@ def run(namespace: argparse.Namespace) -> int:
         budget,
         BackendHealth(stopped_by=opened_by),
         can_resume=namespace.can_resume,
-        consecutive_forbidden=namespace.forbidden_in_a_row,
+        forbidden_in_a_row=namespace.forbidden_in_a_row,
     )
     sys.stdout.write(explanation.render())
     return 0

@@ -21,6 +21,12 @@ MAX_PENDING = 16
 """Failures in a row that count in that share at most: after an outage the next one is noticed nearly as soon."""
 
 
+FORBIDDEN_QUIET_S = 60.0
+"""A success within this time shows that the credentials are good, seconds.  House decision."""
+MAX_FORBIDDEN = 16
+"""Models and paths that are remembered for a row of 403s; far fewer decide."""
+
+
 @dataclass(slots=True)
 class _Suspect:
     """A message that failed and was not served since."""
@@ -104,3 +110,36 @@ class Evidence:
             self._failed_first -= self._first_attempts[0]
         self._first_attempts.append(has_failed)
         self._failed_first += has_failed
+
+
+class ForbiddenRow:
+    """
+    The different models and paths of a route that were answered 403 since the route last served anything.
+
+    One requester can be refused any number of times for one model and path, and others are served meanwhile.  Refused
+    credentials of ours are refused everywhere.
+    """
+
+    def __init__(self) -> None:
+        self._refused: set[int] = set()
+        self._served_at: float | None = None
+
+    def served(self, now: float) -> None:
+        """Note that a request was served."""
+        self._served_at = now
+        self._refused.clear()
+
+    def forbidden(self, model: str | None, path: str) -> None:
+        """Note that a request was answered 403."""
+        if len(self._refused) < MAX_FORBIDDEN:
+            self._refused.add(hash((model, path)))
+
+    def length(self, model: str | None, path: str, now: float) -> int:
+        """
+        Return how long the row is if this request is answered 403 too.
+
+        0 if a request was served within `FORBIDDEN_QUIET_S`.
+        """
+        if self._served_at is not None and now - self._served_at < FORBIDDEN_QUIET_S:
+            return 0
+        return len(self._refused | {hash((model, path))})

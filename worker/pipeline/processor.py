@@ -246,8 +246,7 @@ class Processor:
         self._recorder.attempt_starts(delivery)
         try:
             event = await self._attempts.send(delivery, request, route, permit)
-            route.note_status(event)
-            decision = self._policy.decide(event, consecutive_forbidden=route.forbidden_in_a_row)
+            decision = route.decide(self._policy, event)
         except asyncio.CancelledError:
             if result.is_whole:  # an answer that exists is not thrown away
                 delivery.event = event_of(delivery, request)

@@ -12,19 +12,19 @@ from functools import partial
 from worker.errors import MessageError
 from worker.flow.circuit import PROBE_JITTER, CircuitConfig
 from worker.flow.clock import Clock
+from worker.flow.evidence import ForbiddenRow
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.lane import BreakerChange, BreakerEffect, BreakerScope
 from worker.flow.window.adaptive import AdaptiveWindow
 from worker.policy.backoff import Backoff
 from worker.policy.blame import UNKNOWN, Blame
+from worker.policy.engine import ErrorPolicy
 from worker.policy.judge import HEALTHY, BackendHealth, Report
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Scope
 from worker.ports import Backend
 from worker.settings.schema import RequestSettings, RouteMatch, RouteSettings
-from worker.wire.http import is_success
 from worker.wire.message import ReceivedMessage, RequestMessage, decode_request
 
-_FORBIDDEN = 403
 _SCOPES = {Scope.MODEL: BreakerScope.LANE, Scope.BACKEND: BreakerScope.ROUTE}
 
 
@@ -37,8 +37,7 @@ class Route:
     gate: RouteGate
     clock: Clock
     match: RouteMatch = field(default_factory=RouteMatch)
-    forbidden_in_a_row: int = 0
-    """403s without a success between them; three say that our credentials are refused, not one request."""
+    forbidden_row: ForbiddenRow = field(default_factory=ForbiddenRow)
 
     def is_open(self) -> bool:
         """Whether a breaker, the route's or that of a model, keeps attempts back."""
@@ -56,12 +55,16 @@ class Route:
             has_others_waiting=self.gate.others_waiting(model),
         )
 
-    def note_status(self, event: ErrorEvent) -> None:
-        """Count 403s in a row; a success ends the row."""
-        if event.status == _FORBIDDEN:
-            self.forbidden_in_a_row += 1
-        elif event.fault is None and is_success(event.status):
-            self.forbidden_in_a_row = 0
+    def decide(self, policy: ErrorPolicy, event: ErrorEvent) -> Decision:
+        """Return what the policy proposes, and remember what that says about our credentials."""
+        now = self.clock.now()
+        in_a_row = self.forbidden_row.length(event.model, event.path, now)
+        decision = policy.decide(event, forbidden_in_a_row=in_a_row)
+        if decision.error_class is None:
+            self.forbidden_row.served(now)
+        elif decision.error_class is ErrorClass.FORBIDDEN:
+            self.forbidden_row.forbidden(event.model, event.path)
+        return decision
 
     def report(self, permit: Permit, report: Report, *, work: int | None = None) -> None:
         """

@@ -62,15 +62,16 @@ class ErrorPolicy:
         self._now_unix = now_unix
         self._on_hook = on_hook
 
-    def decide(self, event: ErrorEvent, *, consecutive_forbidden: int = 0) -> Decision:
+    def decide(self, event: ErrorEvent, *, forbidden_in_a_row: int = 0) -> Decision:
         """
         Return what table, rules and hooks propose.
 
         Args:
             event: What happened; a good answer is an event too.
-            consecutive_forbidden: 403s in a row on this route without a success between, this one included.
+            forbidden_in_a_row: Of a 403: different models or paths of this route that were answered 403, this one
+                included, while nothing was served; 0 if something was, within the last minute.
         """
-        decision = self.classify(event, consecutive_forbidden=consecutive_forbidden).decision
+        decision = self.classify(event, forbidden_in_a_row=forbidden_in_a_row).decision
         if not self.hooks or decision.error_class is None:
             return decision
         return self.ask_hooks(event, decision).decision
@@ -82,12 +83,12 @@ class ErrorPolicy:
             self._on_hook(hook_report)
         return hook_report
 
-    def classify(self, event: ErrorEvent, *, consecutive_forbidden: int = 0) -> Classified:
+    def classify(self, event: ErrorEvent, *, forbidden_in_a_row: int = 0) -> Classified:
         """Return what rules and table decide, and why; hooks take no part."""
         if is_good_answer(event) and not self._has_success_rules:
             return Classified(decision=accept(event))
         facts = normalise(event.status, event.headers, event.body)
-        error_class = classify(event, facts, consecutive_forbidden=consecutive_forbidden)
+        error_class = classify(event, facts, forbidden_in_a_row=forbidden_in_a_row)
         rule = first_match(self._rules, event, facts, error_class)
         if rule is not None:
             decision = apply_rule(rule, event, facts, error_class, now_unix=self._now_unix())

@@ -57,7 +57,7 @@ def explain(
     health: BackendHealth = HEALTHY,
     *,
     can_resume: bool = False,
-    consecutive_forbidden: int = 0,
+    forbidden_in_a_row: int = 0,
 ) -> Explanation:
     """
     Return the verdict about an attempt and every step that led to it.
@@ -68,9 +68,9 @@ def explain(
         budget: What is left to spend on the delivery.
         health: What the gate knows of the backend after the report.
         can_resume: The attempt left something that the next one can go on from.
-        consecutive_forbidden: 403s in a row on this route, this one included.
+        forbidden_in_a_row: Of a 403: as `ErrorPolicy.decide` takes it.
     """
-    classified = policy.classify(event, consecutive_forbidden=consecutive_forbidden)
+    classified = policy.classify(event, forbidden_in_a_row=forbidden_in_a_row)
     facts = classified.facts or normalise(event.status, event.headers, event.body)
     steps = [
         Step(stage="event", text=_event_text(event)),

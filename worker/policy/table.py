@@ -32,7 +32,8 @@ from worker.policy.retry_after import retry_after_s, should_retry
 from worker.policy.signals import match_signal
 
 FORBIDDEN_IN_A_ROW = 3
-"""So many 403s on one route without a success between them are about our credentials, not about one message."""
+"""So many different models or paths of a route that are answered 403 are about our credentials, not about one request;
+counted as `flow.evidence.ForbiddenRow` does, where nothing is served."""
 
 _MAX_DETAIL_BYTES = 512
 """Of a library's or parser's words in the message of an error."""
@@ -104,7 +105,7 @@ ROWS: Mapping[ErrorClass, Row] = {
         expose_backend=False,
         says="The backend refuses the worker's credentials.",
     ),
-    ErrorClass.FORBIDDEN: Row(do=_REPLY, reply_status=403, breaker=_COUNT, says="The backend forbids this request."),
+    ErrorClass.FORBIDDEN: Row(do=_REPLY, reply_status=403, says="The backend forbids this request."),
     ErrorClass.MODEL_NOT_FOUND: Row(do=_REPLY, reply_status=404, says="The backend has no such model."),
     ErrorClass.NOT_READY: Row(
         do=_HOLD, reply_status=503, retryable=True, breaker=_TRIP, says="The backend is not ready to serve."
@@ -259,20 +260,32 @@ def accept(event: ErrorEvent) -> Decision:
     return _OK if status == 200 else replace(_OK, reply_status=status)  # noqa: PLR2004
 
 
-def classify(event: ErrorEvent, facts: Facts, *, consecutive_forbidden: int = 0) -> ErrorClass | None:
+def classify(event: ErrorEvent, facts: Facts, *, forbidden_in_a_row: int = 0) -> ErrorClass | None:
     """
     Return the class of an attempt's end, or `None` for a good answer.
 
     The order is the rule: an error status (even if the connection broke after it: a status is the whole truth), then
     an error event inside a stream, then what broke, then what is wrong with a 2xx body.
+
+    Args:
+        event: What happened.
+        facts: Of its body.
+        forbidden_in_a_row: Of a 403: see `engine.ErrorPolicy.decide`.
     """
+    error_class = _class_of_end(event, facts)
+    if error_class is ErrorClass.FORBIDDEN and forbidden_in_a_row >= FORBIDDEN_IN_A_ROW:
+        return ErrorClass.AUTH
+    return error_class
+
+
+def _class_of_end(event: ErrorEvent, facts: Facts) -> ErrorClass | None:
     status = event.status
     if event.fault is Fault.INTERNAL or (status is None and event.fault is None and not event.in_stream):
         return ErrorClass.INTERNAL_ERROR  # in the second case neither a response nor a reason: ours to fix
     if status in _REDIRECTS:
         return ErrorClass.AUTH
     if status is not None and 400 <= status <= _LAST_STATUS:  # noqa: PLR2004
-        return _class_of_status(facts, facts.status or status, consecutive_forbidden)
+        return _class_of_status(facts, facts.status or status)
     if event.in_stream:
         return _class_of_stream_error(event, facts)
     if event.fault is not None:
@@ -290,12 +303,10 @@ def _class_of_answer(event: ErrorEvent, facts: Facts) -> ErrorClass | None:
     return None if flaw is None else _FLAWS[flaw]
 
 
-def _class_of_status(facts: Facts, status: int, consecutive_forbidden: int) -> ErrorClass:
+def _class_of_status(facts: Facts, status: int) -> ErrorClass:
     signal = match_signal(facts, status)
     if signal is not None:
         return signal.error_class
-    if status == 403 and consecutive_forbidden >= FORBIDDEN_IN_A_ROW:  # noqa: PLR2004
-        return ErrorClass.AUTH
     default = ErrorClass.INVALID_REQUEST if status < 500 else ErrorClass.SERVER_ERROR  # noqa: PLR2004
     return _STATUSES.get(status, default)
 
@@ -305,7 +316,7 @@ def _class_of_body(facts: Facts) -> ErrorClass | None:
     signal = match_signal(facts, facts.status_hint)
     if signal is not None:
         return signal.error_class
-    return None if facts.status_hint is None else _class_of_status(facts, facts.status_hint, 0)
+    return None if facts.status_hint is None else _class_of_status(facts, facts.status_hint)
 
 
 def _class_of_fault(fault: Fault, phase: Phase) -> ErrorClass:

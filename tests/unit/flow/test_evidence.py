@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.flow.evidence import MAX_SUSPECTS, Evidence
+from worker.flow.evidence import FORBIDDEN_QUIET_S, MAX_FORBIDDEN, MAX_SUSPECTS, Evidence, ForbiddenRow
 
 
 def test_a_success_that_began_before_contradicts_nothing() -> None:
@@ -87,3 +87,34 @@ def test_whatever_happens_the_share_is_one_and_the_counts_fit(history: list[tupl
             assert blame.failures >= 1
         assert 0.0 <= evidence.failing_share < 1.0
         assert evidence._failed_first == sum(evidence._first_attempts)
+
+
+def a_row(*refused: tuple[str | None, str]) -> ForbiddenRow:
+    row = ForbiddenRow()
+    for model, path in refused:
+        row.forbidden(model, path)
+    return row
+
+
+def test_a_row_of_403s_counts_each_model_and_path_once() -> None:
+    """One requester is refused as often as it asks for what it may not have."""
+    assert a_row(*[("m", "/a")] * 50).length("m", "/a", 0.0) == 1
+    assert a_row(("m", "/a"), ("m", "/b")).length("n", "/a", 0.0) == 3
+    assert a_row((None, "/a"), ("", "/a")).length(None, "/a", 0.0) == 2
+
+
+def test_a_success_ends_a_row_of_403s_and_none_begins_within_a_minute() -> None:
+    """The credentials are good; those refused within that minute count once it is over."""
+    row = a_row(("k", "/a"), ("l", "/a"))
+    row.served(100.0)
+    assert row.length("m", "/a", 100.0 + FORBIDDEN_QUIET_S) == 1
+    row.forbidden("k", "/a")
+    row.forbidden("l", "/a")
+    assert row.length("m", "/a", 99.9 + FORBIDDEN_QUIET_S) == 0
+    assert row.length("m", "/a", 100.0 + FORBIDDEN_QUIET_S) == 3
+
+
+def test_a_row_of_403s_remembers_few_names() -> None:
+    """Requesters choose them."""
+    row = a_row(*((str(number), "/a") for number in range(1000)))
+    assert row.length("m", "/a", 0.0) == MAX_FORBIDDEN + 1

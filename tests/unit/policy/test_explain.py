@@ -148,5 +148,5 @@ def test_a_good_answer_is_explained_too():
 
 def test_the_third_403_is_explained_as_credentials():
     """What the worker counts can be given by hand."""
-    explanation = explain(a_policy(), an_event(403), FIRST, consecutive_forbidden=3)
+    explanation = explain(a_policy(), an_event(403), FIRST, forbidden_in_a_row=3)
     assert explanation.decision.error_class is ErrorClass.AUTH

@@ -42,9 +42,8 @@ def test_what_is_held_concerns_every_message():
 
 
 def test_what_is_answered_at_once_is_the_requests_own():
-    """A second attempt cannot mend it: it is no failure of the backend, but for a lone 403, of which three mean more."""
-    tells_the_breaker = {name for name in BY_DISPOSITION[REPLY] if ROWS[name].breaker is not BreakerAction.NONE}
-    assert tells_the_breaker == {"forbidden"}
+    """A second attempt cannot mend it: it is no failure of the backend."""
+    assert all(ROWS[name].breaker is BreakerAction.NONE for name in BY_DISPOSITION[REPLY])
     assert {name for name in BY_DISPOSITION[REPLY] if ROWS[name].retryable} == {"deadline_exceeded"}
 
 
@@ -157,13 +156,35 @@ def test_an_answer_carries_no_retry_after():
     assert classify(an_event(500, headers={"retry-after": "5"})).retry_after_s == 5.0
 
 
-def test_the_third_403_in_a_row_is_about_our_credentials():
-    """One refused message says nothing about the others; three without a success between do."""
-    assert verdict(an_event(403), consecutive_forbidden=1) == ("forbidden", "reply")
-    assert verdict(an_event(403), consecutive_forbidden=2) == ("forbidden", "reply")
-    assert verdict(an_event(403), consecutive_forbidden=3) == ("auth", "hold")
-    filtered = {"error": {"code": "content_filter", "message": "x"}}
-    assert verdict(an_event(403, filtered), consecutive_forbidden=9)[0] == "content_filter"
+@pytest.mark.parametrize("body", [b"", b"<html>Forbidden</html>", {"error": {"code": 403, "message": "no"}}])
+def test_the_third_403_of_a_row_is_about_our_credentials(body):
+    """A refused model or path says nothing about the others; three without a success between do."""
+    assert verdict(an_event(403, body), forbidden_in_a_row=1) == ("forbidden", "reply")
+    assert verdict(an_event(403, body), forbidden_in_a_row=2) == ("forbidden", "reply")
+    assert verdict(an_event(403, body), forbidden_in_a_row=3) == ("auth", "hold")
+
+
+def test_a_row_of_403s_is_the_same_inside_a_stream():
+    """An error event that comes first is judged as the HTTP error that it names."""
+    event = an_event(200, {"error": {"code": 403, "message": "no"}}, in_stream=True)
+    assert verdict(event, forbidden_in_a_row=1) == ("forbidden", "reply")
+    assert verdict(event, forbidden_in_a_row=3) == ("auth", "hold")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        an_event(403, {"error": {"code": "content_filter", "message": "x"}}),
+        an_event(403, {"error": {"code": "context_length_exceeded", "message": "x"}}),
+        an_event(403, {"error": {"code": "insufficient_quota", "message": "x"}}),
+        an_event(400),
+        an_event(404),
+        an_event(500),
+    ],
+)
+def test_a_row_of_403s_concerns_no_other_class(event):
+    """What a 403 says in known words, and every other status, means what it means without a row."""
+    assert verdict(event, forbidden_in_a_row=9) == verdict(event)
 
 
 def test_a_conflict_is_tried_twice():
