@@ -21,6 +21,7 @@ from worker.policy.blame import UNKNOWN, Blame
 from worker.policy.engine import ErrorPolicy
 from worker.policy.judge import HEALTHY, BackendHealth, Report
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Scope
+from worker.policy.table import FORBIDDEN_IN_A_ROW
 from worker.ports import Backend
 from worker.settings.schema import RequestSettings, RouteMatch, RouteSettings
 from worker.wire.message import ReceivedMessage, RequestMessage, decode_request
@@ -62,7 +63,9 @@ class Route:
         decision = policy.decide(event, forbidden_in_a_row=in_a_row)
         if decision.error_class is None:
             self.forbidden_row.served(now)
-        elif decision.error_class is ErrorClass.FORBIDDEN:
+        elif decision.error_class is ErrorClass.FORBIDDEN or (
+            decision.error_class is ErrorClass.AUTH and in_a_row >= FORBIDDEN_IN_A_ROW
+        ):
             self.forbidden_row.forbidden(event.model, event.path)
         return decision
 

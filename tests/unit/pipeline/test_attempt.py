@@ -113,12 +113,15 @@ async def test_a_trip_is_counted_and_logged_once(logs) -> None:
 
 
 @virtual_time
-async def test_a_lonely_403_is_the_requests_and_three_in_a_row_are_ours() -> None:
-    """One is answered, the third without a success between is held as refused credentials."""
-    pipeline = Pipeline(FakeBackend(status(403), GOOD, status(403), status(403), status(403)))
-    decisions = [await _make(pipeline) for _ in range(5)]
+async def test_403s_of_three_models_are_about_our_credentials() -> None:
+    """Two are answered, the third without a success between is held and counts once against the route."""
+    pipeline = Pipeline(FakeBackend(GOOD, then=status(403)))
+    decisions = [await _make(pipeline)]
+    for model in ("a", "a", "a", "b", "c"):
+        await asyncio.sleep(60)
+        decisions.append(await _make(pipeline, replace(REQUEST, model=model)))
     classes = [decision.error_class for decision in decisions]
-    assert classes == [ErrorClass.FORBIDDEN, None, ErrorClass.FORBIDDEN, ErrorClass.FORBIDDEN, ErrorClass.AUTH]
+    assert classes == [None, *[ErrorClass.FORBIDDEN] * 4, ErrorClass.AUTH]
     assert pipeline.gate.circuit.failures == 1
 
 
