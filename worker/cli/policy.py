@@ -42,6 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     delivery.add_argument("--held", type=float, default=0.0, metavar="S", help="time it has been held")
     delivery.add_argument("--lease-left", type=float, metavar="S", help="default: all of pubsub.max_lease_duration_s")
     delivery.add_argument("--deadline-left", type=float, metavar="S", help="until the request's deadline")
+    blame = explain.add_argument_group("other messages of the same model", "defaults: none is known of")
+    blame.add_argument(
+        "--others-served", action="store_true", help="another one was served by an attempt that began after this failed"
+    )
+    blame.add_argument(
+        "--others-failing", type=int, default=0, metavar="N", help="other ones that failed since one was served"
+    )
+    blame.add_argument(
+        "--failures", type=int, metavar="N", help="of this message, over all deliveries, from 1; default: --attempts"
+    )
+    blame.add_argument(
+        "--failing-share", type=float, default=0.0, metavar="X", help="that fail though others are served, 0 to 1"
+    )
     around = explain.add_argument_group("around it")
     around.add_argument("--draining", action="store_true", help="the worker is shutting down")
     around.add_argument("--breaker-open", metavar="CLASS", help="the breaker is open, by errors of this class")
@@ -56,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(namespace: argparse.Namespace) -> int:
     """Print the verdict and the way to it."""
+    from worker.policy.blame import Blame  # noqa: PLC0415
     from worker.policy.budgets import Budget  # noqa: PLC0415
     from worker.policy.engine import load_policy  # noqa: PLC0415
     from worker.policy.explain import explain  # noqa: PLC0415
@@ -66,6 +80,8 @@ def run(namespace: argparse.Namespace) -> int:
 
     if (namespace.status is None) == (namespace.fault is None):
         raise SettingsError(["policy explain: give --status or --fault, one of them"])
+    failures = namespace.attempts if namespace.failures is None else namespace.failures
+    _check_blame(failures, namespace.others_failing, namespace.failing_share)
     settings = load_settings(namespace.config) if namespace.config else Settings()
     event = ErrorEvent(
         backend=namespace.backend,
@@ -102,11 +118,29 @@ def run(namespace: argparse.Namespace) -> int:
         event,
         budget,
         BackendHealth(stopped_by=opened_by),
+        blame=Blame(
+            failures=failures,
+            is_contradicted=namespace.others_served,
+            others_failing=namespace.others_failing,
+            failing_share=namespace.failing_share,
+        ),
         can_resume=namespace.can_resume,
         forbidden_in_a_row=namespace.forbidden_in_a_row,
     )
     sys.stdout.write(explanation.render())
     return 0
+
+
+def _check_blame(failures: int, others_failing: int, failing_share: float) -> None:
+    faults = []
+    if failures < 1:
+        faults.append(f"--failures {failures}: the failure that is asked about is the first at least")
+    if others_failing < 0:
+        faults.append(f"--others-failing {others_failing}: must not be negative")
+    if not 0.0 <= failing_share <= 1.0:
+        faults.append(f"--failing-share {failing_share:g}: must be between 0 and 1")
+    if faults:
+        raise SettingsError(faults)
 
 
 def _member(option: str, kind: type[Kind], value: str) -> Kind:

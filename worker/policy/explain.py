@@ -5,10 +5,11 @@ The functions that decide here are those of the running worker, hooks included.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from worker.policy.backoff import Backoff
+from worker.policy.blame import MAX_ROW, UNKNOWN, Blame
 from worker.policy.budgets import Budget
 from worker.policy.engine import Classified, ErrorPolicy
 from worker.policy.hook import HookOutcome
@@ -23,7 +24,7 @@ class Step:
     """One stage of the way to a verdict."""
 
     stage: str
-    """`event`, `facts`, `table`, `rules`, `hooks`, `gate`, `outage`, `delivery`."""
+    """`event`, `facts`, `table`, `rules`, `hooks`, `blame`, `gate`, `outage`, `delivery`."""
     text: str
     """One line for people."""
 
@@ -56,6 +57,7 @@ def explain(
     budget: Budget,
     health: BackendHealth = HEALTHY,
     *,
+    blame: Blame = UNKNOWN,
     can_resume: bool = False,
     forbidden_in_a_row: int = 0,
 ) -> Explanation:
@@ -67,6 +69,7 @@ def explain(
         event: What happened.
         budget: What is left to spend on the delivery.
         health: What the gate knows of the backend after the report.
+        blame: What is known about the message and the others of its lane.
         can_resume: The attempt left something that the next one can go on from.
         forbidden_in_a_row: Of a 403: as `ErrorPolicy.decide` takes it.
     """
@@ -82,14 +85,15 @@ def explain(
     if policy.hooks and decision.error_class is not None:
         decision, text = _ask_hooks(policy, event, decision)
         steps.append(Step(stage="hooks", text=text))
-    end = AttemptEnd(event=event, decision=decision, can_resume=can_resume)
+    if decision.error_class is not None:
+        steps.append(Step(stage="blame", text=_blame_text(blame)))
+    end = AttemptEnd(event=event, decision=decision, can_resume=can_resume, blame=blame)
     steps.append(Step(stage="gate", text=_gate_text(report(end, budget))))
     verdict = judge(end, budget, health)
     if verdict.needs_outage_check:
         text = f"waits {OUTAGE_DETECTION_S:g} s; if the breaker opens meanwhile, the failure is an outage's"
         steps.append(Step(stage="outage", text=text))
-        end = AttemptEnd(event=event, decision=decision, can_resume=can_resume, is_outage_checked=True)
-        verdict = judge(end, budget, health)
+        verdict = judge(replace(end, is_outage_checked=True), budget, health)
     steps.append(Step(stage="delivery", text=_delivery_text(decision, verdict)))
     return Explanation(verdict=verdict, facts=facts, steps=tuple(steps))
 
@@ -102,13 +106,26 @@ def _ask_hooks(policy: ErrorPolicy, event: ErrorEvent, default: Decision) -> tup
     return answer.decision, f"{asked}: {said}{answer.detail and f' ({answer.detail})'}"
 
 
+def _blame_text(blame: Blame) -> str:
+    """Return whose trouble the failure is."""
+    if not blame.is_contradicted:
+        if blame.others_failing:
+            return f"shared: {blame.others_failing} other messages failed as well, and none was served since"
+        return "unknown: no other message was served since it first failed, and no other one failed"
+    if blame.is_own:
+        return f"its own: others are served, and chance does not explain {blame.failures} failures in a row"
+    own_from = next((n for n in range(2, MAX_ROW + 1) if replace(blame, failures=n).is_own), None)
+    later = "chance explains any number of failures" if own_from is None else f"its own from failure {own_from} on"
+    return f"contradicted: others are served, so it says nothing about the backend; {later}"
+
+
 def _gate_text(outcome: Report) -> str:
     """Return what breaker and window learn."""
     parts = {
         BreakerAction.SUCCESS: "a success for the breaker",
         BreakerAction.NONE: "nothing for the breaker",
         BreakerAction.COUNT: f"one failure in a row for the breaker of the {outcome.scope}",
-        BreakerAction.TRIP: f"the breaker of the {outcome.scope} opens at once",
+        BreakerAction.TRIP: f"the breaker of the {outcome.scope} opens when a second message says so",
     }
     text = [parts[outcome.breaker]]
     if outcome.is_overload:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.policy import NOW, rules_of
+from worker.policy.blame import UNKNOWN, Blame
 from worker.policy.budgets import Budget
 from worker.policy.engine import ErrorPolicy
 from worker.policy.explain import explain
@@ -36,12 +37,13 @@ def stages(explanation) -> dict[str, str]:
 @pytest.mark.parametrize("status", [200, 401, 403, 429, 500, 503])
 @pytest.mark.parametrize("stopped_by", [None, ErrorClass.SERVER_ERROR])
 @pytest.mark.parametrize("budget", [FIRST, LAST, replace(FIRST, is_draining=True)])
-def test_it_decides_as_the_worker_does(status, stopped_by, budget):
+@pytest.mark.parametrize("blame", [UNKNOWN, Blame(failures=3, is_contradicted=True), Blame(others_failing=9)])
+def test_it_decides_as_the_worker_does(status, stopped_by, budget, blame):
     """Explained or not, the same end under the same circumstances leads to the same verdict."""
     policy = a_policy("[{name: r, match: {status: 503}, do: nack}]", (Hook("h", lambda *_: None),))
     event, health = an_event(status, b'{"choices": [{}]}'), BackendHealth(stopped_by=stopped_by)
-    end = AttemptEnd(event=event, decision=policy.decide(event), is_outage_checked=True)
-    assert explain(policy, event, budget, health).verdict == judge(end, budget, health)
+    end = AttemptEnd(event=event, decision=policy.decide(event), blame=blame, is_outage_checked=True)
+    assert explain(policy, event, budget, health, blame=blame).verdict == judge(end, budget, health)
 
 
 def test_a_known_sign_names_its_source():
@@ -70,7 +72,7 @@ def test_every_step_is_told():
     policy = a_policy("[{name: mine, match: {status: 500}, do: hold}]", (hook,))
     explanation = explain(policy, an_event(500), LAST)
     stages_told = [step.stage for step in explanation.steps]
-    assert stages_told == ["event", "facts", "table", "rules", "hooks", "gate", "outage", "delivery"]
+    assert stages_told == ["event", "facts", "table", "rules", "hooks", "blame", "gate", "outage", "delivery"]
     text = stages(explanation)
     assert text["rules"] == "'mine' fits"
     assert text["hooks"] == "asked acme: overridden by acme"
@@ -126,6 +128,65 @@ def test_the_circumstances_are_explained(budget, health, can_resume, told, rule)
     assert explanation.decision.rule == rule
 
 
+@pytest.mark.parametrize(
+    ("blame", "told", "gate", "delivery"),
+    [
+        (
+            UNKNOWN,
+            "unknown: no other message was served since it first failed, and no other one failed",
+            (
+                "one failure in a row for the breaker of the model; the window decreases, once for all that was refused "
+                "together"
+            ),
+            "hold",
+        ),
+        (
+            Blame(others_failing=4),
+            "shared: 4 other messages failed as well, and none was served since",
+            (
+                "one failure in a row for the breaker of the model; the window decreases, once for all that was refused "
+                "together; the window pauses for 7 s"
+            ),
+            "hold",
+        ),
+        (
+            Blame(is_contradicted=True, failing_share=0.2),
+            "contradicted: others are served, so it says nothing about the backend; its own from failure 3 on",
+            "nothing for the breaker",
+            "hold",
+        ),
+        (
+            Blame(is_contradicted=True, failures=9, failing_share=1.0),
+            (
+                "contradicted: others are served, so it says nothing about the backend; chance explains any number of "
+                "failures"
+            ),
+            "nothing for the breaker",
+            "hold",
+        ),
+        (
+            Blame(is_contradicted=True, failures=2, failing_share=0.05),
+            "its own: others are served, and chance does not explain 2 failures in a row",
+            "nothing for the breaker",
+            "hold becomes nack: own",
+        ),
+    ],
+)
+def test_whose_trouble_it_is_is_explained(blame, told, gate, delivery):
+    """From what is known of other messages to what breaker, window and message get."""
+    event = an_event(429, headers={"retry-after": "7"})
+    text = stages(explain(a_policy(), event, FIRST, blame=blame))
+    assert (text["blame"], text["gate"], text["delivery"]) == (told, gate, delivery)
+
+
+def test_a_message_of_its_own_trouble_ends_in_its_own_error():
+    """On the last delivery attempt, or after five failures where attempts are not counted."""
+    own = Blame(is_contradicted=True, failures=5)
+    for budget in (LAST, replace(FIRST, max_delivery_attempts=None, delivery_attempt=None)):
+        decision = explain(a_policy(), an_event(401), budget, blame=own).decision
+        assert (decision.disposition, decision.error_class) == (Disposition.REPLY, ErrorClass.AUTH)
+
+
 def test_the_text_is_readable():
     """Every step has its line, and the decision's fields stand below."""
     body = json.dumps({"error": {"message": "Rate limit", "code": "rate_limit_exceeded"}}).encode()
@@ -143,6 +204,7 @@ def test_a_good_answer_is_explained_too():
     """Nothing is wrong, and that is said."""
     explanation = explain(a_policy(), an_event(200, b'{"choices": [{"finish_reason": "stop"}]}'), LAST)
     assert stages(explanation)["table"] == "a good answer"
+    assert "blame" not in stages(explanation)
     assert explanation.decision.error_class is None
 
 
