@@ -129,6 +129,19 @@ async def test_a_stream_under_another_name_is_a_stream(content_type: str, open_b
     assert (text(result), result.stream_usage) == ("Hello", {"prompt_tokens": 3, "completion_tokens": 2})
 
 
+@pytest.mark.parametrize("content_type", ["application/json", "text/event-stream"])
+@pytest.mark.parametrize("blank", [b"\xef\xbb\xbf", b"\r\n ", b"\xef\xbb\xbf\n"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/embeddings"])
+async def test_json_is_json_under_any_name_and_behind_a_byte_order_mark(
+    path: str, blank: bytes, content_type: str, open_backend: Open
+) -> None:
+    """The mark is no part of the answer."""
+    async with raw_server(replies(stream(blank + WHOLE_BODY, content_type=content_type))) as server:
+        result = await invoke(open_backend(server.url), path, BODY)
+    assert (result.body.strip(), result.streamed) == (WHOLE_BODY, False)
+    assert len(server.requests) == 1
+
+
 async def test_a_stream_that_was_not_asked_for_is_assembled(open_backend: Open) -> None:
     """Some servers know nothing else."""
     async with raw_server(replies(stream(*WHOLE))) as server:

@@ -25,7 +25,7 @@ from worker.backends.http.credentials import ApiKey, Redactor
 from worker.backends.http.transport import AiohttpTransport, PreparedRequest
 from worker.backends.request.negotiation import Negotiator, Plan
 from worker.backends.request.stream import Form
-from worker.backends.streams.reading import StreamedAnswer, holds_events, is_labelled_stream
+from worker.backends.streams.reading import BOM, StreamedAnswer, holds_events, is_labelled_stream
 from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
 from worker.policy.normalise import MAX_BODY_BYTES
@@ -246,7 +246,7 @@ class HttpBackend:
             pieces.append(chunk)
             if is_error and size > MAX_BODY_BYTES:
                 break
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return (pieces[0] if len(pieces) == 1 else b"".join(pieces)).removeprefix(BOM)
 
     async def probe(self) -> bool | None:
         """

@@ -298,7 +298,7 @@ def _class_of_answer(event: ErrorEvent, facts: Facts) -> ErrorClass | None:
     if event.status not in ANSWER_STATUSES:
         return ErrorClass.MALFORMED
     flaw = find_flaw(event.path, event.body, input_is_empty=event.input_is_empty)
-    if flaw is Flaw.ERROR:
+    if flaw is Flaw.ERROR or (flaw is Flaw.MALFORMED and facts.is_error):  # the latter: a list around an error
         return _class_of_body(facts) or ErrorClass.SERVER_ERROR
     return None if flaw is None else _FLAWS[flaw]
 
@@ -379,7 +379,7 @@ def _message(event: ErrorEvent, facts: Facts, row: Row) -> str:
         return f"The backend redirects ({status}) to {to}; base_url should be the address that answers."
     if not row.expose_backend:
         return row.says
-    is_error = facts.is_error or 400 <= status <= _LAST_STATUS  # noqa: PLR2004
+    is_error = facts.is_error or event.in_stream or 400 <= status <= _LAST_STATUS  # noqa: PLR2004
     if is_error and facts.message and event.fault is not Fault.STREAM_BROKEN:
         return facts.message
     if event.fault is not None and event.detail:

@@ -12,7 +12,7 @@ string                  appended, except `id`, `type`, `name`, `role` and the li
 number, boolean         the last one wins; a number is never added to another
 object                  merged by the same rules
 list of objects         merged part by part, see `Parts`
-other list              extended, unless it is the same texts again
+other list              extended; texts that begin with those that came are those again
 `tool_calls`            merged call by call, see `ToolCalls`
 null                    changes nothing
 ======================  ========================================================================
@@ -56,6 +56,9 @@ _TEXTS_OF_PARTS = frozenset({"text", "thinking", "summary", "reasoning", "conten
 """Of these, the ones by which a part of a list is known to grow."""
 _COMPACT_AT = 4096  # pieces; four-byte tokens as separate strings would take fifteen times their text
 
+_BEGINNINGS, _ENDS = ("{", "[", "null"), ("}", "]", "l")
+"""Of arguments that can be seen to be complete; to a number another digit may come."""
+
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -97,12 +100,14 @@ class ToolCalls:
     The tool calls of one message, told apart although servers disagree about how.
 
     * A call is known by its `index`; the result is in that order and has no `index`, as in an unstreamed answer.
-    * Without an index, a new `id` begins a call, a known one continues its call, and no id continues the latest.
+    * Without an index, a new `id` begins a call, a known one continues its call, and no id continues the latest.  Where
+      a delta has several pieces with neither index, id nor name, they continue the latest calls in their order.
     * An index that comes again with another id *and* a name is another call: Ollama and gateways to Gemini number every
       call 0 (https://github.com/ollama/ollama/issues/15457).  Another id alone is not enough: old vLLM made up a new
       one for every delta of a call, but gave the name only once.
     * Where ids do not tell, a piece with a name begins another call if the current one's arguments are complete JSON,
-      if the name is another one, or if both pieces stand in the same delta.
+      if the name is another one, or if both pieces stand in the same delta.  The last two also where all calls have the
+      same id.
     * A whole call that comes again as it was, in the last chunk for example, is not another one.
     """
 
@@ -110,7 +115,7 @@ class ToolCalls:
 
     def __init__(self) -> None:
         self._calls: list[tuple[int, dict[str, Any]]] = []
-        self._by_index: dict[int, dict[str, Any]] = {}
+        self._by_index: dict[int | str, dict[str, Any]] = {}
         self._by_id: dict[str, dict[str, Any]] = {}
         self._bytes_left = _MAX_CHECKED_BYTES
 
@@ -121,11 +126,15 @@ class ToolCalls:
         Raises:
             ShapeError: A call is not an object, or there are too many.
         """
+        pieces = deltas if isinstance(deltas, list) else [deltas]
+        if not all(isinstance(piece, dict) for piece in pieces):
+            raise ShapeError("a tool call is not an object")
+        in_order: list[dict[str, Any]] = []
+        if 1 < len(pieces) <= len(self._calls) and not any(map(_is_named, pieces)):
+            in_order = [call for _, call in self._calls[-len(pieces) :]]
         before: dict[str, Any] | None = None
-        for delta in deltas if isinstance(deltas, list) else [deltas]:
-            if not isinstance(delta, dict):
-                raise ShapeError("a tool call is not an object")
-            call = self._call_of(delta, before)
+        for position, delta in enumerate(pieces):
+            call = in_order[position] if in_order else self._call_of(delta, before)
             if not self._is_repeated(call, delta):
                 merge(call, delta)
                 call.pop("index", None)
@@ -148,14 +157,18 @@ class ToolCalls:
     def _call_of(self, delta: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
         """Return the call that a piece belongs to; `before` is that of the piece before it in the same delta."""
         index = delta.get("index")
-        if type(index) is int:
+        if type(index) is int or (index and type(index) is str):
             known = self._by_index.get(index)
             if known is None or self._is_other_call(known, delta, before):
-                self._by_index[index] = known = self._begin(index)
+                self._by_index[index] = known = self._begin(index if type(index) is int else len(self._calls))
             return known
         call_id = delta.get("id")
         if call_id and isinstance(call_id, str):
-            return self._by_id.get(call_id) or self._begin(len(self._calls))
+            known = self._by_id.get(call_id)
+            name = _name_of(delta)
+            if known is None or (name and (known is before or name != (_name_of(known) or name))):
+                return self._begin(len(self._calls))
+            return known
         if not self._calls:
             return self._begin(0)
         latest = self._calls[-1][1]
@@ -178,22 +191,23 @@ class ToolCalls:
         return (
             isinstance(arguments, str)
             and arguments.startswith("{")
+            and _name_of(call) == _name_of(delta)
             and self._is_whole(call)
             and str(call["function"]["arguments"]) == arguments
         )
 
     def _is_whole(self, call: dict[str, Any]) -> bool:
-        """Whether the arguments of a function call are a complete JSON object."""
+        """Whether the arguments of a function call are complete JSON: an object, or what gateways put in its place."""
         function = call.get("function")
         arguments = function.get("arguments") if isinstance(function, dict) else None
         if not isinstance(arguments, Text):
             return isinstance(arguments, dict)
         tail = arguments.tail.rstrip()
-        if (tail and not tail.endswith("}")) or self._bytes_left <= 0:
+        if (tail and not tail.endswith(_ENDS)) or self._bytes_left <= 0:
             return False
         text = str(arguments).strip()
         self._bytes_left -= len(text)
-        return text.startswith("{") and text.endswith("}") and _is_json(text)
+        return text.startswith(_BEGINNINGS) and _is_json(text)
 
     def _begin(self, position: int) -> dict[str, Any]:
         if len(self._calls) >= MAX_ENTRIES:
@@ -238,7 +252,8 @@ class Parts:
             if not isinstance(value, dict):
                 self._append(value)
                 continue
-            merge(self._part_of(value, is_first=position == 0), value)
+            part = self._part_of(value, is_first=position == 0)
+            merge(part, _without_repeated_text(part, value) if value.get("signature") else value)
 
     def finished(self) -> list[Any]:
         """Return the parts as JSON values."""
@@ -358,7 +373,9 @@ def _merge_list(target: dict[str, Any], key: str, value: list[Any]) -> None:
         parts.add([*known, *value] if type(known) is list else value)
     elif type(known) is not list:
         target[key] = list(value)
-    elif known != value or not all(type(item) is str for item in value):
+    elif value[: len(known)] == known and all(type(item) is str for item in value):
+        known.extend(value[len(known) :])  # the same texts again, with more of them behind
+    else:
         known.extend(value)
 
 
@@ -377,6 +394,11 @@ def _name_of(call: dict[str, Any]) -> Any:
         if isinstance(inner, dict):
             return inner.get("name")
     return None
+
+
+def _is_named(piece: dict[str, Any]) -> bool:
+    """Whether a piece of a tool call says which call it belongs to, or begins one."""
+    return piece.get("index") is not None or bool(piece.get("id")) or bool(_name_of(piece))
 
 
 def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
@@ -399,6 +421,15 @@ def _key_of(value: Any) -> Any:
 
 def _holds_text(value: Any) -> bool:
     return isinstance(value, dict) and not _TEXTS_OF_PARTS.isdisjoint(value)
+
+
+def _without_repeated_text(part: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    """Return a piece that closes a part by its signature, without text that is all the part's text once more."""
+    return {
+        key: piece
+        for key, piece in value.items()
+        if not (key in _TEXTS_OF_PARTS and piece and isinstance(part.get(key), Text) and str(part[key]) == piece)
+    }
 
 
 def _continues(latest: dict[str, Any], value: dict[str, Any]) -> bool:

@@ -39,7 +39,9 @@ MAX_EVIDENCE_BYTES = 2048
 """As much of the beginning of a stream that broke as an error envelope may carry."""
 
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
-_BLANK = b"\xef\xbb\xbf\r\n\t "
+BOM = b"\xef\xbb\xbf"
+"""A byte order mark, which some servers write before JSON although it is no part of it (RFC 8259, section 8.1)."""
+_BLANK = BOM + b"\r\n\t "
 
 
 def accumulator_for(
