@@ -15,7 +15,8 @@ The exception tree; whose fault it is decides what is done about it.
         └── PublishError           the answer is not on the topic
             ├── PublishRetryableError    may work in a moment: try the publish again, not the inference
             ├── PublishRefusedError      permanent for this topic: gone or forbidden; pauses the intake
-            └── MessageRejectedError     permanent for this message: over the broker's size limit, or invalid
+            └── MessageRejectedError     the broker calls this message invalid, or a topic's schema forbids it
+                └── MessageTooLargeError permanent for this message: over the broker's size limit by our own count
 
 An `except` names the branch it can do something about.  `asyncio.CancelledError` is not in the tree: it is the only
 exception that crosses from the processor to the broker adapter.
@@ -114,4 +115,8 @@ class PublishRefusedError(PublishError):
 
 
 class MessageRejectedError(PublishError):
-    """The broker does not take this message, too large or invalid; permanent for the same bytes."""
+    """The broker calls the message invalid: it may be the message, or a schema of the topic that no message fits."""
+
+
+class MessageTooLargeError(MessageRejectedError):
+    """Over the broker's limit by our own count, nothing was sent; permanent for the same bytes."""

@@ -212,7 +212,8 @@ class Publisher(Protocol):
         Raises:
             PublishRetryableError: Unavailable or timed out; the message may be there all the same.
             PublishRefusedError: Topic gone or permission refused; permanent until an operator acts.
-            MessageRejectedError: Over the broker's limit (found before anything is sent) or invalid; permanent for it.
+            MessageTooLargeError: Over the broker's limit, found before anything is sent; permanent for the message.
+            MessageRejectedError: The broker calls it invalid: the message, or all that does not fit the topic's schema.
 
         Cancellation: the message may or may not be published.
         """

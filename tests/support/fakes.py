@@ -16,7 +16,7 @@ import msgspec
 
 from tests.support.fakeclock import FakeClock as FlowClock
 from tests.support.virtual_time import EPOCH, loop_time, unix_time
-from worker.errors import BackendError, MessageRejectedError
+from worker.errors import BackendError, MessageTooLargeError
 from worker.policy.backoff import Backoff
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest, Handler, Settlement
@@ -217,7 +217,7 @@ class FakePublisher:
         self.attempts += 1
         size = message_bytes(data, attributes)
         if size > self.limit:
-            raise MessageRejectedError(f"{size} bytes; the limit is {self.limit}")
+            raise MessageTooLargeError(f"{size} bytes; the limit is {self.limit}")
         await self._gate.wait()
         await asyncio.sleep(0)
         failure = self.failures.popleft() if self.failures else self.always

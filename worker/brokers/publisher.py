@@ -18,7 +18,14 @@ from typing import Any
 import grpc
 from google.pubsub_v1 import types
 
-from worker.errors import BrokerError, MessageRejectedError, PublishError, PublishRefusedError, PublishRetryableError
+from worker.errors import (
+    BrokerError,
+    MessageRejectedError,
+    MessageTooLargeError,
+    PublishError,
+    PublishRefusedError,
+    PublishRetryableError,
+)
 from worker.settings.schema import PublishSettings
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, message_bytes
 
@@ -79,11 +86,11 @@ class PubSubPublisher:
         if self._is_closed:
             raise PublishRetryableError("the publisher is closed")
         if message_bytes(data, attributes) > self._max_bytes:  # before it is copied
-            raise MessageRejectedError(f"{len(data)} bytes and attributes; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
+            raise MessageTooLargeError(f"{len(data)} bytes and attributes; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
         message = _Message(data=data, attributes=attributes)
         size = message.ByteSize() + FRAME_BYTES
         if size > self._max_bytes:
-            raise MessageRejectedError(f"{size} bytes with their framing; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
+            raise MessageTooLargeError(f"{size} bytes with their framing; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
         entry = _Entry(message, size, asyncio.get_running_loop().create_future())
         if self._batch and self._batch_bytes + size > self._settings.batch_bytes:
             self._send(is_full=True)

@@ -5,6 +5,9 @@ A failed publish is repeated as a publish, with backoff, until the broker accept
 inference is never repeated for it.  While answers cannot be published, the intake is paused, so that no GPU time is
 spent on answers that would have to wait.  An answer that is too large for the broker is replaced by a small error
 that says so; without `stats`, and then without metadata, where the broker does not accept these either.
+
+An answer that the broker calls invalid waits like one whose topic is gone: a schema of the topic refuses every answer.
+If others are published meanwhile it is its own fault (`policy.blame`), and a small error takes its place.
 """
 
 import asyncio
@@ -17,11 +20,12 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from worker.delivery import Delivery, Reply
-from worker.errors import MessageRejectedError, PublishError, PublishRefusedError
+from worker.errors import MessageRejectedError, MessageTooLargeError, PublishError, PublishRefusedError
 from worker.pipeline.routes import IntakePause
 from worker.policy.backoff import Backoff
+from worker.policy.blame import is_refusal_own
 from worker.policy.model import ErrorClass
-from worker.policy.reply import reply_too_large_body
+from worker.policy.reply import reply_refused_body, reply_too_large_body
 from worker.policy.table import ROWS
 from worker.ports import Publisher
 from worker.telemetry.logs import get_logger
@@ -35,6 +39,11 @@ from worker.wire.message import (
 
 PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0, jitter=0.5)
 """Between publishes of one answer: short at first, as most failures are; 10 s so that a recovery is noticed."""
+PAUSE_AFTER_REFUSED = 2
+"""So many answers must be refused as invalid for the intake to be paused: one may be its own fault."""
+TRIAL_EVERY_S = 60.0
+"""While answers are refused as invalid the intake opens so often, until the next refusal: only others' answers can tell
+whether it is the topic or these answers."""
 PAUSE_AFTER_ATTEMPTS = 3
 """Retryable failures of one answer after which the intake is paused: about a second of failures."""
 UNPUBLISHABLE = "publish"
@@ -51,6 +60,7 @@ _OWN_ATTRIBUTES = frozenset(
     }
 )
 """Never copied from a request: a consumer must be able to rely on them."""
+_REPLACEMENTS = frozenset({ErrorClass.REPLY_TOO_LARGE, ErrorClass.REPLY_REFUSED})
 
 _log = get_logger("replies")
 
@@ -85,6 +95,9 @@ class Replier:
         self._lease_s = lease_s
         self._clock = clock
         self._stuck: set[Delivery] = set()
+        self._rejected: dict[Delivery, int] = {}  # refused as invalid, with how many were published before
+        self._published = 0
+        self._trial_at = 0.0
         self._random = random.Random()  # noqa: S311 - jitter
 
     async def publish(self, delivery: Delivery, reply: Reply) -> Reply | None:
@@ -101,20 +114,21 @@ class Replier:
         try:
             while True:
                 attempts += 1
+                published_before = self._published
                 try:
                     await self._publisher.publish(data, attributes)
-                except MessageRejectedError as error:
-                    self._recorder.publish_failed("too_large")
-                    smaller = self._smaller(delivery, reply, message_bytes(data, attributes))
-                    if smaller is None:
-                        _log.error("error_reply_refused", error=str(error))
-                        return None
-                    reply = smaller
-                    data, attributes = self._encode(delivery, reply)
                 except PublishError as error:
-                    if not await self._wait(delivery, error, attempts):
+                    if self._is_replaced(delivery, error, published_before):
+                        smaller = self._smaller(delivery, reply, error, message_bytes(data, attributes))
+                        if smaller is None:
+                            _log.error("error_reply_refused", error=str(error))
+                            return None
+                        reply = smaller
+                        data, attributes = self._encode(delivery, reply)
+                    elif not await self._wait(delivery, error, attempts):
                         return None
                 else:
+                    self._published += 1
                     published_s = self._clock() - started
                     if self._stuck:
                         self._recovered()
@@ -123,13 +137,32 @@ class Replier:
             self._forget(delivery)
             self._recorder.publish_ends(delivery, reply, attempts=attempts, published_s=published_s)
 
+    def _is_replaced(self, delivery: Delivery, error: PublishError, published_before: int) -> bool:
+        """Count the failure; return whether it is the answer's own, so that no repeat can be published."""
+        if isinstance(error, MessageTooLargeError):
+            self._recorder.publish_failed("too_large")
+            return True
+        is_rejected = isinstance(error, MessageRejectedError)
+        self._recorder.publish_failed(
+            "refused" if is_rejected or isinstance(error, PublishRefusedError) else "retryable"
+        )
+        if not is_rejected:
+            return False
+        first_seen = self._rejected.setdefault(delivery, self._published)
+        return is_refusal_own(published_before - first_seen, len(self._rejected) - 1)
+
+    def _is_pausing(self, error: PublishError, attempts: int) -> bool:
+        """Whether the failure says that other answers could not be published either."""
+        if isinstance(error, MessageRejectedError):
+            return len(self._rejected) >= PAUSE_AFTER_REFUSED and not self._is_trial()
+        return isinstance(error, PublishRefusedError) or attempts >= PAUSE_AFTER_ATTEMPTS
+
     async def _wait(self, delivery: Delivery, error: PublishError, attempts: int) -> bool:
-        """Count the failure and wait for the next publish; return false when the lease ends before it."""
-        is_refused = isinstance(error, PublishRefusedError)
-        self._recorder.publish_failed("refused" if is_refused else "retryable")
-        if is_refused or attempts >= PAUSE_AFTER_ATTEMPTS:
+        """Wait for the next publish, with the intake paused; return false when the lease ends before it."""
+        if self._is_pausing(error, attempts):
             if not self._stuck:
                 _log.error("publish_failed", error=str(error))
+                self._trial_at = self._clock() + TRIAL_EVERY_S
             self._stuck.add(delivery)
             self._intake.set(UNPUBLISHABLE, holds=True)
         delay = PUBLISH_BACKOFF.delay_s(attempts, self._random.random())
@@ -139,6 +172,14 @@ class Replier:
         await asyncio.sleep(delay)
         return True
 
+    def _is_trial(self) -> bool:
+        """Open the intake where it is time for that; return whether it was."""
+        if not self._stuck or self._clock() < self._trial_at:
+            return False
+        self._trial_at = self._clock() + TRIAL_EVERY_S
+        self._intake.set(UNPUBLISHABLE, holds=False)
+        return True
+
     def _recovered(self) -> None:
         self._stuck.clear()
         self._intake.set(UNPUBLISHABLE, holds=False)
@@ -146,6 +187,7 @@ class Replier:
 
     def _forget(self, delivery: Delivery) -> None:
         """Stop counting a delivery as stuck; after the last one only a new message can find out more: resume."""
+        self._rejected.pop(delivery, None)
         if delivery in self._stuck:
             self._stuck.discard(delivery)
             if not self._stuck:
@@ -156,19 +198,26 @@ class Replier:
         return data, self.attributes(delivery, reply)
 
     @staticmethod
-    def _smaller(delivery: Delivery, reply: Reply, size: int) -> Reply | None:
+    def _smaller(delivery: Delivery, reply: Reply, error: PublishError, size: int) -> Reply | None:
         """Return what takes the place of a refused answer: the small error; if refused, that with fewer fields."""
-        if reply.error_class == ErrorClass.REPLY_TOO_LARGE:
+        if reply.error_class in _REPLACEMENTS:
             if reply.stats is not None:  # the requester chooses the model's name, which stands in them
                 return replace(reply, stats=None)
             return None if reply.metadata == b"{}" else replace(reply, metadata=b"{}")
-        _log.error("reply_too_large", message_id=delivery.message.message_id, bytes=size)
+        if isinstance(error, MessageTooLargeError):
+            _log.error("reply_too_large", message_id=delivery.message.message_id, bytes=size)
+            error_class = ErrorClass.REPLY_TOO_LARGE
+            body = reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.attempts)
+        else:
+            _log.error("reply_refused", message_id=delivery.message.message_id, error=str(error))
+            error_class = ErrorClass.REPLY_REFUSED
+            body = reply_refused_body(attempts=delivery.attempts)
         return Reply(
-            status_code=ROWS[ErrorClass.REPLY_TOO_LARGE].fixed_status,
-            body=reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.attempts),
+            status_code=ROWS[error_class].fixed_status,
+            body=body,
             metadata=reply.metadata,
-            error_class=ErrorClass.REPLY_TOO_LARGE,
-            stats=_with_error_class(reply.stats, ErrorClass.REPLY_TOO_LARGE),
+            error_class=error_class,
+            stats=_with_error_class(reply.stats, error_class),
         )
 
     def attributes(self, delivery: Delivery, reply: Reply) -> dict[str, str]:

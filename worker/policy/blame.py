@@ -11,6 +11,9 @@ A failure of one message speaks against the backend only as far as others are no
 3. A row of failures speaks against the backend once at least two messages are in it and it is longer than chance
    explains (`row_length`): where a fifth of the messages fails anyhow, five in a row are no news.
 
+4. An answer that the broker calls invalid is refused for its *own* sake once more others were published than are
+   refused (`is_refusal_own`).  Before that, the topic may be what refuses, as one with a schema does.
+
 What refusals for lack of capacity say about the number of requests is the window's affair (`flow.window.refusals`).
 Where nothing is served every failure speaks: an outage of everything is noticed as if this file did not exist.
 """
@@ -63,3 +66,14 @@ def row_length(failing_share: float, least: int) -> int:
     if failing_share >= 1.0:
         return MAX_ROW
     return min(MAX_ROW, max(least, math.ceil(math.log(ROW_CHANCE) / math.log(failing_share))))
+
+
+def is_refusal_own(others_published: int, others_refused: int) -> bool:
+    """
+    Say whether the broker refuses an answer for its own sake.
+
+    Args:
+        others_published: Answers that were published after this one was first refused and before it was sent again.
+        others_refused: Answers that are refused like this one.
+    """
+    return others_published > others_refused

@@ -37,6 +37,7 @@ class ErrorClass(StrEnum):
     STREAM_IDLE = "stream_idle"
     MODEL_TIME_EXCEEDED = "model_time_exceeded"
     REPLY_TOO_LARGE = "reply_too_large"
+    REPLY_REFUSED = "reply_refused"
     BAD_MESSAGE = "bad_message"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"

@@ -41,6 +41,7 @@ _OURS = frozenset(
         ErrorClass.IDEMPOTENCY_CONFLICT,
         ErrorClass.INTERNAL_ERROR,
         ErrorClass.REPLY_TOO_LARGE,
+        ErrorClass.REPLY_REFUSED,
     }
 )
 """Classes of the worker's own making: `worker_error`; everything else is a `backend_error`."""
@@ -116,6 +117,11 @@ def reply_too_large_body(size_bytes: int, limit_bytes: int, *, attempts: int = 1
     """Return the body that takes the place of an answer that no message can carry; its status code is 502."""
     message = f"The answer has {size_bytes} bytes; a message may have {limit_bytes}."
     return _envelope(ErrorClass.REPLY_TOO_LARGE, message=message, attempts=attempts)
+
+
+def reply_refused_body(*, attempts: int = 1) -> bytes:
+    """Return the body that takes the place of an answer that the broker refuses; its status code is 502."""
+    return _envelope(ErrorClass.REPLY_REFUSED, message=ROWS[ErrorClass.REPLY_REFUSED].says, attempts=attempts)
 
 
 def idempotency_conflict_body(key: str) -> bytes:

@@ -168,6 +168,9 @@ ROWS: Mapping[ErrorClass, Row] = {
     ErrorClass.REPLY_TOO_LARGE: Row(
         do=_REPLY, reply_status=502, verbatim=False, says="The answer is larger than a message may be."
     ),
+    ErrorClass.REPLY_REFUSED: Row(
+        do=_REPLY, reply_status=502, verbatim=False, says="Pub/Sub refuses the answer, while it accepts others."
+    ),
     ErrorClass.BAD_MESSAGE: Row(
         do=_REPLY, reply_status=400, verbatim=False, says="The message is not a valid request."
     ),

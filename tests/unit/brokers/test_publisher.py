@@ -10,7 +10,13 @@ from google.pubsub_v1 import types
 
 from worker.brokers import publisher as module
 from worker.brokers.publisher import MAX_RPCS, PubSubPublisher
-from worker.errors import MessageRejectedError, PublishError, PublishRefusedError, PublishRetryableError
+from worker.errors import (
+    MessageRejectedError,
+    MessageTooLargeError,
+    PublishError,
+    PublishRefusedError,
+    PublishRetryableError,
+)
 from worker.settings.schema import PublishSettings
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, message_bytes
 
@@ -184,9 +190,9 @@ async def test_the_largest_message_fits_and_one_byte_more_is_refused_unsent(topi
     publisher = opened()
     attributes = {f"key-{n}": "v" * 50 for n in range(100)}
     size = MAX_PUBSUB_MESSAGE_BYTES - message_bytes(b"", attributes)
-    with pytest.raises(MessageRejectedError, match="10000000"):
+    with pytest.raises(MessageTooLargeError, match="10000000"):
         await publisher.publish(b"x" * size, attributes)
-    with pytest.raises(MessageRejectedError, match="10000000"):
+    with pytest.raises(MessageTooLargeError, match="10000000"):
         await publisher.publish(b"x" * (MAX_PUBSUB_MESSAGE_BYTES + 1), {})
     assert topic.requests == []
     low, high = size - 5000, size
@@ -194,7 +200,7 @@ async def test_the_largest_message_fits_and_one_byte_more_is_refused_unsent(topi
         middle = (low + high) // 2
         try:
             await publisher.publish(b"x" * middle, attributes)
-        except MessageRejectedError:
+        except MessageTooLargeError:
             high = middle
         else:
             low = middle

@@ -1,6 +1,7 @@
 """Publishing answers: what is tried again, for how long, what takes the place of what is too large."""
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 
@@ -8,13 +9,28 @@ from tests.support.fakes import GOOD_BODY, Answer, FakeBackend, FakePublisher
 from tests.support.pipeline import METADATA, Pipeline, a_delivery, data, message
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.delivery import Delivery, Reply
-from worker.errors import MessageRejectedError, PublishRefusedError, PublishRetryableError
-from worker.pipeline.replies import PAUSE_AFTER_ATTEMPTS, PUBLISH_BACKOFF
-from worker.ports import AttemptResult
+from worker.errors import MessageRejectedError, MessageTooLargeError, PublishRefusedError, PublishRetryableError
+from worker.pipeline.replies import PAUSE_AFTER_ATTEMPTS, PUBLISH_BACKOFF, TRIAL_EVERY_S
+from worker.ports import AttemptResult, Settlement
 from worker.wire.message import ReceivedMessage
 
 REPLY = Reply(status_code=200, body=b'{"ok":true}', metadata=b'{"k":1}')
+POISON = Reply(status_code=200, body=b'"poison"', metadata=b'{"k":1}')
 LARGE = Answer(body=GOOD_BODY.replace(b"hi", b"hi" * 1_000), seconds=2.0)
+
+
+class Picky(FakePublisher):
+    """A topic whose schema does not fit messages with some words."""
+
+    def __init__(self, *words: bytes) -> None:
+        super().__init__()
+        self.words = words
+
+    async def publish(self, data: bytes, attributes: Mapping[str, str]) -> str:
+        if any(word in data for word in self.words):
+            await asyncio.sleep(0)
+            raise MessageRejectedError("INVALID_ARGUMENT: schema")
+        return await super().publish(data, attributes)
 
 
 def _delivery(**attributes: str) -> Delivery:
@@ -169,22 +185,84 @@ async def test_metadata_just_below_the_limit_ends_in_an_answer_too() -> None:
 
 
 @virtual_time
-async def test_a_broker_that_refuses_everything_gets_it_back() -> None:
-    """When not even the smallest error is taken the message is nacked, at once."""
-    pipeline = Pipeline(publisher=FakePublisher(*[MessageRejectedError("schema")] * 9))
-    assert await pipeline.replier.publish(_delivery(), REPLY) is None
-    assert pipeline.publisher.attempts == 3
-    assert loop_time() == 0
-
-
-@virtual_time
 async def test_a_small_error_that_fails_for_a_moment_is_tried_again() -> None:
     """What replaced the answer is published as stubbornly as the answer."""
-    failures = [MessageRejectedError("large"), PublishRetryableError("away"), PublishRefusedError("gone")]
+    failures = [MessageTooLargeError("large"), PublishRetryableError("away"), PublishRefusedError("gone")]
     pipeline = Pipeline(publisher=FakePublisher(*failures))
     published = await pipeline.replier.publish(_delivery(), REPLY)
     assert published is not None
     assert published.error_class == "reply_too_large"
+
+
+@virtual_time
+async def test_a_topic_that_calls_every_answer_invalid_pauses_the_intake() -> None:
+    """A schema of the topic: the answers are kept, none is generated again, and all are out once it is gone."""
+    pipeline = Pipeline()
+    pipeline.publisher.always = MessageRejectedError("INVALID_ARGUMENT: schema")
+    handling = [pipeline.start(message(attempt=1)) for _ in range(20)]
+    await asyncio.sleep(600)
+    assert pipeline.intake.reasons == ("publish",)
+    assert len(pipeline.backend.requests) == 20
+    late = pipeline.start(message(attempt=1))
+    await asyncio.sleep(1)
+    assert len(pipeline.backend.requests) == 20
+    pipeline.publisher.always = None
+    assert await asyncio.gather(*handling, late) == [Settlement.ACK] * 21
+    assert len(pipeline.backend.requests) == 21
+    assert {answer.json["status_code"] for answer in pipeline.answers} == {200}
+    assert pipeline.intake.reasons == ()
+
+
+@virtual_time
+async def test_an_answer_that_alone_is_called_invalid_is_replaced() -> None:
+    """Others are published meanwhile, so that the topic is good: a small error that says so takes its place."""
+    pipeline = Pipeline(publisher=Picky(b"poison"))
+    refused = asyncio.ensure_future(pipeline.replier.publish(_delivery(), POISON))
+    await settle()
+    assert pipeline.intake.reasons == ()
+    assert await pipeline.replier.publish(_delivery(), REPLY) is REPLY
+    published = await refused
+    assert published is not None
+    assert (published.error_class, published.status_code) == ("reply_refused", 502)
+    assert pipeline.publisher.published[-1].json["metadata"] == {"k": 1}
+    assert pipeline.count("publish_failures_total", "too_large") == 0
+
+
+@virtual_time
+async def test_answers_that_are_called_invalid_end_once_more_others_are_published() -> None:
+    """Two that are refused pause the intake; a trial each minute lets others show that the topic is good."""
+    pipeline = Pipeline(publisher=Picky(b"poison"))
+    refused = [asyncio.ensure_future(pipeline.replier.publish(_delivery(), POISON)) for _ in range(2)]
+    await asyncio.sleep(1)
+    assert pipeline.intake.reasons == ("publish",)
+    others = [pipeline.start(message(attempt=1)) for _ in range(3)]
+    await asyncio.sleep(TRIAL_EVERY_S / 2)
+    assert not pipeline.backend.requests
+    assert await asyncio.gather(*others) == [Settlement.ACK] * 3
+    assert [reply and reply.error_class for reply in await asyncio.gather(*refused)] == ["reply_refused"] * 2
+    assert pipeline.intake.reasons == ()
+    assert loop_time() < 2 * TRIAL_EVERY_S
+
+
+@virtual_time
+async def test_an_answer_is_kept_where_nothing_else_is_published() -> None:
+    """It may be the topic: neither a small error nor a nack before the lease ends."""
+    pipeline = Pipeline(lease_s=300.0)
+    pipeline.publisher.always = MessageRejectedError("schema")
+    assert await pipeline.replier.publish(_delivery(), REPLY) is None
+    assert loop_time() > 280
+
+
+@virtual_time
+async def test_a_small_error_that_is_called_invalid_too_is_given_up() -> None:
+    """When not even the smallest error is taken, while others are, the message is nacked."""
+    pipeline = Pipeline(publisher=Picky(b'"k"', b"reply_refused"))
+    refused = asyncio.ensure_future(pipeline.replier.publish(_delivery(), POISON))
+    await settle()
+    other = Reply(status_code=200, body=b"{}", metadata=b"{}")
+    assert await pipeline.replier.publish(_delivery(), other) is other
+    assert await refused is None
+    assert len(pipeline.publisher.published) == 1
 
 
 @virtual_time

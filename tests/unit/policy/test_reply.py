@@ -161,6 +161,7 @@ def test_bodies_of_the_workers_own():
     bodies = {
         "bad_message": reply.bad_message_body("unknown key: 'promt'", param="promt"),
         "reply_too_large": reply.reply_too_large_body(11_000_000, 10_000_000, attempts=2),
+        "reply_refused": reply.reply_refused_body(attempts=2),
         "idempotency_conflict": reply.idempotency_conflict_body("k" * 10_000),
     }
     for code, body in bodies.items():
