@@ -222,6 +222,7 @@ class Supervisor:
                 "in_flight": gate.in_flight,
                 "waiting": gate.waiting,
                 "held": gate.held,
+                "failing_share": round(gate.failing_share, 3),
             }
         errors = None
         if dominant is not None:

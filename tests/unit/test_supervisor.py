@@ -402,6 +402,7 @@ async def test_details_name_every_backend_and_why_nothing_starts() -> None:
                 "in_flight": 0,
                 "waiting": 2,
                 "held": 2,
+                "failing_share": 0.0,
             }
         },
         "intake_paused_by": ["publish"],

@@ -70,6 +70,8 @@ class GateStatistics:
     """Of the route."""
     lanes: Mapping[str, LaneStatistics]
     """By model; `""` for requests without one."""
+    failing_share: float
+    """`LaneStatistics.failing_share`, of failures that concern the whole route."""
     paused: bool
     """Stopped by `pause`."""
     closed: bool
@@ -350,6 +352,7 @@ class RouteGate:
         return GateStatistics(
             circuit=self._route.circuit.statistics(),
             lanes=self._lanes.statistics(),
+            failing_share=self._route.evidence.failing_share,
             paused=self._is_paused,
             closed=self._is_closed,
         )
