@@ -207,7 +207,8 @@ class Publisher(Protocol):
         """
         Publish one message and return the broker's id once it has accepted it.
 
-        One try, bounded in time; the caller owns retries.
+        One try, bounded in time; the caller owns retries.  A try that timed out may still be confirmed: then it
+        confirms a later publish of the same message.
 
         Raises:
             PublishRetryableError: Unavailable or timed out; the message may be there all the same.

@@ -8,11 +8,16 @@ the lease meanwhile.
 
 A batch is sent when it is full, or `batch_delay_s` after its first message.  A batch that the broker calls invalid is
 sent again message by message, so that one bad message does not fail its neighbours.
+
+A publish that is not confirmed in time fails for its caller, but its RPC goes on: the broker may have the message and
+only be slow.  If the caller publishes the same message again, the first RPC that is confirmed confirms it.  Each
+timeout doubles the time of the next RPCs, so that a slow broker gets one copy of what follows.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -32,6 +37,10 @@ from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, message_bytes
 PUBLISH = "/google.pubsub.v1.Publisher/Publish"
 MAX_RPCS = 16
 """Publish RPCs under way at once; beyond it batches grow instead.  House decision: 16 x 100 messages a round trip."""
+MAX_TIMEOUT_S = 60.0
+"""An RPC is given up after so many seconds, or after `timeout_s` where that is more: the doubling ends here."""
+KEEP_LATE_S = 60.0
+"""A confirmation that came late is remembered for so many seconds; the caller's next try comes within ten."""
 FRAME_BYTES = 8
 """Tag and length that protobuf puts before one message, or before the topic, in a request; at most 6."""
 
@@ -50,10 +59,24 @@ _INVALID = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE}
 
 
 @dataclass(slots=True)
+class _Unconfirmed:
+    """A message that was not confirmed in time, by the RPCs that still carry it."""
+
+    message_id: "asyncio.Future[str]"
+    rpcs: int = 0
+
+
+@dataclass(slots=True)
 class _Entry:
     message: Any
     size: int
     done: "asyncio.Future[str]"
+    late: _Unconfirmed | None = field(default=None)
+    """Once the RPC of this entry is over its time."""
+
+    def key(self) -> bytes:
+        """Return what is the same for the same message."""
+        return hashlib.sha256(self.message.SerializeToString(deterministic=True)).digest()
 
 
 class PubSubPublisher:
@@ -79,6 +102,10 @@ class PubSubPublisher:
         self._batch_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._rpcs: dict[asyncio.Task[None], list[_Entry]] = {}
+        self._late_rpcs: set[asyncio.Task[None]] = set()
+        self._late: dict[bytes, _Unconfirmed] = {}
+        self._timeout_s = settings.timeout_s
+        self._max_timeout_s = max(MAX_TIMEOUT_S, settings.timeout_s)
         self._is_closed = False
 
     async def publish(self, data: bytes, attributes: Mapping[str, str]) -> str:
@@ -92,6 +119,10 @@ class PubSubPublisher:
         if size > self._max_bytes:
             raise MessageTooLargeError(f"{size} bytes with their framing; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
         entry = _Entry(message, size, asyncio.get_running_loop().create_future())
+        if self._late and (late := self._late.get(entry.key())) is not None:
+            if late.message_id.done():
+                return late.message_id.result()
+            late.message_id.add_done_callback(lambda first: _confirm(entry.done, first.result()))
         if self._batch and self._batch_bytes + size > self._settings.batch_bytes:
             self._send(is_full=True)
         self._batch.append(entry)
@@ -115,11 +146,46 @@ class PubSubPublisher:
         task.add_done_callback(self._rpc_ended)
 
     def _rpc_ended(self, task: "asyncio.Task[None]") -> None:
-        del self._rpcs[task]
+        self._rpcs.pop(task, None)
+        self._late_rpcs.discard(task)
         if self._batch and self._timer is None:
             self._send()
 
+    def _timed_out(self, task: "asyncio.Task[None] | None", batch: list[_Entry], timeout_s: float) -> None:
+        """Fail the callers of an RPC that is over its time; it goes on, and another one may start in its place."""
+        self._timeout_s = max(self._timeout_s, min(2 * timeout_s, self._max_timeout_s))
+        for entry in batch:
+            if entry.done.done():
+                continue
+            message_id = asyncio.get_running_loop().create_future()
+            entry.late = self._late.setdefault(entry.key(), _Unconfirmed(message_id))
+            entry.late.rpcs += 1
+        _fail(batch, PublishRetryableError, f"{self.topic}: DEADLINE_EXCEEDED: not confirmed within {timeout_s:g} s")
+        if task is not None and self._rpcs.pop(task, None) is not None:
+            if self._is_closed:
+                task.cancel()
+            self._late_rpcs.add(task)
+            if self._batch and self._timer is None:
+                self._send()
+
+    def _settle_late(self, entry: _Entry) -> None:
+        """Forget a message that no RPC carries any more, once its caller has had time to ask for it."""
+        late, entry.late = entry.late, None
+        if late is None:
+            return
+        late.rpcs -= 1
+        if late.rpcs == 0:
+            key = entry.key()
+            asyncio.get_running_loop().call_later(KEEP_LATE_S, self._forget_late, key, late)
+
+    def _forget_late(self, key: bytes, late: _Unconfirmed) -> None:
+        if late.rpcs == 0 and self._late.get(key) is late:
+            del self._late[key]
+
     async def _run(self, batch: list[_Entry]) -> None:
+        batch = [entry for entry in batch if not entry.done.done()]  # confirmed meanwhile, or its caller has gone
+        if not batch:
+            return
         try:
             ids = await self._publish(batch)
         except PublishError as error:
@@ -134,17 +200,28 @@ class PubSubPublisher:
                 raise
         else:
             for entry, message_id in zip(batch, ids, strict=True):
-                if not entry.done.done():
-                    entry.done.set_result(message_id)
+                _confirm(entry.done, message_id)
+                if entry.late is not None:
+                    _confirm(entry.late.message_id, message_id)
+        finally:
+            for entry in batch:
+                self._settle_late(entry)
 
     async def _publish(self, batch: list[_Entry]) -> list[str]:
         request = _Request(topic=self.topic, messages=[entry.message for entry in batch])
+        loop, timeout_s = asyncio.get_running_loop(), self._timeout_s
+        started = loop.time()
+        timer = loop.call_at(started + timeout_s, self._timed_out, asyncio.current_task(), batch, timeout_s)
         try:
-            response = await self._call(request, timeout=self._settings.timeout_s, metadata=self._metadata)
+            response = await self._call(request, timeout=self._max_timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise _translate(error, self.topic) from error
         except (grpc.aio.UsageError, ValueError) as error:  # the channel was closed before
             raise PublishRetryableError(f"{self.topic}: {error}") from error
+        finally:
+            timer.cancel()
+        if loop.time() - started <= self._settings.timeout_s / 2:
+            self._timeout_s = self._settings.timeout_s
         if len(response.message_ids) != len(batch):
             raise PublishRetryableError(f"{len(response.message_ids)} ids for {len(batch)} messages")
         return list(response.message_ids)
@@ -153,7 +230,8 @@ class PubSubPublisher:
         """
         Send what waits, wait for the RPCs under way (each bounded by its timeout), close the channel; idempotent.
 
-        A message whose caller was cancelled is dropped: after a drain its delivery was nacked.
+        RPCs that are over their time are given up.  A message whose caller was cancelled is dropped: after a drain its
+        delivery was nacked.
         """
         self._is_closed = True
         self._batch = [entry for entry in self._batch if not entry.done.done()]
@@ -163,7 +241,15 @@ class PubSubPublisher:
         while self._batch or self._rpcs:
             self._send()
             await asyncio.gather(*self._rpcs, return_exceptions=True)
+        for task in self._late_rpcs:
+            task.cancel()
+        await asyncio.gather(*self._late_rpcs, return_exceptions=True)
         await self._channel.close(None)
+
+
+def _confirm(future: "asyncio.Future[str]", message_id: str) -> None:
+    if not future.done():
+        future.set_result(message_id)
 
 
 def _fail(batch: list[_Entry], kind: type[PublishError], text: str) -> None:

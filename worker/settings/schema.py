@@ -84,7 +84,8 @@ class PublishSettings(Section):
     """How answers are put on the response topic."""
 
     timeout_s: Seconds = 10.0
-    """Bound of one publish RPC.  The broker answers in milliseconds; past this the publish is tried again."""
+    """Time for one publish.  The broker answers in milliseconds; past this the publish is tried again, with twice the
+    time (up to a minute), while the first RPC goes on: what is confirmed first counts."""
     batch_messages: Annotated[int, Field(ge=1, le=1000)] = 100
     """Answers sent in one RPC at most; Pub/Sub takes 1,000."""
     batch_bytes: Annotated[int, Field(ge=1_000, le=9_000_000)] = 1_000_000

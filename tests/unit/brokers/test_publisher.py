@@ -8,6 +8,7 @@ import grpc
 import pytest
 from google.pubsub_v1 import types
 
+from tests.support.waiting import eventually
 from worker.brokers import publisher as module
 from worker.brokers.publisher import MAX_RPCS, PubSubPublisher
 from worker.errors import (
@@ -260,6 +261,91 @@ async def test_a_server_that_never_answers_is_given_up(topic: FakeTopic, opened:
     topic.gate.clear()
     with pytest.raises(PublishRetryableError, match="DEADLINE_EXCEEDED"):
         await opened(timeout_s=0.05).publish(b"0", {})
+
+
+async def test_a_slow_broker_gets_an_answer_twice_and_no_more(topic: FakeTopic, opened: Open) -> None:
+    """The first RPC goes on when its time is over; what it is told confirms the second try."""
+    publisher = opened(timeout_s=0.05)
+    topic.gate.clear()
+    with pytest.raises(PublishRetryableError, match="DEADLINE_EXCEEDED"):
+        await publisher.publish(b"0", {"n": "0"})
+    again = publish_all(publisher, b"0")
+    await topic.until(2)
+    topic.ids = lambda _: [f"rpc-{len(topic.requests)}"]
+    topic.gate.set()
+    assert await outcomes(again) == ["rpc-2"]
+    assert await outcomes(publish_all(publisher, b"1")) == ["rpc-3"]
+    assert [m.data for request in topic.requests for m in request.messages] == [b"0", b"0", b"1"]
+
+
+async def test_what_is_confirmed_between_two_tries_is_not_sent_again(topic: FakeTopic, opened: Open) -> None:
+    """The caller waits before its next try; the first RPC may be confirmed meanwhile."""
+    publisher = opened(timeout_s=0.05)
+    topic.gate.clear()
+    tasks = publish_all(publisher, b"0", b"1")
+    assert await outcomes(tasks) == [PublishRetryableError] * 2
+    late = next(iter(publisher._late_rpcs))
+    topic.gate.set()
+    await late
+    assert await outcomes(publish_all(publisher, b"0", b"1")) == ["id-0", "id-1"]
+    assert topic.sizes() == [2]
+
+
+async def test_another_message_is_not_confirmed_by_one_that_is_late(topic: FakeTopic, opened: Open) -> None:
+    """Same bytes with other attributes are another message."""
+    publisher = opened(timeout_s=0.05)
+    topic.gate.clear()
+    assert await outcomes(publish_all(publisher, b"0")) == [PublishRetryableError]
+    topic.gate.set()
+    assert await publisher.publish(b"0", {"n": "other"}) == "id-0"
+    assert topic.sizes() == [1, 1]
+
+
+async def test_each_timeout_doubles_the_time_until_the_broker_is_quick_again(topic: FakeTopic, opened: Open) -> None:
+    """A limit that was too short is not tried again; it ends at a minute."""
+    publisher = opened(timeout_s=0.02)
+    topic.gate.clear()
+    for said in ("0.02 s", "0.04 s", "0.08 s"):
+        with pytest.raises(PublishRetryableError, match=said):
+            await publisher.publish(b"0", {})
+    topic.gate.set()
+    publisher._timed_out(None, [], 50.0)
+    assert publisher._timeout_s == module.MAX_TIMEOUT_S
+    publisher._settings = PublishSettings(timeout_s=5)
+    assert await publisher.publish(b"1", {}) == "id-1"
+    assert publisher._timeout_s == 5
+
+
+async def test_late_rpcs_leave_room_for_others_and_are_forgotten(
+    topic: FakeTopic, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that never answers an RPC blocks no further ones; what ended is not remembered for ever."""
+    monkeypatch.setattr(module, "MAX_RPCS", 1)
+    monkeypatch.setattr(module, "KEEP_LATE_S", 0.0)
+    publisher = opened(timeout_s=0.05, batch_delay_s=0)
+    topic.gate.clear()
+    tasks = publish_all(publisher, b"0")
+    await topic.until(1)
+    tasks += publish_all(publisher, b"1")
+    await topic.until(2)
+    assert await outcomes(tasks) == [PublishRetryableError] * 2
+    topic.fail = lambda _: grpc.StatusCode.UNAVAILABLE
+    late = tuple(publisher._late_rpcs)
+    topic.gate.set()
+    await asyncio.gather(*late)
+    await eventually(lambda: not publisher._late)
+
+
+async def test_closing_gives_up_late_rpcs(topic: FakeTopic, opened: Open) -> None:
+    """Their callers have been told."""
+    publisher = opened(timeout_s=0.05)
+    topic.gate.clear()
+    assert await outcomes(publish_all(publisher, b"0")) == [PublishRetryableError]
+    waiting = publish_all(publisher, b"1")
+    await topic.until(2)
+    async with asyncio.timeout(5):
+        await publisher.aclose()
+    assert await outcomes(waiting) == [PublishRetryableError]
 
 
 async def test_nobody_there_is_retryable(opened: Open) -> None:
