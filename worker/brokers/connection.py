@@ -50,6 +50,9 @@ OPTIONS = [
 KEEPALIVE = [("grpc.keepalive_time_ms", 30_000)]
 """The client library's own value, for the real service only: gRPC servers that are not told otherwise, emulators among
 them, answer pings this frequent with `too_many_pings` and end the connection."""
+EMULATOR_KEEPALIVE = [("grpc.keepalive_time_ms", 310_000)]
+"""Just above the five minutes that such servers allow, so that a connection whose peer is gone without a word ends at
+last (https://github.com/grpc/grpc/blob/master/doc/keepalive.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,16 @@ def resolve(settings: PubSubSettings) -> tuple[Names, Any]:
     return Names(*names), credentials
 
 
+def expire(credentials: Any) -> None:
+    """
+    Have the next call fetch a new token: the library keeps one until its time is over, also one that was revoked.
+
+    Credentials without a token of their own, and none, are left alone.
+    """
+    if getattr(credentials, "token", None) is not None:
+        credentials.token = None
+
+
 def full_topic(name: str, settings: PubSubSettings, like: Names) -> str:
     """Return the full name of another topic in the project of the response topic."""
     return _full(name, "topics", settings.project_id or like.topic.split("/")[1])
@@ -101,7 +114,7 @@ def _full(name: str, collection: str, project: str | None) -> str:
 def sync_channel(settings: PubSubSettings, credentials: Any) -> grpc.Channel:
     """Return a channel for the high-level subscriber client."""
     if settings.emulator_host is not None:
-        return grpc.insecure_channel(settings.emulator_host, options=OPTIONS)
+        return grpc.insecure_channel(settings.emulator_host, options=[*OPTIONS, *EMULATOR_KEEPALIVE])
     channel: grpc.Channel = grpc_helpers.create_channel(
         f"{HOST}:443", credentials=credentials, default_scopes=SCOPES, scopes=SCOPES, options=[*OPTIONS, *KEEPALIVE]
     )
@@ -111,7 +124,7 @@ def sync_channel(settings: PubSubSettings, credentials: Any) -> grpc.Channel:
 def async_channel(settings: PubSubSettings, credentials: Any) -> grpc.aio.Channel:
     """Return a channel bound to the running event loop."""
     if settings.emulator_host is not None:
-        return grpc.aio.insecure_channel(settings.emulator_host, options=OPTIONS)
+        return grpc.aio.insecure_channel(settings.emulator_host, options=[*OPTIONS, *EMULATOR_KEEPALIVE])
     channel: grpc.aio.Channel = grpc_helpers_async.create_channel(
         f"{HOST}:443", credentials=credentials, default_scopes=SCOPES, scopes=SCOPES, options=[*OPTIONS, *KEEPALIVE]
     )
@@ -293,7 +306,14 @@ class Broker:
     def subscriber(self, metrics: Metrics, *, settle_s: float = SETTLE_S) -> PubSubSubscriber:
         """Return a subscriber to the request subscription, whose drain leaves the last acks `settle_s` seconds."""
         channel = sync_channel(self._settings, self._credentials)
-        return PubSubSubscriber(channel, self.names.subscription, self._settings, metrics, settle_s=settle_s)
+        return PubSubSubscriber(
+            channel,
+            self.names.subscription,
+            self._settings,
+            metrics,
+            settle_s=settle_s,
+            renew_credentials=lambda: expire(self._credentials),
+        )
 
     async def check(self) -> bool:
         """

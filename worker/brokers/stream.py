@@ -26,11 +26,13 @@ LEASE_MARGIN_S = 180
 PERMANENT = (
     exceptions.NotFound,
     exceptions.PermissionDenied,
-    exceptions.Unauthenticated,
     exceptions.InvalidArgument,
     exceptions.FailedPrecondition,
 )
 """Errors that another try would meet again."""
+UNAUTHENTICATED_PATIENCE_S = 600.0
+"""Refused credentials are renewed and tried again for so many seconds: a token is revoked before its time, a key is
+rotated, the metadata server is not ready.  House decision."""
 
 _log = get_logger("broker")
 
@@ -68,10 +70,24 @@ class Stream:
         """Why the stream ended; `None` while it runs and after an ordinary end."""
         return self.closed.exception() if self.closed.done() and not self.closed.cancelled() else None
 
-    def raise_if_permanent(self, *, was_deferred: bool) -> None:
-        """Raise `BrokerResourceError` if it ended because the subscription is gone or refused."""
+    @property
+    def is_unauthenticated(self) -> bool:
+        """Whether it ended because the credentials were refused."""
+        return isinstance(self.error, exceptions.Unauthenticated)
+
+    def raise_if_permanent(self, *, was_deferred: bool, unauthenticated_s: float) -> None:
+        """
+        Raise `BrokerResourceError` if it ended because the subscription is gone or refused.
+
+        Args:
+            was_deferred: It was kept back by our own flow control, so that its end says nothing.
+            unauthenticated_s: For how long the credentials have been refused.
+        """
         error = self.error
-        if isinstance(error, PERMANENT) and not was_deferred:
+        is_permanent = isinstance(error, PERMANENT) or (
+            self.is_unauthenticated and unauthenticated_s >= UNAUTHENTICATED_PATIENCE_S
+        )
+        if is_permanent and not was_deferred:
             raise BrokerResourceError(f"{self._subscription}: {error}") from error
         if error is not None and not isinstance(error, exceptions.GoogleAPICallError | exceptions.RetryError):
             _log.error("pull_failed", exc_info=error)

@@ -11,6 +11,7 @@ How a stream ends (google-cloud-pubsub 2.44) and what happens here:
   the old one keeps its leases until its running messages are settled.  Not if it was the extending that failed: then
   they had run out before, and come again over the next stream, where they join what runs.
 * The subscription is gone or refused (`stream.PERMANENT`): `run` raises `BrokerResourceError`.
+* The credentials are refused: they are renewed, and the stream is opened again for ten minutes.
 * We stop: `drain`.
 """
 
@@ -66,6 +67,7 @@ class PubSubSubscriber:
         settings: Sizes and lease limits.
         metrics: Counts lost leases and reopened streams.
         settle_s: Seconds that a drain has, once the grace is over or nothing runs any more, to get the last acks out.
+        renew_credentials: Called when the credentials were refused, before the next stream; raises nothing.
     """
 
     def __init__(
@@ -76,10 +78,13 @@ class PubSubSubscriber:
         metrics: Metrics,
         *,
         settle_s: float = SETTLE_S,
+        renew_credentials: Callable[[], None] = lambda: None,
     ) -> None:
         self.subscription = subscription
         self._settings = settings
         self._metrics = metrics
+        self._renew_credentials = renew_credentials
+        self._refused_since: float | None = None
         self._channel = channel
         self._outstanding = OutstandingMessages(settings)
         transport = LimitedTransport(channel, self._outstanding, is_emulator=settings.emulator_host is not None)
@@ -149,7 +154,9 @@ class PubSubSubscriber:
                 reopens = 1 if time.monotonic() - stream.opened_at > HEALTHY_AFTER_S else reopens
                 backoff = REOPEN_BACKOFF.ceiling_s(reopens)
                 await asyncio.wait({stream.closed}, timeout=backoff)  # at once when nothing of it is running
-                stream.raise_if_permanent(was_deferred=self._outstanding.is_deferred)
+                stream.raise_if_permanent(
+                    was_deferred=self._outstanding.is_deferred, unauthenticated_s=self._unauthenticated_s(stream)
+                )
                 self._metrics.subscription_reopens_total.inc()
                 _log.warning("pull_reopened", error=str(stream.error or ""))
                 await wait_for(self._stopping, backoff)
@@ -162,6 +169,17 @@ class PubSubSubscriber:
             self.is_open = False
         if self._drained is not None:
             await asyncio.shield(self._drained)
+
+    def _unauthenticated_s(self, stream: Stream) -> float:
+        """Have refused credentials renewed; return how long they have been refused, 0 if they were not."""
+        now = time.monotonic()
+        if not stream.is_unauthenticated:
+            self._refused_since = None
+            return 0.0
+        if self._refused_since is None or now - stream.opened_at > HEALTHY_AFTER_S:
+            self._refused_since = now
+        self._renew_credentials()
+        return now - self._refused_since
 
     @staticmethod
     async def _first(*waits: Any) -> None:

@@ -8,7 +8,7 @@ from worker.cli.arguments import add_settings, settings_from
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's two actions."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="validate a file; exit 2 with every fault named")
+    check = actions.add_parser("check", help="validate a file, its rules, and key files that are there; exit 2")
     check.add_argument("config", metavar="FILE")
     check.set_defaults(action=_check, set=[])
     show = actions.add_parser("show", help="print the settings in force, secrets masked")
@@ -23,9 +23,12 @@ def run(namespace: argparse.Namespace) -> int:
 
 
 def _check(namespace: argparse.Namespace) -> int:
-    from worker.policy.engine import load_policy  # noqa: PLC0415 - `show` needs no rules
+    from worker.backends.http.credentials import check_key_files  # noqa: PLC0415 - `show` needs no key
+    from worker.policy.engine import load_policy  # noqa: PLC0415 - nor rules
 
-    load_policy(settings_from(namespace).policy.rules)
+    settings = settings_from(namespace)
+    load_policy(settings.policy.rules)
+    check_key_files(settings)
     print(f"{namespace.config}: good")
     return 0
 

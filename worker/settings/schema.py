@@ -205,6 +205,10 @@ class BackendSettings(Section):
             raise ValueError("must be http://host[:port] or https://host[:port]")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("must not carry credentials, a query or a fragment")
+        try:
+            parts.hostname.encode("idna")
+        except UnicodeError:
+            raise ValueError("must name a host that can be looked up") from None
         if parts.port == 0:  # reading the port raises ValueError for what is none
             raise ValueError("must name a port from 1 to 65535")
         return value.rstrip("/")

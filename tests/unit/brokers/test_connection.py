@@ -1,6 +1,10 @@
 """Names and channels: what a short name becomes, and what is asked of whom."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import google.auth
+import grpc
 import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError
@@ -73,6 +77,30 @@ async def test_channels_have_no_limit_of_four_megabytes() -> None:
     settings = a_settings(emulator_host="127.0.0.1:1")
     sync_channel(settings, None).close()
     await async_channel(settings, None).close(None)
+
+
+def test_a_connection_that_died_is_noticed_within_what_servers_allow() -> None:
+    """The service is pinged every 30 s; other gRPC servers close connections that are pinged within five minutes."""
+    assert dict(connection.KEEPALIVE)["grpc.keepalive_time_ms"] <= 30_000
+    assert 300_000 < dict(connection.EMULATOR_KEEPALIVE)["grpc.keepalive_time_ms"] <= 360_000
+
+
+async def test_every_channel_has_a_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synchronous and asynchronous, to an emulator."""
+    given: list[Any] = []
+    monkeypatch.setattr(grpc, "insecure_channel", lambda _, options: given.append(options))
+    monkeypatch.setattr(grpc.aio, "insecure_channel", lambda _, options: given.append(options))
+    settings = a_settings(emulator_host="127.0.0.1:1")
+    sync_channel(settings, None)
+    async_channel(settings, None)
+    assert ["grpc.keepalive_time_ms" in dict(options) for options in given] == [True, True]
+
+
+@pytest.mark.parametrize("credentials", [None, AnonymousCredentials(), SimpleNamespace(), SimpleNamespace(token="t")])
+def test_a_refused_token_is_not_used_again(credentials: Any) -> None:
+    """The library fetches a new one for the next call; what has no token stays as it is."""
+    connection.expire(credentials)
+    assert getattr(credentials, "token", None) is None
 
 
 async def test_channels_to_the_real_service_are_made_with_the_credentials(found: AnonymousCredentials) -> None:

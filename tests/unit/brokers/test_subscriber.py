@@ -1,6 +1,7 @@
 """The subscriber's own part, without a broker: one delivery becomes one task and exactly one settlement."""
 
 import asyncio
+import concurrent.futures
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from google.api_core import exceptions
 from worker.brokers.connection import sync_channel
 from worker.brokers.subscriber import LAST_ACKS_S, SETTLE_S, PubSubSubscriber
 from worker.errors import BrokerResourceError
+from worker.policy.backoff import Backoff
 from worker.ports import Settlement
 from worker.settings.schema import PubSubSettings
 from worker.telemetry.metrics import Metrics
@@ -275,3 +277,57 @@ class FakeClient:
         if isinstance(self._answer, Exception):
             raise self._answer
         return SimpleNamespace(dead_letter_policy=self._answer)
+
+
+class EndingStreams:
+    """A client each of whose streams ends at once with the next error."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.opened = 0
+
+    def subscribe(self, *_args: Any, **_kwargs: Any) -> Any:
+        self.opened += 1
+        future: Any = concurrent.futures.Future()
+        future._StreamingPullFuture__manager = SimpleNamespace(
+            _messages_on_hold=SimpleNamespace(size=0), _on_hold_bytes=0
+        )
+        future.set_exception(self.errors.pop(0) if len(self.errors) > 1 else self.errors[0])
+        return future
+
+
+async def test_refused_credentials_are_renewed_and_tried_again(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that was revoked before its time ends no worker; a subscription that is gone still does."""
+    monkeypatch.setattr("worker.brokers.subscriber.REOPEN_BACKOFF", Backoff(base_s=0.001, max_s=0.001, jitter=0.0))
+    renewals: list[int] = []
+    party.subscriber._renew_credentials = lambda: renewals.append(1)
+    client = EndingStreams(*[exceptions.Unauthenticated("revoked")] * 3, exceptions.NotFound("gone"))
+    party.subscriber._client = client
+    with pytest.raises(BrokerResourceError, match="gone"):
+        await party.subscriber.run(party.handle)
+    assert (client.opened, len(renewals)) == (4, 3)
+
+
+async def test_credentials_that_stay_refused_end_the_worker(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some time an operator has to look, and a restart may help."""
+    monkeypatch.setattr("worker.brokers.subscriber.REOPEN_BACKOFF", Backoff(base_s=0.001, max_s=0.001, jitter=0.0))
+    monkeypatch.setattr("worker.brokers.stream.UNAUTHENTICATED_PATIENCE_S", 0.05)
+    client = EndingStreams(exceptions.Unauthenticated("revoked"))
+    party.subscriber._client = client
+    with pytest.raises(BrokerResourceError, match="revoked"):
+        await party.subscriber.run(party.handle)
+    assert client.opened > 1
+
+
+@pytest.mark.parametrize(
+    "error", [exceptions.NotFound("x"), exceptions.PermissionDenied("x"), exceptions.InvalidArgument("x")]
+)
+async def test_a_subscription_that_is_gone_or_refused_ends_the_worker_at_once(
+    party: Party, error: exceptions.GoogleAPICallError
+) -> None:
+    """No other stream is opened."""
+    client = EndingStreams(error)
+    party.subscriber._client = client
+    with pytest.raises(BrokerResourceError):
+        await party.subscriber.run(party.handle)
+    assert client.opened == 1

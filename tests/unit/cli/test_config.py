@@ -32,6 +32,32 @@ def test_rules_are_checked_with_the_file(config: Path, read_fault: Callable[[], 
     assert "statsu" in read_fault()
 
 
+@pytest.mark.parametrize("content", ["", " \n", "schl\u00fcssel", "two words", "line\nbreak"])
+def test_a_key_file_that_the_worker_would_refuse_is_refused(
+    tmp_path: Path, config: Path, read_fault: Callable[[], str], content: str
+) -> None:
+    """`config check` says what `run` would."""
+    key = tmp_path / "key"
+    key.write_text(content)
+    config.write_text(GOOD.replace("api_key: sk-secret", f"api_key_file: {key}"))
+    assert run_command(["config", "check", str(config)]) == 2
+    assert f"backend.api_key_file: {key}: is empty, or no text" in read_fault()
+
+
+def test_a_key_file_that_is_elsewhere_is_no_fault(config: Path) -> None:
+    """The file is checked where it was written, which need not be where the Secret is mounted."""
+    config.write_text(GOOD.replace("api_key: sk-secret", "api_key_file: /nonexistent/key"))
+    assert run_command(["config", "check", str(config)]) == 0
+
+
+@pytest.mark.parametrize("host", ["m\u00fcnchen..example", f"{'a' * 70}.example", "a..b"])
+def test_a_host_that_cannot_be_looked_up_is_refused(config: Path, read_fault: Callable[[], str], host: str) -> None:
+    """As `run` would refuse it, or never reach it."""
+    config.write_text(GOOD.replace("http://localhost:1", f"http://{host}"))
+    assert run_command(["config", "check", str(config)]) == 2
+    assert "base_url: must name a host that can be looked up" in read_fault()
+
+
 @pytest.mark.parametrize("command", [["config", "check"], ["config", "show", "--config"]])
 def test_a_file_that_is_not_there_is_named(command: list[str], read_fault: Callable[[], str]) -> None:
     """Exit 2 and the reason, for each command."""

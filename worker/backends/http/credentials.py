@@ -11,11 +11,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from urllib.parse import quote
 
 from pydantic import SecretStr
 
 from worker.errors import SettingsError
+from worker.settings.conflicts import section_of
+from worker.settings.schema import Settings
 from worker.wire.http import is_usable_key
 
 CHECK_EVERY_S = 1.0
@@ -72,6 +75,24 @@ class ApiKey:
             with contextlib.suppress(OSError):
                 self._read(self._path)
         return self._value
+
+
+def check_key_files(settings: Settings) -> None:
+    """
+    Check every key file that is on this machine; one that is not may be where the worker runs.
+
+    Raises:
+        SettingsError: The worker could not start with one of them; every fault is named.
+    """
+    faults: list[str] = []
+    for route in settings.all_routes():
+        if route.api_key_file is not None and Path(route.api_key_file).exists():
+            try:
+                ApiKey(None, route.api_key_file)
+            except SettingsError as error:
+                faults += [f"{section_of(route, settings)}.{fault}" for fault in error.faults]
+    if faults:
+        raise SettingsError(faults)
 
 
 MIN_SECRET_CHARS = 4
