@@ -36,7 +36,20 @@ from pathlib import Path
 import structlog
 
 from benchmarks import mixed_real
-from benchmarks.mixed_model import CALLS_PER_ATTEMPT, KINDS, OUTAGES, WINDOW, Kind, Plan, Run, Send, play, quantile
+from benchmarks.mixed_model import (
+    CALLS_PER_ATTEMPT,
+    HEALTHY_MODEL,
+    KINDS,
+    OUTAGES,
+    WINDOW,
+    Kind,
+    Message,
+    Plan,
+    Run,
+    Send,
+    play,
+    quantile,
+)
 
 MIN_RATE, MAX_P99 = 0.95, 2.0
 SHARES = (1, 5, 20)
@@ -232,7 +245,7 @@ def measure(cell: Cell) -> Result:
     if run.plan.outage is not None:
         missed = tuple(_missed_in_outage(run))
     elif _is_held(cell):
-        missed = tuple(_missed_while_held(run))
+        missed = tuple(_missed_while_held(run.messages))
     else:
         missed = tuple(_missed(cell, run, without))
     return Result(cell=cell, run=run, alone=without, missed=missed, took_s=time.perf_counter() - began)
@@ -258,9 +271,11 @@ def _missed(cell: Cell, run: Run, without: Run) -> Iterator[str]:
         yield "p99"
     if any(m.status != 200 or m.calls > 1 or m.nacks or m.answers > 1 for m in run.healthy):
         yield "healthy"
-    if any(m.answered_at is None for m in run.failing):
-        yield "unanswered"
     kind = kind_of(cell)
+    if kind.is_held and kind.model != HEALTHY_MODEL and math.isinf(run.plan.fails_until_s):
+        yield from _missed_while_held(run.failing)  # their model is away: they wait for its return
+    elif any(m.answered_at is None for m in run.failing):
+        yield "unanswered"
     own = {(kind.status, kind.error_class)}
     if math.isfinite(run.plan.fails_until_s):
         own.add((200, None))
@@ -274,8 +289,8 @@ def _is_held(cell: Cell) -> bool:
     return cell.scenario == "six alone" and kind_of(cell).is_held
 
 
-def _missed_while_held(run: Run) -> Iterator[str]:
-    if any(m.nacks or m.answered_at is not None for m in run.messages):
+def _missed_while_held(messages: Sequence[Message]) -> Iterator[str]:
+    if any(m.nacks or m.answered_at is not None for m in messages):
         yield "outage"
 
 

@@ -23,7 +23,7 @@ from types import MappingProxyType
 
 from worker.flow.clock import Now
 from worker.policy.backoff import Backoff
-from worker.policy.blame import row_length
+from worker.policy.blame import speaks_against_backend
 
 CONNECT = "connect"
 """The error class of a connection that was refused or not made: no message's own trouble, whichever it was."""
@@ -31,6 +31,9 @@ PROBE_JITTER = 0.1
 """Share of a wait for a probe that is random, so that many workers do not probe in step.  House decision."""
 PROBE_BACKOFF = Backoff(base_s=1.0, max_s=4.0, jitter=PROBE_JITTER)
 """4 s at most, so that full rate is back within 5 s of the backend's recovery; a refused probe costs nothing."""
+EARLY_PROBES = 3
+"""So many probes come with the ordinary backoff before that of a class that seldom ends: where a fifth of the messages
+fails, the two that opened the circuit and these all fail once in 3,000 times.  House decision."""
 
 
 class CircuitState(StrEnum):
@@ -208,6 +211,7 @@ class Circuit:
         key: str | None = None,
         trip: bool = False,
         failing_share: float = 0.0,
+        undecided: int = 0,
         retry_after_s: float | None = None,
     ) -> None:
         """
@@ -221,6 +225,7 @@ class Circuit:
             trip: The backend said that nothing can work now: `trip_failures` are enough.
             failing_share: Of messages that fail while others are served, 0 to 1; the row has to be longer than that
                 explains.
+            undecided: Other attempts under way: failures that end first are no row.
             retry_after_s: The server's Retry-After, seconds; replaces the wait of the backoff, up to
                 `max_retry_after_s`.
         """
@@ -228,7 +233,7 @@ class Circuit:
             return
         self._last_failed = key
         if self._state is CircuitState.CLOSED:
-            if not self._count(_Failure(self._now(), error_class, key, trip), failing_share):
+            if not self._count(_Failure(self._now(), error_class, key, trip), failing_share, undecided):
                 return
             self._trips += 1
             self._generation += 1
@@ -266,32 +271,32 @@ class Circuit:
             trips=self._trips,
         )
 
-    def _count(self, failure: _Failure, failing_share: float) -> bool:
+    def _count(self, failure: _Failure, failing_share: float, undecided: int) -> bool:
         """Add one to the row; return whether it is long enough to open."""
         while self._row and self._row[0].at <= failure.at - self._config.window_s:
             self._row.popleft()
         self._row.append(failure)
         if failure.error_class != CONNECT and failure.key is not None and all(e.key == failure.key for e in self._row):
             return False
-        if len(self._row) >= row_length(failing_share, self._config.failures):
+        if speaks_against_backend(len(self._row), self._config.failures, failing_share, undecided):
             return True
         limit = self._config.class_failures.get(failure.error_class)
         if limit is not None:
-            same = takewhile(lambda each: each.error_class == failure.error_class, reversed(self._row))
-            if sum(1 for _ in same) >= row_length(failing_share, limit):
+            same = sum(1 for _ in takewhile(lambda each: each.error_class == failure.error_class, reversed(self._row)))
+            if speaks_against_backend(same, limit, failing_share, undecided):
                 return True
-        trips = takewhile(lambda each: each.is_trip, reversed(self._row))
-        return failure.is_trip and sum(1 for _ in trips) >= row_length(failing_share, self._config.trip_failures)
+        trips = sum(1 for _ in takewhile(lambda each: each.is_trip, reversed(self._row)))
+        return speaks_against_backend(trips, self._config.trip_failures, failing_share, undecided)
 
     def _open(self, error_class: str, retry_after_s: float | None, failing_share: float) -> None:
         jitter = self._jitter()
         if retry_after_s is None:
             backoff = self._config.class_probe.get(error_class)
             # The first probes are early whatever the class: as long as chance explains that they fail.
-            if backoff is None or self._failed_probes < row_length(failing_share, 1):
+            if backoff is None or not speaks_against_backend(self._failed_probes, EARLY_PROBES, failing_share):
                 wait = self._config.probe.delay_s(self._failed_probes + 1, 1.0 - jitter)
             else:
-                wait = backoff.delay_s(self._failed_probes, 1.0 - jitter)
+                wait = backoff.delay_s(self._failed_probes - EARLY_PROBES + 1, 1.0 - jitter)
         else:
             wait = min(max(retry_after_s, 0.0), self._config.max_retry_after_s) * (1.0 + PROBE_JITTER * jitter)
         self._state = CircuitState.OPEN

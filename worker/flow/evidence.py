@@ -2,8 +2,8 @@
 What the attempts of one lane say about each other: who failed, and who was served at the same time.
 
 A lane remembers the messages that failed and were not served since, and how the first attempts of the latest messages
-ended.  From that comes a `Blame` for each failure; what follows from it is
-decided in `policy.blame` and `policy.judge`.
+ended.  From that comes a `Blame` for each failure; what follows from it is decided in `policy.blame` and
+`policy.judge`.
 
 Attempts are known by the number of their start: later starts have larger numbers.  Pure: no clock, no I/O.
 """
@@ -46,7 +46,7 @@ class Evidence:
         self._first_attempts: deque[bool] = deque(maxlen=FIRST_ATTEMPTS)
         self._failed_first = 0
         self._pending = 0  # first attempts that failed since one was served
-        self._failing: set[str | int] = set()  # messages that failed since one was served
+        self._failing: set[str | int] = set()  # messages that failed since one was served, and were not contradicted
         self._latest_served = -1
 
     @property
@@ -75,8 +75,15 @@ class Evidence:
         if suspect is None:
             self._count_first(has_failed=False)
 
-    def failed(self, key: str | None, began: int) -> Blame:
-        """Note that a message's attempt failed, and return what is known at that moment."""
+    def failed(self, key: str | None, began: int, *, undecided: int = 0) -> Blame:
+        """
+        Note that a message's attempt failed, and return what is known at that moment.
+
+        Args:
+            key: The message.
+            began: Number of the attempt's start.
+            undecided: Other attempts under way.
+        """
         suspect = self._suspects.get(key) if key is not None else None
         if suspect is None:
             suspect = _Suspect(first_began=began)
@@ -87,17 +94,19 @@ class Evidence:
                     self._suspects.popitem(last=False)
         elif key is not None:
             self._suspects.move_to_end(key)
-        identity = key if key is not None else began
-        others = len(self._failing - {identity})
-        if len(self._failing) < MAX_SUSPECTS:
-            self._failing.add(identity)
         suspect.failures += 1
         suspect.rank += 1
+        is_contradicted = self._latest_served > suspect.first_began
+        identity = key if key is not None else began
+        others = len(self._failing - {identity})
+        if not is_contradicted and len(self._failing) < MAX_SUSPECTS:
+            self._failing.add(identity)
         return Blame(
             failures=suspect.failures,
             others_failing=others,
-            is_contradicted=self._latest_served > suspect.first_began,
+            is_contradicted=is_contradicted,
             failing_share=self.failing_share,
+            undecided=undecided,
         )
 
     def forgive(self) -> None:

@@ -143,7 +143,7 @@ class Permit:
 
     def record_failure(self, scope: BreakerScope = BreakerScope.LANE) -> Blame:
         """Note that the attempt failed, and return what is known about its message; once, before `finish`."""
-        return self._gate._fate(self._lane, scope).evidence.failed(self._key, self._number)  # noqa: SLF001
+        return self._gate._failed(self._lane, scope, self._key, self._number)  # noqa: SLF001
 
     def connected(self) -> None:
         """
@@ -361,6 +361,14 @@ class RouteGate:
         self._starts += 1
         return Permit(self, lane, key, self._starts, streamed=streamed)
 
+    def _failed(self, lane: Lane, scope: BreakerScope, key: str | None, number: int) -> Blame:
+        undecided = self._under_way(lane, scope) - 1  # this attempt has its permit still
+        return self._fate(lane, scope).evidence.failed(key, number, undecided=undecided)
+
+    def _under_way(self, lane: Lane, scope: BreakerScope) -> int:
+        lanes = self._lanes if scope is BreakerScope.ROUTE else (lane,)
+        return sum(each.window.in_flight for each in lanes)
+
     def _fate(self, lane: Lane, scope: BreakerScope) -> Fate:
         return self._route if scope is BreakerScope.ROUTE else lane
 
@@ -400,6 +408,7 @@ class RouteGate:
                         signal.error_class,
                         key=key,
                         trip=signal.breaker is BreakerEffect.TRIP,
+                        undecided=self._under_way(lane, scope),
                         retry_after_s=signal.retry_after_s,
                     )
         self._pump()

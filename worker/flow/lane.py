@@ -101,7 +101,7 @@ class Fate:
         return has_closed
 
     def record_failure(
-        self, token: Pass, error_class: str, *, key: str | None, trip: bool, retry_after_s: float | None
+        self, token: Pass, error_class: str, *, key: str | None, trip: bool, undecided: int, retry_after_s: float | None
     ) -> None:
         """Report a failure that speaks against it."""
         was_closed = self.circuit.opened_at is None
@@ -111,6 +111,7 @@ class Fate:
             key=key,
             trip=trip,
             failing_share=self.evidence.failing_share,
+            undecided=undecided,
             retry_after_s=retry_after_s,
         )
         if was_closed and self._on_change is not None and self.circuit.opened_at is not None:

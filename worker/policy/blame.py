@@ -9,8 +9,7 @@ A failure of one message speaks against the backend only as far as others are no
    row at the share of first attempts that fail in its lane (`CHANCE`).  An own failure is neither held nor attributed
    to an outage, so that the message ends within its attempts.
 3. A row of failures speaks against the backend once at least two messages are in it and it is longer than chance
-   explains (`row_length`): where a fifth of the messages fails anyhow, five in a row are no news.
-
+   explains (`speaks_against_backend`): where a fifth of the messages fails anyhow, five in a row are no news.
 4. An answer that the broker calls invalid is refused for its *own* sake once more others were published than are
    refused (`is_refusal_own`).  Before that, the topic may be what refuses, as one with a schema does.
 
@@ -42,6 +41,8 @@ class Blame:
     """Other messages that failed since one was served."""
     failing_share: float = 0.0
     """Share of the lane's messages whose first attempt failed lately, 0 to 1."""
+    undecided: int = 0
+    """Other attempts of the lane that are under way."""
 
     @property
     def is_own(self) -> bool:
@@ -53,19 +54,33 @@ UNKNOWN = Blame()
 """A first failure of which nothing else is known."""
 
 
-def row_length(failing_share: float, least: int) -> int:
+def speaks_against_backend(row: int, least: int, failing_share: float, undecided: int = 0) -> bool:
     """
-    Return how many failures in a row open a breaker.
+    Return whether a row of failures is longer than chance explains.
+
+    Failures are often quicker than answers: of twenty attempts that start together, the five that fail end first.  So
+    the question is how probable it is that so many of `row + undecided` attempts fail.
 
     Args:
+        row: Attempts that failed since one was served.
+        least: Shorter rows say nothing.
         failing_share: Of messages whose first attempt failed while others were served, 0 to 1.
-        least: Where none failed.
+        undecided: Other attempts that are under way.
+
+    Source: the Chernoff bound of a binomial distribution; without `undecided` it is exact.
     """
-    if failing_share <= 0.0:
-        return least
-    if failing_share >= 1.0:
-        return MAX_ROW
-    return min(MAX_ROW, max(least, math.ceil(math.log(ROW_CHANCE) / math.log(failing_share))))
+    if row < least:
+        return False
+    if row >= MAX_ROW or failing_share <= 0.0:
+        return True
+    attempts = row + undecided
+    share = row / attempts
+    if share <= failing_share:
+        return False
+    divergence = share * math.log(share / failing_share)
+    if undecided:
+        divergence += (1.0 - share) * math.log((1.0 - share) / (1.0 - failing_share))
+    return attempts * divergence >= -math.log(ROW_CHANCE)
 
 
 def is_refusal_own(others_published: int, others_refused: int) -> bool:

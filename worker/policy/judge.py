@@ -21,7 +21,7 @@ Nothing here reads a clock, draws a random number or keeps state.
 
 from dataclasses import dataclass, replace
 
-from worker.policy.blame import UNKNOWN, Blame, row_length
+from worker.policy.blame import UNKNOWN, Blame, speaks_against_backend
 from worker.policy.budgets import Budget, apply_budgets, next_delay_s
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Scope
 from worker.policy.own_replies import INTERNAL, INTERRUPTED, deadline_passed, never_started, no_route
@@ -201,8 +201,7 @@ def report(end: AttemptEnd, budget: Budget, *, is_refusal_fresh: bool = True, is
         )
     breaker, pause_s = decision.breaker, None
     if decision.is_overload:
-        is_pausing = blame.others_failing + 1 >= row_length(blame.failing_share, PAUSING_MESSAGES)
-        if decision.retry_after_s is not None and is_pausing:
+        if decision.retry_after_s is not None and _is_heard_by_several(blame):
             # Each further message that is refused makes the hint twice as credible.
             credible_s = 2.0 ** min(blame.others_failing, _MAX_DOUBLINGS)
             pause_s = min(decision.retry_after_s, MAX_RETRY_AFTER_PAUSE_S, credible_s)
@@ -284,7 +283,7 @@ def _judge_attempt(end: AttemptEnd, budget: Budget, health: BackendHealth, jitte
                 )
     if is_outage:
         budget = replace(budget, counted_attempts=budget.counted_attempts - 1)
-    delay_s = _delay_s(decision, budget, health, jitter)
+    delay_s = _delay_s(decision, budget, health, end.blame, jitter)
     return Verdict(
         decision=apply_budgets(decision, budget, delay_s=delay_s),
         delay_s=delay_s,
@@ -310,6 +309,24 @@ def _may_be_outage(decision: Decision, blame: Blame) -> bool:
     return decision.breaker is BreakerAction.COUNT
 
 
+def _is_heard_by_several(blame: Blame) -> bool:
+    """Say whether more messages were refused in a row than chance explains."""
+    row = blame.others_failing + 1
+    return speaks_against_backend(row, PAUSING_MESSAGES, blame.failing_share, blame.undecided)
+
+
+def _own_backoff(decision: Decision, blame: Blame) -> Decision:
+    """
+    Return the decision without a Retry-After that concerns the message at most.
+
+    Such a message is tried again with its class's backoff: if others were served meanwhile, its next failures are its
+    own, and it does not occupy a lease for the hint's time.
+    """
+    if blame.undecided == 0 or _is_heard_by_several(blame):
+        return decision
+    return replace(decision, retry_after_s=None)
+
+
 def _max_outage_retries(decision: Decision, budget: Budget) -> int:
     most = MAX_OUTAGE_RETRIES_AFTER_CRASH if decision.error_class in _CRASHES else MAX_OUTAGE_RETRIES
     if budget.max_delivery_attempts is None:
@@ -317,7 +334,7 @@ def _max_outage_retries(decision: Decision, budget: Budget) -> int:
     return min(most, OUTAGE_RETRIES_PER_ATTEMPT * budget.max_delivery_attempts)
 
 
-def _delay_s(decision: Decision, budget: Budget, health: BackendHealth, jitter: float) -> float:
+def _delay_s(decision: Decision, budget: Budget, health: BackendHealth, blame: Blame, jitter: float) -> float:
     """
     Return the wait before a held message's next attempt, seconds.
 
@@ -325,7 +342,7 @@ def _delay_s(decision: Decision, budget: Budget, health: BackendHealth, jitter: 
     same message, a prompt that kills its server could keep the breaker open.
     """
     if health.stopped_by is None:
-        return next_delay_s(decision, budget.attempts, jitter)
+        return next_delay_s(_own_backoff(decision, blame), budget.attempts, jitter)
     if health.next_probe_s is None or not health.has_others_waiting:
         return 0.0
     return (1.0 + jitter) * max(MIN_PROBE_WAIT_S, health.next_probe_s)

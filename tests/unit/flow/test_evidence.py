@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.flow.evidence import FORBIDDEN_QUIET_S, MAX_FORBIDDEN, MAX_SUSPECTS, Evidence, ForbiddenRow
+from worker.policy.blame import Blame
 
 
 def test_a_success_that_began_before_contradicts_nothing() -> None:
@@ -52,6 +53,15 @@ def test_other_messages_that_failed_are_counted_since_the_last_success() -> None
     assert [evidence.failed(key, number).others_failing for number, key in enumerate("aabca")] == [0, 0, 1, 2, 2]
     evidence.served("x", 9)
     assert evidence.failed("a", 10).others_failing == 0
+
+
+def test_a_message_that_others_contradict_is_in_no_row():
+    """It fails again and again, which is no news about the others."""
+    evidence = Evidence()
+    evidence.failed("m", 1)
+    evidence.served("other", 2)
+    assert [evidence.failed("m", number).is_contradicted for number in (3, 4)] == [True, True]
+    assert evidence.failed("fresh", 5, undecided=7) == Blame(others_failing=0, undecided=7, failing_share=1 / 10)
 
 
 def test_a_message_stands_behind_by_its_failures_until_the_lane_reopens() -> None:

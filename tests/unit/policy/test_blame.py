@@ -1,10 +1,12 @@
 """When a failure is a message's own, and how long a row has to be to speak against the backend."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.policy.blame import MAX_ROW, ROW_CHANCE, UNKNOWN, Blame, row_length
+from worker.policy.blame import MAX_ROW, ROW_CHANCE, UNKNOWN, Blame, speaks_against_backend
 
 shares = st.floats(0.0, 1.0)
 
@@ -36,14 +38,47 @@ def test_the_more_messages_fail_the_more_failures_it_takes(share: float, failure
     assert own.index(True) + 1 == failures
 
 
-@given(shares, shares, st.integers(1, 10))
-def test_a_row_grows_with_the_share_and_is_bounded(low: float, high: float, least: int) -> None:
+def row_length(share: float, least: int, undecided: int = 0) -> int:
+    """Return the shortest row that speaks against the backend."""
+    return next(row for row in range(MAX_ROW + 1) if speaks_against_backend(row, least, share, undecided))
+
+
+@given(shares, shares, st.integers(1, 10), st.integers(0, 100))
+def test_a_row_grows_with_the_share_and_is_bounded(low: float, high: float, least: int, undecided: int) -> None:
     """Never shorter than without failures, never longer than the bound."""
     low, high = min(low, high), max(low, high)
-    assert least <= row_length(low, least) <= row_length(high, least) <= MAX_ROW
+    assert least <= row_length(low, least, undecided) <= row_length(high, least, undecided) <= MAX_ROW
 
 
-@given(st.floats(0.01, 0.8), st.integers(1, 10))
-def test_chance_does_not_explain_a_row(share: float, least: int) -> None:
-    """So many failures in a row are as improbable as they are said to be."""
-    assert share ** row_length(share, least) <= ROW_CHANCE * (1 + 1e-9)
+@given(shares, st.integers(1, 10), st.integers(0, 100), st.integers(0, 100))
+def test_a_row_grows_with_what_is_undecided(share: float, least: int, few: int, many: int) -> None:
+    """Failures that end first, of many attempts that began together, are no row."""
+    few, many = min(few, many), max(few, many)
+    assert row_length(share, least, few) <= row_length(share, least, many)
+
+
+@given(shares, st.integers(1, 10), st.integers(0, 100))
+def test_a_longer_row_speaks_too(share: float, least: int, undecided: int) -> None:
+    """Once it speaks, each further failure leaves it so."""
+    speaks = [speaks_against_backend(row, least, share, undecided) for row in range(MAX_ROW + 5)]
+    assert speaks == sorted(speaks)
+
+
+@given(st.floats(0.01, 0.8), st.integers(1, 10), st.integers(0, 30))
+def test_chance_does_not_explain_a_row(share: float, least: int, undecided: int) -> None:
+    """So many failures are as improbable as they are said to be, by the exact distribution."""
+    row = row_length(share, least, undecided)
+    if row == MAX_ROW:
+        return
+    n = row + undecided
+    tail = sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(row, n + 1))
+    assert tail <= ROW_CHANCE * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("share", "undecided", "row"),
+    [(0.0, 0, 2), (0.0, 100, 2), (0.05, 0, 4), (0.2, 0, 6), (0.2, 16, 19), (0.2, 60, 39), (0.5, 0, 14), (1.0, 0, 64)],
+)
+def test_the_row_that_opens_a_breaker_at_some_shares(share: float, undecided: int, row: int) -> None:
+    """What an operator sees."""
+    assert row_length(share, 2, undecided) == row

@@ -299,6 +299,23 @@ def test_while_the_breaker_is_closed_the_backoff_decides():
     assert judge(an_end(replace(held, retry_after_s=9.0)), budget, jitter=0.5).delay_s == 9.0
 
 
+@pytest.mark.parametrize(
+    ("blame", "delay_s"),
+    [
+        (Blame(), 9.0),
+        (Blame(undecided=3), 0.5),
+        (Blame(undecided=3, others_failing=1), 9.0),
+        (Blame(undecided=3, others_failing=1, failing_share=0.2), 0.5),
+        (Blame(undecided=3, others_failing=9, failing_share=0.2), 9.0),
+    ],
+)
+def test_a_hint_that_one_of_several_messages_heard_does_not_keep_its_lease(blame, delay_s):
+    """It waits as its class does, since its next failure beside the success of others is its own."""
+    held = replace(FAILED, disposition=HOLD, max_attempts=None, backoff=Backoff(base_s=1.0, max_s=60.0))
+    hinted = an_end(replace(held, retry_after_s=9.0), blame=blame)
+    assert judge(hinted, replace(FIRST, attempts=1), jitter=0.5).delay_s == delay_s
+
+
 def test_behind_an_open_breaker_another_message_is_the_next_probe():
     """What failed waits beyond the probe when others wait, and not at all when it is alone."""
     for jitter in (0.0, 0.9):
