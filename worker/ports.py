@@ -40,6 +40,8 @@ class BackendRequest:
 
     path: str
     body: RequestBody
+    message_id: str = ""
+    """The same in every attempt at a message; empty where it has no other."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Beside those of the route; names in lower case."""
     timeout_s: float | None = None

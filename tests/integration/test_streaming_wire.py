@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.random_bodies import canon
-from tests.support.raw_http import Connection, Open, Script, answer, invoke, raw_server
+from tests.support.raw_http import Connection, Open, Script, answer, invoke, pause, raw_server
 from tests.support.streams import DONE_BYTES, HEL, LO, STOP, WHOLE, delta, sse
 from tests.support.waiting import eventually
 from worker.errors import BackendError
@@ -198,6 +198,34 @@ async def test_the_end_of_the_connection_does_not_spoil_a_whole_answer(open_back
     async with raw_server(script) as server:
         await open_backend(server.url).invoke(BackendRequest(path=CHAT, body=RequestBody(BODY)), result)
     assert (text(result), result.missing_done, result.phase) == ("Hello", True, Phase.PARSE)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_a_broken_chunk_does_not_spoil_a_whole_answer(cut: bool, open_backend: Open) -> None:
+    """In the same write as the answer and its headers, or in the next one."""
+    whole = b"".join(stream(HEL, LO, STOP, end=False))
+
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        if cut:
+            await connection.send(whole)
+            await pause(0.01)
+        await connection.send(b"ZZ\r\n" if cut else whole + b"ZZ\r\n")
+        await connection.wait_closed_by_peer()
+
+    async with raw_server(script) as server:
+        result = await invoke(open_backend(server.url), CHAT, BODY)
+        assert (text(result), result.missing_done) == ("Hello", True)
+
+
+async def test_what_came_before_a_broken_chunk_is_kept(open_backend: Open) -> None:
+    """All in one write; the words are the parser's."""
+    async with raw_server(replies([b"".join(stream(HEL, end=False)) + b"ZZ\r\n"])) as server:
+        result = AttemptResult()
+        with pytest.raises(BackendError) as caught:
+            await open_backend(server.url).invoke(BackendRequest(path=CHAT, body=RequestBody(BODY)), result)
+    assert (caught.value.fault, result.status, result.content_events) == (Fault.DECODING, 200, 1)
+    assert "chunk size" in caught.value.detail
 
 
 # Servers that refuse

@@ -141,6 +141,8 @@ class HttpBackend:
         except (BackendError, httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # a TimeoutError is an OSError
             if plan is None or not (result.is_whole or plan.restore(result)):
                 fault, words = _failure(error, result, plan, timer)
+                if plan is not None:
+                    plan.note_failure(result, fault)
                 raise BackendError(fault, self._redactor.text(words)) from error
             result.phase = Phase.PARSE  # what failed came after a whole answer
         finally:

@@ -73,6 +73,7 @@ class Attempts:
         return BackendRequest(
             path=request.path,
             body=request.body,
+            message_id=message.message_id,
             headers=headers,
             timeout_s=None if request.deadline is None else max(0.0, request.deadline - self._wall_clock()),
             resume_point=delivery.resume_point,

@@ -17,8 +17,10 @@ session between the transport and the request has no place for an argument.
 
 aiohttp 3.14's C parser forgets the body when the framing turns out to be broken after the headers were delivered (an
 illegal chunk header, say): the connection is closed, and the reader of the body waits for ever.  So the protocol fails
-a body that has neither ended nor failed, with the parser's words.  To check when aiohttp is updated: `_get`, `_conns`,
-`_acquired` and `_factory` of its connector, `_payload`, `_parser` and `_buffer` of its protocol.
+a body that has neither ended nor failed, with the parser's words.  It also forgets the headers that came in the same
+bytes; so they are given to it apart, and what came before the error is read wherever the network cut it.  To check when
+aiohttp is updated: `_get`, `_conns`, `_acquired` and `_factory` of its connector, `_payload`, `_parser` and `_buffer`
+of its protocol, `_read_nowait` and `_buffer` of its reader.
 """
 
 import asyncio
@@ -52,6 +54,8 @@ on_connected: ContextVar[Callable[[], None] | None] = ContextVar("on_connected",
 fresh_only: ContextVar[bool] = ContextVar("fresh_only", default=False)
 """Whether requests of this context take no kept connection."""
 BROKEN = "the connection ended inside the response"
+BROKEN_HEADERS = "the connection ended inside the headers of the response"
+_END_OF_HEADERS = b"\r\n\r\n"
 
 
 class StaleConnectionError(aiohttp.ServerDisconnectedError):
@@ -134,12 +138,22 @@ class ExchangeProtocol(ResponseHandler):
         payload = self._payload
         return payload is not None and payload is not EMPTY_PAYLOAD and payload.is_eof()
 
+    def _has_headers(self) -> bool:
+        return self._payload is not None
+
     def data_received(self, data: bytes) -> None:
         """Take bytes of the answer; without a request they end the connection."""
         if data and (not self.is_begun or self._is_answered()):
             self.force_close() if self.is_begun else self._drop_stray()
             return
         self.has_answered = True
+        if not self._has_headers() and 0 <= (end := data.find(_END_OF_HEADERS)) < len(data) - len(_END_OF_HEADERS):
+            end += len(_END_OF_HEADERS)
+            super().data_received(data[:end])
+            data = data[end:]
+            if self._has_headers():
+                self.data_received(data)
+                return
         super().data_received(data)
         if self._buffer and not self.is_begun:  # the answer ended in these bytes, and another one began
             self._drop_stray()
@@ -161,6 +175,11 @@ class ExchangeProtocol(ResponseHandler):
     def _fail(payload: StreamReader | None, error: Exception) -> None:
         if payload is not None and not payload.is_eof() and payload.exception() is None:
             payload.set_exception(error)
+
+
+def read_before_failure(body: StreamReader) -> bytes:
+    """Return what came of a body that failed before anything read it; empty when it was read."""
+    return body._read_nowait(-1) if body._buffer else b""  # noqa: SLF001 - every public way raises the failure first
 
 
 def words_of(*errors: BaseException) -> str:
@@ -285,6 +304,8 @@ class ExchangeResponse(aiohttp.ClientResponse):
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             if not protocol.is_begun or (protocol.is_reused and not protocol.has_answered):
                 raise StaleConnectionError(str(error), is_sent=protocol.is_begun) from error
+            if protocol.has_answered and isinstance(error, aiohttp.ServerDisconnectedError):
+                raise aiohttp.ServerDisconnectedError(BROKEN_HEADERS) from error
             raise
         except aiohttp.ClientResponseError as error:
             cause = error.__cause__

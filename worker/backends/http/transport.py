@@ -36,6 +36,7 @@ from worker.backends.http.connections import (
     StaleConnectionError,
     UnreadableResponseError,
     fresh_only,
+    read_before_failure,
 )
 
 KEEPALIVE_S = 4.0
@@ -199,7 +200,9 @@ class _Body(httpx.AsyncByteStream):
         try:
             chunk = await self._next()
         except (aiohttp.ClientError, OSError) as error:
-            raise _translated(error, self._request) from error
+            chunk = read_before_failure(self._response.content)
+            if not chunk:
+                raise _translated(error, self._request) from error
         if not chunk:
             raise StopAsyncIteration
         return chunk

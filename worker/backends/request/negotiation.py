@@ -12,6 +12,9 @@ A form that was accepted is remembered by API and model, since the models behind
 teaches nothing: if the lower form is refused as well, the form was not the reason.  Neither does the failure of one
 request where others were streamed well.
 
+A message whose stream failed without any text, in a way that no second request of the same attempt is made for, is
+asked for its whole answer by its next attempt in this process: some failures only the stream has.
+
 Source: OpenAI refuses streams of some models to some organisations with `param: stream`,
 https://github.com/lobehub/lobehub/issues/9385.
 """
@@ -26,6 +29,7 @@ from worker.backends.streams.accumulator import Accumulator
 from worker.backends.streams.reading import CutStreamError, encode_partial
 from worker.errors import BackendError
 from worker.policy.answers import Flaw, find_flaw
+from worker.policy.model import Fault
 from worker.policy.normalise import normalise
 from worker.ports import AttemptResult, BackendRequest, ResumePoint
 from worker.settings.schema import ContinuationMode, StreamMode
@@ -36,7 +40,7 @@ from worker.wire.http import is_success
 from worker.wire.usage import NO_USAGE
 
 MAX_REMEMBERED = 1000
-"""APIs and models whose form is remembered; models are the requesters' to choose."""
+"""APIs and models whose form is remembered; models are the requesters' to choose.  Likewise of messages."""
 
 _REFUSALS = frozenset({400, 413, 422, 501})
 """Statuses by which servers refuse a request for what it asks."""
@@ -46,6 +50,9 @@ _OF_REQUEST = frozenset({400, 405, 406, 413, 415, 422, 500, 501})
 """... with which a server that streams others may refuse to stream this one."""
 _NAMES_OPTIONS = re.compile(r"\bstream_options\b|\binclude_usage\b")
 _NAMES_STREAM = re.compile(r"\bstream(?:ing|ed|s)?\b", re.IGNORECASE)
+
+_ABOUT_STREAM = frozenset({Fault.CONNECTION_LOST, Fault.DECODING, Fault.IDLE_TIMEOUT, Fault.STREAM_BROKEN})
+"""Faults that a whole answer might not have.  Whoever was too slow for the first byte is no faster with all of it."""
 
 _SERVER_ERROR = 500
 
@@ -73,6 +80,8 @@ class Negotiator:
         self._streamed: set[Key] = set()
         self._without: set[Key] = set()
         self._cut: set[Key] = set()
+        self._silent: set[str] = set()
+        self._answered_whole: set[Key] = set()
         self._logged: set[Key] = set()
 
     def plan(self, request: BackendRequest) -> "Plan":
@@ -96,6 +105,7 @@ class Negotiator:
         """Note that a whole answer came as a stream."""
         if len(self._streamed) < MAX_REMEMBERED:
             self._streamed.add(key)
+        self._answered_whole.discard(key)
 
     def has_streamed(self, key: Key) -> bool:
         """Whether a whole answer came as a stream."""
@@ -117,6 +127,24 @@ class Negotiator:
         if len(self._cut) < MAX_REMEMBERED:
             self._cut.add(key)
         return False
+
+    def note_silent(self, message_id: str) -> None:
+        """Note that a message's stream failed without text."""
+        if len(self._silent) >= MAX_REMEMBERED:
+            self._silent.clear()
+        self._silent.add(message_id)
+
+    def is_silent(self, message_id: str) -> bool:
+        """Whether the message's last stream failed without text."""
+        return message_id in self._silent
+
+    def note_answered_whole(self, message_id: str, key: Key) -> None:
+        """Note that a message whose stream failed without text was answered unstreamed; the second time teaches."""
+        self._silent.discard(message_id)
+        if key in self._answered_whole:
+            self.remember(key, Form.UNARY, "streams fail without any text")
+        elif not self.has_streamed(key) and len(self._answered_whole) < MAX_REMEMBERED:
+            self._answered_whole.add(key)
 
     def note_refused_continuation(self, key: Key, reason: str) -> None:
         """Log, once for each API and model, that a text was not continued."""
@@ -147,7 +175,11 @@ class Plan:
         self._is_about_form = True
         self._kept: AttemptResult | None = None
         self.broken: BackendError | None = None
-        self.call = self._first(negotiator.form(self._endpoint, request.body))
+        form = negotiator.form(self._endpoint, request.body)
+        self._follows_silence = (
+            form is not Form.UNARY and request.resume_point is None and negotiator.is_silent(request.message_id)
+        )
+        self.call = self._first(Form.UNARY if self._follows_silence else form)
 
     def reset(self, result: AttemptResult) -> None:
         """Clear the result of an earlier call's answer; what a continuation goes on from stays in it."""
@@ -179,6 +211,23 @@ class Plan:
             return False
         self.call = build_call(self._endpoint, self._request.body, form)
         return True
+
+    def note_failure(self, result: AttemptResult, fault: str | None = None) -> None:
+        """
+        Note how the attempt failed, for the message's next one.
+
+        Args:
+            result: Of the attempt.
+            fault: What broke; `None` where an error came instead of an answer.
+        """
+        if self.call.form is Form.UNARY or not self._request.message_id or self._negotiator.stream == "always":
+            return
+        if fault is not None:
+            is_about_stream = fault in _ABOUT_STREAM
+        else:
+            is_about_stream = result.status in _OF_REQUEST or not self._negotiator.has_streamed(self._key)
+        if is_about_stream and result.content_events == 0 and self.call.salvaged_tokens is None:
+            self._negotiator.note_silent(self._request.message_id)
 
     def restore(self, result: AttemptResult) -> bool:
         """Restore the whole streamed answer to which something was missing; returns whether there is one."""
@@ -283,9 +332,15 @@ class Plan:
         """Remember a lower form that was accepted, and that streams work."""
         if result.is_whole:
             self._negotiator.note_streamed(self._key)
-        if self._refusal is None:
+        elif result.in_stream or not is_success(result.status):
+            self.note_failure(result)
+        if self._refusal is None and not self._follows_silence:
             return
         is_good = is_success(result.status) and find_flaw(self._request.path, result.body) is None
+        if self._refusal is None:
+            if is_good:
+                self._negotiator.note_answered_whole(self._request.message_id, self._key)
+            return
         if self._kept is not None:
             if not is_good:
                 self.restore(result)

@@ -22,9 +22,11 @@ STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 RESUME_POINT = ResumePoint(text="Hel", tokens=1)
 
 
-def a_request(path: str = CHAT, *, resume_point: ResumePoint | None = None, **body: Any) -> BackendRequest:
+def a_request(
+    path: str = CHAT, *, resume_point: ResumePoint | None = None, message_id: str = "", **body: Any
+) -> BackendRequest:
     data = RequestBody(json.dumps({**BODY, **body}).encode())
-    return BackendRequest(path=path, body=data, resume_point=resume_point)
+    return BackendRequest(path=path, body=data, resume_point=resume_point, message_id=message_id)
 
 
 def form(known: Negotiator, request: BackendRequest) -> Form:
@@ -351,3 +353,84 @@ def test_only_what_broke_is_salvaged() -> None:
     assert negotiator("auto", "off").plan(a_request()).resume_point(feed(delta(content="Hel"))) is None
     tools = negotiator("auto", "vllm").plan(a_request(tools=[{"type": "function"}]))
     assert tools.resume_point(feed(delta(content="Hel"))) is None
+
+
+# The next attempt
+
+
+def fails_silently(known: Negotiator, request: BackendRequest, how: Fault | AttemptResult) -> None:
+    """One attempt that ends without text."""
+    plan = known.plan(request)
+    if isinstance(how, AttemptResult):
+        assert not plan.fall_back(how)
+    else:
+        plan.note_failure(AttemptResult(), how)
+
+
+SILENCES: list[Fault | AttemptResult] = [
+    Fault.CONNECTION_LOST,
+    Fault.DECODING,
+    Fault.IDLE_TIMEOUT,
+    answered(429, "slow down"),
+    answered(504, "no answer"),
+    answered(408, "too late"),
+]
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+@pytest.mark.parametrize(("mode", "asks"), [("auto", {}), ("auto", STREAMED), ("as_requested", STREAMED)])
+def test_what_failed_without_text_is_asked_for_unstreamed(
+    silence: Fault | AttemptResult, mode: str, asks: dict[str, Any]
+) -> None:
+    """By the next attempt at the same message; the second message that is answered so teaches the form."""
+    known = negotiator(mode)
+    for message_id in ("a", "b"):
+        fails_silently(known, a_request(message_id=message_id, **asks), silence)
+        assert sent(known.plan(a_request(message_id="other", **asks))) == STREAMED
+        plan = known.plan(a_request(message_id=message_id, **asks))
+        assert sent(plan) == {}
+        assert not plan.fall_back(answered(200))
+    assert form(known, a_request(**asks)) is Form.UNARY
+
+
+def test_where_streams_work_one_message_teaches_nothing() -> None:
+    """It is answered unstreamed all the same."""
+    known = negotiator()
+    assert not known.plan(a_request()).fall_back(answered(200, streamed=True, is_whole=True, stream_usage={"a": 1}))
+    for message_id in ("a", "b", "c"):
+        fails_silently(known, a_request(message_id=message_id), Fault.CONNECTION_LOST)
+        plan = known.plan(a_request(message_id=message_id))
+        assert sent(plan) == {}
+        assert not plan.fall_back(answered(200))
+    assert form(known, a_request()) is Form.STREAM_WITH_USAGE
+
+
+@pytest.mark.parametrize(
+    ("how", "mode"),
+    [
+        (Fault.CONNECT, "auto"),
+        (Fault.FIRST_BYTE_TIMEOUT, "auto"),
+        (Fault.TOTAL_TIMEOUT, "auto"),
+        (Fault.CONNECTION_LOST, "always"),
+    ],
+)
+def test_what_a_whole_answer_would_not_mend_stays_a_stream(how: Fault, mode: str) -> None:
+    """A server that is away or slow, and an operator who wants streams."""
+    known = negotiator(mode)
+    fails_silently(known, a_request(message_id="a"), how)
+    assert sent(known.plan(a_request(message_id="a"))) == STREAMED
+
+
+def test_what_failed_behind_some_text_stays_a_stream() -> None:
+    """The stream works."""
+    known = negotiator()
+    known.plan(a_request(message_id="a")).note_failure(AttemptResult(content_events=1), Fault.CONNECTION_LOST)
+    assert sent(known.plan(a_request(message_id="a"))) == STREAMED
+
+
+def test_messages_that_failed_are_bounded() -> None:
+    """As many as APIs and models."""
+    known = negotiator()
+    for number in range(2 * MAX_REMEMBERED + 1):
+        known.note_silent(str(number))
+    assert sum(known.is_silent(str(number)) for number in range(2 * MAX_REMEMBERED + 1)) <= MAX_REMEMBERED
