@@ -9,6 +9,7 @@ import contextlib
 import html
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -135,6 +136,7 @@ class Redactor:
             *_spellings(values, MIN_HEADER_CHARS_IN_ANSWER),
         ]
         self._answers = tuple(text.encode() for text in answers)
+        self._patterns: dict[bytes, re.Pattern[bytes]] = {}
 
     def text(self, text: str) -> str:
         """Return a header, or an exception's words, without credentials."""
@@ -158,10 +160,24 @@ class Redactor:
             body: As it came.
             is_answer: It is an object under a success status.
         """
-        for secret in self._answers if is_answer else self._errors:
+        secrets = self._answers if is_answer else self._errors
+        for secret in secrets:
             if secret in body:
                 body = body.replace(secret, REDACTED.encode())
+        if _ESCAPED_ASCII.search(body):
+            for secret in secrets:
+                pattern = self._patterns.setdefault(secret, _with_escapes(secret))
+                body = pattern.sub(REDACTED.encode(), body)
         return body
+
+
+_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
+"""JSON may write any character so; encoders that are careful about HTML write `&`, `+` and `/` so."""
+
+
+def _with_escapes(secret: bytes) -> re.Pattern[bytes]:
+    """Return a pattern for a secret any of whose characters JSON has escaped."""
+    return re.compile(b"".join(b"(?:%b|(?i:\\\\u00%02x))" % (re.escape(bytes((code,))), code) for code in secret))
 
 
 def _spellings(secrets: Iterable[str], min_chars: int) -> list[str]:

@@ -161,6 +161,22 @@ def test_the_key_is_replaced_however_it_is_written(text: str, is_answer: bool) -
         assert "1234" not in found
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        SENT.replace("&", "\\u0026"),
+        SENT.replace("/", "\\u002F").replace("&", "\\u0026"),
+        "".join(f"\\u{ord(char):04x}" for char in SENT),
+        "".join(f"\\u{ord(char):04X}" for char in SENT),
+    ],
+)
+@pytest.mark.parametrize("is_answer", [True, False])
+def test_the_key_is_replaced_where_json_escapes_its_characters(text: str, is_answer: bool) -> None:
+    """Encoders that are careful about HTML do; what stays is JSON with the same other words."""
+    body = f'{{"message": "\\u003c{text}\\u003e \\u00fc"}}'.encode()
+    assert json.loads(a_redactor().body(body, is_answer=is_answer)) == {"message": f"<{REDACTED}> \u00fc"}
+
+
 @pytest.mark.parametrize("value", ["Basic dXNlcjpwYXNzd29yZA==", "hunter2hunter2hunter2", 'tok"en-0123456789-abc'])
 def test_the_operators_headers_are_replaced(value: str) -> None:
     """Also without the scheme before them, and JSON stays JSON."""
