@@ -7,7 +7,7 @@ Pure: the clock is an argument.  A hint that cannot be read is no hint; it never
 import math
 import re
 from collections.abc import Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 MAX_RETRY_AFTER_S = 86_400.0
@@ -18,6 +18,7 @@ FIRST_UNIX_TIME = 1e9
 """From here on a number is a point in time (September 2001) and no number of seconds (31 years); Unix milliseconds
 begin at a thousand times that.  Several gateways write the time of their limit's reset into Retry-After."""
 
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[T ]", re.ASCII)
 _NUMBER = re.compile(r"\d{1,16}(\.\d{1,9})?", re.ASCII)
 
 
@@ -25,8 +26,8 @@ def retry_after_s(headers: Mapping[str, str], *, now_unix: float) -> float | Non
     """
     Return how many seconds the backend asks to wait, or `None` when it does not say or cannot be understood.
 
-    `retry-after-ms` is finer and goes first; `retry-after` may be seconds or an HTTP date.  A number that is a Unix
-    time is read as that time.  A time in the past is 0; what is more than a month away is no hint.
+    `retry-after-ms` is finer and goes first; `retry-after` may be seconds, an HTTP date or an RFC 3339 time.  A number
+    that is a Unix time is read as that time.  A time in the past is 0; what is more than a month away is no hint.
 
     Args:
         headers: Response headers, names in lower case.
@@ -40,7 +41,8 @@ def retry_after_s(headers: Mapping[str, str], *, now_unix: float) -> float | Non
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
-        return _plausible(_until(milliseconds / 1000, now_unix))
+        is_time = milliseconds >= FIRST_UNIX_TIME  # also in seconds: as a wait it would be eleven days
+        return _plausible(_until(milliseconds if is_time else milliseconds / 1000, now_unix))
     value = headers.get("retry-after")
     number = _number(value)
     return _plausible(_until_date(value, now_unix) if number is None else _until(number, now_unix))
@@ -75,8 +77,9 @@ def _plausible(seconds: float | None) -> float | None:
 def _until_date(value: str | None, now_unix: float) -> float | None:
     if not value or len(value) > 64:  # noqa: PLR2004 the longest HTTP date has 33 characters
         return None
+    text = value.strip()
     try:
-        date = parsedate_to_datetime(value.strip())
+        date = datetime.fromisoformat(text) if _RFC_3339.match(text) else parsedate_to_datetime(text)
         if date.tzinfo is None:  # the asctime form of RFC 9110 has no zone and is GMT
             date = date.replace(tzinfo=UTC)
         wait_s = date.timestamp() - now_unix
