@@ -92,7 +92,7 @@ _decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_number = msgspec.json.Decoder(float | str).decode
 _decode_int = msgspec.json.Decoder(int).decode
-_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
+_decode_headers = msgspec.json.Decoder(dict[str, str | None]).decode
 
 
 def decode_request(data: bytes) -> RequestMessage:
@@ -279,7 +279,7 @@ def _priority(raw: bytes) -> int:
 
 def _headers(raw: bytes) -> dict[str, str]:
     try:
-        headers = _decode_headers(raw)
+        headers = {name: value for name, value in _decode_headers(raw).items() if value is not None}
     except msgspec.DecodeError:
         raise MessageError("headers must map text to text", param="headers") from None
     for name, value in headers.items():

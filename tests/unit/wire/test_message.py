@@ -146,6 +146,12 @@ def test_a_deadline_is_text_or_seconds(raw: bytes, seconds: float | None) -> Non
     assert decode_request(a_message(deadline=raw)).deadline == seconds
 
 
+@pytest.mark.parametrize("raw", [b'{"X-A":"1","x-b":null}', b'{"x-b":null,"X-A":"1"}', b'{"X-A":"1"}'])
+def test_a_header_that_is_null_is_absent(raw: bytes) -> None:
+    """As every optional key is: programs write what they do not have as `null`."""
+    assert decode_request(a_message(headers=raw)).headers == {"x-a": "1"}
+
+
 def test_headers_come_in_lower_case() -> None:
     """Names of headers are compared with the allow-list in lower case."""
     request = decode_request(a_message(headers=b'{"X-Tenant":"a b","Traceparent":""}'))
