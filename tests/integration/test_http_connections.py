@@ -174,6 +174,48 @@ async def test_a_kept_connection_that_has_ended_costs_nothing(
         assert len(server.requests) == 10
 
 
+IDLE = answer(b"", "Connection: close", status="408 Request Timeout")
+
+
+@pytest.mark.parametrize("body", [b"", b"<html><h1>408 Request Time-out</h1></html>"])
+async def test_a_timeout_of_an_idle_connection_is_no_answer(body: bytes, open_backend: Open) -> None:
+    """It crossed the request; proxies say so before they close a kept connection."""
+
+    async def script(connection: Connection) -> None:
+        _, asked = await connection.read_request()
+        await connection.send(echo(asked))
+        await connection.reader.read(1)
+        await connection.send(answer(body, "Connection: close", status="408 Request Timeout"))
+
+    async with raw_server(script) as server:
+        backend = open_backend(server.url)
+        assert await ask(lambda body: invoke(backend, body=body), 10) == expected(10)
+        assert len(server.requests) == 10
+
+
+@pytest.mark.parametrize(
+    ("is_reused", "late"),
+    [
+        (False, IDLE),
+        (True, answer(b"", status="408 Request Timeout")),
+    ],
+)
+async def test_another_timeout_is_the_answer(is_reused: bool, late: bytes, open_backend: Open) -> None:
+    """On a fresh connection, or from a server that keeps it, the request itself was too slow."""
+
+    async def script(connection: Connection) -> None:
+        while True:
+            _, asked = await connection.read_request()
+            await connection.send(echo(asked) if is_reused and len(server.requests) == 1 else late)
+
+    async with raw_server(script) as server:
+        backend = open_backend(server.url)
+        if is_reused:
+            await invoke(backend)
+        assert (await invoke(backend)).status == 408
+        assert len(server.requests) == 1 + is_reused
+
+
 async def test_a_fresh_connection_that_ends_as_well_counts(open_backend: Open) -> None:
     """A request may kill its server: it is asked a second time and not a third."""
 

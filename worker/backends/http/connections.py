@@ -9,8 +9,9 @@ on:
   has something to read (bytes, or its end) at the moment a request would be written.
 * A connection is not reused before two ticks of `TICK_S` have passed since its last answer: what a server sends too
   much, it sends at once.  Once it did, none is reused for `DISTRUST_S`: what comes even later looks like an answer.
-* A connection that ends before a request was written to it, or a reused one that ends before one byte of the answer,
-  raises `StaleConnectionError`: the transport then asks once more, on a fresh connection.
+* A connection that ends before a request was written to it, or a reused one that ends before one byte of the answer or
+  says that it was idle for too long (408), raises `StaleConnectionError`: the transport then asks once more, on a fresh
+  connection.
 
 `on_connected` is called when a request is about to be written, long before any answer; a context variable, because the
 session between the transport and the request has no place for an argument.
@@ -28,6 +29,7 @@ import functools
 import select
 from collections.abc import Callable
 from contextvars import ContextVar
+from http import HTTPStatus
 from typing import Any, Self
 
 import aiohttp
@@ -82,6 +84,7 @@ class ExchangeProtocol(ResponseHandler):
     def __init__(self, connector: "ExchangeConnector", loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._connector = connector
+        self._begun_at = 0.0
         self._ended_at = -STRAY_S
         self._poll: select.poll | None = None
         self.settles_at = 0
@@ -104,6 +107,7 @@ class ExchangeProtocol(ResponseHandler):
             self._drop()
             raise StaleConnectionError("the connection ended, or spoke, before the request was sent", is_sent=False)
         self.is_begun, self.is_reused, self.has_answered = True, self.has_answered, False
+        self._begun_at = self._loop.time()
         self._payload = None
 
     def end(self) -> None:
@@ -113,6 +117,14 @@ class ExchangeProtocol(ResponseHandler):
         self.settles_at = self._connector.watch()
         if self._buffer:
             self._drop_stray()
+
+    def is_idle_timeout(self) -> bool:
+        """
+        Whether a 408 that has just come was sent because nothing had come, and crossed the request on its way.
+
+        Source: https://www.rfc-editor.org/rfc/rfc9110#section-15.5.9; Go's client does the same.
+        """
+        return self.is_reused and self._should_close and self._loop.time() - self._begun_at < STRAY_S
 
     def _is_readable(self) -> bool:
         """Whether the socket has bytes, or its end, that the event loop has not read."""
@@ -310,5 +322,7 @@ class ExchangeResponse(aiohttp.ClientResponse):
         except aiohttp.ClientResponseError as error:
             cause = error.__cause__
             raise UnreadableResponseError(error.message if cause is None else words_of(cause)) from cause
+        if self.status == HTTPStatus.REQUEST_TIMEOUT and protocol.is_idle_timeout():
+            raise StaleConnectionError("the server gave the idle connection up", is_sent=True)
         self.content.on_eof(protocol.end)
         return self
