@@ -45,7 +45,7 @@ def find_jar() -> Path | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -67,7 +67,7 @@ def _wait_until_up(address: str, process: "subprocess.Popen[bytes] | None") -> N
 
 @contextmanager
 def _local_process(jar: Path) -> Iterator[str]:
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     command = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx1g", "-jar", str(jar)]
     command += ["--host=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
