@@ -129,6 +129,8 @@ class ToolCalls:
         pieces = deltas if isinstance(deltas, list) else [deltas]
         if not all(isinstance(piece, dict) for piece in pieces):
             raise ShapeError("a tool call is not an object")
+        if len(pieces) > MAX_ENTRIES:
+            raise ShapeError(f"a delta has more than {MAX_ENTRIES} tool calls")
         in_order: list[dict[str, Any]] = []
         if 1 < len(pieces) <= len(self._calls) and not any(map(_is_named, pieces)):
             in_order = [call for _, call in self._calls[-len(pieces) :]]
@@ -244,6 +246,8 @@ class Parts:
         Raises:
             ShapeError: There are too many parts.
         """
+        if len(values) > MAX_ENTRIES:
+            raise ShapeError(f"a delta has more than {MAX_ENTRIES} parts")
         if not any(_holds_text(value) or _key_of(value) is not None for value in values):
             is_again = self._seen and values[: len(self._seen)] == self._seen
             values = values[len(self._seen) :] if is_again else values

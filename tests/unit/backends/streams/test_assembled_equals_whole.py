@@ -12,12 +12,18 @@ import time
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.dialect_streams import chunks_of, to_sse
-from tests.support.random_bodies import DIALECTS, canon, random_chat_body, random_completion_body
+from tests.support.dialect_streams import chunks_of, responses_events, to_sse
+from tests.support.random_bodies import (
+    DIALECTS,
+    canon,
+    random_chat_body,
+    random_completion_body,
+    random_responses_body,
+)
 from tests.support.streams import Reading
 from tests.support.virtual_time import virtual_time
 from worker.backends.streams.reading import StreamedAnswer, accumulator_for
-from worker.wire.endpoints import CHAT, COMPLETIONS
+from worker.wire.endpoints import CHAT, COMPLETIONS, RESPONSES
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "5"))
 TAILS = [
@@ -33,7 +39,7 @@ TAILS = [
 
 @given(
     dialect=st.sampled_from(sorted(DIALECTS)),
-    is_chat=st.booleans(),
+    endpoint=st.sampled_from([CHAT, COMPLETIONS, RESPONSES]),
     seed=st.integers(0, 2**32),
     tail=st.sampled_from(TAILS),
     cuts=st.lists(st.integers(0, 4000), max_size=30),
@@ -41,17 +47,22 @@ TAILS = [
     pretends_to_finish=st.booleans(),
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-def check_one_stream(*, dialect, is_chat, seed, tail, cuts, is_bytewise, pretends_to_finish):
-    """Any answer, in any dialect, cut anywhere, with anything behind it that is no part of it."""
+def check_one_stream(*, dialect, endpoint, seed, tail, cuts, is_bytewise, pretends_to_finish):
+    """Any answer, in any dialect, with any line ends, cut anywhere, with anything behind it that is no part of it."""
     rng = random.Random(seed)
     shape = DIALECTS[dialect]
-    body = (random_chat_body if is_chat else random_completion_body)(rng, shape)
-    chunks = chunks_of(body, shape, rng)
-    if pretends_to_finish and len(body["choices"]) == 1:  # some servers name a finish reason in every chunk
+    if endpoint is RESPONSES:
+        body = random_responses_body(rng)
+        chunks = responses_events(body, rng)
+    else:
+        body = (random_chat_body if endpoint is CHAT else random_completion_body)(rng, shape)
+        chunks = chunks_of(body, shape, rng)
+    if pretends_to_finish and len(body.get("choices", ())) == 1:  # some servers name a finish reason in every chunk
         for choice in (choice for chunk in chunks for choice in chunk["choices"]):
             choice["finish_reason"] = body["choices"][0]["finish_reason"]
     done = pretends_to_finish or not tail.startswith(b"data")
-    stream = to_sse(chunks, rng, done=done, tidy=True) + tail
+    names = endpoint is RESPONSES
+    stream = to_sse(chunks, rng, names=names, done=done and not names, tidy=bool(tail)) + tail
     places = (
         range(1, len(stream)) if is_bytewise and len(stream) < 3000 else sorted({cut % len(stream) for cut in cuts})
     )
@@ -60,7 +71,7 @@ def check_one_stream(*, dialect, is_chat, seed, tail, cuts, is_bytewise, pretend
     @virtual_time
     async def run() -> None:
         reading = Reading(*packets, max_bytes=10**7)
-        accumulator = accumulator_for(CHAT if is_chat else COMPLETIONS, choices=len(body["choices"]))
+        accumulator = accumulator_for(endpoint, choices=len(body.get("choices", ())))
         assert accumulator is not None
         reading.answer = StreamedAnswer(accumulator, reading.result, max_bytes=10**7)
         result = await reading.read()

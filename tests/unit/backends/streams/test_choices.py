@@ -439,9 +439,11 @@ def test_empty_strings_of_events_are_dropped():
     {"choices": [{"index": index, "delta": {}} for index in range(300_000)]},
     {"choices": [{"index": 0, "delta": {"tool_calls": [{"function": {"name": "f"}}] * 200_000}}]},
     {"choices": [{"index": 0, "delta": {"tool_calls": [{"id": str(i), "function": {"name": "f"}} for i in range(20_000)]}}]},
+    {"choices": [{"index": 0, "delta": {"tool_calls": [{"function": {"arguments": "x"}}] * 40_000}}]},
+    {"choices": [{"index": 0, "delta": {"thinking_blocks": [{"index": 0, "type": "x"}] * 40_000}}]},
     {"choices": [{"index": 0, "delta": {"thinking_blocks": [{"type": "x"}] * 5_000}}]},
     {"choices": [{"index": 0, "delta": {str(i): "" for i in range(5_000)}}]},
-], ids=["choices", "calls", "calls with ids", "parts", "fields"])  # fmt: skip
+], ids=["choices", "calls", "calls with ids", "pieces of calls", "pieces of parts", "parts", "fields"])  # fmt: skip
 def test_an_answer_that_holds_too_much_is_malformed_at_once(chunk):
     """No event makes the event loop wait for seconds."""
     data, start = json.dumps(chunk).encode(), time.process_time()
