@@ -59,6 +59,11 @@ class Evidence:
         """
         return self._failed_first / (len(self._first_attempts) + 8.0)
 
+    @property
+    def row(self) -> int:
+        """Messages that failed since one was served, without those that others contradict."""
+        return len(self._failing)
+
     def rank(self, key: str | None) -> int:
         """Return how far a message's claim is behind that of a fresh one: its failures since the lane last closed."""
         suspect = self._suspects.get(key) if key is not None else None

@@ -330,15 +330,15 @@ class RouteGate:
         return any(fate.circuit.state is not CircuitState.CLOSED for fate in (self._route, *self._lanes))
 
     def load(self) -> RouteLoad:
-        """Return what waits behind open circuits, and whether others may start all the same."""
+        """Return what waits behind open circuits and pauses, and whether others may start all the same."""
         is_stopped = self._route.circuit.state is not CircuitState.CLOSED
-        waiting, open_lanes, lanes = 0, 0, 0
+        waiting, has_working_lane = 0, not is_stopped and not any(True for _ in self._lanes)
         for lane in self._lanes:
-            is_open = lane.circuit.state is not CircuitState.CLOSED
-            waiting += len(lane.queue) if is_stopped or is_open else 0
-            open_lanes, lanes = open_lanes + is_open, lanes + 1
-        has_working_lane = not is_stopped and (open_lanes < lanes or lanes == 0)
-        return RouteLoad(waiting=waiting, is_stopped=is_stopped, has_working_lane=has_working_lane)
+            if is_stopped or lane.is_stopped:
+                waiting += len(lane.queue)
+            else:
+                has_working_lane = True
+        return RouteLoad(waiting=waiting, has_working_lane=has_working_lane)
 
     def others_waiting(self, model: str | None) -> bool:
         """Whether other messages wait that could be the next probe of what keeps a model's attempts back."""
@@ -446,6 +446,8 @@ class RouteGate:
         for fate in (self._route, lane):
             if fate.circuit.state is not CircuitState.CLOSED:
                 return lane.queue.pop_probe(fate.circuit.last_failed)
+        if lane.is_failing():  # where messages that fail stand in a block, one of the others tells what it is
+            return lane.queue.pop_probe(lane.circuit.last_failed)
         return lane.queue.pop()
 
     def _may_start(self, lane: Lane) -> bool:

@@ -17,9 +17,12 @@ from worker.flow.circuit import Circuit, CircuitState, CircuitStatistics, Pass
 from worker.flow.evidence import Evidence
 from worker.flow.queue import WaitQueue
 from worker.flow.window.adaptive import AdaptiveWindow, WindowStatistics
+from worker.policy.blame import speaks_against_backend
 
 MAX_LANES = 64
 """House decision: far above the models that one backend serves."""
+LEAST_ROW = 2
+"""Messages that must fail in a row for the next one to be chosen at random."""
 SHARED = "*"
 """Name of the lane of all models beyond `MAX_LANES`."""
 
@@ -146,6 +149,16 @@ class Lane(Fate):
     def is_idle(self) -> bool:
         """Whether forgetting the lane would lose no attempt, no waiter and no open circuit."""
         return not self.queue and self.window.in_flight == 0 and self.circuit.is_pristine
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether an open circuit or a pause of the window keeps its messages back."""
+        return self.circuit.state is not CircuitState.CLOSED or self.window.is_paused
+
+    def is_failing(self) -> bool:
+        """Whether so many messages failed since one was served that chance does not explain it."""
+        evidence = self.evidence
+        return speaks_against_backend(evidence.row, LEAST_ROW, evidence.failing_share, self.window.in_flight)
 
     def may_start(self) -> bool:
         """Whether the lane lets an attempt start now; the route's circuit is not asked."""

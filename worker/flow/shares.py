@@ -14,8 +14,7 @@ from dataclasses import dataclass
 MAX_EXTRA = 7
 """Bound, in multiples of `max_in_flight`, where others can be served meanwhile."""
 MAX_EXTRA_ALONE = 1
-"""The same where all known models are stopped: enough to find out whether messages for others come behind.  Where all
-routes are stopped there is nothing to find out, and no extra."""
+"""The same where nothing is known to work: enough to find out whether there are others behind it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +22,9 @@ class RouteLoad:
     """What one route keeps, at one instant."""
 
     waiting: int
-    """Messages that wait behind an open circuit."""
-    is_stopped: bool
-    """The circuit of the whole route is open."""
+    """Messages that wait behind an open circuit or a paused window."""
     has_working_lane: bool
-    """Some messages could start, as far as circuits are concerned."""
+    """Some messages could start, as far as circuits and pauses are concerned."""
 
 
 def extra_leases(loads: Iterable[RouteLoad], max_in_flight: int) -> int:
@@ -38,11 +35,8 @@ def extra_leases(loads: Iterable[RouteLoad], max_in_flight: int) -> int:
         loads: Of every route.
         max_in_flight: Messages that may be leased otherwise.
     """
-    waiting, bound = 0, 0
+    waiting, is_working = 0, False
     for load in loads:
         waiting += load.waiting
-        if load.has_working_lane:
-            bound = MAX_EXTRA
-        elif not load.is_stopped:
-            bound = max(bound, MAX_EXTRA_ALONE)
-    return min(waiting, bound * max_in_flight)
+        is_working = is_working or load.has_working_lane
+    return min(waiting, max_in_flight * (MAX_EXTRA if is_working else MAX_EXTRA_ALONE))

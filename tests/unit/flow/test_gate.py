@@ -1,6 +1,7 @@
 """The gate: which attempts start, which wait, and that no way of leaving it leaves anything behind."""
 
 import asyncio
+import random
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.support.flow import (
     waiting,
 )
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
-from worker.flow.circuit import CircuitState
+from worker.flow.circuit import CircuitConfig, CircuitState
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.lane import BreakerEffect, BreakerScope
 from worker.flow.queue import AdmissionOrder
@@ -43,18 +44,60 @@ async def test_admits_up_to_the_window_and_no_further(clock):
 async def test_the_load_is_what_waits_behind_open_circuits(clock):
     """A lane's own, or everything behind the route's; a route that was never asked may work."""
     gate = a_gate(clock)
-    assert gate.load() == RouteLoad(waiting=0, is_stopped=False, has_working_lane=True)
+    assert gate.load() == RouteLoad(waiting=0, has_working_lane=True)
     (await admit(gate, model="a")).finish(LOADING)
     tasks = [waiting(gate, model="a"), waiting(gate, model="a")]
     await settle()
-    assert gate.load() == RouteLoad(waiting=2, is_stopped=False, has_working_lane=False)
+    assert gate.load() == RouteLoad(waiting=2, has_working_lane=False)
     other = await admit(gate, model="b")
     tasks.append(waiting(gate, model="b"))
     await settle()
-    assert gate.load() == RouteLoad(waiting=2, is_stopped=False, has_working_lane=True)
+    assert gate.load() == RouteLoad(waiting=2, has_working_lane=True)
     other.finish(AttemptSignal(breaker=BreakerEffect.TRIP, scope=BreakerScope.ROUTE, error_class="auth"))
     await settle()
-    assert gate.load() == RouteLoad(waiting=3, is_stopped=True, has_working_lane=False)
+    assert gate.load() == RouteLoad(waiting=3, has_working_lane=False)
+    gate.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_waits_for_the_end_of_a_pause_is_in_the_load(clock):
+    """A Retry-After that several messages heard keeps the lane back as an open circuit does."""
+    gate = a_gate(clock, room=4)
+    first, second = await admit(gate, key="a"), await admit(gate, key="b")
+    for permit in (first, second):
+        permit.finish(AttemptSignal(overload=True, pause_s=5.0))
+    task = waiting(gate)
+    await settle()
+    assert gate.load() == RouteLoad(waiting=1, has_working_lane=False)
+    clock.advance(6.0)
+    await settle()
+    assert gate.load() == RouteLoad(waiting=0, has_working_lane=True)
+    (await task).finish(OK)
+
+
+async def test_after_a_row_of_failures_the_next_is_one_of_the_others(clock):
+    """Chosen at random, not the first: where messages that fail stand in a block, one behind it tells what it is."""
+    gate = RouteGate(
+        lambda: AdaptiveWindow(1, 1, 1, now=clock.now),
+        CircuitConfig(failures=50),
+        clock,
+        aging_every=0,
+        rng=random.Random(1),
+    )
+    blocking = await admit(gate)
+    tasks = [waiting(gate, key=str(number)) for number in range(40)]
+    await settle()
+    blocking.finish(AttemptSignal())
+    for number in range(2):
+        permit = await tasks[number]
+        permit.record_failure()
+        permit.finish(AttemptSignal(breaker=BreakerEffect.COUNT, error_class="server_error"))
+        await settle()
+    (chosen,) = [number for number in range(2, 40) if tasks[number].done()]
+    assert chosen > 2
+    (await tasks[chosen]).finish(OK)
+    await settle()
+    assert [number for number in range(2, 40) if tasks[number].done() and number != chosen] == [2]
     gate.close()
     await asyncio.gather(*tasks, return_exceptions=True)
 

@@ -8,16 +8,11 @@ LIMIT = 10
 
 
 def working(waiting: int = 0) -> RouteLoad:
-    return RouteLoad(waiting=waiting, is_stopped=False, has_working_lane=True)
-
-
-def unknown(waiting: int) -> RouteLoad:
-    """All models that are known are stopped, but not the route."""
-    return RouteLoad(waiting=waiting, is_stopped=False, has_working_lane=False)
+    return RouteLoad(waiting=waiting, has_working_lane=True)
 
 
 def stopped(waiting: int) -> RouteLoad:
-    return RouteLoad(waiting=waiting, is_stopped=True, has_working_lane=False)
+    return RouteLoad(waiting=waiting, has_working_lane=False)
 
 
 @pytest.mark.parametrize(
@@ -26,18 +21,16 @@ def stopped(waiting: int) -> RouteLoad:
         ([working()], 0),
         ([working(7)], 7),
         ([working(), stopped(7)], 7),
-        ([working(3), stopped(4), unknown(5)], 12),
+        ([working(3), stopped(4), stopped(5)], 12),
         ([working(1000)], MAX_EXTRA * LIMIT),
-        ([unknown(7)], 7),
-        ([unknown(1000)], MAX_EXTRA_ALONE * LIMIT),
-        ([unknown(0), stopped(1000)], MAX_EXTRA_ALONE * LIMIT),
-        ([stopped(1000)], 0),
-        ([stopped(1000), stopped(1000)], 0),
+        ([stopped(7)], 7),
+        ([stopped(1000)], MAX_EXTRA_ALONE * LIMIT),
+        ([stopped(0), stopped(1000)], MAX_EXTRA_ALONE * LIMIT),
         ([], 0),
     ],
 )
 def test_what_waits_for_a_stopped_backend_does_not_count_while_others_may_be_served(
     loads: list[RouteLoad], extra: int
 ) -> None:
-    """Up to a bound, which is large where others are known and zero where everything is away."""
+    """Up to a bound, which is large where others are known to work."""
     assert extra_leases(loads, LIMIT) == extra

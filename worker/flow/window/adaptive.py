@@ -150,6 +150,11 @@ class AdaptiveWindow:
         """Attempts under way."""
         return self._in_flight
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether a pause keeps everything back now."""
+        return self._limit.closed_until is not None
+
     def has_room(self) -> bool:
         """Whether one more attempt may start now."""
         return self._limit.has_room(self._in_flight)
