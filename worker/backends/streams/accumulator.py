@@ -51,7 +51,7 @@ of long prompts are far below."""
 _COUNTED_BYTES = 4 * 1024 * 1024
 """Of a longer event the commas inside its texts are counted as well: telling them apart would take too long."""
 _HALF = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
-"""A half of a surrogate pair without the other one; to replace them one by one in a decoder takes four times as long."""
+"""A half of a surrogate pair without the other one; replacing them one by one in a decoder takes four times as long."""
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 
 _decode = msgspec.json.Decoder().decode
