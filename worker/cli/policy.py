@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     blame.add_argument(
         "--others-failing", type=int, default=0, metavar="N", help="other ones that failed since one was served"
     )
+    blame.add_argument("--under-way", type=int, default=0, metavar="N", help="attempts of other ones, not yet ended")
     blame.add_argument(
         "--failures", type=int, metavar="N", help="of this message, over all deliveries, from 1; default: --attempts"
     )
@@ -81,7 +82,7 @@ def run(namespace: argparse.Namespace) -> int:
     if (namespace.status is None) == (namespace.fault is None):
         raise SettingsError(["policy explain: give --status or --fault, one of them"])
     failures = namespace.attempts if namespace.failures is None else namespace.failures
-    _check_blame(failures, namespace.others_failing, namespace.failing_share)
+    _check_blame(failures, namespace.others_failing, namespace.under_way, namespace.failing_share)
     settings = load_settings(namespace.config) if namespace.config else Settings()
     event = ErrorEvent(
         backend=namespace.backend,
@@ -123,6 +124,7 @@ def run(namespace: argparse.Namespace) -> int:
             is_contradicted=namespace.others_served,
             others_failing=namespace.others_failing,
             failing_share=namespace.failing_share,
+            undecided=namespace.under_way,
         ),
         can_resume=namespace.can_resume,
         forbidden_in_a_row=namespace.forbidden_in_a_row,
@@ -131,12 +133,14 @@ def run(namespace: argparse.Namespace) -> int:
     return 0
 
 
-def _check_blame(failures: int, others_failing: int, failing_share: float) -> None:
+def _check_blame(failures: int, others_failing: int, under_way: int, failing_share: float) -> None:
     faults = []
     if failures < 1:
         faults.append(f"--failures {failures}: the failure that is asked about is the first at least")
     if others_failing < 0:
         faults.append(f"--others-failing {others_failing}: must not be negative")
+    if under_way < 0:
+        faults.append(f"--under-way {under_way}: must not be negative")
     if not 0.0 <= failing_share <= 1.0:
         faults.append(f"--failing-share {failing_share:g}: must be between 0 and 1")
     if faults:

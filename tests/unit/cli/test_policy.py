@@ -69,6 +69,24 @@ def test_the_reason_is_told(explained: Explained) -> None:
     assert "gate      nothing for the breaker" in lines
 
 
+@pytest.mark.parametrize(
+    ("options", "pauses"),
+    [
+        ((), False),
+        (("--others-failing", "4"), True),
+        (("--others-failing", "4", "--failing-share", "0.2"), False),
+        (("--others-failing", "9", "--failing-share", "0.2"), True),
+        (("--others-failing", "9", "--failing-share", "0.2", "--under-way", "20"), False),
+    ],
+)
+def test_a_hint_counts_if_more_heard_it_than_chance_explains(
+    explained: Explained, options: tuple[str, ...], pauses: bool
+) -> None:
+    """What fails anyhow and what is under way decide whether the window pauses."""
+    text = explained("--status", "429", "--header", "retry-after: 7", *options)
+    assert ("the window pauses for 7 s" in text) is pauses
+
+
 def test_rules_of_the_file_take_part(config: Path, explained: Explained) -> None:
     """An operator's rule decides, and blame has its word afterwards."""
     config.write_text(GOOD + "policy: {rules: [{name: patient, match: {status: 418}, do: hold, breaker: count}]}\n")
@@ -84,6 +102,7 @@ def test_rules_of_the_file_take_part(config: Path, explained: Explained) -> None
         (["--failures", "-3"], "--failures -3: "),
         (["--attempts", "0"], "--failures 0: "),
         (["--others-failing", "-1"], "--others-failing -1: must not be negative"),
+        (["--under-way", "-1"], "--under-way -1: must not be negative"),
         (["--failing-share", "1.5"], "--failing-share 1.5: must be between 0 and 1"),
         (["--failing-share", "-0.1"], "--failing-share -0.1: must be between 0 and 1"),
         (["--failing-share", "nan"], "--failing-share nan: must be between 0 and 1"),
