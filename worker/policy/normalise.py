@@ -35,6 +35,7 @@ _MAX_DETAILS = 16
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 """In bytes: line separators of Unicode (U+2028, U+0085) end no line of an event stream."""
 _STARTS = (b"data:", b"event:")
+_FIELDS = (*_STARTS, b"id:", b"retry:", b":")
 _HTML = (b"<!doctype", b"<html", b"<head", b"<body")
 
 
@@ -102,8 +103,10 @@ def normalise(status: int | None, headers: Mapping[str, str], body: bytes) -> Fa
     Source: the servers' own code, named at each sample in `tests/unit/policy/golden`.
     """
     head = body[:MAX_BODY_BYTES]
-    if looks_like_events(headers, head) and not head.lstrip().startswith((b"{", b"[")):
-        facts = _of_document(first_data(head) or b"", ("sse",))
+    is_stream = looks_like_events(headers, head) and not head.lstrip().startswith((b"{", b"["))
+    data = first_data(head) if is_stream else None
+    if data is not None or (is_stream and _begins_with(head, _FIELDS)):
+        facts = _of_document(data or b"", ("sse",))
     elif len(body) > MAX_BODY_BYTES:
         facts = _of_text(head, ())
     else:
@@ -293,7 +296,11 @@ def looks_like_events(headers: Mapping[str, str], body: bytes) -> bool:
     """
     if headers.get("content-type", "").lower().startswith("text/event-stream"):
         return True
-    return body.lstrip(b"\xef\xbb\xbf\r\n ").startswith(_STARTS)
+    return _begins_with(body, _STARTS)
+
+
+def _begins_with(body: bytes, words: tuple[bytes, ...]) -> bool:
+    return body.lstrip(b"\xef\xbb\xbf\r\n ").startswith(words)
 
 
 def first_data(body: bytes) -> bytes | None:

@@ -21,7 +21,6 @@ from worker.policy.normalise import (
     MAX_BODY_BYTES,
     MAX_MESSAGE_BYTES,
     Facts,
-    Shape,
     bounded,
     bounded_bytes,
     normalise,
@@ -156,7 +155,7 @@ def _backend(event: ErrorEvent, facts: Facts, *, is_partial: bool) -> dict[str, 
     is_whole = event.fault is None  # otherwise it is the beginning of something, whatever that looks like
     body = facts.payload if is_whole and not is_partial and _is_embeddable(facts.payload) else None
     request_id = request_id_of(event.headers)
-    text = None if body is not None or is_partial or facts.shape is Shape.EMPTY else event.body
+    text = None if body is not None or is_partial or not event.body.strip() else event.body
     return {
         "status": event.status,
         "body": None if body is None else msgspec.Raw(body),

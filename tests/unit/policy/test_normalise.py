@@ -125,6 +125,15 @@ def test_an_event_stream_is_told_by_its_beginning_too():
     assert facts_of('data: {"error": "a\u2028b"}\n\n'.encode()).message == "a\u2028b"
 
 
+@pytest.mark.parametrize(
+    "body", [b"upstream timed out", b"bye", b"\x00\xff", b"<html><title>t</title></html>", b"null"]
+)
+def test_what_is_no_event_stream_is_read_as_what_it_is(body):
+    """Whatever its content type says."""
+    assert facts_of(body, content_type="text/event-stream") == facts_of(body, content_type="text/plain")
+    assert facts_of(body).message or body == b"null"
+
+
 def test_an_event_stream_without_data_is_empty():
     """Nothing but comments and the end says nothing."""
     assert facts_of(b": ping\n\ndata: [DONE]\n\n", content_type="text/event-stream").shape is Shape.EMPTY

@@ -230,3 +230,22 @@ def test_no_response_at_all_can_break_judging_or_answering(partial, **what):
     assert isinstance(parsed, dict)
     assert ("truncated" in parsed) == ("partial" in parsed)
     assert decision.retry_after_s is None or 0.0 <= decision.retry_after_s <= 86_400.0
+
+
+@pytest.mark.parametrize(
+    "body", [b"bye", b"upstream timed out", b": x\n\n", b"\x00\x01", b"<html>", b"data: [DONE]\n\n"]
+)
+@pytest.mark.parametrize("content_type", ["text/event-stream", "application/json"])
+def test_a_stream_that_cannot_be_read_leaves_its_first_bytes(body: bytes, content_type: str) -> None:
+    """Whatever they are, and whatever they are called."""
+    event = an_event(
+        200,
+        body,
+        headers={"content-type": content_type},
+        phase=Phase.STREAM,
+        fault=Fault.STREAM_BROKEN,
+        detail="an event is not JSON",
+    )
+    status, answered = answer(event)
+    assert (status, answered["error"]["backend"]["text"]) == (502, body.decode())
+    assert "an event is not JSON" in answered["error"]["message"]
