@@ -95,10 +95,18 @@ async def bench(broker: Admin, backend: SimBackendThread) -> AsyncIterator[Bench
 
 
 async def _get(service: Service, path: str) -> tuple[int, dict[str, Any]]:
-    assert service._probes._runner is not None
-    port = service._probes._runner.addresses[0][1]
-    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}") as response:
+    async with aiohttp.ClientSession() as session, session.get(_url(service, path)) as response:
         return response.status, json.loads(await response.read())
+
+
+async def _scrape(service: Service) -> str:
+    async with aiohttp.ClientSession() as session, session.get(_url(service, "/metrics")) as response:
+        return await response.text()
+
+
+def _url(service: Service, path: str) -> str:
+    assert service._probes._runner is not None
+    return f"http://127.0.0.1:{service._probes._runner.addresses[0][1]}{path}"
 
 
 @pytest.mark.slow
@@ -109,6 +117,7 @@ async def test_a_message_is_answered_and_a_stop_lets_it_finish(bench: Bench) -> 
     await bench.publish(REQUEST)
     await eventually(lambda: service._metrics.in_flight._value.get() == 1)
     assert (await _get(service, "/readyz"))[0] == 200
+    assert 'inference_worker_model_in_flight{backend="default",model="m"} 1.0' in await _scrape(service)
     service.stop()
     assert (await _get(service, "/readyz"))[0] == 503
     assert await running == 0
