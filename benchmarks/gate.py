@@ -33,7 +33,7 @@ async def measure(callers: int, admissions: int) -> float:
         while left > 0:
             left -= 1
             order = AdmissionOrder(publish_time=publish_time)
-            with await gate.admit(order, model="m", give_up_s=LONGEST_WAIT_S) as permit:
+            with await gate.admit(order, lane_name="m", give_up_s=LONGEST_WAIT_S) as permit:
                 await asyncio.sleep(0)
                 permit.finish(SERVED)
 

@@ -90,11 +90,11 @@ async def test_gauges_show_each_model_by_itself() -> None:
     gate = pipeline.route.gate
     for key in ("a", "b"):
         await _fail_in_lane(gate, "down", key)
-    served = await gate.admit(AdmissionOrder(), model="up")
+    served = await gate.admit(AdmissionOrder(), lane_name="up")
     served.finish(AttemptSignal(breaker=BreakerEffect.SUCCESS))
-    running = [await gate.admit(AdmissionOrder(), model="up") for _ in range(3)]
+    running = [await gate.admit(AdmissionOrder(), lane_name="up") for _ in range(3)]
     waiting = [
-        asyncio.ensure_future(gate.admit(AdmissionOrder(held=held), model=model))
+        asyncio.ensure_future(gate.admit(AdmissionOrder(held=held), lane_name=model))
         for model, held in (("up", True), ("up", False), ("down", False))
     ]
     await settle()
@@ -124,7 +124,7 @@ async def test_gauges_show_each_model_by_itself() -> None:
 
 
 async def _fail_in_lane(gate: RouteGate, model: str | None, key: str) -> None:
-    permit = await gate.admit(AdmissionOrder(), key=key, model=model)
+    permit = await gate.admit(AdmissionOrder(), key=key, lane_name=model)
     permit.record_failure()
     permit.finish(AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready"))
 
@@ -156,7 +156,7 @@ async def test_names_of_models_neither_break_a_scrape_nor_make_it_large() -> Non
     names = [*HOSTILE, *(f"made-up-{number}" for number in range(3 * MAX_LANES))]
     seen: set[str] = set()
     for first in range(0, len(names), 16):
-        permits = [await gate.admit(AdmissionOrder(), model=name) for name in names[first : first + 16]]
+        permits = [await gate.admit(AdmissionOrder(), lane_name=name) for name in names[first : first + 16]]
         supervisor.set_gauges()
         shown = _scraped(pipeline)
         assert supervisor.details()["backends"]["fake"]["models"].keys() == shown.keys()
@@ -175,7 +175,7 @@ async def test_the_models_beyond_the_bound_are_shown_together() -> None:
     pipeline = Pipeline()
     supervisor = pipeline.supervisor()
     gate = pipeline.route.gate
-    permits = [await gate.admit(AdmissionOrder(), model=f"m{number}") for number in range(MAX_LANES)]
+    permits = [await gate.admit(AdmissionOrder(), lane_name=f"m{number}") for number in range(MAX_LANES)]
     for key in ("a", "b"):
         await _fail_in_lane(gate, f"one-too-many-{key}", key)
     supervisor.set_gauges()
@@ -194,9 +194,9 @@ async def test_names_that_a_backend_refuses_use_up_no_label() -> None:
     supervisor = pipeline.supervisor()
     gate = pipeline.route.gate
     for number in range(3 * MAX_LANES):
-        (await gate.admit(AdmissionOrder(), model=f"none-such-{number}")).finish(AttemptSignal())
+        (await gate.admit(AdmissionOrder(), lane_name=f"none-such-{number}")).finish(AttemptSignal())
         supervisor.set_gauges()
-    permit = await gate.admit(AdmissionOrder(), model="real")
+    permit = await gate.admit(AdmissionOrder(), lane_name="real")
     supervisor.set_gauges()
     assert _scraped(pipeline).keys() == {"real"}
     permit.finish(AttemptSignal())

@@ -1,10 +1,10 @@
 """
 The gate of one route: which attempts may start, and which have to wait.
 
-Theory of operation.  Each model has a lane with its own window, circuit and queue.  `admit` returns a `Permit` once the
-circuits of route and lane and the lane's window allow an attempt and no waiter of the lane has a better claim.  The
-permit is finished exactly once with an `AttemptSignal`, which the gate passes on as it is.  A freed slot goes to one
-waiter at once (its future gets the permit): no other waiter wakes up, and no later caller can overtake it.
+Theory of operation.  Each lane (see `flow.lane`) has its own window, circuit and queue.  `admit` returns a `Permit`
+once the circuits of route and lane and the lane's window allow an attempt and no waiter of the lane has a better claim.
+The permit is finished exactly once with an `AttemptSignal`, which the gate passes on as it is.  A freed slot goes to
+one waiter at once (its future gets the permit): no other waiter wakes up, and no later caller can overtake it.
 
 Before that, a failed attempt is noted with `record_failure`, which returns what is known about the message and the
 others of its lane (`Blame`); what follows from it is decided by the caller.
@@ -69,7 +69,7 @@ class GateStatistics:
     circuit: CircuitStatistics
     """Of the route."""
     lanes: Mapping[str, LaneStatistics]
-    """By model; `""` for requests without one."""
+    """By name."""
     failing_share: float
     """`LaneStatistics.failing_share`, of failures that concern the whole route."""
     paused: bool
@@ -237,7 +237,7 @@ class RouteGate:
         order: AdmissionOrder,
         *,
         key: str | None = None,
-        model: str | None = None,
+        lane_name: str | None = None,
         give_up_s: float | None = None,
         delay_s: float = 0.0,
         streamed: bool = False,
@@ -248,7 +248,7 @@ class RouteGate:
         Args:
             order: The claim among the waiters.
             key: The message, to know it again when it fails; `None`: it is not known again.
-            model: The request's model, whose lane it is.
+            lane_name: Whose fate the request shares; `None` is a lane too.
             give_up_s: Longest wait, seconds; `None` waits for ever, 0 not at all.
             delay_s: Not before this many seconds, whatever the state (the backoff of a held message).  Cut short when
                 an open circuit closes: the reason for the delay is gone then.
@@ -262,7 +262,7 @@ class RouteGate:
         """
         if self._is_closed:
             raise AdmissionClosedError("the worker is draining")
-        lane = self._lanes.of(model)
+        lane = self._lanes.of(lane_name)
         if delay_s <= 0.0 and not lane.queue and not self._is_paused and self._may_start(lane):
             lane.queue.count_admission()
             return self._permit(lane, key, streamed=streamed)
@@ -317,9 +317,9 @@ class RouteGate:
             lane.queue.release()
         self._pump()
 
-    def stopping(self, model: str | None = None) -> CircuitStatistics | None:
-        """Return the circuit that keeps a model's attempts back: the route's, else its lane's; `None` while closed."""
-        lane = self._lanes.find(model)
+    def stopping(self, lane_name: str | None = None) -> CircuitStatistics | None:
+        """Return the circuit that keeps a lane's attempts back: the route's, else its own; `None` while closed."""
+        lane = self._lanes.find(lane_name)
         for fate in (self._route, lane):
             if fate is not None and fate.circuit.state is not CircuitState.CLOSED:
                 return fate.circuit.statistics()
@@ -340,11 +340,11 @@ class RouteGate:
                 has_working_lane = True
         return RouteLoad(waiting=waiting, has_working_lane=has_working_lane)
 
-    def others_waiting(self, model: str | None) -> bool:
-        """Whether other messages wait that could be the next probe of what keeps a model's attempts back."""
+    def others_waiting(self, lane_name: str | None) -> bool:
+        """Whether other messages wait that could be the next probe of what keeps a lane's attempts back."""
         if self._route.circuit.state is not CircuitState.CLOSED:
             return any(lane.queue for lane in self._lanes)
-        lane = self._lanes.find(model)
+        lane = self._lanes.find(lane_name)
         return lane is not None and len(lane.queue) > 0
 
     def statistics(self) -> GateStatistics:
@@ -423,7 +423,7 @@ class RouteGate:
         opens_at: list[float] = []
         waiting = [lane for lane in self._lanes if lane.queue]
         if self._route.circuit.state is not CircuitState.CLOSED:
-            self._rng.shuffle(waiting)  # its probe is not always of the same model
+            self._rng.shuffle(waiting)  # its probe is not always of the same lane
         for lane in waiting:
             self._pump_lane(lane, opens_at)
         self._arm(now, opens_at)

@@ -1,12 +1,12 @@
 """
-A lane: the attempts on one route that share a fate, which are those of one model.
+A lane: the attempts on one route that share a fate: those of one model, and of one tenant where tenants are told apart.
 
 Each lane has its own window, circuit, queue and memory of what failed, so that a model that is down, loading or at its
 limit stops no other one.  What concerns the whole host (a refused connection, the account) is the route's: a route has
 a circuit and a memory of its own beside those of its lanes.
 
-Names of models come from requesters, so there are at most `MAX_LANES`: a lane that is idle and has nothing to remember
-makes room for a new one, and beyond that all further models share one lane.
+Names come from requesters, so there are at most `MAX_LANES`: a lane that is idle and has nothing to remember
+makes room for a new one, and beyond that all further ones share one lane.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,11 +20,11 @@ from worker.flow.window.adaptive import AdaptiveWindow, WindowStatistics
 from worker.policy.blame import speaks_against_backend
 
 MAX_LANES = 64
-"""House decision: far above the models that one backend serves."""
+"""House decision: far above the models that one backend serves, and a number of tenants that can be watched."""
 LEAST_ROW = 2
 """Messages that must fail in a row for the next one to be chosen at random."""
 SHARED = "*"
-"""Name of the lane of all models beyond `MAX_LANES`."""
+"""Name of the lane of everything beyond `MAX_LANES`."""
 
 
 class BreakerEffect(StrEnum):
@@ -51,8 +51,8 @@ class BreakerScope(StrEnum):
 class BreakerChange:
     """A circuit that was closed opened, or one that was open closed."""
 
-    model: str | None
-    """Whose lane; `None`: the whole route."""
+    lane: str | None
+    """`None`: the whole route."""
     error_class: str
     """Why it opened, or last stayed open."""
     open_s: float | None
@@ -100,7 +100,7 @@ class Fate:
         if has_closed:
             self.evidence.forgive()
             if self._on_change is not None and opened_at is not None:
-                self._on_change(BreakerChange(model=self.name, error_class=error_class or "", open_s=now - opened_at))
+                self._on_change(BreakerChange(lane=self.name, error_class=error_class or "", open_s=now - opened_at))
         return has_closed
 
     def record_failure(
@@ -118,15 +118,15 @@ class Fate:
             retry_after_s=retry_after_s,
         )
         if was_closed and self._on_change is not None and self.circuit.opened_at is not None:
-            self._on_change(BreakerChange(model=self.name, error_class=error_class, open_s=None))
+            self._on_change(BreakerChange(lane=self.name, error_class=error_class, open_s=None))
 
 
 class Lane(Fate):
     """
-    One model's window, circuit, queue and memory.
+    Window, circuit, queue and memory of what shares a fate.
 
     Args:
-        name: Of the model; `""` for requests without one.
+        name: See `RequestMessage.lane`; `""` for requests without a model.
         window: Its own.
         circuit: Its own, closed.
         queue: Its own, empty.
@@ -196,9 +196,9 @@ class Lanes:
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._lanes.values())
 
-    def of(self, model: str | None) -> Lane:
-        """Return the lane of a model, made now if there is none; the shared one where no other can be made."""
-        name = model or ""
+    def of(self, name: str | None) -> Lane:
+        """Return a lane, made now if there is none; the shared one where no other can be made."""
+        name = name or ""
         lane = self._lanes.get(name)
         if lane is None:
             if len(self._lanes) >= self._limit and not self._forget_one():
@@ -208,9 +208,9 @@ class Lanes:
                 lane = self._lanes[name] = self._make(name)
         return lane
 
-    def find(self, model: str | None) -> Lane | None:
-        """Return the lane of a model if there is one, else the shared one if there is that."""
-        return self._lanes.get(model or "") or self._lanes.get(SHARED)
+    def find(self, name: str | None) -> Lane | None:
+        """Return a lane if there is one, else the shared one if there is that."""
+        return self._lanes.get(name or "") or self._lanes.get(SHARED)
 
     def statistics(self) -> Mapping[str, LaneStatistics]:
         """Return a snapshot of each, by name."""

@@ -20,14 +20,13 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import Any, Protocol
 
-import msgspec
-
 from worker.delivery import Delivery, Reply
 from worker.errors import SettingsError
 from worker.policy.model import ErrorClass
 from worker.settings.schema import DedupeSettings
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
+from worker.wire.message import metadata_value
 
 REDIS_TIMEOUT_S = 2.0
 """Longest wait for Redis per message: an answer is worth more than the knowledge that it might be a second one."""
@@ -39,7 +38,6 @@ _NO_FINGERPRINT = "-"
 """The fingerprint of a message id: the data of a message never changes."""
 
 _log = get_logger("dedupe")
-_decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Dedupe(StrEnum):
@@ -231,9 +229,9 @@ class Deduper:
     def key(self, delivery: Delivery) -> str:
         """Return the key of a delivery: the value under `metadata_key` as JSON unless it is null, else the id."""
         if self._metadata_key is not None and delivery.request is not None:
-            value = bytes(_decode_keys(delivery.request.metadata).get(self._metadata_key, b"null"))
-            if value != b"null":
-                return "m:" + value.decode()
+            value = metadata_value(delivery.request.metadata, self._metadata_key)
+            if value is not None:
+                return "m:" + value
         return _id_key(delivery)
 
     async def get(self, delivery: Delivery) -> Dedupe:

@@ -196,7 +196,7 @@ class Processor:
                 permit = await self._admit(delivery, request, route, delay_s)
             except AdmissionError as error:
                 not_admitted = NotAdmitted(last=delivery.decision, is_draining=isinstance(error, AdmissionClosedError))
-                return self._judge(delivery, not_admitted, route.health(request.model))
+                return self._judge(delivery, not_admitted, route.health(request.lane))
             finally:
                 if delivery.attempts:
                     delivery.held_s += self._clock() - waiting_since
@@ -233,7 +233,7 @@ class Processor:
         return await route.gate.admit(
             order,
             key=delivery.message.message_id,
-            model=request.model,
+            lane_name=request.lane,
             give_up_s=give_up_s,
             delay_s=delay_s,
             streamed=streamed,
@@ -271,11 +271,11 @@ class Processor:
         self, delivery: Delivery, request: RequestMessage, route: Route, end: AttemptEnd
     ) -> Verdict:
         """Have the attempt judged, after a look at the others' attempts where that is asked for."""
-        verdict = self._judge(delivery, end, route.health(request.model))
+        verdict = self._judge(delivery, end, route.health(request.lane))
         if verdict.needs_outage_check:
             await wait_for(self._draining, self._outage_detection_s)
             checked = replace(end, is_outage_checked=True)
-            verdict = self._judge(delivery, checked, route.health(request.model))
+            verdict = self._judge(delivery, checked, route.health(request.lane))
         return verdict
 
     def _judge(self, delivery: Delivery, end: End, health: BackendHealth = HEALTHY) -> Verdict:

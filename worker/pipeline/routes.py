@@ -5,7 +5,7 @@ Routes are tried in the order of the settings; the first whose patterns all matc
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -24,8 +24,10 @@ from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass
 from worker.policy.table import FORBIDDEN_IN_A_ROW
 from worker.ports import Backend
 from worker.settings.schema import RequestSettings, RouteMatch, RouteSettings
-from worker.wire.message import ReceivedMessage, RequestMessage, decode_request
+from worker.wire.message import ReceivedMessage, RequestMessage, decode_request, metadata_value
 
+MAX_TENANT_CHARS = 100
+"""Of a tenant's name; what is longer is cut, since names stand in metrics and logs."""
 _SCOPES = {Scope.MODEL: BreakerScope.LANE, Scope.BACKEND: BreakerScope.ROUTE}
 
 
@@ -44,16 +46,16 @@ class Route:
         """Whether a breaker, the route's or that of a model, keeps attempts back."""
         return self.gate.is_stopped()
 
-    def health(self, model: str | None) -> BackendHealth:
-        """Return what the gate knows of the backend that concerns a model's next attempt."""
-        circuit = self.gate.stopping(model)
+    def health(self, lane: str | None) -> BackendHealth:
+        """Return what the gate knows of the backend that concerns the next attempt of a `RequestMessage.lane`."""
+        circuit = self.gate.stopping(lane)
         if circuit is None:
             return HEALTHY
         probe_at = circuit.next_probe_at
         return BackendHealth(
             stopped_by=ErrorClass(circuit.error_class) if circuit.error_class else ErrorClass.OVERLOADED,
             next_probe_s=None if probe_at is None else probe_at - self.clock.now(),
-            has_others_waiting=self.gate.others_waiting(model),
+            has_others_waiting=self.gate.others_waiting(lane),
         )
 
     def decide(self, policy: ErrorPolicy, event: ErrorEvent) -> Decision:
@@ -175,9 +177,20 @@ class RequestReader:
         for name in request.headers:
             if name not in self._rules.allowed_headers:
                 raise MessageError(f"header {name!r} is not allowed", param="headers", metadata=request.metadata)
+        tenant = self._tenant(message, request)
+        if tenant is not None:
+            request = replace(request, tenant=tenant[:MAX_TENANT_CHARS])
         if request.body is None:
             raise MessageError("body_uri is not supported", param="body_uri", metadata=request.metadata)
         return request
+
+    def _tenant(self, message: ReceivedMessage, request: RequestMessage) -> str | None:
+        if self._rules.tenant_attribute is not None:
+            return message.attributes.get(self._rules.tenant_attribute)
+        if self._rules.tenant_metadata_key is not None:
+            value = metadata_value(request.metadata, self._rules.tenant_metadata_key)
+            return value[1:-1] if value is not None and value.startswith('"') else value
+        return None
 
 
 class IntakePause:

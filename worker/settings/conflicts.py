@@ -25,6 +25,8 @@ def find_conflicts(settings: Settings) -> list[str]:
             f"drain: grace_s + settle_s ({drain.grace_s + drain.settle_s:g} s) must be less than "
             f"the pod's termination grace period ({limit:g} s), or SIGKILL ends the drain"
         )
+    if settings.request.tenant_attribute is not None and settings.request.tenant_metadata_key is not None:
+        faults.append("request.tenant_metadata_key: the tenant is named by an attribute already (tenant_attribute)")
     if settings.dedupe.store == "redis" and settings.dedupe.redis_url is None:
         faults.append("dedupe.redis_url: is required with dedupe.store redis")
     names = [route.name for route in settings.all_routes()]

@@ -253,6 +253,12 @@ class RequestSettings(Section):
     """Paths that are forwarded, by shell pattern; any other is answered with a 400."""
     allowed_headers: list[str] = Field(default_factory=list)
     """Names a message's `headers` may set, in any case.  None by default: routers trust some headers."""
+    tenant_attribute: str | None = None
+    """Attribute of the message that names its tenant.  Each tenant then has, for each model, its own window, breaker
+    and queue at every backend, so that one that is refused or at its limit keeps no other back.  `window.max` is a
+    tenant's.  64 pairs of tenant and model at most, all others share one."""
+    tenant_metadata_key: str | None = None
+    """The same by a key of the request's metadata.  At most one of the two."""
     idempotency_key: bool = False
     """Send `Idempotency-Key: <message id>`, the same for every attempt, for the few proxies that deduplicate."""
 

@@ -170,8 +170,8 @@ class Recorder:
     def breaker_changed(self, backend: str, change: BreakerChange) -> None:
         """Note that a breaker opened or closed."""
         fields = {"backend": backend, "error_class": change.error_class}
-        if change.model is not None:
-            fields["model"] = bounded(change.model, MAX_LOGGED_MODEL_BYTES)
+        if change.lane is not None:
+            fields["model"] = bounded(change.lane, MAX_LOGGED_MODEL_BYTES)
         if change.open_s is None:
             self._metrics.breaker_trips_total.labels(backend, change.error_class).inc()
             _log.warning("breaker_opened", **fields)

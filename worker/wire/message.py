@@ -86,6 +86,13 @@ class RequestMessage:
     headers: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
     """`body.model` when it is a string."""
+    tenant: str | None = None
+    """For whom it is; `None` where tenants are not told apart."""
+
+    @property
+    def lane(self) -> str | None:
+        """Name of the requests that share its fate at a backend: its model, and its tenant if there is one."""
+        return self.model if self.tenant is None else f"{self.tenant}/{self.model or ''}"
 
 
 _decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -116,6 +123,18 @@ def decode_request(data: bytes) -> RequestMessage:
         raise
     except RecursionError:
         raise MessageError("the message is nested too deeply", metadata=read_metadata_leniently(data)) from None
+
+
+def metadata_value(metadata: bytes, key: str) -> str | None:
+    """
+    Return one value of a request's metadata as JSON, `None` where it is absent or null.
+
+    Args:
+        metadata: A JSON object, of a request that was decoded.
+        key: At the top level.
+    """
+    value = bytes(_decode_keys(metadata).get(key, b"null"))
+    return None if value == b"null" else value.decode()
 
 
 def _decode(data: bytes) -> RequestMessage:

@@ -45,12 +45,12 @@ async def test_the_load_is_what_waits_behind_open_circuits(clock):
     """A lane's own, or everything behind the route's; a route that was never asked may work."""
     gate = a_gate(clock)
     assert gate.load() == RouteLoad(waiting=0, has_working_lane=True)
-    (await admit(gate, model="a")).finish(LOADING)
-    tasks = [waiting(gate, model="a"), waiting(gate, model="a")]
+    (await admit(gate, lane_name="a")).finish(LOADING)
+    tasks = [waiting(gate, lane_name="a"), waiting(gate, lane_name="a")]
     await settle()
     assert gate.load() == RouteLoad(waiting=2, has_working_lane=False)
-    other = await admit(gate, model="b")
-    tasks.append(waiting(gate, model="b"))
+    other = await admit(gate, lane_name="b")
+    tasks.append(waiting(gate, lane_name="b"))
     await settle()
     assert gate.load() == RouteLoad(waiting=2, has_working_lane=True)
     other.finish(AttemptSignal(breaker=BreakerEffect.TRIP, scope=BreakerScope.ROUTE, error_class="auth"))
@@ -375,8 +375,8 @@ async def test_a_paused_gate_admits_no_attempt_until_it_is_resumed(clock):
 async def test_a_probe_is_not_lost_with_one_that_is_being_cancelled(clock):
     """The others of the model do not stay parked because the one chosen to probe has just left."""
     gate = a_gate(clock, room=8)
-    (await admit(gate, model="a")).finish(LOADING)
-    leaving, next_one = waiting(gate, model="a"), waiting(gate, model="a")
+    (await admit(gate, lane_name="a")).finish(LOADING)
+    leaving, next_one = waiting(gate, lane_name="a"), waiting(gate, lane_name="a")
     await settle()
     leaving.cancel()
     clock.advance(1.0)
@@ -523,11 +523,11 @@ async def test_recovery_ends_every_delay(clock):
 async def test_a_models_circuit_stops_that_model_only(clock):
     """Other models overtake; of the parked waiters one probes, then all go on."""
     gate = a_gate(clock, room=8)
-    (await admit(gate, model="a")).finish(LOADING)
-    parked = [waiting(gate, model="a") for _ in range(3)]
+    (await admit(gate, lane_name="a")).finish(LOADING)
+    parked = [waiting(gate, lane_name="a") for _ in range(3)]
     await settle()
     assert not any(task.done() for task in parked)
-    (await admit(gate, model="b")).finish(OK)
+    (await admit(gate, lane_name="b")).finish(OK)
     clock.advance(1.0)
     await settle()
     assert sum(task.done() for task in parked) == 1

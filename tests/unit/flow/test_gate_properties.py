@@ -59,7 +59,7 @@ class World:
         match action:
             case ("admit", model, give_up_s, delay_s, priority):
                 order = AdmissionOrder(priority=priority, held=delay_s > 0)
-                admission = self.gate.admit(order, model=model, give_up_s=give_up_s, delay_s=delay_s)
+                admission = self.gate.admit(order, lane_name=model, give_up_s=give_up_s, delay_s=delay_s)
                 self.tasks.append(asyncio.ensure_future(admission))
             case ("cancel", index) if self.tasks:
                 self.tasks[index % len(self.tasks)].cancel()

@@ -17,12 +17,12 @@ def states(gate: RouteGate) -> dict[str, CircuitState]:
 async def test_a_models_failure_stops_only_that_model(clock: FakeClock) -> None:
     """Other models and requests without one go on, each in a window of its own."""
     gate = a_gate(clock)
-    (await admit(gate, model="a")).finish(LOADING)
-    stopped = waiting(gate, model="a")
+    (await admit(gate, lane_name="a")).finish(LOADING)
+    stopped = waiting(gate, lane_name="a")
     await settle()
     assert not stopped.done()
     for model in ("b", "c", None):
-        assert (await admit(gate, model=model)) is not None
+        assert (await admit(gate, lane_name=model)) is not None
     assert states(gate) == {
         "a": CircuitState.OPEN,
         "b": CircuitState.CLOSED,
@@ -61,17 +61,17 @@ async def test_a_models_failure_does_not_decide_the_routes_probe(clock: FakeCloc
     assert probe.is_route_probe
     probe.finish(LOADING)
     assert gate.statistics().circuit.state is CircuitState.OPEN
-    assert (await admit(gate, model="b")).is_route_probe
+    assert (await admit(gate, lane_name="b")).is_route_probe
 
 
 async def test_a_failure_of_the_route_frees_the_models_probe(clock: FakeClock) -> None:
     """When the backend refuses, nothing was learned about the model."""
     gate = a_gate(clock)
-    (await admit(gate, model="a")).finish(LOADING)
+    (await admit(gate, lane_name="a")).finish(LOADING)
     clock.advance(1.0)
-    (await admit(gate, model="a")).finish(AUTH)
+    (await admit(gate, lane_name="a")).finish(AUTH)
     clock.advance(1.0)
-    assert (await admit(gate, model="a")).is_probe
+    assert (await admit(gate, lane_name="a")).is_probe
 
 
 async def test_a_circuit_that_opens_or_closes_is_reported_once(clock: FakeClock) -> None:
@@ -80,20 +80,20 @@ async def test_a_circuit_that_opens_or_closes_is_reported_once(clock: FakeClock)
     gate = RouteGate(
         lambda: AdaptiveWindow(8, 8, 8, now=clock.now), ONE_IS_ENOUGH, clock, on_change=changes.append, rng=NoJitter()
     )
-    permits = [await admit(gate, model="a") for _ in range(3)]
+    permits = [await admit(gate, lane_name="a") for _ in range(3)]
     for permit in permits:
         permit.finish(LOADING)
     clock.advance(1.0)
-    (await admit(gate, model="a")).finish(LOADING)
+    (await admit(gate, lane_name="a")).finish(LOADING)
     clock.advance(2.0)
-    probe = await admit(gate, model="a")
+    probe = await admit(gate, lane_name="a")
     probe.first_byte()
     probe.finish(OK)
     (await admit(gate)).finish(AUTH)
     assert changes == [
-        BreakerChange(model="a", error_class="not_ready", open_s=None),
-        BreakerChange(model="a", error_class="not_ready", open_s=3.0),
-        BreakerChange(model=None, error_class="auth", open_s=None),
+        BreakerChange(lane="a", error_class="not_ready", open_s=None),
+        BreakerChange(lane="a", error_class="not_ready", open_s=3.0),
+        BreakerChange(lane=None, error_class="auth", open_s=None),
     ]
 
 
@@ -101,12 +101,12 @@ async def test_lanes_are_bounded_whatever_models_are_asked_for(clock: FakeClock)
     """An idle lane makes room; where every lane is in use, further models share one."""
     gate = a_gate(clock)
     for index in range(3 * MAX_LANES):
-        (await admit(gate, model=f"idle {index}")).finish(OK)
+        (await admit(gate, lane_name=f"idle {index}")).finish(OK)
     assert len(gate.statistics().lanes) == MAX_LANES
-    permits = [await admit(gate, model=f"busy {index}") for index in range(MAX_LANES)]
-    shared = await admit(gate, model="one more")
+    permits = [await admit(gate, lane_name=f"busy {index}") for index in range(MAX_LANES)]
+    shared = await admit(gate, lane_name="one more")
     assert gate.statistics().lanes[SHARED].in_flight == 1
-    blocked = waiting(gate, model="yet another")
+    blocked = waiting(gate, lane_name="yet another")
     await settle()
     assert not blocked.done()
     for permit in (*permits, shared):
@@ -117,9 +117,9 @@ async def test_lanes_are_bounded_whatever_models_are_asked_for(clock: FakeClock)
 async def test_a_lane_that_is_stopped_is_not_forgotten(clock: FakeClock) -> None:
     """Requesters that invent names cannot reopen a circuit."""
     gate = a_gate(clock)
-    (await admit(gate, model="down")).finish(LOADING)
+    (await admit(gate, lane_name="down")).finish(LOADING)
     for index in range(2 * MAX_LANES):
-        (await admit(gate, model=f"m{index}")).finish(OK)
+        (await admit(gate, lane_name=f"m{index}")).finish(OK)
     assert states(gate)["down"] is CircuitState.OPEN
 
 

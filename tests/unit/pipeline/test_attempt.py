@@ -22,7 +22,7 @@ REQUEST = RequestMessage(path="/v1/chat/completions", body=RequestBody(b'{"model
 
 
 async def _make(pipeline: Pipeline, request: RequestMessage = REQUEST, delivery: Delivery | None = None) -> Decision:
-    permit = await pipeline.route.gate.admit(AdmissionOrder(), model=request.model)
+    permit = await pipeline.route.gate.admit(AdmissionOrder(), lane_name=request.model)
     return await _attempt(pipeline, permit, request, delivery)
 
 
@@ -177,7 +177,7 @@ async def test_an_error_status_is_judged_though_the_deadline_cut_its_body() -> N
 async def test_refusals_of_one_flight_are_one_failure_and_a_row_of_fresh_ones_opens_the_breaker() -> None:
     """However many attempts were under way together."""
     pipeline = Pipeline(FakeBackend(then=status(429)), window=8)
-    for permit in [await pipeline.route.gate.admit(AdmissionOrder(), model="m") for _ in range(8)]:
+    for permit in [await pipeline.route.gate.admit(AdmissionOrder(), lane_name="m") for _ in range(8)]:
         await _attempt(pipeline, permit)
     assert pipeline.circuit.failures == 2  # the first raises a suspicion, the second confirms it
     for _ in range(4):

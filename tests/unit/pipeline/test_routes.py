@@ -51,7 +51,7 @@ async def test_a_route_is_built_as_its_settings_say() -> None:
         breaker=BreakerSettings(failures=2, probe_interval_s=7.0, max_probe_interval_s=7.0),
     )
     route = build_route(settings, FakeBackend(), LoopClock())
-    await route.gate.admit(AdmissionOrder(), model="m")
+    await route.gate.admit(AdmissionOrder(), lane_name="m")
     window = route.gate.statistics().lanes["m"].window
     assert (window.limit, window.minimum, window.maximum) == (3, 2, 9)
     assert (route.name, route.is_open()) == ("r", False)

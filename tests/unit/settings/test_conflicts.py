@@ -47,6 +47,10 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
         {"drain": {"termination_grace_period_s": 580}},
         "drain: grace_s + settle_s (580 s) must be less than the pod's termination grace period (580 s)",
     ),
+    "two names of a tenant": (
+        {"request": {"tenant_attribute": "t", "tenant_metadata_key": "t"}},
+        "request.tenant_metadata_key: the tenant is named by an attribute already",
+    ),
     "redis": ({"dedupe": {"store": "redis"}}, "dedupe.redis_url: is required"),
 }
 

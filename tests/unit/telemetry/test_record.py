@@ -373,7 +373,7 @@ async def test_the_log_line_tells_the_first_token(logs: list[Any]) -> None:
 def test_a_breaker_line_is_short_whatever_the_model_is_called(logs, model: str) -> None:
     """The name comes from a requester; its beginning is enough to know it."""
     recorder = Recorder(Metrics(), ErrorShare(now=lambda: 0.0))
-    recorder.breaker_changed("default", BreakerChange(model=model, error_class="timeout", open_s=None))
+    recorder.breaker_changed("default", BreakerChange(lane=model, error_class="timeout", open_s=None))
     (line,) = logs
     assert model.startswith(line["model"].rstrip("…"))
     assert 100 < len(line["model"].encode()) <= MAX_LOGGED_MODEL_BYTES
