@@ -54,6 +54,8 @@ KEYS = (
     "regex",
     "response_format",
     "return_token_ids",
+    "stop",
+    "stop_token_ids",
     "stream",
     "stream_options",
     "structural_tag",

@@ -41,6 +41,8 @@ DIFFERENT_IN_STREAMS = (
     "logprobs",  # lost in the streams of LiteLLM and llama-cpp-python
     "top_logprobs",
     "echo",  # vLLM: the log probabilities of the prompt are lost
+    "stop",  # LiteLLM: which of them ended the text is lost
+    "stop_token_ids",
 )
 """Keys of a request whose answer some servers stream with other content than they answer as a whole; for `auto`.
 
