@@ -72,6 +72,8 @@ is the requester's to choose."""
 
 _MAX_KEYS = 200_000
 """Colons behind a quotation mark in a body whose top level is joined anew; of one with more, no key is replaced."""
+_MAX_SLOW_VALUES = 200_000
+"""In an object with half of a surrogate pair, which only the standard library reads, by building all of it."""
 _NOTHING = (b"null", b"false", b"[]", b"{}", b'""', b"0")
 _EMPTY = re.compile(rb"\s*\}")
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -187,7 +189,13 @@ def decode_object(decoder: msgspec.json.Decoder[_Struct], data: bytes) -> _Struc
     except (UnicodeDecodeError, msgspec.ValidationError):
         return None
     except (msgspec.DecodeError, RecursionError):
-        return _decode_slowly(decoder, data) if _SURROGATE_ESCAPE.search(data) else None
+        is_readable = _SURROGATE_ESCAPE.search(data) is not None and count_values(data) <= _MAX_SLOW_VALUES
+        return _decode_slowly(decoder, data) if is_readable else None
+
+
+def count_values(data: bytes) -> int:
+    """Return how many values JSON may hold at most, by its raw bytes."""
+    return data.count(b",") + data.count(b"{") + data.count(b"[")
 
 
 def _decode_slowly(decoder: msgspec.json.Decoder[_Struct], data: bytes) -> _Struct | None:

@@ -1,5 +1,7 @@
 """What is an answer among 2xx bodies, and what is none."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,3 +58,30 @@ def test_only_an_empty_list_of_texts_asks_about_nothing(path, body, expected):
 def test_a_query_changes_nothing_about_what_an_answer_must_hold(path):
     """Azure's paths carry the version of the API."""
     assert find_flaw(f"{path}?api-version=2024-10-21&x=a/b", b"{}") is find_flaw(path, b"{}") is Flaw.EMPTY
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", b'{"choices":[' + b"{}," * 3_000_000 + b"{}]}"),
+        ("/v1/embeddings", b'{"data":[' + b"{}," * 3_000_000 + b"{}]}"),
+        ("/v1/responses", b'{"output":[' + b"{}," * 3_000_000 + b"{}]}"),
+        ("/v1/chat/completions", rb'{"x":"\ud800","choices":[' + b"[]," * 3_000_000 + b"[]]}"),
+        ("/v1/chat/completions", rb'{"\ud800":[' + b"[]," * 3_000_000 + b"[]]}"),
+    ],
+    ids=["choices", "data", "output", "half a pair", "half a pair as key"],
+)
+def test_an_answer_that_holds_too_much_costs_no_time(path: str, body: bytes) -> None:
+    """It is none, and nothing is built of it."""
+    start = time.process_time()
+    assert find_flaw(path, body) is Flaw.MALFORMED
+    assert time.process_time() - start < 0.5
+
+
+def test_a_long_answer_is_not_too_much() -> None:
+    """Log probabilities of a hundred thousand tokens, and a text of brackets."""
+    entries = b",".join([b'{"token":"a","logprob":-1,"top_logprobs":[]}'] * 100_000)
+    head = b'{"choices":[{"finish_reason":"stop","logprobs":{"content":['
+    assert find_flaw("/v1/chat/completions", head + entries + b"]}}]}") is None
+    text = b'{"choices":[{"message":{"content":"' + b"{" * 300_000 + b'"}}]}'
+    assert find_flaw("/v1/chat/completions", text) is None

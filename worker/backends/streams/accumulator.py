@@ -33,6 +33,7 @@ from worker.backends.streams.merge import ShapeError
 from worker.backends.streams.sse import Event
 from worker.errors import BackendError
 from worker.policy.model import Fault
+from worker.wire.body import count_values
 
 DATA: Final = 1
 CONTENT: Final = 2
@@ -307,13 +308,9 @@ def _decode_halves(data: bytes) -> Any:
 
 def _holds_more_than(data: bytes, limit: int) -> bool:
     """Whether JSON holds more values than so many, by its raw bytes."""
-    if _count_values(data) <= limit:
+    if count_values(data) <= limit:
         return False
-    return len(data) > _COUNTED_BYTES or _count_values(_STRING.sub(b"", data)) > limit
-
-
-def _count_values(data: bytes) -> int:
-    return data.count(b",") + data.count(b"{") + data.count(b"[")
+    return len(data) > _COUNTED_BYTES or count_values(_STRING.sub(b"", data)) > limit
 
 
 def _is_deeper_than(value: Any, depth: int) -> bool:
