@@ -140,6 +140,7 @@ class Circuit:
         self._opened_at: float | None = None
         self._next_probe_at = 0.0
         self._failed_probes = 0
+        self._late_waits = 0  # of the class's own backoff
         self._trips = 0
 
     @property
@@ -200,7 +201,7 @@ class Circuit:
         self._state = CircuitState.CLOSED
         self._generation += 1
         self._error_class = self._opened_at = None
-        self._failed_probes = 0
+        self._failed_probes = self._late_waits = 0
         return True
 
     def record_failure(
@@ -258,7 +259,7 @@ class Circuit:
             return
         self._state = CircuitState.OPEN
         self._generation += 1
-        self._failed_probes = 0
+        self._failed_probes = self._late_waits = 0
         self._next_probe_at = self._now()
 
     def statistics(self) -> CircuitStatistics:
@@ -296,7 +297,8 @@ class Circuit:
             if backoff is None or not speaks_against_backend(self._failed_probes, EARLY_PROBES, failing_share):
                 wait = self._config.probe.delay_s(self._failed_probes + 1, 1.0 - jitter)
             else:
-                wait = backoff.delay_s(self._failed_probes - EARLY_PROBES + 1, 1.0 - jitter)
+                self._late_waits += 1
+                wait = backoff.delay_s(self._late_waits, 1.0 - jitter)
         else:
             wait = min(max(retry_after_s, 0.0), self._config.max_retry_after_s) * (1.0 + PROBE_JITTER * jitter)
         self._state = CircuitState.OPEN

@@ -181,6 +181,23 @@ def test_the_wait_doubles_up_to_the_maximum_of_the_class(clock, error_class, wai
         clock.advance(wait)
 
 
+def test_the_waits_of_the_class_begin_with_its_shortest_however_many_early_probes_failed(clock):
+    """Where many messages fail anyhow more probes are early; a quota that is back is still noticed within a minute."""
+    circuit = a_circuit(clock)
+    waits = []
+    for _ in range(9):
+        if circuit.state is CircuitState.CLOSED:
+            for _ in range(6):
+                trip(circuit, "quota", failing_share=0.2)
+        else:
+            trip(circuit, "quota", failing_share=0.2)
+        changes_at = circuit.changes_at()
+        assert changes_at is not None
+        waits.append(changes_at - clock.now())
+        clock.advance(waits[-1])
+    assert waits == [1.0, 2.0, 4.0, 4.0, 4.0, 4.0, 30.0, 60.0, 120.0]
+
+
 def test_after_closing_the_wait_starts_anew(clock):
     """The doubling ends with the outage."""
     circuit = a_circuit(clock)

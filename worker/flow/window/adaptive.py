@@ -191,7 +191,7 @@ class AdaptiveWindow:
     def first_byte(self, ticket: Ticket) -> None:
         """Report that a successful answer has begun: the best measurement of waiting.  Idempotent."""
         if ticket.first_byte_s is None and not ticket.finished:
-            self._overdue.end(ticket.number)
+            self._overdue.came(ticket.number)
             ticket.first_byte_s = self._now() - ticket.started_at
             self._accepted(ticket)
             if ticket.number >= self._round_start:

@@ -21,6 +21,7 @@ only waits.
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -199,11 +200,13 @@ class OverdueFirstBytes:
     """
     The attempts whose first byte will be reported and is not there yet, in the order of their starts.
 
-    An overdue first byte means that the request waits in the backend's queue, however long its answer will be.
+    An overdue first byte means that the request waits in the backend's queue, however long its answer will be; unless
+    an attempt that started when it was overdue already has its first byte.  Then there is no queue, and it hangs.
     """
 
     def __init__(self) -> None:
         self._started_at: dict[int, float] = {}
+        self._latest_served = -math.inf
 
     def __bool__(self) -> bool:
         return bool(self._started_at)
@@ -212,12 +215,19 @@ class OverdueFirstBytes:
         """Expect the first byte of an attempt that starts now."""
         self._started_at[number] = now
 
+    def came(self, number: int) -> None:
+        """Note that the first byte is there; harmless for an unknown attempt."""
+        started_at = self._started_at.pop(number, None)
+        if started_at is not None:
+            self._latest_served = max(self._latest_served, started_at)
+
     def end(self, number: int) -> None:
-        """Expect it no longer: it has come, or the attempt has ended.  Harmless for an unknown attempt."""
+        """Expect it no longer: the attempt has ended.  Harmless for an unknown attempt."""
         self._started_at.pop(number, None)
 
     def share(self, now: float, usual_s: float, in_flight: int) -> float:
         """Return the share of the attempts under way whose first byte is overdue; 0 when they are few."""
-        latest = now - OVERDUE_FACTOR * usual_s
-        overdue = sum(1 for _ in takewhile(lambda started_at: started_at < latest, self._started_at.values()))
+        patience_s = OVERDUE_FACTOR * usual_s
+        started = takewhile(lambda started_at: started_at < now - patience_s, self._started_at.values())
+        overdue = sum(1 for started_at in started if started_at >= self._latest_served - patience_s)
         return overdue / in_flight if overdue > OVERDUE_LEAST and in_flight > 0 else 0.0

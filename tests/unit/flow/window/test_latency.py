@@ -205,6 +205,22 @@ def test_a_few_overdue_first_bytes_are_no_queue():
     assert overdue_after(0.0, 1.0).share(10.0, 1.0, 2) == 0.0
 
 
+def test_what_a_later_attempt_overtook_hangs_and_is_no_queue():
+    """An attempt that started when the others were overdue already has its first byte: they wait for nothing."""
+    overdue = overdue_after(0.0, 0.5, 1.0, 1.5, 4.0, 5.0)
+    assert overdue.share(9.0, 1.0, 8) == 6 / 8
+    overdue.came(4)
+    assert overdue.share(9.0, 1.0, 8) == 0.0, "of five, four hang, and one says nothing"
+
+
+def test_first_bytes_that_come_in_the_order_of_their_starts_contradict_no_queue():
+    """As they do while all wait: the first of them is served first."""
+    overdue = overdue_after(*range(12))
+    for number in range(4):
+        overdue.came(number)
+    assert overdue.share(20.0, 2.0, 8) == 1.0
+
+
 def test_attempts_that_have_begun_to_answer_or_have_ended_are_not_overdue():
     """Ending one twice is harmless, and so is ending an unknown one."""
     overdue = overdue_after(0.0, 1.0, 2.0)
