@@ -204,9 +204,8 @@ class HttpBackend:
         timer: AttemptTimer,
     ) -> None:
         """Read the body as what its first bytes say it is, whatever its label."""
-        head, is_stream = b"", False
-        accumulator = plan.call.new_accumulator() if is_success(result.status) else None
-        if accumulator is not None:
+        head, is_labelled, is_stream = b"", False, False
+        if is_success(result.status):
             is_labelled = is_labelled_stream(result)
             if is_labelled:
                 result.phase, result.streamed = Phase.STREAM, True
@@ -217,7 +216,8 @@ class HttpBackend:
                 head += chunk
                 known = holds_events(head, is_labelled=is_labelled)
             is_stream = is_labelled if known is None else known
-        if accumulator is None or not is_stream:
+        accumulator = plan.call.new_accumulator() if is_stream else None
+        if accumulator is None:
             result.phase, result.streamed = Phase.BODY, False
             is_error = (result.status or 0) >= 400  # noqa: PLR2004
             result.body = await self._read(head, chunks, timer, is_error=is_error)

@@ -203,8 +203,8 @@ class Processor:
             with permit:
                 if self._is_late(request):
                     return self._judge(delivery, DeadlinePassed(last=delivery.decision))
-                end = await self._attempt(delivery, request, route, permit)
-            verdict = await self._judge_attempt(delivery, request, route, end)
+                end, budget = await self._attempt(delivery, request, route, permit)
+            verdict = await self._judge_attempt(delivery, request, route, end, budget)
             delivery.decision = verdict.decision
             delivery.counted_attempts -= verdict.is_outage
             delivery.continuations += verdict.is_continuation
@@ -239,7 +239,9 @@ class Processor:
             streamed=streamed,
         )
 
-    async def _attempt(self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit) -> AttemptEnd:
+    async def _attempt(
+        self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit
+    ) -> tuple[AttemptEnd, Budget]:
         """Make one attempt and tell the gate how it ended."""
         result = delivery.start_attempt(self._clock(), self._wall_clock())
         decision = None
@@ -262,16 +264,17 @@ class Processor:
             can_resume=delivery.resume_point is not None,
             blame=record_failure(permit, decision),
         )
-        told = report(end, self._budget(delivery), is_refusal_fresh=permit.is_refusal_fresh(), is_probe=permit.is_probe)
+        budget = self._budget(delivery)
+        told = report(end, budget, is_refusal_fresh=permit.is_refusal_fresh(), is_probe=permit.is_probe)
         work = result.usage.output if decision.error_class is None else None
         route.report(permit, told, work=work)
-        return end
+        return end, budget
 
     async def _judge_attempt(
-        self, delivery: Delivery, request: RequestMessage, route: Route, end: AttemptEnd
+        self, delivery: Delivery, request: RequestMessage, route: Route, end: AttemptEnd, budget: Budget
     ) -> Verdict:
         """Have the attempt judged, after a look at the others' attempts where that is asked for."""
-        verdict = self._judge(delivery, end, route.health(request.lane))
+        verdict = judge(end, budget, route.health(request.lane), jitter=self._random.random())
         if verdict.needs_outage_check:
             await wait_for(self._draining, self._outage_detection_s)
             checked = replace(end, is_outage_checked=True)

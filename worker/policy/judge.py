@@ -156,6 +156,9 @@ class Report:
     """The window admits nothing for this long; seconds."""
 
 
+SERVED = Report(breaker=BreakerAction.SUCCESS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What is done with the delivery."""
@@ -188,7 +191,7 @@ def report(end: AttemptEnd, budget: Budget, *, is_refusal_fresh: bool = True, is
     """
     decision = end.decision
     if decision.breaker is BreakerAction.SUCCESS:
-        return Report(breaker=BreakerAction.SUCCESS)
+        return SERVED
     if _is_cut_by_deadline(end, budget):
         return Report(breaker=BreakerAction.NONE)  # short deadlines must not open the breaker
     blame = end.blame

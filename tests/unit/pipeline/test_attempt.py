@@ -32,7 +32,8 @@ async def _attempt(
     delivery = delivery or a_delivery(request)
     delivery.backend = pipeline.route.name
     with permit:
-        return (await pipeline.processor._attempt(delivery, request, pipeline.route, permit)).decision
+        end, _ = await pipeline.processor._attempt(delivery, request, pipeline.route, permit)
+        return end.decision
 
 
 @virtual_time
@@ -190,4 +191,5 @@ def test_an_attempts_id_is_a_uuid_of_its_own() -> None:
     ids = [attempt_id(*each) for each in (("m", 1, 1), ("m", 1, 2), ("m", 2, 1), ("n", 1, 1), ("\n", 1, 1), ("", 1, 1))]
     assert len(set(ids)) == 6
     assert [str(uuid.UUID(each)) for each in ids] == ids
-    assert attempt_id("m", 1, 1) == ids[0]
+    assert attempt_id("m", 1, 1) == ids[0] == str(uuid.uuid5(uuid.NAMESPACE_OID, "m-1-1"))
+    assert [str(uuid.UUID(each)) for each in ids] == ids
