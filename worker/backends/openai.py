@@ -37,6 +37,8 @@ from worker.wire.http import is_success, request_id_of
 
 PROBE_TIMEOUT_S = 5.0
 MAX_CACHED_URLS = 256
+MAX_BLANK_BYTES = 4096
+"""Blanks at the head of a body after which nothing more is awaited that says what it is."""
 SLICE_BYTES = 256 * 1024
 """A longer body is handed over in slices of this, so that ten megabytes are neither copied at once nor written past a
 server that does not read; aiohttp warns about whole ones over 1 MiB."""
@@ -212,8 +214,10 @@ class HttpBackend:
             else:
                 timer.restart_idle()
             known = None
-            while known is None and (chunk := await anext(chunks, None)) is not None:
+            while known is None and len(head) < MAX_BLANK_BYTES and (chunk := await anext(chunks, None)) is not None:
                 head += chunk
+                if not is_labelled:
+                    timer.restart_idle()
                 known = holds_events(head, is_labelled=is_labelled)
             is_stream = is_labelled if known is None else known
         accumulator = plan.call.new_accumulator() if is_stream else None

@@ -307,7 +307,8 @@ def _own(decision: Decision, budget: Budget, blame: Blame) -> tuple[Decision, Bu
 
 def _may_be_outage(decision: Decision, blame: Blame) -> bool:
     """Say whether others may fail in the same way."""
-    if blame.is_contradicted or decision.error_class in _ANSWERED:
+    # Contradicted once is not enough: at the beginning of an outage, what began a little later is still served.
+    if blame.is_own or decision.error_class in _ANSWERED:
         return False
     return decision.breaker is BreakerAction.COUNT
 

@@ -53,6 +53,10 @@ COUNTED = ("--max-delivery-attempts", "5", "--delivery-attempt")
         ),
         (
             ("--status", "500", "--breaker-open", "server_error", "--others-served"),
+            "hold  (by builtin:server_error+outage)",
+        ),
+        (
+            ("--status", "500", "--breaker-open", "server_error", "--others-served", "--failures", "2"),
             "nack  (by builtin:server_error)",
         ),
     ],

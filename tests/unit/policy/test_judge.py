@@ -123,10 +123,19 @@ def test_what_others_contradict_tells_breaker_and_window_nothing(decision):
     assert told.retry_after_s == CONTRADICTED_PROBE_WAIT_S
 
 
-def test_what_others_contradict_is_no_outage():
+def test_what_is_a_messages_own_is_no_outage():
     """It is nacked at once, whatever the breaker says."""
-    verdict = judge(an_end(FAILED, blame=CONTRADICTED, is_outage_checked=False), FIRST, DOWN)
+    verdict = judge(an_end(FAILED, blame=OWN, is_outage_checked=False), FIRST, DOWN)
     assert (verdict.decision.disposition, verdict.is_outage, verdict.needs_outage_check) == (NACK, False, False)
+
+
+def test_what_others_contradict_once_may_be_the_beginning_of_an_outage():
+    """What began a little later may have been served before it: the failure waits like any other, then is held."""
+    first = an_end(FAILED, blame=CONTRADICTED, is_outage_checked=False)
+    assert judge(first, FIRST).needs_outage_check
+    verdict = judge(first, FIRST, DOWN)
+    assert (verdict.decision.disposition, verdict.is_outage) == (HOLD, True)
+    assert judge(replace(first, is_outage_checked=True), FIRST).decision.disposition is NACK
 
 
 def test_a_failure_that_is_the_messages_own_is_not_held():
