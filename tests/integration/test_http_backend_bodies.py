@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.raw_http import CHUNKED, Attempt, Connection, Script, answer, raw_server, until
-from worker.backends.openai import HttpBackend
+from worker.backends.openai import MAX_BLANK_BYTES, HttpBackend
 from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest
@@ -90,6 +90,20 @@ async def test_every_byte_resets_the_idle_limit_but_not_the_total() -> None:
         attempt = Attempt(server.url, {"idle_s": 1.5, "total_s": 2.0})
         assert attempt.outcome(await attempt.fail()) == (Fault.TOTAL_TIMEOUT, Phase.BODY, 200)
     assert attempt.seconds > 1.9
+
+
+@pytest.mark.parametrize("path", ["/v1/x", "/v1/chat/completions"])
+@pytest.mark.parametrize("blanks", [1, 10 * MAX_BLANK_BYTES])
+async def test_blanks_before_an_answer_belong_to_it(path: str, blanks: int) -> None:
+    """They say nothing about what comes, however many they are, and are passed on like every other byte."""
+    body = b" " * blanks + b'{"choices":[]}'
+    pieces = b"".join(b"1\r\n \r\n" for _ in range(blanks)) + b"e\r\n" + body.lstrip() + b"\r\n0\r\n\r\n"
+    async with raw_server(after_headers(CHUNKED + pieces)(AttemptResult())) as server:
+        backend = HttpBackend(RouteSettings(name="r", base_url=server.url))
+        result = AttemptResult()
+        await backend.invoke(BackendRequest(path=path, body=RequestBody(b"{}")), result)
+        await backend.aclose()
+    assert (result.status, result.body, result.streamed) == (200, body, False)
 
 
 async def test_a_deadline_ends_a_body() -> None:
