@@ -122,6 +122,7 @@ def run(namespace: argparse.Namespace) -> int:
         blame=Blame(
             failures=failures,
             is_contradicted=namespace.others_served,
+            is_served_since=namespace.others_served,
             others_failing=namespace.others_failing,
             failing_share=namespace.failing_share,
             undecided=namespace.under_way,

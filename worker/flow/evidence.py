@@ -33,6 +33,8 @@ class _Suspect:
 
     first_began: int
     """Number of its first attempt that failed."""
+    failed_at: int
+    """Number of the latest start when it first failed."""
     failures: int = 0
     rank: int = 0
     """Failures since the lane last closed."""
@@ -80,18 +82,19 @@ class Evidence:
         if suspect is None:
             self._count_first(has_failed=False)
 
-    def failed(self, key: str | None, began: int, *, undecided: int = 0) -> Blame:
+    def failed(self, key: str | None, began: int, *, latest: int | None = None, undecided: int = 0) -> Blame:
         """
         Note that a message's attempt failed, and return what is known at that moment.
 
         Args:
             key: The message.
             began: Number of the attempt's start.
+            latest: Number of the latest start; `None`: this one.
             undecided: Other attempts under way.
         """
         suspect = self._suspects.get(key) if key is not None else None
         if suspect is None:
-            suspect = _Suspect(first_began=began)
+            suspect = _Suspect(first_began=began, failed_at=began if latest is None else latest)
             self._pending += 1
             if key is not None:
                 self._suspects[key] = suspect
@@ -110,6 +113,7 @@ class Evidence:
             failures=suspect.failures,
             others_failing=others,
             is_contradicted=is_contradicted,
+            is_served_since=self._latest_served > suspect.failed_at,
             failing_share=self.failing_share,
             undecided=undecided,
         )

@@ -363,7 +363,7 @@ class RouteGate:
 
     def _failed(self, lane: Lane, scope: BreakerScope, key: str | None, number: int) -> Blame:
         undecided = self._under_way(lane, scope) - 1  # this attempt has its permit still
-        return self._fate(lane, scope).evidence.failed(key, number, undecided=undecided)
+        return self._fate(lane, scope).evidence.failed(key, number, latest=self._starts, undecided=undecided)
 
     def _under_way(self, lane: Lane, scope: BreakerScope) -> int:
         lanes = self._lanes if scope is BreakerScope.ROUTE else (lane,)

@@ -5,9 +5,9 @@ A failure of one message speaks against the backend only as far as others are no
 
 1. A failure is *contradicted* once another message was served by an attempt that began after this message first failed.
    It then changes neither breaker nor window.
-2. The failures of a message are its *own* once they are contradicted and chance does not explain them: so many in a
-   row at the share of first attempts that fail in its lane (`CHANCE`).  An own failure is neither held nor attributed
-   to an outage, so that the message ends within its attempts.
+2. The failures of a message are its *own* once others were served that began when it had failed already, and chance
+   does not explain them: so many in a row at the share of first attempts that fail in its lane (`CHANCE`).  An own
+   failure is neither held nor attributed to an outage, so that the message ends within its attempts.
 3. A row of failures speaks against the backend once at least two messages are in it and it is longer than chance
    explains (`speaks_against_backend`): where a fifth of the messages fails anyhow, five in a row are no news.
 4. An answer that the broker calls invalid is refused for its *own* sake once more others were published than are
@@ -37,6 +37,9 @@ class Blame:
     """Failed attempts of this message in this process, over all of its deliveries, this one included."""
     is_contradicted: bool = False
     """Another message was served by an attempt that began after this message first failed."""
+    is_served_since: bool = False
+    """Another message was served by an attempt that began when this message had failed already.  At the beginning of an
+    outage what began a little later may still be served, which contradicts the first failure and says no more."""
     others_failing: int = 0
     """Other messages that failed since one was served."""
     failing_share: float = 0.0
@@ -47,7 +50,7 @@ class Blame:
     @property
     def is_own(self) -> bool:
         """Whether the failure is the message's own."""
-        return self.is_contradicted and self.failures > 1 and self.failing_share**self.failures <= CHANCE
+        return self.is_served_since and self.failures > 1 and self.failing_share**self.failures <= CHANCE
 
 
 UNKNOWN = Blame()

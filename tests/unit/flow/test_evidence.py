@@ -16,6 +16,18 @@ def test_a_success_that_began_before_contradicts_nothing() -> None:
     assert evidence.failed("m", 4).is_contradicted
 
 
+def test_what_had_begun_when_a_message_failed_makes_no_failure_its_own() -> None:
+    """At the beginning of an outage it may still be served; what begins afterwards shows that there is no outage."""
+    evidence = Evidence()
+    evidence.failed("m", 1, latest=5)
+    evidence.served("began before the failure was known", 5)
+    second = evidence.failed("m", 6)
+    assert (second.is_contradicted, second.is_served_since, second.is_own) == (True, False, False)
+    evidence.served("began afterwards", 7)
+    third = evidence.failed("m", 8)
+    assert (third.is_served_since, third.is_own) == (True, True)
+
+
 def test_failures_are_counted_over_deliveries_until_the_message_is_served() -> None:
     """The message is known again by its key; without a key it is not."""
     evidence = Evidence()
@@ -61,7 +73,7 @@ def test_a_message_that_others_contradict_is_in_no_row():
     evidence.failed("m", 1)
     evidence.served("other", 2)
     assert [evidence.failed("m", number).is_contradicted for number in (3, 4)] == [True, True]
-    assert evidence.failed("fresh", 5, undecided=7) == Blame(others_failing=0, undecided=7, failing_share=1 / 10)
+    assert evidence.failed("fresh", 5, undecided=7) == Blame(undecided=7, failing_share=1 / 10)
 
 
 def test_a_message_stands_behind_by_its_failures_until_the_lane_reopens() -> None:

@@ -20,21 +20,24 @@ def test_what_no_success_contradicts_is_never_a_messages_own(failures: int, shar
 @given(st.integers(1, 100), shares)
 def test_more_failures_never_speak_for_a_message(failures: int, share: float) -> None:
     """Once its failures are its own, one more does not change that."""
-    before = Blame(failures=failures, is_contradicted=True, failing_share=share)
-    after = Blame(failures=failures + 1, is_contradicted=True, failing_share=share)
+    before = Blame(failures=failures, is_contradicted=True, is_served_since=True, failing_share=share)
+    after = Blame(failures=failures + 1, is_contradicted=True, is_served_since=True, failing_share=share)
     assert after.is_own or not before.is_own
 
 
 def test_a_first_failure_is_never_a_messages_own() -> None:
     """Anything fails once."""
     assert not UNKNOWN.is_own
-    assert not Blame(is_contradicted=True).is_own
+    assert not Blame(is_contradicted=True, is_served_since=True).is_own
 
 
 @pytest.mark.parametrize(("share", "failures"), [(0.0, 2), (0.05, 2), (0.2, 3), (0.5, 7)])
 def test_the_more_messages_fail_the_more_failures_it_takes(share: float, failures: int) -> None:
     """Where many fail by chance, a message may fail a few times by chance."""
-    own = [Blame(failures=count, is_contradicted=True, failing_share=share).is_own for count in range(1, 20)]
+    own = [
+        Blame(failures=count, is_contradicted=True, is_served_since=True, failing_share=share).is_own
+        for count in range(1, 20)
+    ]
     assert own.index(True) + 1 == failures
 
 

@@ -37,7 +37,9 @@ def stages(explanation) -> dict[str, str]:
 @pytest.mark.parametrize("status", [200, 401, 403, 429, 500, 503])
 @pytest.mark.parametrize("stopped_by", [None, ErrorClass.SERVER_ERROR])
 @pytest.mark.parametrize("budget", [FIRST, LAST, replace(FIRST, is_draining=True)])
-@pytest.mark.parametrize("blame", [UNKNOWN, Blame(failures=3, is_contradicted=True), Blame(others_failing=9)])
+@pytest.mark.parametrize(
+    "blame", [UNKNOWN, Blame(failures=3, is_contradicted=True, is_served_since=True), Blame(others_failing=9)]
+)
 def test_it_decides_as_the_worker_does(status, stopped_by, budget, blame):
     """Explained or not, the same end under the same circumstances leads to the same verdict."""
     policy = a_policy("[{name: r, match: {status: 503}, do: nack}]", (Hook("h", lambda *_: None),))
@@ -150,13 +152,13 @@ def test_the_circumstances_are_explained(budget, health, can_resume, told, rule)
             "hold",
         ),
         (
-            Blame(is_contradicted=True, failing_share=0.2),
+            Blame(is_contradicted=True, is_served_since=True, failing_share=0.2),
             "contradicted: others are served, so it says nothing about the backend; its own from failure 3 on",
             "nothing for the breaker",
             "hold",
         ),
         (
-            Blame(is_contradicted=True, failures=9, failing_share=1.0),
+            Blame(is_contradicted=True, is_served_since=True, failures=9, failing_share=1.0),
             (
                 "contradicted: others are served, so it says nothing about the backend; chance explains any number of "
                 "failures"
@@ -165,7 +167,7 @@ def test_the_circumstances_are_explained(budget, health, can_resume, told, rule)
             "hold",
         ),
         (
-            Blame(is_contradicted=True, failures=2, failing_share=0.05),
+            Blame(is_contradicted=True, is_served_since=True, failures=2, failing_share=0.05),
             "its own: others are served, and chance does not explain 2 failures in a row",
             "nothing for the breaker",
             "hold becomes nack: own",
@@ -181,7 +183,7 @@ def test_whose_trouble_it_is_is_explained(blame, told, gate, delivery):
 
 def test_a_message_of_its_own_trouble_ends_in_its_own_error():
     """On the last delivery attempt, or after five failures where attempts are not counted."""
-    own = Blame(is_contradicted=True, failures=5)
+    own = Blame(is_contradicted=True, is_served_since=True, failures=5)
     for budget in (LAST, replace(FIRST, max_delivery_attempts=None, delivery_attempt=None)):
         decision = explain(a_policy(), an_event(401), budget, blame=own).decision
         assert (decision.disposition, decision.error_class) == (Disposition.REPLY, ErrorClass.AUTH)

@@ -112,7 +112,7 @@ def test_outage_retries_run_out_where_nothing_is_counted():
 # Blame.
 
 CONTRADICTED = Blame(failures=1, is_contradicted=True)
-OWN = Blame(failures=3, is_contradicted=True, failing_share=0.1)
+OWN = Blame(failures=3, is_contradicted=True, is_served_since=True, failing_share=0.1)
 
 
 @pytest.mark.parametrize("decision", [FAILED, BUSY, TRIPPING])
