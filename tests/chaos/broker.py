@@ -86,7 +86,12 @@ def duplicates(stage: Stage) -> None:
 
 
 def topic_deleted(stage: Stage) -> None:
-    """The response topic is gone for a while; nothing is generated meanwhile."""
+    """
+    The response topic is gone for a while; nothing is generated meanwhile.
+
+    The worker is frozen while the topic and its subscription come back: what is published to a topic that has no
+    subscription yet is kept nowhere, whichever publisher sends it.
+    """
     stage.rig.sim.control({"settings": {"latency": "200ms"}})
     stage.publish(1500, least=600)
     worker = stage.worker()
@@ -97,9 +102,10 @@ def topic_deleted(stage: Stage) -> None:
     rig.collect_during(stage.seconds(20, 3))
     rig.collect_rest(0.5)  # what the old topic had taken is still in its subscription
     stage.demand("the pause", worker.metric("inference_worker_intake_paused", reason="publish") == 1)
-    admin.publisher.create_topic(request={"name": rig.responses})
-    rig.admin.subscriber.delete_subscription(request={"subscription": rig.response_subscription})
-    rig.response_subscription = admin.subscription(rig.responses, ack_deadline_seconds=60)
+    with worker.frozen():
+        admin.publisher.create_topic(request={"name": rig.responses})
+        rig.admin.subscriber.delete_subscription(request={"subscription": rig.response_subscription})
+        rig.response_subscription = admin.subscription(rig.responses)
     stage.mended()
     rig.collect(limit_s=100)
 

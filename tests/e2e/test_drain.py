@@ -89,7 +89,7 @@ def test_sigkill_loses_nothing(slow_rig: Rig) -> None:
     slow_rig.collect(60, 100)
     assert slow_rig.answers.count == 60
     assert slow_rig.answers.statuses == {200: 60}
-    assert slow_rig.stats()["requests"] <= 60 + 16
+    assert slow_rig.stats()["requests"] <= 60 + 16 + slow_rig.answers.duplicates  # published, and the ack was not sent
 
 
 def test_readiness_and_liveness_while_draining(slow_rig: Rig) -> None:
