@@ -32,6 +32,7 @@ BENCHMARKS = {
         command=["-m", "benchmarks.pipeline"],
         short=["--messages", "3000", "--rounds", "1"],
     ),
+    "start": Benchmark(title="The start", command=["-m", "benchmarks.start"], short=["--rounds", "1"]),
     "localpubsub": Benchmark(
         title="The embedded Pub/Sub server",
         command=["benchmarks/localpubsub.py"],
