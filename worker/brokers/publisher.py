@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from google.pubsub_v1 import types
 
+from worker.brokers.messages import PublishRequest, PublishResponse, PubsubMessage
 from worker.errors import (
     BrokerError,
     MessageRejectedError,
@@ -43,11 +43,6 @@ KEEP_LATE_S = 60.0
 """A confirmation that came late is remembered for so many seconds; the caller's next try comes within ten."""
 FRAME_BYTES = 8
 """Tag and length that protobuf puts before one message, or before the topic, in a request; at most 6."""
-
-_Request: Any = types.PublishRequest.pb()
-_Response: Any = types.PublishResponse.pb()
-_Message: Any = types.PubsubMessage.pb()
-
 _REFUSED = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.PERMISSION_DENIED,
@@ -94,7 +89,9 @@ class PubSubPublisher:
         self._channel = channel
         self._settings = settings
         self._call = channel.unary_unary(
-            PUBLISH, request_serializer=_Request.SerializeToString, response_deserializer=_Response.FromString
+            PUBLISH,
+            request_serializer=PublishRequest.SerializeToString,
+            response_deserializer=PublishResponse.FromString,
         )
         self._max_bytes = MAX_PUBSUB_MESSAGE_BYTES - len(topic) - FRAME_BYTES
         self._metadata = (("x-goog-request-params", f"topic={topic}"),)
@@ -114,7 +111,7 @@ class PubSubPublisher:
             raise PublishRetryableError("the publisher is closed")
         if message_bytes(data, attributes) > self._max_bytes:  # before it is copied
             raise MessageTooLargeError(f"{len(data)} bytes and attributes; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
-        message = _Message(data=data, attributes=attributes)
+        message = PubsubMessage(data=data, attributes=attributes)
         size = message.ByteSize() + FRAME_BYTES
         if size > self._max_bytes:
             raise MessageTooLargeError(f"{size} bytes with their framing; Pub/Sub takes {MAX_PUBSUB_MESSAGE_BYTES}")
@@ -208,7 +205,7 @@ class PubSubPublisher:
                 self._settle_late(entry)
 
     async def _publish(self, batch: list[_Entry]) -> list[str]:
-        request = _Request(topic=self.topic, messages=[entry.message for entry in batch])
+        request = PublishRequest(topic=self.topic, messages=[entry.message for entry in batch])
         loop, timeout_s = asyncio.get_running_loop(), self._timeout_s
         started = loop.time()
         timer = loop.call_at(started + timeout_s, self._timed_out, asyncio.current_task(), batch, timeout_s)
