@@ -105,8 +105,8 @@ async def _scrape(service: Service) -> str:
 
 
 def _url(service: Service, path: str) -> str:
-    assert service._probes._runner is not None
-    return f"http://127.0.0.1:{service._probes._runner.addresses[0][1]}{path}"
+    assert service._probes._server is not None
+    return f"http://127.0.0.1:{service._probes._server.sockets[0].getsockname()[1]}{path}"
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ async def test_a_part_that_cannot_be_built_closes_the_others(bench: Bench) -> No
     service = Service(settings.model_copy(update={"backend": backend}))
     with pytest.raises(SettingsError, match=r"api_key_file: /nonexistent/key"):
         await service.run()
-    assert service._probes._runner is None
+    assert service._probes._server is None
 
 
 async def test_local_faults_are_told_before_the_broker_is_asked(bench: Bench) -> None:
@@ -271,7 +271,7 @@ async def test_a_part_that_fails_to_close_hides_nothing(bench: Bench, logs: list
     with pytest.raises(BrokerResourceError, match="topics/gone"):
         await service.run()
     assert [line for line in logs if line["event"] == "close_failed"]
-    assert service._probes._runner is None
+    assert service._probes._server is None
 
 
 async def test_cancelled_it_drains_at_once_and_closes(bench: Bench, backend: SimBackendThread) -> None:
@@ -283,5 +283,5 @@ async def test_cancelled_it_drains_at_once_and_closes(bench: Bench, backend: Sim
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert service._probes._runner is None
+    assert service._probes._server is None
     assert len(await asyncio.to_thread(bench.admin.pull, bench.subscription)) == 1

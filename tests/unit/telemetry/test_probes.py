@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from tests.support.raw_http import until
 from worker.errors import SettingsError
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.probes import STALE_AFTER_S, Probes
+from worker.telemetry.probes import MAX_HEAD_BYTES, STALE_AFTER_S, Probes
 
 
 class Party:
@@ -137,6 +137,59 @@ async def test_writing_is_not_allowed(party: Party) -> None:
     assert party.session is not None
     async with party.session.post(party.url + "/livez") as response:
         assert response.status == 405
+
+
+async def exchange(party: Party, sent: bytes) -> bytes:
+    """Send bytes and return all that comes until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(party.url.rsplit(":", 1)[1]))
+    writer.write(sent)
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+async def test_a_query_and_the_headers_case_change_nothing(party: Party) -> None:
+    """Scrapers add parameters; HTTP knows no case of header names."""
+    answer = await exchange(party, b"GET /metrics?name=x HTTP/1.1\r\nHost: h\r\nACCEPT:text/plain\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"inference_worker_in_flight 0.0" in answer
+
+
+async def test_a_head_request_gets_the_head_alone(party: Party) -> None:
+    """With the length of what GET would bring."""
+    whole, head = [await exchange(party, b"%s /livez HTTP/1.1\r\n\r\n" % method) for method in (b"GET", b"HEAD")]
+    assert head == whole[: len(head)]
+    assert head.endswith(b"\r\nconnection: close\r\n\r\n")
+
+
+async def test_one_request_a_connection(party: Party) -> None:
+    """The response says so, and what follows the request is not answered."""
+    answer = await exchange(party, b"GET /livez HTTP/1.1\r\n\r\n" * 2)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in answer
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /livez HTTP/1.1\r\n", b"a" * 2 * MAX_HEAD_BYTES], ids=["nothing", "half", "too much"]
+)
+async def test_what_is_no_request_is_not_answered(party: Party, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection ends, and the others are served."""
+    monkeypatch.setattr("worker.telemetry.probes.REQUEST_S", 0.05)
+    try:
+        assert await exchange(party, sent) == b""
+    except ConnectionResetError:  # closed with bytes that were not read
+        assert len(sent) > MAX_HEAD_BYTES
+    assert (await party.get_json("/livez"))[0] == 200
+
+
+async def test_closing_ends_connections_that_say_nothing(party: Party) -> None:
+    """A client that only connects does not keep the process."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(party.url.rsplit(":", 1)[1]))
+    assert (await party.get_json("/livez"))[0] == 200  # and so the first connection was accepted
+    await party.probes.aclose()
+    assert await reader.read() == b""
+    writer.close()
 
 
 async def test_many_scrapes_at_once(party: Party) -> None:
