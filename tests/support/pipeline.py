@@ -217,12 +217,12 @@ class Pipeline:
     def count(self, metric: str, *labels: str) -> float:
         """Return a counter's or gauge's value."""
         child = getattr(self.metrics, metric)
-        return float((child.labels(*labels) if labels else child)._value.get())
+        return float((child.labels(*labels) if labels else child).value)
 
     def assert_nothing_leaks(self) -> None:
         """No permit is out, no waiter is left, no message is counted as running."""
         for route in self.routes:
             gate = route.gate.statistics()
             assert (gate.in_flight, gate.waiting, gate.held) == (0, 0, 0)
-        assert self.metrics.in_flight._value.get() == 0
+        assert self.metrics.in_flight.value == 0
         assert len(self.processor._in_flight) == 0

@@ -115,7 +115,7 @@ async def test_a_message_is_answered_and_a_stop_lets_it_finish(bench: Bench) -> 
     service = Service(bench.settings())
     running = bench.start(service)
     await bench.publish(REQUEST)
-    await eventually(lambda: service._metrics.in_flight._value.get() == 1)
+    await eventually(lambda: service._metrics.in_flight.value == 1)
     assert (await _get(service, "/readyz"))[0] == 200
     assert 'inference_worker_model_in_flight{backend="default",model="m"} 1.0' in await _scrape(service)
     service.stop()
@@ -136,7 +136,7 @@ async def test_a_second_stop_does_not_wait_for_the_grace(bench: Bench, backend: 
     try:
         running = bench.start(service)
         await bench.publish(REQUEST)
-        await eventually(lambda: service._metrics.in_flight._value.get() == 1)
+        await eventually(lambda: service._metrics.in_flight.value == 1)
         service.stop()
         service.stop()
         assert await asyncio.wait_for(running, 8) == 0
@@ -171,7 +171,7 @@ async def test_a_subscription_that_is_deleted_ends_the_worker(bench: Bench) -> N
     service = Service(bench.settings())
     running = bench.start(service)
     await bench.publish(REQUEST)
-    await eventually(lambda: service._metrics.in_flight._value.get() == 1)
+    await eventually(lambda: service._metrics.in_flight.value == 1)
     await asyncio.to_thread(bench.admin.subscriber.delete_subscription, request={"subscription": bench.subscription})
     with pytest.raises(BrokerResourceError):
         await running
@@ -279,7 +279,7 @@ async def test_cancelled_it_drains_at_once_and_closes(bench: Bench, backend: Sim
     service = Service(bench.settings())
     running = bench.start(service)
     await bench.publish(REQUEST)
-    await eventually(lambda: service._metrics.in_flight._value.get() == 1)
+    await eventually(lambda: service._metrics.in_flight.value == 1)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -7,9 +7,11 @@ requester chose becomes `other` beyond a small number of distinct values (`Label
 """
 
 from collections.abc import Iterator
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import CollectorRegistry
+
+from worker.telemetry.series import Counter, Family, Gauge, Histogram, S
 
 PREFIX = "inference_worker_"
 OTHER = "other"
@@ -25,8 +27,6 @@ _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5
 _ROUTE = ("backend", "path", "model")
 _LANE = ("backend", "model")
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, without a use
-
 
 class Metrics:
     """
@@ -38,15 +38,20 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = registry or CollectorRegistry()
+        self.families: list[Family[Any]] = []
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(PREFIX + name, text, labels, registry=registry)
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Family[Counter]:
+            return add(Family(PREFIX + name + "_total", text, labels, Counter, registry))
 
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-            return Gauge(PREFIX + name, text, labels, registry=registry)
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Family[Gauge]:
+            return add(Family(PREFIX + name, text, labels, Gauge, registry))
 
-        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(PREFIX + name, text, labels, buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Family[Histogram]:
+            return add(Family(PREFIX + name, text, labels, lambda: Histogram(buckets), registry))
+
+        def add(family: Family[S]) -> Family[S]:
+            self.families.append(family)
+            return family
 
         self.deliveries_total = counter(
             "deliveries",
@@ -110,14 +115,16 @@ class Metrics:
             "From the first publish of an answer to the broker's confirmation, repeated publishes included.",
             (),
             _PUBLISHES,
-        )
+        ).labels()
         self.publish_failures_total = counter(
             "publish_failures",
             "Failed publishes of answers, each repeated or given up. kind: retryable, refused, too_large.",
             ("kind",),
         )
-        self.leased_messages = gauge("leased_messages", "Messages whose leases this process keeps.")
-        self.in_flight = gauge("in_flight", "Attempts running against backends now; what the autoscaler reads.")
+        self.leased_messages = gauge("leased_messages", "Messages whose leases this process keeps.").labels()
+        self.in_flight = gauge(
+            "in_flight", "Attempts running against backends now; what the autoscaler reads."
+        ).labels()
         self.held_messages = gauge(
             "held_messages", "Deliveries held: they wait in this process until the backend recovers.", ("backend",)
         )
@@ -162,7 +169,9 @@ class Metrics:
         self.error_answer_share = gauge(
             "error_answer_share", "Share of the most frequent error class among recent answers.", ("error_class",)
         )
-        self.lost_leases_total = counter("lost_leases", "Deliveries whose lease ended before they were settled.")
+        self.lost_leases_total = counter(
+            "lost_leases", "Deliveries whose lease ended before they were settled."
+        ).labels()
         self.duplicates_total = counter(
             "duplicates", "Repeated deliveries, not sent to a backend again. kind: in_flight, answered.", ("kind",)
         )
@@ -173,7 +182,7 @@ class Metrics:
         )
         self.subscription_reopens_total = counter(
             "subscription_reopens", "Times the streaming pull was opened again after it ended by itself."
-        )
+        ).labels()
         self.policy_hook_total = counter(
             "policy_hook", "Calls of error-policy hooks. outcome: default, overridden, raised, timed_out.", ("outcome",)
         )
@@ -182,18 +191,15 @@ class Metrics:
         )
         self.internal_errors_total = counter(
             "internal_errors", "Exceptions in the worker's own code; each needs a person's attention."
-        )
-        self.draining = gauge("draining", "1 after SIGTERM.")
+        ).labels()
+        self.draining = gauge("draining", "1 after SIGTERM.").labels()
         self.build_info = gauge("build_info", "Always 1; the label has the version.", ("version",))
 
 
 def catalogue() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     """Yield `(name as scraped, kind, labels, meaning)` of every metric, sorted by name."""
-    metrics = [item for item in vars(Metrics()).values() if isinstance(item, MetricWrapperBase)]
-    for metric in sorted(metrics, key=lambda item: item._name):  # noqa: SLF001 - the library has no public name
-        kind = str(metric._type)  # noqa: SLF001
-        name = metric._name + ("_total" if kind == "counter" else "")  # noqa: SLF001
-        yield name, kind, tuple(metric._labelnames), metric._documentation  # noqa: SLF001
+    for family in sorted(Metrics().families, key=lambda each: each.name):
+        yield family.name, family.kind, family.label_names, family.meaning
 
 
 class LabelCap:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -33,8 +34,11 @@ from worker.ports import AttemptResult, Settlement
 from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import LabelCap, Metrics
+from worker.telemetry.series import Counter, Histogram
 from worker.telemetry.tracing import Tracer
 from worker.wire.usage import NO_USAGE, Usage
+
+_OK = 200
 
 _log = get_logger("worker")
 
@@ -78,6 +82,49 @@ def measure(result: AttemptResult, *, is_good: bool) -> Measures:
     )
 
 
+class _RouteSeries:
+    """
+    The series to which every good answer of one backend, path and model adds, looked up once.
+
+    A series is made when something is added to it: one that was never needed is not scraped.
+
+    Args:
+        metrics: The catalogue.
+        labels: Backend, path and model.
+    """
+
+    def __init__(self, metrics: Metrics, labels: tuple[str, str, str]) -> None:
+        self._metrics = metrics
+        self.labels = labels
+        self._tokens: dict[str, Counter] = {}
+
+    @cached_property
+    def queue_wait(self) -> Histogram:
+        return self._metrics.queue_wait_seconds.labels(*self.labels)
+
+    @cached_property
+    def good_attempts(self) -> Counter:
+        return self._metrics.attempts_total.labels(self.labels[0], "none", Disposition.REPLY.value)
+
+    @cached_property
+    def good_durations(self) -> Histogram:
+        return self._metrics.request_duration_seconds.labels(*self.labels, "ok")
+
+    @cached_property
+    def acks(self) -> Counter:
+        return self._metrics.deliveries_total.labels("ack", "ok")
+
+    @cached_property
+    def answers(self) -> Counter:
+        return self._metrics.requests_total.labels(*self.labels, "ok", "200")
+
+    def tokens(self, kind: str) -> Counter:
+        series = self._tokens.get(kind)
+        if series is None:
+            series = self._tokens[kind] = self._metrics.tokens_total.labels(*self.labels, kind)
+        return series
+
+
 class Recorder:
     """
     Records what happens to deliveries.
@@ -113,21 +160,16 @@ class Recorder:
         self._include_stats = include_stats
         self._clock = clock
         self._wall_clock = wall_clock
-        self._children: dict[tuple[Any, ...], Any] = {}
+        self._routes: dict[tuple[str, str, str], _RouteSeries] = {}
 
-    def _child(self, metric: Any, *labels: str) -> Any:
-        """Return a metric's child; the library's own look-up takes a lock and builds a tuple of strings each time."""
-        key = (id(metric), *labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child
-
-    def _route(self, delivery: Delivery) -> tuple[str, str, str]:
+    def _route(self, delivery: Delivery) -> _RouteSeries:
         request = delivery.request
-        if request is None:
-            return (delivery.backend or "none", "none", "none")
-        return (delivery.backend or "none", self._paths.label(request.path), self._models.label(request.model))
+        path, model = (None, None) if request is None else (request.path, request.model)
+        labels = (delivery.backend or "none", self._paths.label(path), self._models.label(model))
+        route = self._routes.get(labels)
+        if route is None:
+            route = self._routes[labels] = _RouteSeries(self._metrics, labels)
+        return route
 
     def delivery_starts(self, delivery: Delivery, metadata: bytes) -> None:
         """Note that the worker starts with a delivery; `metadata` is the request's, raw JSON."""
@@ -146,7 +188,7 @@ class Recorder:
         self._tracer.attempt_starts(delivery)
         self._metrics.in_flight.inc()
         if delivery.attempts == 1 and delivery.queue_s is not None:
-            self._child(self._metrics.queue_wait_seconds, *self._route(delivery)).observe(delivery.queue_s)
+            self._route(delivery).queue_wait.observe(delivery.queue_s)
 
     def attempt_ends(self, delivery: Delivery, decision: Decision | None) -> None:
         """Note the end of an attempt and what kind of end it is, `None` when it was cancelled."""
@@ -155,15 +197,18 @@ class Recorder:
 
     def attempt_judged(self, delivery: Delivery, decision: Decision) -> None:
         """Note the final decision about an attempt."""
-        error_class = decision.error_class or "none"
-        self._child(
-            self._metrics.attempts_total, delivery.backend or "none", error_class, decision.disposition.value
-        ).inc()
-        result = delivery.result
+        route, metrics, result = self._route(delivery), self._metrics, delivery.result
+        is_good = decision.error_class is None
+        if is_good and decision.disposition is Disposition.REPLY:
+            route.good_attempts.inc()
+        else:
+            backend, error_class = route.labels[0], decision.error_class or "none"
+            metrics.attempts_total.labels(backend, error_class, decision.disposition.value).inc()
         if result is not None and result.ended is not None:
-            outcome = "ok" if decision.error_class is None else "error"
-            histogram = self._child(self._metrics.request_duration_seconds, *self._route(delivery), outcome)
-            histogram.observe(result.ended - result.started)
+            durations = (
+                route.good_durations if is_good else metrics.request_duration_seconds.labels(*route.labels, "error")
+            )
+            durations.observe(result.ended - result.started)
         if decision.disposition is Disposition.HOLD:
             _log.warning("attempt_held", **self._line(delivery))
 
@@ -204,33 +249,37 @@ class Recorder:
     def answered(self, delivery: Delivery, reply: Reply) -> None:
         """Note that the broker has the answer."""
         route = self._route(delivery)
-        outcome = "ok" if reply.error_class is None else "error_reply"
-        self._child(self._metrics.deliveries_total, "ack", reply.error_class or "ok").inc()
-        self._child(self._metrics.requests_total, *route, outcome, str(reply.status_code)).inc()
-        self._error_share.add(reply.error_class)
+        metrics, status, error_class = self._metrics, reply.status_code, reply.error_class
+        if error_class is None and status == _OK:
+            route.acks.inc()
+            route.answers.inc()
+        else:
+            outcome = "ok" if error_class is None else "error_reply"
+            metrics.deliveries_total.labels("ack", error_class or "ok").inc()
+            metrics.requests_total.labels(*route.labels, outcome, str(status)).inc()
+        self._error_share.add(error_class)
         if reply.truncated:
-            self._child(self._metrics.partial_responses_total, reply.error_class or "none").inc()
+            metrics.partial_responses_total.labels(error_class or "none").inc()
         measures = self._measures(delivery)
         self._measured(delivery, route, measures)
         tokens = {"output_tokens": measures.usage.output} if measures.usage.output is not None else {}
-        _log.info(
-            "delivery_answered", **self._line(delivery), status_code=reply.status_code, bytes=len(reply.body), **tokens
-        )
+        _log.info("delivery_answered", **self._line(delivery), status_code=status, bytes=len(reply.body), **tokens)
 
-    def _measured(self, delivery: Delivery, route: tuple[str, str, str], measures: Measures) -> None:
+    def _measured(self, delivery: Delivery, route: _RouteSeries, measures: Measures) -> None:
         """Count what an answer's last attempt measured; exactly what its `stats` say."""
+        metrics, labels = self._metrics, route.labels
         for kind, count in measures.usage.kinds():
-            self._child(self._metrics.tokens_total, *route, kind).inc(count)
+            route.tokens(kind).inc(count)
         if measures.ttft_s is not None:
-            self._child(self._metrics.time_to_first_token_seconds, *route).observe(measures.ttft_s)
+            metrics.time_to_first_token_seconds.labels(*labels).observe(measures.ttft_s)
         if measures.tpot_s is not None:
-            self._child(self._metrics.time_per_output_token_seconds, *route).observe(measures.tpot_s)
+            metrics.time_per_output_token_seconds.labels(*labels).observe(measures.tpot_s)
         if delivery.held_s:
-            self._child(self._metrics.held_seconds, *route).observe(delivery.held_s)
+            metrics.held_seconds.labels(*labels).observe(delivery.held_s)
         if measures.salvaged_tokens is not None:
-            self._child(self._metrics.salvaged_tokens_total, *route).inc(measures.salvaged_tokens)
+            metrics.salvaged_tokens_total.labels(*labels).inc(measures.salvaged_tokens)
         if delivery.result is not None and delivery.result.missing_done:
-            self._child(self._metrics.missing_done_total, delivery.backend or "none").inc()
+            metrics.missing_done_total.labels(labels[0]).inc()
 
     @staticmethod
     def _measures(delivery: Delivery) -> Measures:
@@ -244,7 +293,7 @@ class Recorder:
     def duplicate_acked(self, delivery: Delivery) -> None:
         """Note the redelivery of a message that was answered before."""
         self.duplicate("answered")
-        self._child(self._metrics.deliveries_total, "ack", "duplicate").inc()
+        self._metrics.deliveries_total.labels("ack", "duplicate").inc()
         _log.info("duplicate_acked", **self._line(delivery))
 
     def nacked(self, delivery: Delivery, reason: str) -> None:
@@ -258,8 +307,8 @@ class Recorder:
         _log.error("delivery_nacked", **self._line(delivery), reason="publish_failed", status_code=reply.status_code)
 
     def _count_nack(self, delivery: Delivery, reason: str) -> None:
-        self._child(self._metrics.deliveries_total, "nack", reason).inc()
-        self._child(self._metrics.requests_total, *self._route(delivery), "nack", "none").inc()
+        self._metrics.deliveries_total.labels("nack", reason).inc()
+        self._metrics.requests_total.labels(*self._route(delivery).labels, "nack", "none").inc()
 
     def stats(self, delivery: Delivery) -> bytes | None:
         """Return the `stats` object of an answer, `None` where answers carry none; absent values are null."""

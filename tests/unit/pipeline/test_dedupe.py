@@ -267,7 +267,7 @@ def _store() -> tuple[RedisStore, Metrics]:
 
 def _skipped(metrics: Metrics) -> tuple[float, float]:
     child = metrics.dedupe_skipped_total.labels
-    return child("get")._value.get(), child("put")._value.get()
+    return child("get").value, child("put").value
 
 
 @virtual_time
