@@ -8,6 +8,7 @@ Writing must not end the worker: a full disk or a closed pipe drops lines, count
 import json
 import logging
 import sys
+from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
 import msgspec
@@ -77,6 +78,25 @@ def _to_json(entry: Any, **_: Any) -> str:
         return json.dumps(entry, default=str, skipkeys=True)
 
 
+_RENDER_JSON = structlog.processors.JSONRenderer(serializer=_to_json)
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+class _Lines(structlog.PrintLoggerFactory):
+    """
+    Makes structlog's loggers, and says where their lines go.
+
+    Args:
+        stream: Where lines go.
+        level: Lowest level written, as a number.
+    """
+
+    def __init__(self, stream: SafeStream, level: int) -> None:
+        super().__init__(cast("TextIO", stream))
+        self.stream = stream
+        self.level = level
+
+
 def configure_logs(log_format: str, level: str, stream: TextIO | None = None) -> SafeStream:
     """
     Set up structlog and the standard library's logging, once per process.
@@ -93,13 +113,12 @@ def configure_logs(log_format: str, level: str, stream: TextIO | None = None) ->
     number = getattr(logging, level.upper())
     is_json = log_format == "json" or (log_format == "auto" and not safe.isatty())
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
         _name_logger,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: list[Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
+        [structlog.processors.format_exc_info, _RENDER_JSON]
         if is_json
         # The default formatter of tracebacks shows local variables: bodies and keys.
         else [structlog.dev.ConsoleRenderer(colors=safe.isatty(), exception_formatter=structlog.dev.plain_traceback)]
@@ -107,7 +126,7 @@ def configure_logs(log_format: str, level: str, stream: TextIO | None = None) ->
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", safe)),
+        logger_factory=_Lines(safe, number),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(safe)
@@ -133,3 +152,33 @@ def get_logger(name: str, **context: Any) -> Any:
     moment, before `configure_logs` has run.
     """
     return structlog.get_logger(**{_NAME: name}, **context)
+
+
+class FrequentLog:
+    """
+    The logger of a line that every message writes: in JSON, without running structlog's processors for each.
+
+    Args:
+        name: As for `get_logger`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._log = get_logger(name)
+
+    def info(self, event: str, fields: dict[str, Any]) -> None:
+        """Write what `get_logger(name).info(event, **fields)` writes; on the event loop."""
+        config = structlog.get_config()
+        lines = config["logger_factory"]
+        if not isinstance(lines, _Lines) or config["processors"][-1] is not _RENDER_JSON:  # for a terminal, or a test
+            self._log.info(event, **fields)
+        elif lines.level <= logging.INFO:
+            try:
+                line = _encode(
+                    {**fields, "event": event, "logger": self._name, "level": "info", "timestamp": datetime.now(UTC)}
+                )
+            except (OverflowError, TypeError, ValueError):
+                self._log.info(event, **fields)
+            else:
+                lines.stream.write(line.decode() + "\n")
+                lines.stream.flush()

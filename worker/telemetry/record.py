@@ -32,7 +32,7 @@ from worker.policy.model import Decision, Disposition
 from worker.policy.normalise import bounded
 from worker.ports import AttemptResult, Settlement
 from worker.telemetry.error_share import ErrorShare
-from worker.telemetry.logs import get_logger
+from worker.telemetry.logs import FrequentLog, get_logger
 from worker.telemetry.metrics import LabelCap, Metrics
 from worker.telemetry.series import Counter, Histogram
 from worker.telemetry.tracing import Tracer
@@ -41,6 +41,7 @@ from worker.wire.usage import NO_USAGE, Usage
 _OK = 200
 
 _log = get_logger("worker")
+_frequent_log = FrequentLog("worker")
 
 MAX_LOGGED_MODEL_BYTES = 256
 """Of the name of a model in a log line: it comes from a requester."""
@@ -262,8 +263,12 @@ class Recorder:
             metrics.partial_responses_total.labels(error_class or "none").inc()
         measures = self._measures(delivery)
         self._measured(delivery, route, measures)
-        tokens = {"output_tokens": measures.usage.output} if measures.usage.output is not None else {}
-        _log.info("delivery_answered", **self._line(delivery), status_code=status, bytes=len(reply.body), **tokens)
+        line = self._line(delivery)
+        line["status_code"] = status
+        line["bytes"] = len(reply.body)
+        if measures.usage.output is not None:
+            line["output_tokens"] = measures.usage.output
+        _frequent_log.info("delivery_answered", line)
 
     def _measured(self, delivery: Delivery, route: _RouteSeries, measures: Measures) -> None:
         """Count what an answer's last attempt measured; exactly what its `stats` say."""

@@ -3,13 +3,14 @@
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import structlog
 
-from worker.telemetry.logs import SafeStream, configure_logs, get_logger
+from worker.telemetry.logs import FrequentLog, SafeStream, configure_logs, get_logger
 
 _log = get_logger("made at import", part="x")
 
@@ -22,7 +23,6 @@ def _restored() -> Iterator[None]:
     before = root.handlers[:], root.level
     yield
     root.handlers[:], root.level = before
-    structlog.contextvars.clear_contextvars()
     structlog.reset_defaults()
 
 
@@ -50,8 +50,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 def test_lines_are_json_off_a_terminal() -> None:
     """One JSON object a line, with level, time in UTC, logger and context; a logger made at import obeys too."""
     configure_logs("auto", "info", stream := io.StringIO())
-    structlog.contextvars.bind_contextvars(message_id="7")
-    _log.info("settled", status_code=200, odd=1j, raw=b"\xff", big=2**70)
+    _log.info("settled", message_id="7", status_code=200, odd=1j, raw=b"\xff", big=2**70)
     (line,) = lines(stream)
     assert line.pop("timestamp").endswith("Z")
     assert line == {
@@ -83,6 +82,35 @@ def test_the_level_filters(level: str, expected: int) -> None:
     for write in (_log.debug, _log.info, _log.warning, _log.error):
         write("x")
     assert len(lines(stream)) == expected
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize(
+    "fields", [{"a": 1, "b": None, "c": "ü\n", "d": 0.25}, {"odd": 1j, "big": 2**70}, {"half": "\ud800"}, {}]
+)
+def test_a_frequent_line_is_what_structlog_writes(log_format: str, fields: dict[str, Any]) -> None:
+    """The same keys in the same order and the same bytes, whatever the values are; only the time is a later one."""
+    configure_logs(log_format, "info", stream := Terminal())
+    get_logger("name").info("event", **fields)
+    FrequentLog("name").info("event", fields)
+    first, second = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", stream.getvalue()).splitlines()
+    assert first == second
+    assert "TIME" in first
+
+
+@pytest.mark.parametrize(("level", "expected"), [("debug", 1), ("info", 1), ("warning", 0)])
+def test_a_frequent_line_has_a_level(level: str, expected: int) -> None:
+    """It is one of level info."""
+    configure_logs("json", level, stream := io.StringIO())
+    FrequentLog("name").info("event", {})
+    assert len(lines(stream)) == expected
+
+
+def test_a_frequent_line_is_dropped_and_counted_like_others() -> None:
+    """A closed pipe ends no request."""
+    safe = configure_logs("json", "info", Broken())
+    FrequentLog("name").info("event", {})
+    assert safe.dropped_lines == 1
 
 
 def test_library_loggers_go_through_the_same_pipe() -> None:
