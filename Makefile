@@ -6,10 +6,13 @@ STAMP := $(VENV)/.installed
 # A development install is editable; a lock of hashes is for the image (requirements.lock).
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-fast check fmt docs image bench chaos clean
+.PHONY: run help test test-fast check fmt docs image bench chaos clean
 
 run: $(STAMP)  ## answer examples/requests.jsonl on this machine: embedded Pub/Sub, worker, simulated backend
 	$(BIN)/inference-worker local examples/requests.jsonl out.jsonl
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Most of the tests outside tests/unit wait, for a lease or for a process, so three at a time share two cores well.
 # Chunks of four keep the order of tests/conftest.py, and no process ends up with a row of long tests.

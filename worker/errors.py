@@ -22,6 +22,27 @@ An `except` names the branch it can do something about.  `asyncio.CancelledError
 exception that crosses from the processor to the broker adapter.
 """
 
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean ...?`, to end a message about a mistyped word; empty when no known word is near."""
+    from difflib import get_close_matches  # noqa: PLC0415 - nothing else needs it
+
+    near = get_close_matches(word, sorted(known), n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def did_you_mean_file(path: str) -> str:
+    """Return the same about the name of a missing file, from the files beside it."""
+    from pathlib import Path  # noqa: PLC0415 - as above
+
+    file = Path(path)
+    try:
+        return did_you_mean(file.name, [each.name for each in file.parent.iterdir()])
+    except OSError:
+        return ""
+
 
 class WorkerError(Exception):
     """Root of everything this program raises deliberately."""

@@ -3,15 +3,34 @@
 import argparse
 
 from worker.cli.arguments import add_settings, settings_from
+from worker.cli.parser import describe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's two actions."""
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    describe(
+        parser,
+        "Say what the settings mean: whether a file can be used, and which values are in force.",
+        examples=["inference-worker config check worker.yaml", "inference-worker config show --config worker.yaml"],
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True, help="what to do")
     check = actions.add_parser("check", help="validate a file, its rules, and key files that are there; exit 2")
-    check.add_argument("config", metavar="FILE")
+    describe(
+        check,
+        "Validate a settings file, the rules in it, and the key files that it names where they are there.",
+        examples=["inference-worker config check worker.yaml"],
+    )
+    check.add_argument("config", metavar="FILE", help="YAML file of settings")
     check.set_defaults(action=_check, set=[])
     show = actions.add_parser("show", help="print the settings in force, secrets masked")
+    describe(
+        show,
+        "Print the settings in force: defaults, the file, WORKER_* variables and --set. Secrets are masked.",
+        examples=[
+            "inference-worker config show --config worker.yaml",
+            "inference-worker config show --config worker.yaml --set log.level=debug",
+        ],
+    )
     add_settings(show)
     show.set_defaults(action=_show)
 

@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 
 from worker.brokers.connection import Broker
 from worker.cli.arguments import at_least_one
-from worker.cli.exit_codes import EXIT_INTERRUPTED, EXIT_USAGE
+from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.loop import on_signals, run_loop
+from worker.cli.parser import describe
 from worker.client import (
     COPY_ATTRIBUTES,
     AnswerHandler,
@@ -179,6 +180,22 @@ def _say(text: str) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
+    describe(
+        parser,
+        "Answer a file of requests on this machine: embedded Pub/Sub, the worker, and a simulated model server or "
+        "yours. A run that was interrupted or killed continues with the same command.",
+        examples=[
+            "inference-worker local requests.jsonl answers.jsonl",
+            "inference-worker local in.jsonl out.jsonl --backend-url http://localhost:8000",
+            "zcat in.jsonl.gz | inference-worker local - - > out.jsonl",
+        ],
+        exits={
+            0: "every line has an answer",
+            EXIT_FAILED: "lines without an answer; the same command continues",
+            EXIT_USAGE: "settings or arguments cannot be used; every fault is named",
+            EXIT_INTERRUPTED: "interrupted; the same command continues",
+        },
+    )
     parser.add_argument("input", metavar="INPUT", help="requests, one per line; - is standard input; .gz and .zst work")
     parser.add_argument("output", metavar="OUTPUT", help="answers, one per line; the same command continues a run")
     parser.add_argument("--backend-url", metavar="URL", help="your OpenAI-compatible server; default: a simulated one")

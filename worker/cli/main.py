@@ -11,9 +11,10 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
+from worker.cli.parser import Parser, describe
 from worker.errors import SettingsError, WorkerError
 
 
@@ -43,12 +44,16 @@ COMMANDS: Mapping[str, Command] = {
     "setup": Command("create or update topics, subscriptions, retry and dead-letter policy", "setup"),
     "replay": Command("publish requests that failed permanently to the request topic again", "replay"),
     "report": Command("statistics of a finished run, from the answers it wrote", "report"),
+    "completion": Command("print the completion script of a shell", "completion"),
 }
 
 
 def run_command(arguments: Sequence[str]) -> int:
     """Parse the arguments, run the command, return the exit code."""
-    namespace = _parser(arguments).parse_args(arguments)
+    namespace = build_parser(arguments).parse_args(arguments)
+    if namespace.command is None:
+        namespace.parser.print_help()
+        return 0
     if namespace.watch_stdin:
         from worker.cli.loop import stop_with_parent  # noqa: PLC0415 - of processes that `local` starts
 
@@ -67,16 +72,44 @@ def run_command(arguments: Sequence[str]) -> int:
     return code
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser of all commands, with the options of the one that is asked for."""
-    parser = argparse.ArgumentParser(
-        prog="inference-worker", description="Pub/Sub batch inference worker: one well-formed answer for every request."
+def build_parser(arguments: Sequence[str] | None) -> Parser:
+    """
+    Return the parser of all commands, with the options of those that are asked for.
+
+    Args:
+        arguments: Of the program; `None` asks for every command.
+    """
+    parser = Parser(prog="inference-worker")
+    describe(
+        parser,
+        "Pub/Sub batch inference worker: publish a request to a topic, and exactly one well-formed answer for it "
+        "comes back on the response topic.",
+        examples=[
+            "inference-worker local requests.jsonl answers.jsonl",
+            "inference-worker run --config worker.yaml",
+            "inference-worker COMMAND --help",
+        ],
+        exits={0: "done", 1: "the command failed", 2: "settings or arguments cannot be used", 130: "interrupted"},
     )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
     parser.add_argument("--watch-stdin", action="store_true", help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    asked_for = next((argument for argument in arguments if not argument.startswith("-")), None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    asked_for = next((argument for argument in arguments or () if not argument.startswith("-")), None)
     for name, command in COMMANDS.items():
         subparser = commands.add_parser(name, help=command.help)
-        if name == asked_for:
+        if arguments is None or name == asked_for:
             getattr(import_module(f"worker.cli.{command.module}"), command.add_arguments)(subparser)
     return parser
+
+
+class _Version(argparse.Action):
+    """Print the version; read only then, since the packages' metadata are slow to import."""
+
+    def __init__(self, option_strings: Sequence[str], **options: Any) -> None:
+        super().__init__(option_strings, **{**options, "dest": argparse.SUPPRESS, "nargs": 0})
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        print(f"inference-worker {version('pubsub-inference-worker')}")
+        parser.exit()

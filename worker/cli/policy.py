@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
+from worker.cli.parser import describe
 from worker.errors import SettingsError
 
 Kind = TypeVar("Kind", bound=StrEnum)
@@ -17,16 +18,28 @@ Kind = TypeVar("Kind", bound=StrEnum)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's one action."""
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    examples = [
+        "inference-worker policy explain --status 429 --body @answer.json",
+        "inference-worker policy explain --fault connection_lost --delivery-attempt 3",
+        "inference-worker policy explain --status 403 --config worker.yaml",
+    ]
+    describe(parser, "Say what the worker does about errors.", examples=examples)
+    actions = parser.add_subparsers(metavar="ACTION", required=True, help="what to do")
     explain = actions.add_parser("explain", help="print the decision about an answer and the rule that made it")
+    describe(
+        explain,
+        "Print what the worker would do about the end of an attempt, and which rule says so. It asks the function that "
+        "the worker asks, and needs neither backend nor broker.",
+        examples=examples,
+    )
     explain.add_argument("--config", metavar="FILE", help="settings with rules of your own")
     explain.add_argument("--status", type=int, help="HTTP status; leave out with --fault")
     explain.add_argument("--body", default="", help="response body, or @FILE, or @- for standard input")
     explain.add_argument("--header", action="append", default=[], metavar="NAME:VALUE", help="may be repeated")
     explain.add_argument("--fault", help="what broke without a response, e.g. connect, connection_lost, total_timeout")
     explain.add_argument("--phase", default="parse", help="how far the attempt came (parse)")
-    explain.add_argument("--path", default="/v1/chat/completions")
-    explain.add_argument("--model")
+    explain.add_argument("--path", default="/v1/chat/completions", help="of the request (/v1/chat/completions)")
+    explain.add_argument("--model", help="of the request")
     explain.add_argument("--backend", default="default", help="name of the route")
     explain.add_argument("--in-stream", action="store_true", help="the error came inside a stream")
     delivery = explain.add_argument_group("the delivery", "what was spent on it; defaults: its first attempt")

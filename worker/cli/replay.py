@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 from worker.brokers.connection import Broker
 from worker.cli.arguments import add_settings, at_least_one, settings_from
+from worker.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from worker.cli.loop import run_loop
+from worker.cli.parser import describe
 from worker.errors import MessageRejectedError, PublishError
 from worker.ports import Publisher, Settlement
 from worker.settings.schema import PubSubSettings
@@ -34,6 +36,20 @@ _log = get_logger("replay")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
+    describe(
+        parser,
+        "Publish requests that failed for good to the request topic again: the worker's copies of them "
+        "(dead_letter.topic), or what Pub/Sub has dead-lettered.",
+        examples=[
+            "inference-worker replay dead-letters-hold requests --config worker.yaml",
+            "inference-worker replay dead-letters-hold requests --limit 10",
+        ],
+        exits={
+            0: "everything that came was published",
+            EXIT_FAILED: "some could not be published and stay in the subscription, or it is gone or refused",
+            EXIT_USAGE: "settings or arguments cannot be used; every fault is named",
+        },
+    )
     add_settings(parser)
     parser.add_argument("subscription", metavar="SUBSCRIPTION", help="where the copies or dead letters are")
     parser.add_argument("topic", metavar="TOPIC", help="the request topic")

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 from worker.cli.arguments import at_least_one
+from worker.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
+from worker.cli.parser import describe
 from worker.errors import WorkerError
 
 _STANDARD = "-"
@@ -13,6 +15,21 @@ _STANDARD = "-"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
+    describe(
+        parser,
+        "Read the answers of a run and report their number, errors, durations and tokens, for each model and each "
+        "error class. docs/report.md has the meaning of every number.",
+        examples=[
+            "inference-worker report answers.jsonl",
+            "inference-worker report answers.jsonl --html report.html",
+            "inference-worker report answers.jsonl --json | jq .total.error_rate",
+        ],
+        exits={
+            0: "the report is complete",
+            EXIT_FAILED: "the answers cannot be read to their end, or the page cannot be written",
+            EXIT_USAGE: "arguments cannot be used",
+        },
+    )
     parser.add_argument(
         "output", metavar="OUTPUT", help="answers, one per line; - is standard input; .gz and .zst work"
     )

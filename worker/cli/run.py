@@ -9,6 +9,7 @@ from contextlib import suppress
 from worker.cli.arguments import add_settings, settings_from
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from worker.cli.loop import on_signals, run_loop
+from worker.cli.parser import describe
 from worker.errors import SettingsError, WorkerError
 from worker.telemetry.logs import configure_logs, get_logger
 
@@ -20,6 +21,21 @@ refused connection leaves about 90 objects with the request's body among them: s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
+    describe(
+        parser,
+        "Run the worker until SIGTERM: it takes requests from a subscription, has a model server answer them and "
+        "publishes the answers. On SIGTERM it finishes what is under way.",
+        examples=[
+            "inference-worker run --config worker.yaml",
+            "inference-worker run --config worker.yaml --set backend.window.max=128",
+            "WORKER_BACKEND__BASE_URL=http://vllm:8000 inference-worker run",
+        ],
+        exits={
+            0: "stopped and drained",
+            EXIT_FAILED: "the subscription or topic is gone or refused",
+            EXIT_USAGE: "settings or arguments cannot be used; every fault is named",
+        },
+    )
     add_settings(parser)
 
 

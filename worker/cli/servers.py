@@ -4,14 +4,25 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from worker.cli.exit_codes import EXIT_USAGE
 from worker.cli.loop import serve_until_stopped
+from worker.cli.parser import describe
 from worker.errors import SettingsError
+
+_EXITS = {0: "stopped by SIGTERM or Ctrl-C", EXIT_USAGE: "arguments cannot be used, or the address is taken"}
 
 
 def add_localpubsub(parser: argparse.ArgumentParser) -> None:
     """Add the options of the embedded Pub/Sub server."""
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8085)
+    describe(
+        parser,
+        "Run the embedded Pub/Sub server alone. Every Google client reaches it through PUBSUB_EMULATOR_HOST. It keeps "
+        "messages in memory.",
+        examples=["inference-worker localpubsub", "inference-worker localpubsub --port 0"],
+        exits=_EXITS,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8085, help="port to listen on, 0 is any (8085)")
 
 
 def run_localpubsub(namespace: argparse.Namespace) -> int:
@@ -27,6 +38,17 @@ def add_simbackend(parser: argparse.ArgumentParser) -> None:
     """Add the options of the simulated backend."""
     from worker.emulators.openai.options import add_arguments  # noqa: PLC0415 - no other command needs it
 
+    describe(
+        parser,
+        "Run a simulated OpenAI-compatible server: chat, completions, responses, embeddings and models, streamed and "
+        "not. POST /sim/control changes its behaviour while it runs; docs/simbackend.md has every setting.",
+        examples=[
+            "inference-worker simbackend",
+            "inference-worker simbackend --latency lognormal:2s,0.8 --max-concurrency 16",
+            "inference-worker simbackend --error-rate 0.05 --rate 50/s",
+        ],
+        exits=_EXITS,
+    )
     add_arguments(parser)
 
 

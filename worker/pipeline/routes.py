@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
-from worker.errors import MessageError
+from worker.errors import MessageError, did_you_mean
 from worker.flow.circuit import PROBE_JITTER, CircuitConfig
 from worker.flow.clock import Clock
 from worker.flow.evidence import ForbiddenRow
@@ -173,7 +173,8 @@ class RequestReader:
         if path not in self._usual_paths and not any(
             fnmatchcase(path, pattern) for pattern in self._rules.allowed_paths
         ):
-            raise MessageError(f"path {path} is not allowed", param="path", metadata=request.metadata)
+            near = did_you_mean(path, self._usual_paths)
+            raise MessageError(f"path {path} is not allowed{near}", param="path", metadata=request.metadata)
         for name in request.headers:
             if name not in self._rules.allowed_headers:
                 raise MessageError(f"header {name!r} is not allowed", param="headers", metadata=request.metadata)

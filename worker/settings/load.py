@@ -7,14 +7,14 @@ that a fault is reported under the name of its key, whatever it came from.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from worker.errors import SettingsError
+from worker.errors import SettingsError, did_you_mean, did_you_mean_file
 from worker.settings.conflicts import find_conflicts
 from worker.settings.schema import Settings
 
@@ -105,7 +105,8 @@ def _read_file(path: str | None, faults: list[str]) -> dict[str, Any]:
     try:
         data = yaml.load(Path(path).read_text("utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader below
     except OSError as error:
-        faults.append(f"{path}: cannot be read ({error.strerror})")
+        near = did_you_mean_file(path) if isinstance(error, FileNotFoundError) else ""
+        faults.append(f"{path}: cannot be read ({error.strerror}){near}")
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, bytes not UTF-8
         faults.append(f"{path}: is not YAML: {_yaml_fault(error)}")
     else:
@@ -209,12 +210,38 @@ def _sentence(location: tuple[Any, ...], items: list[Any], origins: Mapping[str,
     where = f"{key} (from {variable})" if variable is not None else key
     if item["type"] == "extra_forbidden":
         hint = "; sections and keys are joined by two underscores" if variable and "__" not in variable else ""
-        return f"{where}: unknown key{hint}"
+        return f"{where}: unknown key{hint}{_suggestion(location)}"
     if item["type"] in {"model_type", "dict_type"}:
         return f"{where}: must be a section of keys{_shown(key, item['input'])}"
     texts = [each["msg"].removeprefix("Value error, ") for each in items]
     text = ", or ".join(text[:1].lower() + text[1:] for text in texts)
     return f"{where}: {text}{_shown(key, item['input'])}"
+
+
+def _suggestion(location: tuple[Any, ...]) -> str:
+    """Return the key that was meant: of the same section, or for an unknown section any key by its whole path."""
+    *sections, name = location
+    section: type[BaseModel] | None = Settings
+    for each in sections:
+        if section is not None and each in section.model_fields:  # else the place of an item in a list
+            section = _section_of(section.model_fields[each].annotation)
+    if section is None:
+        return ""
+    return did_you_mean(str(name), section.model_fields if sections else _all_keys(Settings))
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        inner = _section_of(field.annotation)
+        if inner is not None:
+            yield from _all_keys(inner, f"{prefix}{name}.")
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a field holds, alone, in a list, or where it is given."""
+    arms = (annotation, *get_args(annotation))
+    return next((arm for arm in arms if isinstance(arm, type) and issubclass(arm, BaseModel)), None)
 
 
 def _shown(key: str, value: Any) -> str:

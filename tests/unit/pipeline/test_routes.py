@@ -7,11 +7,13 @@ import pytest
 from tests.support.fakes import FakeBackend
 from tests.support.pipeline import Pipeline
 from tests.support.virtual_time import settle, virtual_time
+from worker.errors import MessageError
 from worker.flow.clock import LoopClock
 from worker.flow.gate import AttemptSignal
 from worker.flow.queue import AdmissionOrder
-from worker.pipeline.routes import Router, build_route
-from worker.settings.schema import BreakerSettings, RouteMatch, RouteSettings, WindowSettings
+from worker.pipeline.routes import RequestReader, Router, build_route
+from worker.settings.schema import BreakerSettings, RequestSettings, RouteMatch, RouteSettings, WindowSettings
+from worker.wire.message import ReceivedMessage, encode_request
 
 
 @pytest.mark.parametrize(
@@ -91,3 +93,16 @@ async def test_a_pause_reaches_every_route_and_leaves_attempts_alone() -> None:
     pipeline.intake.set("publish", holds=True)
     assert [route.gate.statistics().paused for route in pipeline.routes] == [True, True]
     assert permit.finish(AttemptSignal())
+
+
+def test_a_mistyped_path_gets_a_suggestion() -> None:
+    """The refusal of a path names the nearest of the usual ones; one that is near to none gets no suggestion."""
+
+    def refusal(path: str) -> str:
+        data = encode_request(path=path, body=b"{}")
+        with pytest.raises(MessageError) as caught:
+            RequestReader(RequestSettings()).read(ReceivedMessage(message_id="1", data=data))
+        return caught.value.reason
+
+    assert refusal("/chat/completion") == "path /chat/completion is not allowed; did you mean /v1/chat/completions?"
+    assert refusal("/metrics") == "path /metrics is not allowed"

@@ -133,14 +133,37 @@ def test_unknown_keys_fail_in_every_section(path: tuple[str, ...], way: str, wor
 def test_unknown_keys_fail_in_routes(worker_yaml: Path) -> None:
     """The items of lists are sections too."""
     worker_yaml.write_text("routes: [{name: a, base_url: 'http://a', modle: m, match: {model: m}}]")
-    assert faults(worker_yaml) == ["routes.0.match.model: unknown key", "routes.0.modle: unknown key"]
+    assert faults(worker_yaml) == [
+        "routes.0.match.model: unknown key; did you mean models?",
+        "routes.0.modle: unknown key",
+    ]
 
 
 def test_a_single_underscore_is_pointed_at() -> None:
     """The commonest typo of all is explained."""
-    assert faults(environ={**GOOD, "WORKER_HTTP_PORT": "8081"}) == [
-        "http_port (from WORKER_HTTP_PORT): unknown key; sections and keys are joined by two underscores"
-    ]
+    (fault,) = faults(environ={**GOOD, "WORKER_HTTP_PORT": "8081"})
+    assert fault == (
+        "http_port (from WORKER_HTTP_PORT): unknown key; sections and keys are joined by two underscores; "
+        "did you mean http.port?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("backend: {timeouts: {idel_s: 1}}", "backend.timeouts.idel_s: unknown key; did you mean idle_s?"),
+        (
+            "routes: [{name: a, base_url: 'http://a', window: {initail: 1}}]",
+            "routes.0.window.initail: unknown key; did you mean initial?",
+        ),
+        ("backends: {}", "backends: unknown key; did you mean backend?"),
+        ("backend: {headers: {x: 1}, zzz: 1}", "backend.zzz: unknown key"),
+    ],
+)
+def test_the_nearest_key_is_suggested(worker_yaml: Path, text: str, fault: str) -> None:
+    """Of the same section, also in lists; none where none is near."""
+    worker_yaml.write_text(text)
+    assert fault in faults(worker_yaml)
 
 
 def test_every_fault_stands_in_one_message(worker_yaml: Path) -> None:
@@ -201,7 +224,10 @@ def test_an_empty_section_has_its_defaults(worker_yaml: Path) -> None:
     worker_yaml.write_text("drain:\npubsub: {max_in_flight: , publish: }\nlog: {level: null}\n")
     assert load_settings(str(worker_yaml), environ=GOOD) == load_settings(environ=GOOD)
     worker_yaml.write_text("drian:\nlog: {levle: }\n")
-    assert faults(worker_yaml) == ["log.levle: unknown key", "drian: unknown key"]
+    assert faults(worker_yaml) == [
+        "log.levle: unknown key; did you mean level?",
+        "drian: unknown key; did you mean drain?",
+    ]
 
 
 SERVICE_LINKS = {

@@ -17,6 +17,7 @@ from worker.client.errors import DamagedStreamError, InputError, OutputError, de
 from worker.client.io.codecs import Codec, Decoder, Encoder, codec_of
 from worker.client.io.lines import MAX_LINE_BYTES, RawLine
 from worker.client.io.splitter import LineSplitter
+from worker.errors import did_you_mean_file
 
 STANDARD = "-"
 """Standard input or output."""
@@ -213,7 +214,8 @@ def _open(path: str, flags: int, failure: Callable[[str], InputError | OutputErr
         descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666)
     except FileNotFoundError as error:
         is_new = flags & os.O_CREAT
-        raise failure("its directory does not exist" if is_new else describe_os_error(error)) from None
+        what = "its directory does not exist" if is_new else describe_os_error(error) + did_you_mean_file(path)
+        raise failure(what) from None
     except OSError as error:
         raise failure(describe_os_error(error)) from None
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # a directory opens for reading and fails only at the read
