@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from tests.support.raw_http import Connection, Open, always, answer, invoke, raw_server, until
-from worker.backends.openai import SLICE_BYTES, HttpBackend
+from worker.backends.http.connection import SLICE_BYTES
+from worker.backends.openai import HttpBackend
 from worker.errors import BackendError, SettingsError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest

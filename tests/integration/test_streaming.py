@@ -258,4 +258,4 @@ async def test_the_connection_of_a_stream_is_used_again(sim: SimBackend, open_ba
     backend = open_backend(sim.base_url)
     for _ in range(3):
         await ask(backend, CHAT, {"messages": [USER]})
-    assert len(backend._transport._session.connector._conns) == 1  # type: ignore[attr-defined]
+    assert len(backend._pool._connections) == 1

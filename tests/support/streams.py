@@ -3,13 +3,15 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.support.fakes import Answer
 from tests.support.virtual_time import loop_time
 from worker.backends.http.attempt_timer import AttemptTimer
+from worker.backends.http.connection import Sink
+from worker.backends.http.transport import push
 from worker.backends.streams.accumulator import Accumulator, Progress
 from worker.backends.streams.reading import StreamedAnswer, accumulator_for
 from worker.backends.streams.sse import Event
@@ -116,7 +118,9 @@ class Reading:
         self.answer = StreamedAnswer(
             accumulator,
             self.result,
+            self.timer,
             max_bytes=max_bytes,
+            on_first_token=lambda: self.tokens.append(loop_time()),
             resume_point=lambda _: ResumePoint(text="x", tokens=1),
             clock=loop_time,
         )
@@ -124,10 +128,13 @@ class Reading:
     async def read(self) -> AttemptResult:
         try:
             async with self.timer:
-                await self.answer.read(b"", network(self.steps), self.timer, lambda: self.tokens.append(loop_time()))
-        except TimeoutError:
-            if not self.result.is_whole:  # as the backend: what it cut off followed a whole answer
+                await push(network(self.steps), cast("Sink", self.answer))  # it never asks for more than `feed`
+                self.answer.end()
+        except (TimeoutError, BackendError, OSError):
+            if not self.answer.is_whole():  # as the backend: what it cut off followed a whole answer
                 raise
+        finally:
+            self.answer.close()
         return self.result
 
     async def fail(self) -> Fault:

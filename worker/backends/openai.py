@@ -1,32 +1,31 @@
 """
-One OpenAI-compatible server over HTTP: httpx's requests and responses, on aiohttp's connections by `transport`.
+One OpenAI-compatible server over HTTP, on connections of our own (`http`).
 
-The transport is called directly: redirects, cookies, proxies of the environment and retries are not wanted, so there is
-no client around it.  Any other `httpx.AsyncBaseTransport` may take its place.  What is the same for every request of a
-route is prepared once.
+Redirects, cookies, proxies of the environment and retries are not wanted, so there is no client around the connections.
+Any `httpx.AsyncBaseTransport` may take their place.  What is the same for every request of a route is prepared once, as
+bytes.
 
 One attempt is one call of `invoke`, and one request unless the server refuses a form of streaming before it generates
-anything (`negotiation`).  An answer that comes as a stream is assembled by `streams.reading`.  The kind of an exception
-tells which phase an attempt reached, and so whether a GPU may have worked.
+anything (`negotiation`).  The answer is pushed into an `_Answer` as it arrives; one that comes as a stream is assembled
+by `streams.reading`.  The fault of a failure and the phase that was reached tell whether a GPU may have worked.
 
-Source: https://www.python-httpx.org/exceptions/.  ADR 0001 has the reasons for httpx's API without its client.
+ADR 0001 has the reasons for doing without httpx's client, ADR 0017 for our own connections.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from urllib.parse import urlsplit
-
-import httpx
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
 
 from worker.backends.http.attempt_timer import AttemptTimer
-from worker.backends.http.connections import on_connected
+from worker.backends.http.connection import Headers, Request, Sink
 from worker.backends.http.credentials import ApiKey, Redactor
-from worker.backends.http.transport import AiohttpTransport, PreparedRequest
+from worker.backends.http.pool import Pool
 from worker.backends.request.negotiation import Negotiator, Plan
 from worker.backends.request.stream import Form
 from worker.backends.streams.reading import BOM, StreamedAnswer, holds_events, is_labelled_stream
-from worker.errors import BackendError, SettingsError
+from worker.errors import BackendError
 from worker.policy.model import Fault, Phase
 from worker.policy.normalise import MAX_BODY_BYTES
 from worker.ports import AttemptResult, BackendRequest
@@ -35,16 +34,19 @@ from worker.wire.body import RequestBody
 from worker.wire.endpoints import endpoint_of
 from worker.wire.http import is_success, request_id_of
 
+if TYPE_CHECKING:
+    import httpx  # 80 ms of CPU, for what only another transport needs
+
 PROBE_TIMEOUT_S = 5.0
-MAX_CACHED_URLS = 256
+MAX_CACHED_PATHS = 256
 MAX_BLANK_BYTES = 4096
 """Blanks at the head of a body after which nothing more is awaited that says what it is."""
-SLICE_BYTES = 256 * 1024
-"""A longer body is handed over in slices of this, so that ten megabytes are neither copied at once nor written past a
-server that does not read; aiohttp warns about whole ones over 1 MiB."""
 
-_NOT_SENT = (httpx.ConnectError, httpx.UnsupportedProtocol)
-_NOT_CONNECTED = (httpx.ConnectTimeout, httpx.PoolTimeout)
+_NOT_SENT = frozenset({Fault.CONNECT, Fault.CONNECT_TIMEOUT})
+_VISIBLE = frozenset(map(chr, range(0x21, 0x7F)))
+_PATH_SAFE = "".join(_VISIBLE - set('"<>`{}'))
+_QUERY_SAFE = "".join(_VISIBLE - set('"<>'))
+"""What stays as it is in a request line, as browsers do it (https://url.spec.whatwg.org/#path-percent-encode-set)."""
 
 
 class HttpBackend:
@@ -53,65 +55,73 @@ class HttpBackend:
 
     Args:
         route: Its settings.
-        transport: Sends the requests; by default one on aiohttp's connections.
+        transport: Sends the requests instead of our own connections.
 
     Raises:
         SettingsError: The key file cannot be read, or the base URL's host is no name.
     """
 
-    def __init__(self, route: RouteSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(self, route: RouteSettings, transport: "httpx.AsyncBaseTransport | None" = None) -> None:
         self.name = route.name
         self._timeouts: TimeoutSettings = route.timeouts
         self._max_bytes = route.max_response_bytes
-        self._base = route.base_url
-        self._has_v1 = urlsplit(route.base_url).path.endswith("/v1")
+        self._prefix = urlsplit(route.base_url).path
         self._negotiator = Negotiator(route.name, route.stream, route.continuation)
         self._key = ApiKey(route.api_key, route.api_key_file)
         self._key_used = self._key.current()
         self._key_sent: str | None = None
         self._redactor = Redactor(value.get_secret_value() for value in route.headers.values())
+        self._pool = Pool(route.base_url)
         self._headers = {
-            "host": _host(route.base_url),
+            "host": self._pool.authority,
             "content-type": "application/json",
             "accept": "application/json",
             "accept-encoding": "identity",
             "user-agent": "pubsub-inference-worker",
             **{name.lower(): value.get_secret_value() for name, value in route.headers.items()},
         }
+        self._fixed = lines(self._headers)
         health = route.breaker.health_path
-        self._health_url = httpx.URL(route.base_url.removesuffix("/v1") + health) if health is not None else None
-        connect_s = min(self._timeouts.connect_s, self._timeouts.total_s)
-        self._extensions = {"timeout": {"connect": connect_s, "pool": connect_s}}
-        self._transport = AiohttpTransport() if transport is None else transport
-        self._urls: dict[str, httpx.URL] = {}
+        self._health = None if health is None else self._prefix.removesuffix("/v1") + health
+        self._connect_s = min(self._timeouts.connect_s, self._timeouts.total_s)
+        self._exchange: Callable[[Request, Sink, float], Awaitable[None]] = self._pool.exchange
+        self._aclose = self._pool.aclose
+        if transport is not None:
+            from worker.backends.http.transport import ForeignTransport  # noqa: PLC0415 - httpx is slow to import
 
-    def url(self, path: str) -> httpx.URL:
-        """Return where a path is asked: the base URL and the path, with a doubled `/v1` written once."""
-        url = self._urls.get(path)
-        if url is None:
-            if len(self._urls) >= MAX_CACHED_URLS:
-                self._urls.clear()
-            tail = path.removeprefix("/v1") if self._has_v1 and path.startswith("/v1/") else path
-            url = self._urls[path] = httpx.URL(self._base + tail)
-        return url
+            foreign = ForeignTransport(transport, route.base_url)
+            self._exchange, self._aclose = foreign.exchange, transport.aclose
+        self._request_lines: dict[str, bytes] = {}
+
+    def target(self, path: str) -> str:
+        """Return what is asked for a path: the base URL's prefix and the path, with a doubled `/v1` written once."""
+        doubled = self._prefix.endswith("/v1") and path.startswith("/v1/")
+        return self._prefix + (path.removeprefix("/v1") if doubled else path)
 
     def credentials_changed(self) -> bool:
         """See `worker.ports.Backend.credentials_changed`."""
         return self._key.current() != self._key_used
 
-    def _request(
-        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes, result: AttemptResult
-    ) -> httpx.Request:
-        """Return one request; the result's phase will follow the sending of a long body."""
+    def _request(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Request:
+        """Return one request; what repeats was joined before."""
         key = self._key.current()
-        if key != self._key_sent:  # not in place: requests on their way share the headers
-            self._headers = {**self._headers, "authorization": f"Bearer {key}"}
+        if key != self._key_sent:
+            self._headers["authorization"] = f"Bearer {key}"
+            self._fixed = lines(self._headers)
             self._key_sent = key
             if key is not None:
                 self._redactor.add_key(key)
-        own = {**headers, "content-length": str(len(body))} if method == "POST" else headers
-        stream = httpx.ByteStream(body) if len(body) <= SLICE_BYTES else _Slices(body, result)
-        return PreparedRequest(method, url, fixed=self._headers, own=own, stream=stream, extensions=self._extensions)
+        first = self._request_lines.get(target)
+        if first is None:
+            if len(self._request_lines) >= MAX_CACHED_PATHS:
+                self._request_lines.clear()
+            first = b" %b%b HTTP/1.1\r\n%b" % (self._pool.line_prefix, escaped(target), self._pool.line_headers)
+            self._request_lines[target] = first
+        fixed = self._fixed
+        if not self._headers.keys().isdisjoint(headers):  # one request's own come before those of all
+            fixed = lines({name: value for name, value in self._headers.items() if name not in headers})
+        length = b"content-length: %d\r\n" % len(body) if method == "POST" else b""
+        return Request(b"".join((method.encode(), first, fixed, lines(headers), length, b"\r\n")), body)
 
     def streams(self, path: str, body: RequestBody) -> bool:
         """See `worker.ports.Backend.streams`."""
@@ -132,7 +142,7 @@ class HttpBackend:
             async with timer:
                 while True:
                     plan.reset(result)
-                    broken = await self._exchange(request, plan, result, timer)
+                    broken = await self._ask(request, plan, result, timer)
                     if plan.call.form is not Form.UNARY:
                         self._redact(result)  # the reason for another form is logged
                     if not plan.fall_back(result, broken):
@@ -140,7 +150,7 @@ class HttpBackend:
             if broken is not None:
                 raise broken
             result.phase = Phase.PARSE
-        except (BackendError, httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # a TimeoutError is an OSError
+        except (BackendError, TimeoutError) as error:
             if plan is None or not (result.is_whole or plan.restore(result)):
                 fault, words = _failure(error, result, plan, timer)
                 if plan is not None:
@@ -162,97 +172,28 @@ class HttpBackend:
         if result.partial is not None:
             result.partial = redactor.body(result.partial, is_answer=True)
 
-    async def _exchange(
+    async def _ask(
         self, request: BackendRequest, plan: Plan, result: AttemptResult, timer: AttemptTimer
     ) -> BackendError | None:
         """Send the plan's call and read the answer to it; returns how a stream broke that came to its end."""
         result.phase = Phase.PREPARE
-        outgoing = self._request("POST", self.url(request.path), request.headers, plan.call.body, result)
+        outgoing = self._request("POST", self.target(request.path), request.headers, plan.call.body)
         self._key_used = self._key.current()
         result.phase = Phase.CONNECT
         timer.await_first_byte()
-
-        def connected() -> None:
-            if result.phase is Phase.CONNECT and len(plan.call.body) <= SLICE_BYTES:
-                result.phase = Phase.HEADERS  # all of the request is on its way
-            if request.on_connected is not None:
-                request.on_connected()
-
-        before = on_connected.set(connected)
+        answer = _Answer(request, plan, result, timer, self._max_bytes)
         try:
-            response = await self._transport.handle_async_request(outgoing)
-        finally:
-            on_connected.reset(before)
-        body = response.stream
-        assert isinstance(body, httpx.AsyncByteStream)  # what an asynchronous transport returns
-        try:
-            _note_headers(result, response)
-            chunks = aiter(response.aiter_bytes() if "content-encoding" in result.headers else body)
-            await self._read_answer(request, plan, result, chunks, timer)
+            await self._exchange(outgoing, answer, self._connect_s)
+            answer.end()
         except BackendError as error:
+            if answer.is_whole():
+                return None
             if error.fault != Fault.STREAM_BROKEN:
                 raise
             return error
         finally:
-            await body.aclose()
+            answer.close()
         return None
-
-    async def _read_answer(
-        self,
-        request: BackendRequest,
-        plan: Plan,
-        result: AttemptResult,
-        chunks: AsyncIterator[bytes],
-        timer: AttemptTimer,
-    ) -> None:
-        """Read the body as what its first bytes say it is, whatever its label."""
-        head, is_labelled, is_stream = b"", False, False
-        if is_success(result.status):
-            is_labelled = is_labelled_stream(result)
-            if is_labelled:
-                result.phase, result.streamed = Phase.STREAM, True
-            else:
-                timer.restart_idle()
-            known = None
-            while known is None and len(head) < MAX_BLANK_BYTES and (chunk := await anext(chunks, None)) is not None:
-                head += chunk
-                if not is_labelled:
-                    timer.restart_idle()
-                known = holds_events(head, is_labelled=is_labelled)
-            is_stream = is_labelled if known is None else known
-        accumulator = plan.call.new_accumulator() if is_stream else None
-        if accumulator is None:
-            result.phase, result.streamed = Phase.BODY, False
-            is_error = (result.status or 0) >= 400  # noqa: PLR2004
-            result.body = await self._read(head, chunks, timer, is_error=is_error)
-            return
-        result.phase = Phase.STREAM
-        result.streamed, result.salvaged_tokens = True, plan.call.salvaged_tokens
-        answer = StreamedAnswer(accumulator, result, max_bytes=self._max_bytes, resume_point=plan.resume_point)
-        if not is_labelled:
-            timer.await_first_byte()
-        await answer.read(head, chunks, timer, request.on_first_token)
-
-    async def _read(self, head: bytes, chunks: AsyncIterator[bytes], timer: AttemptTimer, *, is_error: bool) -> bytes:
-        """
-        Read the rest of a body; every chunk resets the idle timer.
-
-        Of an error's, no more is read than anything looks at.
-        """
-        timer.restart_idle()
-        pieces: list[bytes] = [head] if head else []
-        size = len(head)
-        if size > self._max_bytes:
-            raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {self._max_bytes} bytes")
-        async for chunk in chunks:
-            timer.restart_idle()
-            size += len(chunk)
-            if size > self._max_bytes:
-                raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {self._max_bytes} bytes")
-            pieces.append(chunk)
-            if is_error and size > MAX_BODY_BYTES:
-                break
-        return (pieces[0] if len(pieces) == 1 else b"".join(pieces)).removeprefix(BOM)
 
     async def probe(self) -> bool | None:
         """
@@ -260,16 +201,15 @@ class HttpBackend:
 
         Cancellation: leaves nothing behind.
         """
-        if self._health_url is None:
+        if self._health is None:
             return None
+        health = _Health()
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                request = self._request("GET", self._health_url, {}, b"", AttemptResult())
-                response = await self._transport.handle_async_request(request)
-                await response.aclose()
-        except (httpx.HTTPError, OSError):  # a TimeoutError is an OSError
+                await self._exchange(self._request("GET", self._health, {}, b""), health, self._connect_s)
+        except (BackendError, TimeoutError):
             return False
-        return is_success(response.status_code)
+        return is_success(health.status)
 
     async def aclose(self) -> None:
         """
@@ -277,38 +217,155 @@ class HttpBackend:
 
         Cancellation: connections may stay open until the process ends; call it again.
         """
-        await self._transport.aclose()
+        await self._aclose()
 
 
-def _host(base_url: str) -> str:
-    try:
-        return httpx.URL(base_url).netloc.decode()
-    except httpx.InvalidURL as error:
-        raise SettingsError([f"base_url: {error}"]) from None
+def lines(headers: Mapping[str, str]) -> bytes:
+    """
+    Return headers as they are sent.
+
+    Raises:
+        ValueError: One of them would be more than one line.
+    """
+    text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if text.count("\n") != len(headers) or text.count("\r") != len(headers):
+        raise ValueError("a header holds a line break")
+    return text.encode("latin-1")
 
 
-class _Slices(httpx.AsyncByteStream):
-    """A long body; the phase is that of sending until the last slice was taken."""
+def escaped(target: str) -> bytes:
+    """Return a path with its query as it is sent."""
+    path, mark, query = target.partition("?")
+    return (quote(path, safe=_PATH_SAFE) + mark + quote(query, safe=_QUERY_SAFE)).encode()
 
-    def __init__(self, body: bytes, result: AttemptResult) -> None:
-        self._body = body
+
+class _Answer:
+    """Receives one answer, and reads it as what its first bytes say it is, whatever its label; see `Sink`."""
+
+    def __init__(
+        self, request: BackendRequest, plan: Plan, result: AttemptResult, timer: AttemptTimer, max_bytes: int
+    ) -> None:
+        self._request = request
+        self._plan = plan
         self._result = result
+        self._timer = timer
+        self._max_bytes = max_bytes
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._is_labelled = False
+        self._is_undecided = False
+        self._stream: StreamedAnswer | None = None
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def connected(self) -> None:
+        """The request is about to be written."""
+        self._result.phase = Phase.SEND
+        if self._request.on_connected is not None:
+            self._request.on_connected()
+
+    def sent(self) -> None:
+        """All of it is on its way."""
+        if self._result.phase is Phase.SEND:  # a server may answer before it has read everything
+            self._result.phase = Phase.HEADERS
+
+    def head(self, status: int, headers: Headers) -> None:
+        """Note status and headers; a success may be a stream."""
         result = self._result
-        result.phase = Phase.SEND
-        view = memoryview(self._body)
-        for start in range(0, len(view), SLICE_BYTES):
-            yield bytes(view[start : start + SLICE_BYTES])
-        if result.phase is Phase.SEND:  # a server may answer before it has read everything
-            result.phase = Phase.HEADERS
+        result.phase = Phase.BODY
+        result.status = status
+        result.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+        result.backend_request_id = request_id_of(result.headers)
+        self._is_undecided = is_success(status)
+        self._is_labelled = is_labelled_stream(result)
+        if self._is_labelled:
+            result.phase, result.streamed = Phase.STREAM, True
+        else:
+            self._timer.restart_idle()
+
+    def feed(self, data: bytes) -> float | None:
+        """Take a part of the body; of an error's, no more than anything looks at."""
+        if self._stream is not None:
+            return self._stream.feed(data)
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._is_undecided:
+            head = data if len(self._pieces) == 1 else b"".join(self._pieces)
+            is_stream = holds_events(head, is_labelled=self._is_labelled)
+            if is_stream is None and self._size < MAX_BLANK_BYTES:
+                self._pieces = [head]
+                if not self._is_labelled:
+                    self._timer.restart_idle()
+                return None
+            return self._decide(is_stream, head)
+        self._timer.restart_idle()
+        if self._size > self._max_bytes:
+            raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {self._max_bytes} bytes")
+        is_error = (self._result.status or 0) >= 400  # noqa: PLR2004
+        return 0.0 if is_error and self._size > MAX_BODY_BYTES else None
+
+    def end(self) -> None:
+        """Take note that the response has ended, or that no more of it was wanted."""
+        if self._is_undecided:
+            self._decide(None, b"".join(self._pieces))
+        if self._stream is not None:
+            self._stream.end()
+            return
+        pieces = self._pieces
+        self._result.body = (pieces[0] if len(pieces) == 1 else b"".join(pieces)).removeprefix(BOM)
+
+    def close(self) -> None:
+        """Put what is known of a stream into the result, however it ended."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def is_whole(self) -> bool:
+        """Whether all of a streamed answer is there."""
+        return self._stream is not None and self._stream.is_whole()
+
+    def _decide(self, is_stream: bool | None, head: bytes) -> float | None:
+        self._is_undecided = False
+        call, result, timer = self._plan.call, self._result, self._timer
+        accumulator = None
+        if self._is_labelled if is_stream is None else is_stream:
+            accumulator = call.new_accumulator()
+        if accumulator is None:
+            result.phase, result.streamed = Phase.BODY, False
+            timer.restart_idle()
+            if self._size > self._max_bytes:
+                raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {self._max_bytes} bytes")
+            return None
+        result.phase = Phase.STREAM
+        result.streamed, result.salvaged_tokens = True, call.salvaged_tokens
+        self._stream = StreamedAnswer(
+            accumulator,
+            result,
+            timer,
+            max_bytes=self._max_bytes,
+            on_first_token=self._request.on_first_token,
+            resume_point=self._plan.resume_point,
+        )
+        if not self._is_labelled:
+            timer.await_first_byte()
+        return self._stream.feed(head)
 
 
-def _note_headers(result: AttemptResult, response: httpx.Response) -> None:
-    result.phase = Phase.BODY
-    result.status = response.status_code
-    result.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
-    result.backend_request_id = request_id_of(result.headers)
+class _Health:
+    """Receives the answer to a probe, of which only the status counts."""
+
+    status: int | None = None
+
+    def connected(self) -> None:
+        """See `Sink`."""
+
+    def sent(self) -> None:
+        """See `Sink`."""
+
+    def head(self, status: int, headers: Headers) -> None:  # noqa: ARG002 - see `Sink`
+        """Keep the status."""
+        self.status = status
+
+    def feed(self, data: bytes) -> float | None:  # noqa: ARG002 - see `Sink`
+        """Want nothing of the body."""
+        return 0.0
 
 
 _SILENCES: Mapping[Fault, str] = {
@@ -320,33 +377,14 @@ _SILENCES: Mapping[Fault, str] = {
 
 def _failure(error: Exception, result: AttemptResult, plan: Plan | None, timer: AttemptTimer) -> tuple[str, str]:
     """Return the fault of an attempt and its words; of a server that is gone since its stream broke, how it broke."""
-    if isinstance(error, BackendError):
-        return error.fault, error.detail
-    if isinstance(error, TimeoutError):
-        return _timed_out(result, timer.fault)
-    fault, words = _translate(error, result)
-    if fault in {Fault.CONNECT, Fault.CONNECT_TIMEOUT} and plan is not None and plan.broken is not None:
-        result.phase = Phase.STREAM
-        return plan.broken.fault, plan.broken.detail
-    return fault, words
-
-
-def _timed_out(result: AttemptResult, fault: Fault) -> tuple[Fault, str]:
-    if result.phase is Phase.CONNECT:
-        result.phase = Phase.HEADERS  # connecting has its own, shorter limit
-    return fault, _SILENCES[fault]
-
-
-def _translate(error: Exception, result: AttemptResult) -> tuple[Fault, str]:
-    """Return what the failure means, and its words; they are those of its cause, which know more."""
-    cause = error.__cause__ or error
-    text = f"{type(cause).__name__}: {cause}"
-    if isinstance(error, _NOT_CONNECTED):
-        return (Fault.CONNECT_TIMEOUT, text)
-    if isinstance(error, _NOT_SENT) and result.phase is Phase.CONNECT:
-        return (Fault.CONNECT, text)
-    if result.phase is Phase.CONNECT:
+    if not isinstance(error, BackendError):
+        if result.phase is Phase.CONNECT:
+            result.phase = Phase.HEADERS  # connecting has its own, shorter limit
+        return timer.fault, _SILENCES[timer.fault]
+    if error.fault in _NOT_SENT:
+        if plan is not None and plan.broken is not None:
+            result.phase = Phase.STREAM
+            return plan.broken.fault, plan.broken.detail
+    elif result.phase is Phase.CONNECT:
         result.phase = Phase.HEADERS
-    if isinstance(error, httpx.DecodingError):
-        return (Fault.DECODING, text)
-    return (Fault.CONNECTION_LOST, text)
+    return error.fault, error.detail

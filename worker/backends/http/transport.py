@@ -1,139 +1,53 @@
 """
-httpx's transport on aiohttp's connections: the only file that knows both.
+httpx's transport interface, in both directions; the only file that knows httpx.
 
-Above it there are `httpx.Request`, `httpx.Response` and httpx's exceptions; below it one `aiohttp.ClientSession`, made
-when the first request is sent.  What the two ask of each other is translated once and not copied: a URL is parsed once,
-the headers go over as they are, and a body's chunks are handed on as aiohttp has them.
+`HttpTransport` puts our connections under an `httpx.AsyncClient`, or whatever else takes a transport.
+`ForeignTransport` lets any other transport take the place of our connections under the worker: a recorded server in a
+test, another network.  The worker itself goes neither way: httpx's requests and responses cost a third of an attempt,
+and importing it a third of the start.
 
-An exception says what happened, as httpx means its names: `ConnectError` and `ConnectTimeout` only where no request was
-sent, `DecodingError` where what came is no response or cannot be unpacked.  (httpx-aiohttp 0.2 calls a connection that
-was reset under a running request a connect timeout.)  aiohttp's own is its cause.
+Exceptions keep httpx's meanings: `ConnectError` and `ConnectTimeout` only where no request was sent, `DecodingError`
+where what came is no response or cannot be unpacked.
 
-A route's requests differ in two or three headers.  httpx takes every header apart to keep it as bytes, and the
-transport would put them together again; that is 0.01 ms of CPU a request, a tenth of an attempt.  So a
-`PreparedRequest` makes httpx's headers only where they are asked for, by another transport or a test.
-
-Unlike httpx's transports this one unpacks compressed bodies, piece by piece as aiohttp does; the response then claims
-neither its coding nor its length.  httpx's decoders unpack a whole read at once, whatever it becomes.
-
-Source: https://www.python-httpx.org/advanced/transports/; aiohttp 3.14, `client_exceptions.py`.
+Source: https://www.python-httpx.org/advanced/transports/; https://www.python-httpx.org/exceptions/.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from functools import cached_property, lru_cache
-from typing import Any
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
 
-import aiohttp
 import httpx
-from aiohttp.http_exceptions import ContentEncodingError
-from multidict import CIMultiDict
-from yarl import URL
 
-from worker.backends.http.connections import (
-    ExchangeConnector,
-    ExchangeRequest,
-    ExchangeResponse,
-    StaleConnectionError,
-    UnreadableResponseError,
-    fresh_only,
-    read_before_failure,
-)
+from worker.backends.http.coding import decoder_for
+from worker.backends.http.connection import Connection, Headers, Request, Sink, StaleConnectionError, words_of
+from worker.backends.http.pool import Pool
+from worker.errors import BackendError
+from worker.policy.model import Fault
 
-KEEPALIVE_S = 4.0
-"""How long an idle connection is kept: below uvicorn's 5 s (vLLM, SGLang), so that a request is not sent into a
-connection the server is just closing (https://www.uvicorn.org/settings/#timeouts)."""
+CONNECT_S = 5.0
+"""Where a request sets no limit, as httpx's client has it."""
+MAX_BUFFERED_BYTES = 256 * 1024
+"""Of a body that nobody reads; then the connection is not read either."""
 
-MAX_CACHED_URLS = 256
-_UNPACKED = (b"content-encoding", b"content-length")
-
-_ENDS: tuple[tuple[type[Exception], type[httpx.RequestError]], ...] = (
-    (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
-    (aiohttp.ClientConnectorError, httpx.ConnectError),
-    (aiohttp.InvalidURL, httpx.UnsupportedProtocol),
-    (aiohttp.NonHttpUrlClientError, httpx.UnsupportedProtocol),
-    (aiohttp.ServerDisconnectedError, httpx.RemoteProtocolError),
-    (aiohttp.ClientResponseError, httpx.RemoteProtocolError),
-    (aiohttp.ClientError, httpx.ReadError),
-    (OSError, httpx.ReadError),
-)
-"""The first that fits."""
+_NAMES: dict[str, type[httpx.RequestError]] = {
+    Fault.CONNECT: httpx.ConnectError,
+    Fault.CONNECT_TIMEOUT: httpx.ConnectTimeout,
+    Fault.CONNECTION_LOST: httpx.ReadError,
+    Fault.DECODING: httpx.DecodingError,
+}
 
 
-class PreparedRequest(httpx.Request):
+class HttpTransport(httpx.AsyncBaseTransport):
     """
-    One request of a route.
-
-    Args:
-        method: In upper case.
-        url: Not copied.
-        fixed: The headers of every request, shared by them; names in lower case.
-        own: The headers of this one; they come before those of the same name.  Likewise.
-        stream: The body.
-        extensions: As of `httpx.Request`.
-    """
-
-    def __init__(
-        self,
-        method: str,
-        url: httpx.URL,
-        *,
-        fixed: Mapping[str, str],
-        own: Mapping[str, str],
-        stream: httpx.AsyncByteStream,
-        extensions: Mapping[str, Any],
-    ) -> None:
-        # Everything that httpx's constructor sets for a request with a `stream`, but for the headers.
-        self.method = method
-        self.url = url
-        self.stream = stream
-        self.extensions = dict(extensions)
-        self._fixed = fixed
-        self._own = own
-
-    @cached_property
-    def headers(self) -> httpx.Headers:  # type: ignore[override]  # a cached property can be set as well
-        """All headers; made when asked for, and from then on what is in force."""
-        return httpx.Headers(self.plain_headers())
-
-    def plain_headers(self) -> dict[str, str]:
-        """Return the headers as they were given."""
-        return {**self._fixed, **self._own}
-
-
-def open_session() -> aiohttp.ClientSession:
-    """
-    Return aiohttp's client with everything off that the worker does itself or not at all; call it on the event loop.
-
-    No redirects, no cookies, no proxies or passwords of the environment, no retries (aiohttp repeats no POST), no limit
-    of connections: the window above is the limit.  What its connections do besides is in `connections`.
-    """
-    return aiohttp.ClientSession(
-        connector=ExchangeConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=10),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None),
-        request_class=ExchangeRequest,
-        response_class=ExchangeResponse,
-        max_line_size=64 * 1024,
-        max_field_size=64 * 1024,
-    )
-
-
-class AiohttpTransport(httpx.AsyncBaseTransport):
-    """
-    Sends requests as they are: their headers and nothing else, no redirects.
-
-    A request is sent a second time only where a kept connection turned out to be of no use (`StaleConnectionError`):
-    then once, at once, on a fresh one.
+    Our connections for users of httpx: one pool for each origin; no redirects, cookies or settings of the environment.
 
     Of the extension `timeout` the limit of connecting (`connect`, seconds) is kept; the others are the caller's.
-
-    Args:
-        open_session: Makes the session, on the event loop, when the first request is sent.
+    A body is unpacked, and the response then claims neither its coding nor its length.
     """
 
-    def __init__(self, open_session: Callable[[], aiohttp.ClientSession] = open_session) -> None:
-        self._open_session = open_session
-        self._session: aiohttp.ClientSession | None = None
+    def __init__(self) -> None:
+        self._pools: dict[tuple[str, str, int | None], Pool] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """
@@ -144,24 +58,24 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
 
         Cancellation: closes the connection.
         """
-        session = self._session
-        if session is None:
-            session = self._session = self._open_session()
+        url = request.url
+        if url.scheme not in {"http", "https"} or not url.host:
+            raise httpx.UnsupportedProtocol(f"{url.scheme!r} is no protocol of this transport", request=request)
+        origin = (url.scheme, url.host, url.port)
+        pool = self._pools.get(origin)
+        if pool is None:
+            pool = self._pools[origin] = Pool(f"{url.scheme}://{url.netloc.decode()}")
+        limit = request.extensions.get("timeout", {}).get("connect")
+        outgoing = await _outgoing(request, pool)
         try:
             try:
-                response = await _send(session, request)
+                connection = await pool.acquire(CONNECT_S if limit is None else limit)
+                return await _Exchange(connection, request).response(outgoing)
             except StaleConnectionError:
-                before = fresh_only.set(True)
-                try:
-                    response = await _send(session, request)
-                finally:
-                    fresh_only.reset(before)
-        except (aiohttp.ClientError, OSError) as error:
+                connection = await pool.connect(CONNECT_S if limit is None else limit)
+                return await _Exchange(connection, request).response(outgoing)
+        except BackendError as error:
             raise _translated(error, request) from error
-        headers = response.raw_headers
-        if "content-encoding" in response.headers:
-            headers = tuple(each for each in headers if each[0].lower() not in _UNPACKED)
-        return httpx.Response(response.status, headers=headers, stream=_Body(response, request), request=request)
 
     async def aclose(self) -> None:
         """
@@ -169,77 +83,181 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
 
         Cancellation: connections may stay open until the process ends; call it again.
         """
-        if self._session is not None:
-            await self._session.close()
+        for pool in self._pools.values():
+            await pool.aclose()
 
 
-async def _send(session: aiohttp.ClientSession, request: httpx.Request) -> aiohttp.ClientResponse:
-    stream = request.stream
-    return await session.request(
-        request.method,
-        _parsed(str(request.url)),
-        headers=headers_of(request),
-        data=(b"".join(stream) or None) if isinstance(stream, httpx.ByteStream) else stream,
-        allow_redirects=False,
-        timeout=_limits(request.extensions.get("timeout", {}).get("connect")),
-    )
+async def _outgoing(request: httpx.Request, pool: Pool) -> Request:
+    body = await request.aread()
+    skipped = {b"transfer-encoding", b"content-length"}
+    headers = [b"%b: %b\r\n" % pair for pair in request.headers.raw if pair[0].lower() not in skipped]
+    if body or "content-length" in request.headers:
+        headers.append(b"content-length: %d\r\n" % len(body))
+    method = request.method.encode()
+    line = b"%b %b%b HTTP/1.1\r\n" % (method, pool.line_prefix, request.url.raw_path)
+    return Request(b"".join((line, pool.line_headers, *headers, b"\r\n")), body, is_head=request.method == "HEAD")
 
 
-class _Body(httpx.AsyncByteStream):
-    """The body of a response as it comes, unpacked."""
+def _translated(error: BackendError, request: httpx.Request) -> httpx.RequestError:
+    return _NAMES.get(error.fault, httpx.ReadError)(error.detail, request=request)
 
-    def __init__(self, response: aiohttp.ClientResponse, request: httpx.Request) -> None:
-        self._response = response
+
+class _Exchange(httpx.AsyncByteStream):
+    """One exchange as a response whose body is read by its owner; the sink of its connection."""
+
+    def __init__(self, connection: Connection, request: httpx.Request) -> None:
+        self._connection = connection
         self._request = request
-        self._next = response.content.readany
+        self._loop = asyncio.get_running_loop()
+        self._head = self._loop.create_future()
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+        self._is_paused = False
+        self._news = asyncio.Event()
+        self._done: asyncio.Future[None] | None = None
+
+    async def response(self, outgoing: Request) -> httpx.Response:
+        """Send the request and return when the headers are there."""
+        self._done = done = self._connection.start(outgoing, self)
+        done.add_done_callback(self._end)
+        try:
+            status, headers = await self._head
+        except BaseException:
+            self._connection.give_up(done)
+            raise
+        if any(name.lower() == b"content-encoding" for name, _ in headers):
+            unpacked = {b"content-encoding", b"content-length"}
+            headers = [pair for pair in headers if pair[0].lower() not in unpacked]
+        return httpx.Response(status, headers=headers, stream=self, request=self._request)
+
+    def _end(self, done: asyncio.Future[None]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if not self._head.done() and error is not None:
+            self._head.set_exception(error)
+        self._news.set()
+
+    def connected(self) -> None:
+        """See `Sink`."""
+
+    def sent(self) -> None:
+        """See `Sink`."""
+
+    def head(self, status: int, headers: Headers) -> None:
+        """Let `response` return."""
+        if not self._head.done():
+            self._head.set_result((status, headers))
+
+    def feed(self, data: bytes) -> float | None:
+        """Keep a part of the body until it is read."""
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > MAX_BUFFERED_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._connection.pause()
+        self._news.set()
+        return None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        try:
-            chunk = await self._next()
-        except (aiohttp.ClientError, OSError) as error:
-            chunk = read_before_failure(self._response.content)
-            if not chunk:
-                raise _translated(error, self._request) from error
-        if not chunk:
-            raise StopAsyncIteration
-        return chunk
+        done = self._done
+        assert done is not None
+        while not self._pieces:
+            if done.done():
+                error = done.exception()
+                if isinstance(error, BackendError):
+                    raise _translated(error, self._request) from error
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        data = self._pieces.popleft()
+        self._size -= len(data)
+        if self._is_paused and not self._pieces:
+            self._is_paused = False
+            self._connection.resume()
+        return data
 
     async def aclose(self) -> None:
         """
-        Return the connection to the pool, or close it if not everything was read.
+        Close the connection if not everything has come.
 
-        Cancellation: the connection is released all the same.
+        Cancellation: the connection is closed all the same.
         """
-        self._response.release()
+        assert self._done is not None
+        self._connection.give_up(self._done)
+
+
+class ForeignTransport:
+    """
+    Another transport in the place of a `Pool`.
+
+    Args:
+        transport: It sends the requests; httpx's names of its failures tell how far they came.
+        base_url: Of the server.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport, base_url: str) -> None:
+        self._transport = transport
+        self._origin = httpx.URL(base_url)
+
+    async def exchange(self, request: Request, sink: Sink, connect_s: float) -> None:
+        """See `Pool.exchange`; when the request was `sent` is not known here."""
+        line, *headers = request.head.decode("latin-1").rstrip("\r\n").split("\r\n")
+        method, target, _ = line.split(" ")
+        outgoing = httpx.Request(
+            method,
+            self._origin.copy_with(raw_path=target.encode()),
+            headers=[(name, value) for name, _, value in (header.partition(": ") for header in headers)],
+            stream=httpx.ByteStream(request.body),
+            extensions={"timeout": {"connect": connect_s, "pool": connect_s}},
+        )
         try:
-            await self._response.wait_for_close()
-        except (aiohttp.ClientError, OSError) as error:
-            raise _translated(error, self._request) from error
+            response = await self._transport.handle_async_request(outgoing)
+            stream = response.stream
+            assert isinstance(stream, httpx.AsyncByteStream)  # what an asynchronous transport returns
+            try:
+                sink.head(response.status_code, response.headers.raw)
+                await push(_unpacked(response, stream), sink)
+            finally:
+                await stream.aclose()
+        except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise BackendError(Fault.CONNECT_TIMEOUT, words_of(error.__cause__ or error)) from error
+        except (httpx.ConnectError, httpx.UnsupportedProtocol) as error:
+            raise BackendError(Fault.CONNECT, words_of(error.__cause__ or error)) from error
+        except httpx.DecodingError as error:
+            raise BackendError(Fault.DECODING, words_of(error.__cause__ or error)) from error
+        except TimeoutError:
+            raise  # the attempt's own limits
+        except (httpx.HTTPError, OSError) as error:
+            raise BackendError(Fault.CONNECTION_LOST, words_of(error.__cause__ or error)) from error
 
 
-@lru_cache(maxsize=MAX_CACHED_URLS)
-def _parsed(url: str) -> URL:
-    return URL(url, encoded=True)  # httpx has escaped it
+async def _unpacked(response: httpx.Response, stream: httpx.AsyncByteStream) -> AsyncIterator[bytes]:
+    decoder = decoder_for(response.headers.get("content-encoding", ""))
+    async for data in stream:
+        for piece in (data,) if decoder is None else decoder.feed(data):
+            yield piece
+    if decoder is not None:
+        decoder.close()
 
 
-@lru_cache(maxsize=16)
-def _limits(connect_s: float | None) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
+async def push(chunks: AsyncIterator[bytes], sink: Sink) -> None:
+    """
+    Push a body into a sink until it has ended, or until the sink wants no more and its wait for the end is over.
 
+    Raises:
+        Exception: What the iterator or the sink raises.
 
-def _translated(error: Exception, request: httpx.Request) -> httpx.RequestError:
-    if isinstance(error, UnreadableResponseError) or isinstance(error.__cause__, ContentEncodingError):
-        return httpx.DecodingError(str(error), request=request)
-    if isinstance(error, StaleConnectionError) and not error.is_sent:
-        return httpx.ConnectError(str(error), request=request)
-    return next(end for kind, end in _ENDS if isinstance(error, kind))(str(error), request=request)
-
-
-def headers_of(request: httpx.Request) -> Mapping[str, str]:
-    """Return a request's headers for aiohttp, by the short way if they were not asked for."""
-    if isinstance(request, PreparedRequest) and "headers" not in request.__dict__:
-        return request.plain_headers()
-    return CIMultiDict([(name.decode(), value.decode()) for name, value in request.headers.raw])
+    Cancellation: leaves the iterator as it is.
+    """
+    async for chunk in chunks:
+        wait = sink.feed(chunk)
+        if wait is not None:
+            break
+    else:
+        return
+    with contextlib.suppress(BackendError, httpx.HTTPError, OSError):  # a TimeoutError is an OSError
+        async with asyncio.timeout(wait):
+            async for _ in chunks:
+                pass

@@ -13,12 +13,9 @@ an error, or more text, which makes the answer unfinished again.
 Events are taken one by one: where the network cut them makes no difference.
 """
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 
-import httpx
 import msgspec
 
 from worker.backends.http.attempt_timer import AttemptTimer
@@ -72,12 +69,17 @@ class CutStreamError(BackendError):
 
 class StreamedAnswer:
     """
-    One streamed answer on its way into the result; single use.
+    One streamed answer on its way into the result, pushed in as it arrives; single use.
+
+    Until the first generated text the limit of the first byte goes on; from then on data restarts the idle timer, and
+    comments do not.
 
     Args:
         accumulator: Assembles it.
         result: Filled in place.
+        timer: Of the attempt.
         max_bytes: Limit of all events together.
+        on_first_token: Called once, when the first generated text came.
         resume_point: What an answer that ended as it did leaves for another attempt.
         clock: Monotonic seconds, as of `result.started`.
     """
@@ -86,14 +88,18 @@ class StreamedAnswer:
         self,
         accumulator: Accumulator,
         result: AttemptResult,
+        timer: AttemptTimer,
         *,
         max_bytes: int,
+        on_first_token: Callable[[], None] | None = None,
         resume_point: Callable[[Accumulator], ResumePoint | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._accumulator = accumulator
         self._result = result
+        self._timer = timer
         self._max_bytes = max_bytes
+        self._on_first_token = on_first_token
         self._resume_point = resume_point
         self._clock = clock
         self._parser = SSEParser()
@@ -102,77 +108,58 @@ class StreamedAnswer:
         self._has_ended = False
         self._unread: MalformedEventError | None = None
 
-    async def read(
-        self,
-        head: bytes,
-        chunks: AsyncIterator[bytes],
-        timer: AttemptTimer,
-        on_first_token: Callable[[], None] | None = None,
-    ) -> None:
+    def feed(self, data: bytes) -> float | None:
         """
-        Read the stream until the protocol promises nothing more, an error event comes, or the response ends.
+        Take what came, as far as the limit of all bytes allows.
 
-        Until the first generated text the limit of the first byte goes on; from then on data restarts the idle timer,
-        and comments do not.
-
-        Args:
-            head: Bytes of the stream that were read already.
-            chunks: The rest of it.
-            timer: Of the attempt.
-            on_first_token: Called once, when the first generated text came.
+        Returns:
+            `None` while more is wanted: until the protocol promises nothing more, or an error event comes.  Then, for
+            how many seconds the end of the response is awaited.
 
         Raises:
-            BackendError: It ended without its end, was malformed or too long; retryable.
-            Exception: What the iterator raises.
-
-        Cancellation: what had come is in the result, which `is_whole` when the cancellation only cut off what follows.
+            BackendError: It was malformed or too long; retryable.
         """
-        accumulator = self._accumulator
-        try:
-            self._take(head, timer, on_first_token)
-            while not accumulator.is_over:
-                chunk = await anext(chunks, None)
-                if chunk is None:
-                    self._end(timer, on_first_token)
-                    return
-                self._take(chunk, timer, on_first_token)
-            timer.stop()
-            await self._linger(chunks)
-            self._check_done()
-        except (BackendError, httpx.HTTPError, OSError):
-            if not self._is_whole():
-                raise
-        finally:
-            self._note()
-
-    def _is_whole(self) -> bool:
-        accumulator = self._accumulator
-        return accumulator.is_complete() and (not accumulator.is_reopened or accumulator.is_over or self._has_ended)
-
-    def _take(self, chunk: bytes, timer: AttemptTimer, on_first_token: Callable[[], None] | None) -> None:
-        """Take what came, as far as the limit of all bytes allows."""
         if len(self._head) < MAX_EVIDENCE_BYTES:
-            self._head += chunk[: MAX_EVIDENCE_BYTES - len(self._head)]
+            self._head += data[: MAX_EVIDENCE_BYTES - len(self._head)]
         left = self._max_bytes - self._size
-        self._size += len(chunk)
-        self._feed(self._parser.feed(chunk if len(chunk) <= left else chunk[:left]), timer, on_first_token)
-        if len(chunk) > left and not self._accumulator.is_over:
-            raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {self._max_bytes} bytes")
+        self._size += len(data)
+        try:
+            self._merge(self._parser.feed(data if len(data) <= left else data[:left]))
+            if self._accumulator.is_over:
+                self._timer.stop()
+                return LINGER_S
+            if len(data) > left:
+                raise BackendError(Fault.RESPONSE_TOO_LARGE, f"more than {self._max_bytes} bytes")  # noqa: TRY301
+        except BackendError:
+            if not self.is_whole():
+                raise
+            return 0.0
+        return None
 
-    def _end(self, timer: AttemptTimer, on_first_token: Callable[[], None] | None) -> None:
-        """The response has ended."""
-        self._feed(self._parser.close(), timer, on_first_token)
+    def end(self) -> None:
+        """
+        Take note that the response has ended, or that what may follow was awaited for long enough.
+
+        Raises:
+            BackendError: The answer is not whole; retryable.
+        """
+        if self._accumulator.is_over:
+            if self._accumulator.error is None and not self.is_whole():
+                raise BackendError(Fault.STREAM_BROKEN, "`[DONE]` came before a finish reason")
+            return
+        self._merge(self._parser.close())
         self._has_ended = True
-        if self._accumulator.error is None and not self._is_whole():
+        if self._accumulator.error is None and not self.is_whole():
             raise CutStreamError(
                 "the stream ended before the answer was whole" if self._head else "the stream is empty"
             )
 
-    def _check_done(self) -> None:
-        if self._accumulator.error is None and not self._is_whole():
-            raise BackendError(Fault.STREAM_BROKEN, "`[DONE]` came before a finish reason")
+    def is_whole(self) -> bool:
+        """Whether nothing that happens now can spoil the answer."""
+        accumulator = self._accumulator
+        return accumulator.is_complete() and (not accumulator.is_reopened or accumulator.is_over or self._has_ended)
 
-    def _feed(self, events: list[Event], timer: AttemptTimer, on_first_token: Callable[[], None] | None) -> None:
+    def _merge(self, events: list[Event]) -> None:
         """Merge events up to the last one that counts, and note what they brought, also where one of them is broken."""
         accumulator, result = self._accumulator, self._result
         has_data = has_content = False
@@ -181,7 +168,7 @@ class StreamedAnswer:
                 try:
                     progress = accumulator.feed(event)
                 except MalformedEventError as error:
-                    if not self._is_whole():
+                    if not self.is_whole():
                         result.body = error.data
                         raise
                     self._unread = error
@@ -196,30 +183,20 @@ class StreamedAnswer:
         finally:
             if result.first_token_at is not None:
                 if has_data:
-                    timer.restart_idle()
+                    self._timer.restart_idle()
             elif has_content:
                 result.first_token_at = self._clock()
-                timer.restart_idle()
-                if on_first_token is not None:
-                    on_first_token()
+                self._timer.restart_idle()
+                if self._on_first_token is not None:
+                    self._on_first_token()
 
-    async def _linger(self, chunks: AsyncIterator[bytes]) -> None:
-        """Read on to the end of the response, for a short time; what comes and what goes wrong now is no matter."""
-        with suppress(BackendError, httpx.HTTPError, OSError):  # a TimeoutError is an OSError
-            async with asyncio.timeout(LINGER_S):
-                left = self._max_bytes - self._size
-                async for chunk in chunks:
-                    left -= len(chunk)
-                    if left < 0:
-                        break
-
-    def _note(self) -> None:
+    def close(self) -> None:
         """Put what is known into the result."""
         accumulator, result = self._accumulator, self._result
         result.stream_usage = accumulator.usage
         result.content_events = accumulator.content_events
         result.partial, result.resume_point = None, self._resume_point(accumulator)
-        result.is_whole = self._is_whole()
+        result.is_whole = self.is_whole()
         if result.is_whole:
             result.body = accumulator.result()
             result.missing_done = accumulator.missing_done

@@ -73,7 +73,7 @@ def check_one_stream(*, dialect, endpoint, seed, tail, cuts, is_bytewise, preten
         reading = Reading(*packets, max_bytes=10**7)
         accumulator = accumulator_for(endpoint, choices=len(body.get("choices", ())))
         assert accumulator is not None
-        reading.answer = StreamedAnswer(accumulator, reading.result, max_bytes=10**7)
+        reading.answer = StreamedAnswer(accumulator, reading.result, reading.timer, max_bytes=10**7)
         result = await reading.read()
         assert result.is_whole
         assert canon(json.loads(result.body)) == canon(body)
