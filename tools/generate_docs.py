@@ -12,6 +12,7 @@ import inspect
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -65,6 +66,7 @@ class Key(NamedTuple):
     """One setting as the page shows it."""
 
     path: str
+    text: str
     field: FieldInfo
     schema: dict[str, Any]
     """Its JSON schema; says type and range."""
@@ -86,6 +88,18 @@ def _section_of(field: FieldInfo) -> tuple[type[BaseModel] | None, bool]:
     return None, False
 
 
+def docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """Return the docstrings below the fields that a section itself declares; those without one are missing."""
+    (declared,) = ast.parse(inspect.getsource(model)).body
+    assert isinstance(declared, ast.ClassDef)
+    found = {}
+    for field, below in pairwise(declared.body):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = text
+    return found
+
+
 def walk(model: type[BaseModel], path: str = "", text: str = "") -> Iterator[Group]:
     """Yield every section in the order of the code, each before those inside it; a route only with what is its own."""
     properties = model.model_json_schema()["properties"]
@@ -95,13 +109,18 @@ def walk(model: type[BaseModel], path: str = "", text: str = "") -> Iterator[Gro
         for name, field in model.model_fields.items()
         if name not in inherited
     ]
-    keys = [Key(full, field, properties[name]) for full, name, field in fields if _section_of(field)[0] is None]
+    docs = docstrings(model)
+    keys = [
+        Key(full, docs.get(name, ""), field, properties[name])
+        for full, name, field in fields
+        if _section_of(field)[0] is None
+    ]
     if keys or path:
         yield Group(path, text, keys)
-    for full, _, field in fields:
+    for full, name, field in fields:
         section, is_list = _section_of(field)
         if section is not None:
-            texts = [inspect.getdoc(section), field.description]
+            texts = [inspect.getdoc(section), docs.get(name)]
             texts += ["Every key of `backend` as well."] if issubclass(section, RouteSettings) else []
             inner = full + ("[]" if is_list else "")
             yield from walk(section, inner, " ".join(_one_line(part) for part in texts if part))
@@ -165,7 +184,7 @@ def settings_page() -> str:
                 "",
                 f"{_type(key.schema)} · {_default(key.field)} · {where}",
                 "",
-                _one_line(key.field.description or ""),
+                _one_line(key.text),
                 "",
             ]
     return "\n".join(lines).rstrip() + "\n"

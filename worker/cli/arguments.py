@@ -1,10 +1,12 @@
 """Arguments that several commands share, and what they mean."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from worker.errors import SettingsError
-from worker.settings.load import load_settings, load_without_backend
-from worker.settings.schema import Settings
+
+if TYPE_CHECKING:
+    from worker.settings.schema import Settings
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +17,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def settings_from(namespace: argparse.Namespace, *, needs_backend: bool = True) -> Settings:
+def settings_from(namespace: argparse.Namespace, *, needs_backend: bool = True) -> "Settings":
     """
     Return the settings that the options of `add_settings` name.
 
@@ -28,6 +30,8 @@ def settings_from(namespace: argparse.Namespace, *, needs_backend: bool = True) 
         if not equals:
             raise SettingsError([f"--set {item}: expected KEY=VALUE"])
         flags[key] = value
+    from worker.settings.load import load_settings, load_without_backend  # noqa: PLC0415 - `--help` needs none
+
     load = load_settings if needs_backend else load_without_backend
     return load(namespace.config, flags=flags)
 

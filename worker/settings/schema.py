@@ -69,7 +69,7 @@ def refuse_own_headers(names: _Names) -> _Names:
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, docstrings below fields are their documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -249,9 +249,9 @@ class RouteSettings(BackendSettings):
 class RequestSettings(Section):
     """What a request message may ask for."""
 
-    allowed_paths: list[str] = Field(default_factory=lambda: list(INFERENCE_PATHS))
+    allowed_paths: list[str] = [*INFERENCE_PATHS]
     """Paths that are forwarded, by shell pattern; any other is answered with a 400."""
-    allowed_headers: list[str] = Field(default_factory=list)
+    allowed_headers: list[str] = []
     """Names a message's `headers` may set, in any case.  None by default: routers trust some headers."""
     tenant_attribute: str | None = None
     """Attribute of the message that names its tenant.  Each tenant then has, for each model, its own window, breaker
@@ -274,7 +274,7 @@ class RequestSettings(Section):
 class ReplySettings(Section):
     """What stands in an answer beside the backend's own words."""
 
-    copy_attributes: list[str] = Field(default_factory=list)
+    copy_attributes: list[str] = []
     """Attributes of the request copied to the answer's, by shell pattern."""
     include_stats: bool = False
     """Add a `stats` object with the measured times and tokens."""
@@ -296,7 +296,7 @@ class ErrorLimitSettings(Section):
 class PolicySettings(Section):
     """How errors are handled: see docs/error-policy.md."""
 
-    rules: list[dict[str, Any]] = Field(default_factory=list)
+    rules: list[dict[str, Any]] = []
     """Operators' rules, tried before the built-in table; first match wins."""
     hook_timeout_s: Seconds = 0.25
     """Longest time a hook (entry point `inference_worker.error_policy`) may take; the table decides after that."""
@@ -415,7 +415,7 @@ class Settings(Section):
     pubsub: PubSubSettings = PubSubSettings()
     backend: BackendSettings | None = None
     """The short form of one route named `default`; with `routes`, the route for what none of them takes."""
-    routes: list[RouteSettings] = Field(default_factory=list)
+    routes: list[RouteSettings] = []
     """Several backends, first match wins."""
     request: RequestSettings = RequestSettings()
     reply: ReplySettings = ReplySettings()
