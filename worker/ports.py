@@ -6,7 +6,7 @@ against small working fakes of these (`tests/support/fakes.py`), and every broke
 (`tests/conformance/`).
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -145,7 +145,7 @@ class Backend(Protocol):
         """
 
 
-Handler = Callable[[ReceivedMessage], Awaitable[Settlement]]
+Handler = Callable[[ReceivedMessage], Coroutine[Any, Any, Settlement]]
 """Called once per delivery, on the event loop; raises nothing but CancelledError."""
 
 
@@ -160,7 +160,14 @@ class Subscriber(Protocol):
         Deliver until `drain` has finished.
 
         Never more than `max_in_flight` handlers at once, and what `allow_extra` allows.  The lease of a delivery is
-        extended until its handler returns.  A pull that ends by itself is reopened.
+        extended until its handler returns, for `max_lease_duration_s` at most.  A pull that ends by itself is reopened.
+
+        Where the subscription keeps order, deliveries of one ordering key are handled one at a time, each after the
+        one before it was acked.  A nack also nacks what waits behind it, and all of that comes again in the same order.
+        A delivery whose lease ends while it is handled comes again, and what followed it as well, after it: so messages
+        may be repeated, but one is never handled for the first time before those that were published before it.
+
+        Where the subscription delivers exactly once, nothing is handed out before the broker has confirmed its lease.
 
         Args:
             handler: Called for each delivery.
@@ -187,7 +194,7 @@ class Subscriber(Protocol):
         """
         Let so many messages more than `max_in_flight` be leased and handled at once, instead of as many as before.
 
-        More are pulled when most of what is leased is extra.  What is leased already stays leased.
+        What is leased already stays leased.
         """
 
     async def max_delivery_attempts(self) -> int | None:

@@ -57,9 +57,9 @@ variable "consumers" {
 }
 
 variable "ack_deadline_seconds" {
-  description = "Lease of one delivery before it is extended. Also what a killed pod's messages wait before they go elsewhere."
+  description = "Lease of one delivery before it is extended to a minute. Also what a killed pod's messages wait before they go elsewhere."
   type        = number
-  default     = 60
+  default     = 20
 
   validation {
     condition     = var.ack_deadline_seconds >= 10 && var.ack_deadline_seconds <= 600

@@ -57,7 +57,7 @@ def clock_jump(stage: Stage) -> None:
     """
     The wall clock of the worker's own code jumps an hour ahead and two back; nothing but deadlines reads it.
 
-    The clock of gRPC and of the client library stays: the kernel's timers, on which they wait, know no such jump.
+    The clock of gRPC stays: the kernel's timers, on which it waits, know no such jump.
     """
     stage.rig.sim.control({"settings": {"latency": "300ms"}})
     stage.publish(1500, least=500)

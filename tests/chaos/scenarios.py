@@ -30,8 +30,6 @@ THE_MESSAGES_OWN = Limits(attempts=True, error_replies=True)
 REPEATED = Limits(attempts=True, wasted=None)
 CUT = Limits(attempts=True, wasted=None, duplicates=True)
 """What ends between a publish and its confirmation, or its ack, is done again."""
-THROTTLED = Limits(attempts=True, wasted=None, recovery_s=12.0)
-"""The client library opens a stream five times in ten seconds at most."""
 PROBED_SELDOM = Limits(recovery_s=40.0)
 """A quota is probed every 30 s: it seldom comes back sooner."""
 
@@ -95,7 +93,7 @@ SCENARIOS = (
     Scenario("slow first byte", "20 % wait 3 s", backend.slow_first_byte),
     Scenario("SIGTERM storm", "20 pods of 2 s grace", process.sigterm_storm, REPEATED),
     Scenario("SIGKILL storm", "50 kills", process.sigkills, CUT, emulator_flaw=UNDEAD),
-    Scenario("broker drops the stream", "10 times", broker.streams_drop, THROTTLED, needs_embedded=True),
+    Scenario("broker drops the stream", "10 times", broker.streams_drop, REPEATED, needs_embedded=True),
     Scenario("broker restarts", "4 times 20 s", broker.restarts, CUT, needs_embedded=True),
     Scenario("broker unreachable", "90 s", broker.unreachable, CUT, needs_embedded=True),
     Scenario("acks fail", "60 times", broker.acks_fail, ATTEMPTS, needs_embedded=True),

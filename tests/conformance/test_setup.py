@@ -67,7 +67,7 @@ def test_it_makes_what_a_worker_needs(
         request={"subscription": name(broker, "subscriptions", f"worker-{tag}")}
     )
     assert made.topic == name(broker, "topics", f"requests-{tag}")
-    assert made.ack_deadline_seconds == 60
+    assert made.ack_deadline_seconds == 20
     assert made.message_retention_duration.total_seconds() == 604_800
     assert "ttl" not in made.expiration_policy
     assert (made.retry_policy.minimum_backoff.seconds, made.retry_policy.maximum_backoff.seconds) == (10, 600)

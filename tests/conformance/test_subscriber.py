@@ -15,7 +15,7 @@ import pytest
 
 from tests.conformance.conftest import Broker
 from tests.support.waiting import eventually
-from worker.brokers.connection import async_channel, sync_channel
+from worker.brokers.connection import async_channel
 from worker.brokers.publisher import PubSubPublisher
 from worker.brokers.subscriber import PubSubSubscriber
 from worker.errors import BrokerResourceError, MessageRejectedError, PublishRefusedError
@@ -33,7 +33,7 @@ class Exam:
     def __init__(self, broker: Broker, subscription: str, **settings: Any) -> None:
         self.metrics = Metrics()
         self.settings = PubSubSettings(emulator_host=broker.address, **settings)
-        channel = sync_channel(self.settings, None)
+        channel = async_channel(self.settings, None)
         self.subscriber = PubSubSubscriber(channel, subscription, self.settings, self.metrics)
         self.seen: list[ReceivedMessage] = []
         self.times: list[float] = []

@@ -1,9 +1,9 @@
-"""What the client library does when the broker misbehaves, and that the adapter lives through it."""
+"""What the subscriber does when the broker, or its own event loop, misbehaves."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -13,8 +13,8 @@ from google.pubsub_v1 import types
 from tests.chaos.server import ChaosServer
 from tests.support.admin import Admin
 from tests.support.waiting import eventually
-from worker.brokers.connection import sync_channel
-from worker.brokers.stream import LEASE_EXTENSION_S
+from worker.brokers import subscriber as module
+from worker.brokers.connection import async_channel
 from worker.brokers.subscriber import PubSubSubscriber
 from worker.emulators.pubsub import LocalPubSubThread
 from worker.ports import Settlement
@@ -28,26 +28,29 @@ pytestmark = pytest.mark.slow
 class Bench:
     """One subscriber on an embedded server whose faults are at hand."""
 
-    def __init__(self, server: LocalPubSubThread, *, is_ordered: bool = False, **settings: Any) -> None:
+    def __init__(self, server: LocalPubSubThread, subscription: dict[str, Any] | None = None, **settings: Any) -> None:
+        self.server = server
         self.faults = server.faults
         self.admin = Admin(server.address)
         self.topic = self.admin.topic()
-        self.subscription = self.admin.subscription(self.topic, enable_message_ordering=is_ordered)
+        self.subscription = self.admin.subscription(self.topic, **(subscription or {}))
         self.metrics = Metrics()
         sizes = PubSubSettings(emulator_host=server.address, **settings)
-        self.subscriber = PubSubSubscriber(sync_channel(sizes, None), self.subscription, sizes, self.metrics)
+        self.subscriber = PubSubSubscriber(async_channel(sizes, None), self.subscription, sizes, self.metrics)
         self.seen: list[bytes] = []
         self.changed = asyncio.Event()
         self.release = asyncio.Event()
 
     async def handle(self, message: ReceivedMessage) -> Settlement:
-        """Hold on to `slow`, ack everything else at once."""
+        """Hold on to `slow`, nack `bad` once, ack everything else at once."""
         self.seen.append(message.data)
         self.changed.set()
         if message.data == b"slow":
             await self.release.wait()
         if message.data == b"blocking":
             time.sleep(11.5)  # noqa: ASYNC251 - the point: the loop does not turn for longer than the ack deadline
+        if message.data == b"bad" and self.seen.count(b"bad") == 1:
+            return Settlement.NACK
         return Settlement.ACK
 
     async def until_seen(self, count: int) -> None:
@@ -56,17 +59,27 @@ class Bench:
                 self.changed.clear()
                 await self.changed.wait()
 
+    def held(self) -> float | None:
+        return self.metrics.registry.get_sample_value("inference_worker_leased_messages")
+
     def inspect(self) -> Any:
         return self.faults.inspect(self.subscription)
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """A bench; its server ends with the test."""
+@contextmanager
+def a_bench(subscription: dict[str, Any] | None = None, **settings: Any) -> Iterator[Bench]:
+    """Make a bench on a server of its own."""
     with LocalPubSubThread() as server:
-        made = Bench(server)
+        made = Bench(server, subscription, **settings)
         yield made
         made.admin.close()
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    """A bench; its server ends with the test."""
+    with a_bench() as made:
+        yield made
 
 
 async def test_a_stream_that_ends_by_itself_is_replaced_before_its_work_ends(bench: Bench) -> None:
@@ -86,20 +99,25 @@ async def test_a_stream_that_ends_by_itself_is_replaced_before_its_work_ends(ben
     assert bench.metrics.subscription_reopens_total.value == 1
 
 
-async def test_a_lease_outlives_a_blocked_event_loop(bench: Bench) -> None:
-    """Eleven seconds without a turn of the loop, over an ack deadline of ten: no second delivery."""
-    task = asyncio.create_task(bench.subscriber.run(bench.handle))
-    bench.admin.publish(bench.topic, b"blocking")
-    await bench.until_seen(1)
-    await bench.subscriber.drain(20)
-    await task
-    assert bench.seen == [b"blocking"]
-    assert bench.inspect().acked_count == 1
-    assert bench.inspect().expired_count == 0
+async def test_a_lease_outlives_a_blocked_event_loop() -> None:
+    """Eleven seconds without a turn of the loop: afterwards what is due is extended at once, to a minute."""
+    with a_bench({"ack_deadline_seconds": 20}) as bench:
+        task = asyncio.create_task(bench.subscriber.run(bench.handle))
+        bench.admin.publish(bench.topic, b"slow")
+        await bench.until_seen(1)
+        assert bench.inspect().leased[0].expires_in_s < 21
+        bench.admin.publish(bench.topic, b"blocking")
+        await bench.until_seen(2)
+        await eventually(lambda: bench.inspect().leased[0].expires_in_s > 50, 5)
+        bench.release.set()
+        await bench.subscriber.drain(20)
+        await task
+        assert bench.seen == [b"slow", b"blocking"]
+        assert (bench.inspect().acked_count, bench.inspect().expired_count) == (2, 0)
 
 
-async def test_a_broken_stream_is_reopened_silently(bench: Bench) -> None:
-    """UNAVAILABLE and refused reopenings are the library's affair; nothing is lost or delivered twice."""
+async def test_a_broken_stream_is_reopened(bench: Bench) -> None:
+    """Also when that is refused at first; nothing is lost or delivered twice."""
     task = asyncio.create_task(bench.subscriber.run(bench.handle))
     bench.admin.publish(bench.topic, b"1")
     await bench.until_seen(1)
@@ -110,42 +128,60 @@ async def test_a_broken_stream_is_reopened_silently(bench: Bench) -> None:
     await bench.subscriber.drain(5)
     await task
     assert bench.seen == [b"1", b"2"]
-    assert bench.metrics.subscription_reopens_total.value == 0
+    assert bench.metrics.subscription_reopens_total.value == 3
 
 
-async def test_a_lease_is_extended_by_a_minute_whatever_the_past(bench: Bench) -> None:
-    """After slow acks the library would extend by up to ten minutes, for which a killed pod's messages stay away."""
+@pytest.mark.parametrize("method", ["Acknowledge", "ModifyAckDeadline"])
+async def test_what_cannot_be_told_the_broker_is_told_later(bench: Bench, method: str) -> None:
+    """Acks and nacks that fail are sent again: each message is settled once, as its handler said."""
+    bench.faults.fail(method, grpc.StatusCode.UNAVAILABLE, times=3)
+    task = asyncio.create_task(bench.subscriber.run(bench.handle))
+    for data in (b"1", b"bad", b"2"):
+        bench.admin.publish(bench.topic, data)
+    await bench.until_seen(4)
+    await eventually(lambda: bench.inspect().acked_count == 3)
+    await bench.subscriber.drain(5)
+    await task
+    assert sorted(bench.seen) == [b"1", b"2", b"bad", b"bad"]
+    assert (bench.inspect().delivered_count, bench.inspect().expired_count) == (4, 0)
+
+
+async def test_an_ack_the_broker_is_slow_to_take_is_not_lost_in_a_drain(bench: Bench) -> None:
+    """The drain waits for it."""
+    bench.faults.delay("Acknowledge", 0.5)
     task = asyncio.create_task(bench.subscriber.run(bench.handle))
     bench.admin.publish(bench.topic, b"1")
     await bench.until_seen(1)
-    (stream,) = bench.subscriber._streams
-    manager = stream.future._StreamingPullFuture__manager
-    for _ in range(200):
-        manager.ack_histogram.add(300)
-    assert manager.ack_deadline == LEASE_EXTENSION_S
     await bench.subscriber.drain(0)
     await task
+    assert bench.inspect().acked_count == 1
+
+
+async def test_a_server_that_stops_answering_pings_is_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection stands, and nothing comes over it any more; one that never answered any is not judged by it."""
+    monkeypatch.setattr(module, "PING_S", 0.05)
+    task = asyncio.create_task(bench.subscriber.run(bench.handle))
+    await eventually(lambda: bench.subscriber._answers_pings)
+    monkeypatch.setattr(module, "PONG_S", 0.5)
+    bench.faults.mute_streams()
+    bench.admin.publish(bench.topic, b"1")
+    await bench.until_seen(1)
+    await bench.subscriber.drain(5)
+    await task
+    assert bench.metrics.subscription_reopens_total.value == 1
 
 
 @pytest.fixture
-def narrow() -> Iterator[Bench]:
+async def narrow() -> AsyncIterator[Bench]:
     """A bench whose subscriber takes ten deliveries at once."""
-    with LocalPubSubThread() as server:
-        made = Bench(server, max_in_flight=10)
+    with a_bench(max_in_flight=10) as made:
         yield made
-        made.admin.close()
 
 
 async def until_leased(bench: Bench, count: int) -> None:
     """Wait until the server has leased out so many and none of them is on its way: the worker has all of them."""
-    outstanding = bench.subscriber._outstanding
     await eventually(lambda: len(bench.inspect().leased) == count, what=f"{count} leased")
-    await eventually(lambda: outstanding.messages + outstanding.on_hold()[0] == count, what=f"{count} received")
-
-
-async def break_a_stream(bench: Bench) -> None:
-    """Break the stream that is open, or the next: the library takes a moment to open another."""
-    await eventually(lambda: bench.faults.break_streams(grpc.StatusCode.UNAVAILABLE) > 0, what="an open stream")
+    await eventually(lambda: bench.held() == count, what=f"{count} received")
 
 
 async def test_one_settled_delivery_makes_room_for_one(narrow: Bench) -> None:
@@ -163,17 +199,14 @@ async def test_one_settled_delivery_makes_room_for_one(narrow: Bench) -> None:
     assert narrow.inspect().delivered_count == narrow.inspect().acked_count == 29
 
 
-async def test_streams_that_break_in_a_long_outage_do_not_pile_up_deliveries(narrow: Bench) -> None:
-    """Two streams' worth is held, ten handlers at once; the third stream waits, and afterwards everything goes on."""
+async def test_no_stream_is_opened_while_there_is_no_room(narrow: Bench) -> None:
+    """A stream breaks under ten long requests of ten: what each makes room for is pulled, and no more."""
     task = asyncio.create_task(narrow.subscriber.run(narrow.handle))
     for _ in range(40):
         narrow.admin.publish(narrow.topic, b"slow")
     await until_leased(narrow, 10)
-    for _ in range(3):
-        await break_a_stream(narrow)
-        await until_leased(narrow, 20)
-    assert len(narrow.seen) == 10
-    assert narrow.metrics.registry.get_sample_value("inference_worker_leased_messages") == 20
+    narrow.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
+    await eventually(lambda: not narrow.subscriber.is_open)
     narrow.release.set()
     await narrow.until_seen(40)
     await narrow.subscriber.drain(5)
@@ -182,77 +215,92 @@ async def test_streams_that_break_in_a_long_outage_do_not_pile_up_deliveries(nar
     assert (found.acked_count, found.delivered_count, found.expired_count) == (40, 40, 0)
 
 
-async def test_a_stream_refused_while_it_is_kept_back_is_opened_again(narrow: Bench) -> None:
-    """Whatever a server thinks of a stream that says nothing for hours, it does not end the worker."""
+async def test_a_drain_opens_no_stream(narrow: Bench) -> None:
+    """What it settles makes room, but nothing is delivered any more only to be nacked at the cost of an attempt."""
     task = asyncio.create_task(narrow.subscriber.run(narrow.handle))
     for _ in range(30):
-        narrow.admin.publish(narrow.topic, b"slow")
-    await until_leased(narrow, 10)
-    narrow.faults.break_streams(grpc.StatusCode.DATA_LOSS)  # ends the library's stream: ours is the next
-    await until_leased(narrow, 20)
-    narrow.faults.fail("StreamingPull", grpc.StatusCode.INVALID_ARGUMENT, times=3)
-    narrow.faults.break_streams(grpc.StatusCode.DATA_LOSS)
-    await eventually(lambda: narrow.metrics.subscription_reopens_total.value >= 5)
-    assert not task.done()
-    narrow.release.set()
-    await narrow.until_seen(30)
-    await narrow.subscriber.drain(5)
-    await task
-    assert (narrow.inspect().acked_count, narrow.inspect().expired_count) == (30, 0)
-
-
-async def test_what_waits_for_its_turn_is_handed_back_by_a_drain(narrow: Bench) -> None:
-    """Deliveries of a second stream that no handler has begun come back at once, not after the grace."""
-    task = asyncio.create_task(narrow.subscriber.run(narrow.handle))
-    for _ in range(15):
         narrow.admin.publish(narrow.topic, b"slow")
     await until_leased(narrow, 10)
     narrow.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
-    await until_leased(narrow, 15)
-    drain = asyncio.create_task(narrow.subscriber.drain(30))
-    await until_leased(narrow, 10)
-    narrow.release.set()
-    await drain
-    await task
-    assert len(narrow.seen) == 10
-    assert (narrow.inspect().acked_count, len(narrow.inspect().ready)) == (10, 5)
-
-
-async def test_a_stream_that_is_kept_back_does_not_begin_at_its_end(narrow: Bench) -> None:
-    """What a drain settles makes room, but nothing is delivered any more only to be nacked at the cost of an attempt."""
-    task = asyncio.create_task(narrow.subscriber.run(narrow.handle))
-    for _ in range(30):
-        narrow.admin.publish(narrow.topic, b"slow")
-    for leased in (10, 20):
-        await until_leased(narrow, leased)
-        narrow.faults.break_streams(grpc.StatusCode.UNAVAILABLE)
-    await eventually(lambda: narrow.faults.calls("StreamingPull") == 3, what="the third stream, which is deferred")
+    await eventually(lambda: not narrow.subscriber.is_open)
     drain = asyncio.create_task(narrow.subscriber.drain(5))
     narrow.release.set()
     await drain
     await task
-    assert (narrow.inspect().acked_count, narrow.inspect().delivered_count) == (10, 20)
+    assert (narrow.inspect().acked_count, narrow.inspect().delivered_count) == (10, 10)
+    assert narrow.faults.calls("StreamingPull") == 1
 
 
-async def test_what_waits_behind_its_ordering_key_counts_as_held() -> None:
-    """Handlers run one a key, while the library keeps the rest of a stream's worth; the third stream waits for it."""
-    with LocalPubSubThread() as server:
-        bench = Bench(server, is_ordered=True, max_in_flight=10)
+def publish_keys(bench: Bench, keys: str, *data: bytes) -> None:
+    for key in keys:
+        messages = [types.PubsubMessage(data=each, ordering_key=key) for each in data]
+        bench.admin.publisher.transport.publish(types.PublishRequest(topic=bench.topic, messages=messages))
+
+
+ORDERED = {"enable_message_ordering": True}
+
+
+async def test_what_waits_behind_its_ordering_key_is_held_and_handed_back_by_a_drain() -> None:
+    """Handlers run one a key; what no handler has begun comes back at once, not after the grace."""
+    with a_bench(ORDERED, max_in_flight=10) as bench:
         task = asyncio.create_task(bench.subscriber.run(bench.handle))
-        for key in "abcd":
-            ten = [types.PubsubMessage(data=b"slow", ordering_key=key)] * 10
-            bench.admin.publisher.transport.publish(types.PublishRequest(topic=bench.topic, messages=ten))
+        publish_keys(bench, "abcd", *[b"slow"] * 5)
         await until_leased(bench, 10)
-        for _ in range(3):
-            await break_a_stream(bench)
-            await until_leased(bench, 20)
         assert len(bench.seen) == 2
+        drain = asyncio.create_task(bench.subscriber.drain(30))
+        await until_leased(bench, 2)
         bench.release.set()
-        await bench.until_seen(40)
+        await drain
+        await task
+        assert (bench.inspect().acked_count, len(bench.inspect().ready), len(bench.seen)) == (2, 18, 2)
+
+
+async def test_a_nack_keeps_the_order_of_its_key() -> None:
+    """What waits behind it goes back with it, and all of that comes again in order."""
+    with a_bench(ORDERED) as bench:
+        task = asyncio.create_task(bench.subscriber.run(bench.handle))
+        publish_keys(bench, "k", b"1", b"bad", b"3", b"4")
+        await bench.until_seen(5)
         await bench.subscriber.drain(5)
         await task
-        bench.admin.close()
-        assert (bench.inspect().acked_count, bench.inspect().delivered_count) == (40, 40)
+        assert bench.seen == [b"1", b"bad", b"bad", b"3", b"4"]
+        assert bench.inspect().acked_count == 4
+
+
+ONCE = {"enable_exactly_once_delivery": True, "ack_deadline_seconds": 20}
+
+
+async def test_exactly_once_nothing_starts_before_its_receipt_is_confirmed() -> None:
+    """Also when the broker cannot be told at once."""
+    with a_bench(ONCE) as bench:
+        bench.faults.fail("ModifyAckDeadline", grpc.StatusCode.UNAVAILABLE, times=2)
+        task = asyncio.create_task(bench.subscriber.run(bench.handle))
+        bench.admin.publish(bench.topic, b"slow")
+        await eventually(lambda: bench.faults.calls("ModifyAckDeadline") == 2)
+        assert bench.seen == []
+        await bench.until_seen(1)
+        assert bench.inspect().leased[0].expires_in_s > 50
+        bench.release.set()
+        await bench.subscriber.drain(5)
+        await task
+        assert (bench.inspect().acked_count, bench.metrics.lost_leases_total.value) == (1, 0)
+
+
+async def test_exactly_once_an_ack_after_the_lease_is_refused_and_counted() -> None:
+    """The message has come again; the second delivery's ack counts."""
+    with a_bench(ONCE) as bench:
+        task = asyncio.create_task(bench.subscriber.run(bench.handle))
+        bench.admin.publish(bench.topic, b"slow")
+        await bench.until_seen(1)
+        bench.server.advance(70)
+        await bench.until_seen(2)
+        bench.release.set()
+        await bench.subscriber.drain(5)
+        await task
+        count = bench.metrics.registry.get_sample_value
+        labels = {"settlement": "lost", "reason": "ack_refused"}
+        assert count("inference_worker_deliveries_total", labels) == count("inference_worker_lost_leases_total") == 1
+        assert bench.inspect().acked_count == 1
 
 
 @asynccontextmanager
@@ -263,7 +311,7 @@ async def a_broker_that_goes_away(**options: Any) -> AsyncIterator[PubSubSubscri
         admin = Admin(server.address)
         topic = admin.topic()
         subscription = admin.subscription(topic)
-        subscriber = PubSubSubscriber(sync_channel(settings, None), subscription, settings, Metrics(), **options)
+        subscriber = PubSubSubscriber(async_channel(settings, None), subscription, settings, Metrics(), **options)
         has_begun = asyncio.Event()
 
         async def handle(_: ReceivedMessage) -> Settlement:
@@ -284,7 +332,7 @@ async def a_broker_that_goes_away(**options: Any) -> AsyncIterator[PubSubSubscri
 
 
 async def test_a_broker_that_is_away_does_not_keep_a_drain() -> None:
-    """The nack cannot be sent, so the drain ends with its time for that and not with the client library's minute."""
+    """The nack cannot be sent, so the drain ends with its time for that."""
     async with a_broker_that_goes_away(settle_s=1) as subscriber, asyncio.timeout(30):
         await subscriber.drain(0.1)
 

@@ -3,7 +3,7 @@ One connection to Pub/Sub: names, credentials, channels, and what is asked or ma
 
 The real service, Google's emulator and the embedded server are reached by the same code.  With an emulator the client
 library opens a bare channel whose receive limit is gRPC's 4 MB: one larger response and the stream reopens for ever,
-with nothing in the logs.  So both kinds of channel are made here, without that limit.
+with nothing in the logs.  So channels are made here, without that limit.
 
 The checks: `TestIamPermissions` needs no permission of its own, so it is asked first; servers without IAM (the
 emulators) are asked for the resource itself.  What cannot be found out is not an error: the first pull or
@@ -14,7 +14,6 @@ local runs, whose embedded server starts empty.
 """
 
 import asyncio
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,20 +39,14 @@ from worker.telemetry.metrics import Metrics
 
 HOST = "pubsub.googleapis.com"
 SCOPES = ("https://www.googleapis.com/auth/pubsub",)
-_PULL = {"service": "google.pubsub.v1.Subscriber", "method": "StreamingPull"}
-_WAITING = json.dumps({"methodConfig": [{"name": [_PULL], "waitForReady": True}]})
-"""A pull waits for a connection instead of failing without one: the client library allows five failures in ten seconds
-and would sleep through the broker's return
-(https://github.com/grpc/grpc/blob/master/doc/service_config.md, https://github.com/grpc/grpc/blob/master/doc/wait-for-ready.md)."""
 OPTIONS = [
-    ("grpc.service_config", _WAITING),
     ("grpc.max_reconnect_backoff_ms", 3_000),  # gRPC's own two minutes would outlast most outages
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", 4 * 1024 * 1024),  # ErrorInfo of exactly-once acks names every ack id
 ]
 KEEPALIVE = [("grpc.keepalive_time_ms", 30_000)]
-"""The client library's own value, for the real service only: gRPC servers that are not told otherwise, emulators among
+"""The value of Google's client, for the real service only: gRPC servers that are not told otherwise, emulators among
 them, answer pings this frequent with `too_many_pings` and end the connection."""
 EMULATOR_KEEPALIVE = [("grpc.keepalive_time_ms", 310_000)]
 """Just above the five minutes that such servers allow, so that a connection whose peer is gone without a word ends at
@@ -117,18 +110,6 @@ def _full(name: str, collection: str, project: str | None) -> str:
     if project is None:
         raise SettingsError(["pubsub.project_id: is required, the credentials name no project"])
     return f"projects/{project}/{collection}/{name}"
-
-
-def sync_channel(settings: PubSubSettings, credentials: Any) -> grpc.Channel:
-    """Return a channel for the high-level subscriber client."""
-    if settings.emulator_host is not None:
-        return grpc.insecure_channel(settings.emulator_host, options=[*OPTIONS, *EMULATOR_KEEPALIVE])
-    from google.api_core import grpc_helpers  # noqa: PLC0415
-
-    channel: grpc.Channel = grpc_helpers.create_channel(
-        f"{HOST}:443", credentials=credentials, default_scopes=SCOPES, scopes=SCOPES, options=[*OPTIONS, *KEEPALIVE]
-    )
-    return channel
 
 
 def async_channel(settings: PubSubSettings, credentials: Any) -> grpc.aio.Channel:
@@ -229,7 +210,7 @@ def _judge(error: grpc.aio.AioRpcError, name: str, permission: str, role: str) -
     raise ConnectionError(f"{name}: {code.name}: {text}") from error
 
 
-ACK_DEADLINE_S = 60
+ACK_DEADLINE_S = 20
 LOCAL_ATTEMPTS = 5
 """Delivery attempts of a local run: Pub/Sub's least, so that a line that fails for good is answered within a minute."""
 LOCAL_BACKOFF_S = (1, 10)
@@ -314,9 +295,8 @@ class Broker:
 
     def subscriber(self, metrics: Metrics, *, settle_s: float = SETTLE_S) -> PubSubSubscriber:
         """Return a subscriber to the request subscription, whose drain leaves the last acks `settle_s` seconds."""
-        channel = sync_channel(self._settings, self._credentials)
         return PubSubSubscriber(
-            channel,
+            async_channel(self._settings, self._credentials),
             self.names.subscription,
             self._settings,
             metrics,

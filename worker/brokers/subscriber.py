@@ -1,34 +1,50 @@
 """
-The subscription: Google's high-level client below, asyncio above.
+The subscription: one streaming pull at a time, on the event loop; `leases` knows what is held and what is to be sent.
 
-One streaming pull at a time, supervised.  The client extends leases, batches acks and reconnects; `LoopScheduler`
-brings its messages to the event loop, where each becomes one task that ends in exactly one ack or nack.  There is no
-thread per message.  `flow_control` bounds what arrives; what arrives beyond `max_in_flight` waits here, leased.
+Raw stubs instead of Google's high-level client, which has threads of its own, limits that make it stop reading, and a
+request for every message before that is handed out.  Each delivery becomes one task that ends in one ack or nack.
 
-How a stream ends (google-cloud-pubsub 2.44) and what happens here:
+A stream's limits are set in its first request and cannot be changed.  So a stream is opened with exactly the room that
+there is, never while there is none, and is replaced when that has changed by much.  A stream is ended by its half that
+is ours: the server sends what it has under way, which is held like all else, and ends the other half.  Google's
+emulator (0.8.20) ignores limits, so a stream that overruns them is ended too; and it never learns of a cancellation,
+which is therefore what comes last.
 
-* The library shuts it down by itself, for instance after a minute of failing acks: the next stream is opened at once,
-  the old one keeps its leases until its running messages are settled.  Not if it was the extending that failed: then
-  they had run out before, and come again over the next stream, where they join what runs.
-* The subscription is gone or refused (`stream.PERMANENT`): `run` raises `BrokerResourceError`.
-* The credentials are refused: they are renewed, and the stream is opened again for ten minutes.
+How a stream ends, and what happens then:
+
+* By itself, also without an error: the next one is opened, after a wait if nothing came over it.
+* The subscription is gone or refused (`PERMANENT`): `run` raises `BrokerResourceError`.
+* The credentials are refused: they are renewed, and a stream is opened again for ten minutes.
+* Silence: a ping goes out every 30 s.  A server that has answered one before and leaves one unanswered is not there any
+  more, whatever the connection says, and the stream is broken off.
 * We stop: `drain`.
+
+Source: google/pubsub/v1/pubsub.proto; https://github.com/googleapis/google-cloud-go/pull/13457 for the pings.
 """
 
 import asyncio
 import functools
+import math
+import random
 import time
-from collections import deque
-from collections.abc import Callable
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import grpc
-from google.api_core import exceptions
-from google.cloud import pubsub_v1
-from google.cloud.pubsub_v1.subscriber.message import Message
+from google.protobuf.empty_pb2 import Empty
+from google.rpc import error_details_pb2, status_pb2
 
-from worker.brokers.flow_control import LimitedTransport, OutstandingMessages
-from worker.brokers.stream import Stream, received
+from worker.brokers.leases import TICK_S, Failure, Grant, Kind, Lease, Leases, Request
+from worker.brokers.messages import (
+    AcknowledgeRequest,
+    GetSubscriptionRequest,
+    ModifyAckDeadlineRequest,
+    StreamingPullRequest,
+    StreamingPullResponse,
+    Subscription,
+)
 from worker.errors import BrokerResourceError
 from worker.flow.clock import wait_for
 from worker.policy.backoff import Backoff
@@ -36,25 +52,103 @@ from worker.ports import Handler, Settlement
 from worker.settings.schema import PubSubSettings
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
+from worker.wire.message import ReceivedMessage
 
-REOPEN_BACKOFF = Backoff(base_s=0.1, max_s=30.0, jitter=0.0)
-"""First and longest wait before a stream that ended by itself is opened again."""
-HEALTHY_AFTER_S = 60.0
-"""A stream that lived this long resets the backoff."""
+REOPEN_BACKOFF = Backoff(base_s=0.1, max_s=5.0, jitter=0.5)
+"""Wait before the next stream when one ended by itself; from the beginning again once a stream brought something."""
+FIRST_LEASE_S = 20.0
+"""Length of the first lease where the subscription's own ack deadline cannot be read."""
+STREAM_DEADLINE_S = (10, 600)
+"""What a stream may ask for."""
+PING_S = 30.0
+"""Interval of pings on a stream; the service ends one that is silent for a minute."""
+PONG_S = 15.0
+"""How long an answer to a ping may take, as in Google's clients."""
+HALF_CLOSE_S = 1.0
+"""How long a server has to end a stream whose requests have ended, before the stream is cancelled."""
 STOP_BOUND_S = 3.0
-"""Longest wait for the streams to close; the library joins its consumer thread for 1 s."""
+"""Longest wait in a drain for the stream to end."""
+RPC_TIMEOUT_S = 10.0
+"""Of one ack or change of a lease; three of them fit into what is left of a lease that is to be extended."""
 SETTLE_S = 75.0
-"""Default of the last wait, for the client library's shutdown: its ack RPCs retry for 60 s while the broker is away."""
+"""Default of the last wait for acks: longer than a lease, within which they are retried."""
 LAST_ACKS_S = 2.0
 """
 What is left for acks when a drain is hurried, or when the last answers took all of that time.
 
 Source: an answer without its ack is given twice.
 """
-RENEWED_SHARE = 0.5
-"""A stream is renewed when what it delivered fills more than this share of its limit, and extra messages do so too."""
+UNAUTHENTICATED_PATIENCE_S = 600.0
+"""Refused credentials are renewed and tried again for so many seconds: a token is revoked before its time, a key is
+rotated, the metadata server is not ready.  House decision."""
+HEALTHY_AFTER_S = 60.0
+"""A stream that lived this long had credentials that were good."""
+PERMANENT = {
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION,
+}
+"""Errors that another try would meet again."""
+PROTOCOL_VERSION = 1
+"""The server answers pings."""
+
+_SERVICE = "/google.pubsub.v1.Subscriber/"
+_DETAILS = "grpc-status-details-bin"
 
 _log = get_logger("broker")
+
+
+class _Stream:
+    """One streaming pull: its call, and what it may deliver."""
+
+    def __init__(self, grant: Grant, first: Any) -> None:
+        self.grant = grant
+        self.call: Any = None
+        self.opened_at = time.monotonic()
+        self.has_delivered = False
+        self.is_closing = False
+        self._first = first
+        self._ended = asyncio.Event()
+        self._silent_ticks: int | None = None
+        """For how many ticks a ping has been unanswered."""
+
+    async def requests(self) -> AsyncIterator[Any]:
+        """Yield what is written on it: the first request, then pings until it is closed; its end is our half's."""
+        yield self._first
+        while True:
+            await wait_for(self._ended, PING_S)
+            if self._ended.is_set():
+                return
+            self._silent_ticks = self._silent_ticks or 0
+            yield StreamingPullRequest()
+
+    def heard(self) -> bool:
+        """Note a sign of life; return whether it may answer a ping."""
+        was_pinged, self._silent_ticks = self._silent_ticks is not None, None
+        return was_pinged
+
+    def is_silent(self) -> bool:
+        """
+        Return whether a ping has been unanswered for `PONG_S`; called at each tick.
+
+        Ticks are counted, not seconds: while the event loop does not turn, the answer may have come and not been read.
+        """
+        if self._silent_ticks is None:
+            return False
+        self._silent_ticks += 1
+        return self._silent_ticks * TICK_S > PONG_S
+
+    def close(self) -> None:
+        """End our half; what the server has under way still comes."""
+        if not self.is_closing:
+            self.is_closing = True
+            self._ended.set()
+            asyncio.get_running_loop().call_later(HALF_CLOSE_S, self.call.cancel)
+
+    def ended(self) -> None:
+        """Let go of what waits to write on it."""
+        self._ended.set()
 
 
 class PubSubSubscriber:
@@ -62,17 +156,17 @@ class PubSubSubscriber:
     A subscription; see `worker.ports.Subscriber` for the contract.
 
     Args:
-        channel: An open synchronous channel; closed at the end of the drain.
+        channel: An open asynchronous channel; closed at the end of the drain.
         subscription: Full name, `projects/P/subscriptions/S`.
         settings: Sizes and lease limits.
         metrics: Counts lost leases and reopened streams.
         settle_s: Seconds that a drain has, once the grace is over or nothing runs any more, to get the last acks out.
-        renew_credentials: Called when the credentials were refused, before the next stream; raises nothing.
+        renew_credentials: Called when the credentials were refused, before the next try; raises nothing.
     """
 
     def __init__(
         self,
-        channel: grpc.Channel,
+        channel: grpc.aio.Channel,
         subscription: str,
         settings: PubSubSettings,
         metrics: Metrics,
@@ -81,53 +175,75 @@ class PubSubSubscriber:
         renew_credentials: Callable[[], None] = lambda: None,
     ) -> None:
         self.subscription = subscription
-        self._settings = settings
+        self.is_open = False
+        self._channel = channel
         self._metrics = metrics
+        self._settle_s = settle_s
         self._renew_credentials = renew_credentials
         self._refused_since: float | None = None
-        self._channel = channel
-        self._outstanding = OutstandingMessages(settings)
-        transport = LimitedTransport(channel, self._outstanding, is_emulator=settings.emulator_host is not None)
-        self._client: Any = pubsub_v1.SubscriberClient(transport=transport)
-        self._streams: set[Stream] = set()
-        self._stream: Stream | None = None
-        self._renewing = asyncio.Event()
-        self._waiting: deque[tuple[Stream, Message, float]] = deque()
-        self._tasks: set[asyncio.Task[Settlement]] = set()
+        self._leases = Leases(settings, self._lost, on_refused=self._ack_refused)
+        self._first_lease_s: float | None = None
+        self._client_id = str(uuid.uuid4())
+        """The same for every stream, by which the server knows whose keys were ordered here."""
+        self._metadata = (("x-goog-request-params", f"subscription={subscription}"),)
+        self._open: Any = channel.stream_stream(
+            _SERVICE + "StreamingPull",
+            request_serializer=StreamingPullRequest.SerializeToString,
+            response_deserializer=StreamingPullResponse.FromString,
+        )
+        self._acknowledge = self._method("Acknowledge", AcknowledgeRequest, Empty)
+        self._modify_ack_deadline = self._method("ModifyAckDeadline", ModifyAckDeadlineRequest, Empty)
+        self._get_subscription = self._method("GetSubscription", GetSubscriptionRequest, Subscription)
         self._handler: Handler | None = None
+        self._stream: _Stream | None = None
+        self._running: dict[asyncio.Task[Settlement], Lease] = {}
+        self._rpcs: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        """Set whenever something that a wait here may be for has changed."""
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._flush_at = math.inf
+        self._answers_pings = False
+        self._tick_timer: asyncio.TimerHandle | None = None
         self._stopping = asyncio.Event()
-        self._grace_over = asyncio.Event()
+        self._is_pulling = False
+        self._grace_over = False
         self._grace_timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Task[None] | None = None
-        self._settle_s = settle_s
         self._closing: asyncio.Timeout | None = None
         self._on_stopped: Callable[[], None] | None = None
-        self.is_open = False
+
+    def _method(self, name: str, request: Any, response: Any) -> Any:
+        call = self._channel.unary_unary(
+            _SERVICE + name, request_serializer=request.SerializeToString, response_deserializer=response.FromString
+        )
+        return functools.partial(call, metadata=self._metadata)
 
     async def max_delivery_attempts(self) -> int | None:
-        """
-        Return the dead-letter policy's limit; see `worker.ports.Subscriber.max_delivery_attempts`.
-
-        Cancellation: the RPC ends in its thread, within 30 s.
-        """
+        """Return the dead-letter policy's limit; see `worker.ports.Subscriber.max_delivery_attempts`."""
         try:
-            found = await asyncio.to_thread(
-                self._client.get_subscription, request={"subscription": self.subscription}, timeout=30
-            )
-        except exceptions.PermissionDenied:
-            _log.warning(
-                "dead_letter_policy_unreadable",
-                subscription=self.subscription,
-                wanted="pubsub.subscriptions.get",
-                role="roles/pubsub.viewer",
-            )
-            return None
-        except exceptions.NotFound as error:
-            raise BrokerResourceError(f"the subscription {self.subscription} does not exist") from error
-        except (exceptions.GoogleAPICallError, exceptions.RetryError) as error:
-            raise ConnectionError(f"{self.subscription}: {error}") from error
+            found = await self._read_subscription()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+                self._first_lease_s = FIRST_LEASE_S
+                _log.warning(
+                    "dead_letter_policy_unreadable",
+                    subscription=self.subscription,
+                    wanted="pubsub.subscriptions.get",
+                    role="roles/pubsub.viewer",
+                )
+                return None
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise BrokerResourceError(f"the subscription {self.subscription} does not exist") from error
+            raise ConnectionError(f"{self.subscription}: {_text(error)}") from error
         policy = found.dead_letter_policy
         return (policy.max_delivery_attempts or 5) if policy.dead_letter_topic else None  # 0 means 5
+
+    async def _read_subscription(self) -> Any:
+        found = await self._get_subscription(
+            GetSubscriptionRequest(subscription=self.subscription), timeout=RPC_TIMEOUT_S
+        )
+        self._first_lease_s = float(found.ack_deadline_seconds)
+        return found
 
     async def run(self, handler: Handler, on_stopped: Callable[[], None] | None = None) -> None:
         """
@@ -136,158 +252,243 @@ class PubSubSubscriber:
         Cancellation: drains without grace first.
         """
         self._handler, self._on_stopped = handler, on_stopped
-        reopens = 1
+        self._is_pulling = True
         try:
-            while not self._stopping.is_set():
-                self._renewing.clear()
-                self._stream = stream = Stream(self._client, self.subscription, self._settings, self._arrived)
-                self._streams.add(stream)
-                self._outstanding.on_hold = stream.on_hold  # what an ended stream has on hold comes back by itself
-                self.is_open = True
-                await self._first(stream.ending.wait(), self._stopping.wait(), self._renewing.wait())
-                if self._stopping.is_set():
-                    break
-                if self._renewing.is_set() and not stream.ending.is_set():
-                    stream.cancel()
-                    continue
-                self.is_open = False
-                reopens = 1 if time.monotonic() - stream.opened_at > HEALTHY_AFTER_S else reopens
-                backoff = REOPEN_BACKOFF.ceiling_s(reopens)
-                await asyncio.wait({stream.closed}, timeout=backoff)  # at once when nothing of it is running
-                stream.raise_if_permanent(
-                    was_deferred=self._outstanding.is_deferred, unauthenticated_s=self._unauthenticated_s(stream)
-                )
-                self._metrics.subscription_reopens_total.inc()
-                _log.warning("pull_reopened", error=str(stream.error or ""))
-                await wait_for(self._stopping, backoff)
-                reopens += 1
-                self._streams = {known for known in self._streams if not known.closed.done()}
+            if not self._stopping.is_set():
+                await self._set_first_lease()
+                self._tick()
+                await self._pull()
         except asyncio.CancelledError:
+            self._stopped_pulling()
             await self.drain(0)
             raise
         finally:
-            self.is_open = False
+            self._stopped_pulling()
         if self._drained is not None:
             await asyncio.shield(self._drained)
 
-    def _unauthenticated_s(self, stream: Stream) -> float:
-        """Have refused credentials renewed; return how long they have been refused, 0 if they were not."""
-        now = time.monotonic()
-        if not stream.is_unauthenticated:
-            self._refused_since = None
-            return 0.0
-        if self._refused_since is None or now - stream.opened_at > HEALTHY_AFTER_S:
-            self._refused_since = now
-        self._renew_credentials()
-        return now - self._refused_since
+    async def _set_first_lease(self) -> None:
+        if self._first_lease_s is None:
+            try:
+                await self._read_subscription()
+            except grpc.aio.AioRpcError as error:  # whatever it means for the subscription, the stream will tell
+                self._first_lease_s = FIRST_LEASE_S
+                _log.info("ack_deadline_unreadable", first_lease_s=FIRST_LEASE_S, error=_text(error))
+        least, most = STREAM_DEADLINE_S
+        self._leases.first_s = min(max(self._first_lease_s or FIRST_LEASE_S, least), most)
 
-    @staticmethod
-    async def _first(*waits: Any) -> None:
-        tasks = [asyncio.ensure_future(wait) for wait in waits]
+    def _stopped_pulling(self) -> None:
+        self._is_pulling = self.is_open = False
+        self._stream = None
+        self._changed.set()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    # Streams.
+
+    async def _pull(self) -> None:
+        failures = 0
+        while True:
+            await self._until(lambda: self._stopping.is_set() or self._leases.room() is not None)
+            grant = self._leases.room()
+            if self._stopping.is_set() or grant is None:
+                return
+            self._stream = stream = self._begin(grant)
+            self.is_open = True
+            error = await self._read(stream)
+            self._stream = None
+            if stream.is_closing:
+                continue
+            self.is_open = False
+            self._raise_if_permanent(stream, error)
+            self._metrics.subscription_reopens_total.inc()
+            _log.warning("pull_reopened", error="" if error is None else _text(error))
+            failures = 1 if stream.has_delivered else failures + 1
+            await wait_for(self._stopping, REOPEN_BACKOFF.delay_s(failures, random.random()))  # noqa: S311 - no secret
+
+    def _begin(self, grant: Grant) -> _Stream:
+        first = StreamingPullRequest(
+            subscription=self.subscription,
+            stream_ack_deadline_seconds=math.ceil(self._leases.first_s),
+            client_id=self._client_id,
+            max_outstanding_messages=grant.max_messages,
+            max_outstanding_bytes=grant.max_bytes,
+            protocol_version=PROTOCOL_VERSION,
+        )
+        stream = _Stream(grant, first)
+        # It waits for a connection: failing without one, and waiting longer each time, would outlast many outages.
+        stream.call = self._open(stream.requests(), metadata=self._metadata, wait_for_ready=True)
+        return stream
+
+    async def _read(self, stream: _Stream) -> grpc.aio.AioRpcError | None:
+        """Take what comes until the stream has ended; return its error."""
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            async for response in stream.call:
+                self._arrived(stream, response)
+        except grpc.aio.AioRpcError as error:
+            return error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return None  # the call was cancelled, by us
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            stream.ended()
+        return None
 
-    def _arrived(self, stream: Stream, message: Message) -> None:
-        """Begin one delivery, or let it wait for its turn; runs on the event loop and must not raise."""
-        self._outstanding.add(message.size)
-        stream.messages += 1
-        self._metrics.leased_messages.inc()
-        if self._stopping.is_set():  # it came between our stop and the library's
-            self._nack(stream, message)
-        elif len(self._tasks) < self._max_handlers:
-            self._start(stream, message, time.monotonic())
+    def _raise_if_permanent(self, stream: _Stream, error: grpc.aio.AioRpcError | None) -> None:
+        """Raise `BrokerResourceError` if the subscription is gone or refused; have refused credentials renewed."""
+        code, now = None if error is None else error.code(), time.monotonic()
+        is_permanent = code in PERMANENT
+        if code is not grpc.StatusCode.UNAUTHENTICATED:
+            self._refused_since = None
         else:
-            self._waiting.append((stream, message, time.monotonic()))
+            if self._refused_since is None or now - stream.opened_at > HEALTHY_AFTER_S:
+                self._refused_since = now
+            self._renew_credentials()
+            is_permanent = now - self._refused_since >= UNAUTHENTICATED_PATIENCE_S
+        if error is not None and is_permanent:
+            raise BrokerResourceError(f"{self.subscription}: {_text(error)}") from error
 
-    @property
-    def _max_handlers(self) -> int:
-        return self._settings.max_in_flight + self._outstanding.extra
+    def _arrived(self, stream: _Stream, response: Any) -> None:
+        """Hold what a response brings, and start what may run; must not raise."""
+        deliveries = response.received_messages
+        if stream.heard() and not deliveries:
+            self._answers_pings = True
+        if not deliveries:
+            return
+        stream.has_delivered = True
+        now, properties = time.monotonic(), response.subscription_properties
+        is_ordered, is_exactly_once = properties.message_ordering_enabled, properties.exactly_once_delivery_enabled
+        for delivery in deliveries:
+            message = received(delivery, now)
+            self._leases.add(
+                delivery.ack_id,
+                message,
+                delivery.message.ByteSize(),
+                stream.grant,
+                key=message.ordering_key if is_ordered else "",
+                is_exactly_once=is_exactly_once,
+            )
+        if self._leases.is_overrun():
+            stream.close()
+        self._start_ready()
+        self._plan()
 
     def allow_extra(self, messages: int) -> None:
         """
         See `worker.ports.Subscriber.allow_extra`.
 
-        The server counts what is leased by stream, and its limits are those of the stream's first request.  So where
-        extra messages have used up most of the latest stream's limit, that one stops pulling, and another begins.
+        The server counts what is leased by stream: the stream is replaced at the next tick if its limits do not fit.
         """
-        self._outstanding.extra = messages
-        self._start_next()
-        stream, limit = self._stream, self._settings.max_in_flight
-        if (
-            messages > 0
-            and stream is not None
-            and stream.messages > RENEWED_SHARE * limit
-            and len(self._tasks) - messages < RENEWED_SHARE * limit
-            and self._outstanding.leaves_room()
-        ):
-            self._renewing.set()
+        self._leases.extra = messages
+        self._start_ready()
+        self._changed.set()
 
-    def _nack(self, stream: Stream, message: Message) -> None:
-        message.nack()
-        self._let_go(stream, message)
+    def _tick(self) -> None:
+        """Do what is due once a second."""
+        self._tick_timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self._leases.tick()
+        stream = self._stream
+        if stream is not None and not stream.is_closing:
+            if stream.is_silent() and self._answers_pings:
+                _log.warning("pull_silent", seconds=PONG_S)
+                stream.call.cancel()
+            elif not self._leases.fits(stream.grant):
+                stream.close()
+        self._plan()
+        self._changed.set()
 
-    def _let_go(self, stream: Stream, message: Message) -> None:
-        self._outstanding.remove(message.size)
-        stream.messages -= 1
-        self._metrics.leased_messages.dec()
-        stream.scheduler.settled()
+    # Handlers.
 
-    def _start(self, stream: Stream, message: Message, received_at: float) -> None:
-        task = asyncio.get_running_loop().create_task(self._deliver(message, received_at))
-        self._tasks.add(task)
-        task.add_done_callback(functools.partial(self._delivered, stream, message))
-
-    def _start_next(self) -> None:
-        while self._waiting and not self._stopping.is_set() and len(self._tasks) < self._max_handlers:
-            stream, message, since = self._waiting.popleft()
-            if time.monotonic() - since < self._settings.max_lease_duration_s:
-                self._start(stream, message, since)
-            else:
-                self._nack(stream, message)
-
-    async def _deliver(self, message: Message, received_at: float) -> Settlement:
+    def _start_ready(self) -> None:
         assert self._handler is not None
-        try:
-            return await self._handler(received(message, received_at))
-        except Exception:  # noqa: BLE001 - whatever it is, the delivery is nacked and the pull goes on
-            self._metrics.internal_errors_total.inc()
-            _log.exception("handler_failed", message_id=message.message_id)
-            return Settlement.NACK
+        while len(self._running) < self._leases.max_running and not self._stopping.is_set():
+            lease = self._leases.next()
+            if lease is None:
+                return
+            task = asyncio.get_running_loop().create_task(self._handler(lease.message))
+            self._running[task] = lease
+            task.add_done_callback(self._handled)
 
-    def _delivered(self, stream: Stream, message: Message, task: "asyncio.Task[Settlement]") -> None:
+    def _handled(self, task: "asyncio.Task[Settlement]") -> None:
         """
         Settle a delivery whose task has ended.
 
-        Not inside the task: one that is cancelled before its first step never runs a line of its own, and its message
-        would stay leased, with the library waiting for it.
+        Not inside the task: one that is cancelled before its first step never runs a line of its own.
         """
-        is_ended = not task.cancelled() and task.exception() is None
-        self._settle(message, task.result() if is_ended else Settlement.NACK)
-        self._tasks.discard(task)
-        self._let_go(stream, message)
-        if self._waiting:
-            self._start_next()
+        lease = self._running.pop(task)
+        settlement = Settlement.NACK
+        if not task.cancelled():
+            error = task.exception()
+            if error is None:
+                settlement = task.result()
+            else:
+                self._metrics.internal_errors_total.inc()
+                _log.error("handler_failed", message_id=lease.message.message_id, exc_info=error)
+        self._leases.settle(lease, settlement)
+        self._start_ready()
+        self._plan()
+        self._changed.set()
 
-    def _settle(self, message: Message, verdict: Settlement) -> None:
-        if verdict is Settlement.NACK:
-            message.nack()
-            return
-        result = message.ack_with_response()
-        if not result.done():  # an exactly-once subscription
-            result.add_done_callback(self._ack_ended)
-        elif result.exception() is not None:
-            self._ack_ended(result)
+    def _lost(self, lease: Lease) -> None:
+        self._metrics.lost_leases_total.inc()
+        _log.warning("lease_lost", message_id=lease.message.message_id)
 
-    def _ack_ended(self, result: Any) -> None:
-        """Count an ack that came too late; called on a library thread."""
-        if not result.cancelled() and result.exception() is not None:
-            self._metrics.lost_leases_total.inc()
-            self._metrics.deliveries_total.labels("lost", "ack_refused").inc()
-            _log.warning("lease_lost", error=str(result.exception()))
+    def _ack_refused(self, _: Lease) -> None:
+        self._metrics.deliveries_total.labels("lost", "ack_refused").inc()
+
+    # Requests.
+
+    def _plan(self) -> None:
+        """Have `_flush` called when there is something to send; to be called after every change of the leases."""
+        self._metrics.leased_messages.set(len(self._leases))
+        at = self._leases.next_at()
+        if at < self._flush_at:
+            if self._flush_timer is not None:
+                self._flush_timer.cancel()
+            self._flush_at = at
+            self._flush_timer = asyncio.get_running_loop().call_later(max(0.0, at - time.monotonic()), self._flush)
+
+    def _flush(self) -> None:
+        self._flush_timer, self._flush_at = None, math.inf
+        for request in self._leases.requests():
+            task = asyncio.get_running_loop().create_task(self._send(request))
+            self._rpcs.add(task)
+            task.add_done_callback(self._rpcs.discard)
+        self._plan()
+
+    async def _send(self, request: Request) -> None:
+        try:
+            if request.kind is Kind.ACK:
+                ack = AcknowledgeRequest(subscription=self.subscription, ack_ids=request.ack_ids)
+                await self._acknowledge(ack, timeout=RPC_TIMEOUT_S)
+            else:
+                change = ModifyAckDeadlineRequest(
+                    subscription=self.subscription, ack_ids=request.ack_ids, ack_deadline_seconds=request.seconds
+                )
+                await self._modify_ack_deadline(change, timeout=RPC_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            self._leases.failed(request, self._failure(request, error))
+        else:
+            self._leases.confirmed(request)
+        if self._handler is not None:
+            self._start_ready()
+        self._plan()
+        self._changed.set()
+
+    def _failure(self, request: Request, error: grpc.aio.AioRpcError) -> Failure:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            self._renew_credentials()
+        reasons = _reasons(error)
+        if not reasons:
+            _log.warning("lease_request_failed", kind=request.kind.value, count=len(request.leases), error=_text(error))
+        return Failure(error.code() in PERMANENT, reasons)
+
+    # The end.
 
     async def drain(self, grace_s: float) -> None:
         """
@@ -297,17 +498,20 @@ class PubSubSubscriber:
         """
         loop = asyncio.get_running_loop()
         self._stopping.set()
-        self._outstanding.is_closed = True
         end = loop.time() + grace_s
         if self._grace_timer is None:
-            self._grace_timer = loop.call_at(end, self._grace_over.set)
+            self._grace_timer = loop.call_at(end, self._end_grace)
         elif end < self._grace_timer.when() or grace_s == 0:
             self._grace_timer.cancel()
-            self._grace_timer = loop.call_at(end, self._grace_over.set)
+            self._grace_timer = loop.call_at(end, self._end_grace)
             self._hurry()
         if self._drained is None:
             self._drained = loop.create_task(self._drain())
         await asyncio.shield(self._drained)
+
+    def _end_grace(self) -> None:
+        self._grace_over = True
+        self._changed.set()
 
     def _hurry(self) -> None:
         """Leave little time for the last acks, from now if they are waited for already."""
@@ -317,56 +521,77 @@ class PubSubSubscriber:
             self._closing.reschedule(min(end, self._closing.when() or end))
 
     async def _drain(self) -> None:
-        for stream in self._streams:
-            stream.cancel()
         await self._stop_pulling()
-        if self._tasks:
-            await self._first(self._all_settled(), self._grace_over.wait())
+        await self._until(lambda: self._grace_over or not self._running)
         settling_since = asyncio.get_running_loop().time()
-        for task in self._tasks:
+        for task in self._running:
             task.cancel()
-        await self._all_settled()
-        if self._grace_timer is not None:
-            self._grace_timer.cancel()
-        if await self._close_streams(settling_since):
-            await asyncio.to_thread(self._channel.close)
-
-    async def _close_streams(self, since: float) -> bool:
-        """
-        Wait for the client library, which sends the last acks and nacks; not for ever, as the broker may be away.
-
-        Returns:
-            Whether it has finished.  If not, its threads still use the channel, which must stay open.
-        """
-        closing = [stream.closed for stream in self._streams if not stream.closed.done()]
-        if not closing:
-            return True
-        try:
-            now = asyncio.get_running_loop().time()
-            async with asyncio.timeout_at(max(since + self._settle_s, now + LAST_ACKS_S)) as self._closing:
-                await asyncio.wait(closing)
-        except TimeoutError:
-            _log.error("acks_unsent", seconds=self._settle_s)
-            return False
-        finally:
-            self._closing = None
-        return True
+        await self._until(lambda: not self._running)
+        await self._send_last(settling_since)
+        for timer in (self._grace_timer, self._tick_timer, self._flush_timer):
+            if timer is not None:
+                timer.cancel()
+        for rpc in self._rpcs:
+            rpc.cancel()
+        await asyncio.gather(*self._rpcs, return_exceptions=True)
+        await self._channel.close(None)
 
     async def _stop_pulling(self) -> None:
-        """Wait until the streams are closed, then nack what waits: a message nacked before would come straight back."""
-        waits = [
-            asyncio.ensure_future(stream.has_stopped.wait()) for stream in self._streams if not stream.closed.done()
-        ]
-        if waits:
-            _, late = await asyncio.wait(waits, timeout=STOP_BOUND_S)
-            for wait in late:
-                wait.cancel()
-        while self._waiting:
-            stream, message, _ = self._waiting.popleft()
-            self._nack(stream, message)
+        """Wait until the stream has ended, then nack what waits: a message nacked before would come straight back."""
+        if self._stream is not None:
+            self._stream.close()
+        self._changed.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_BOUND_S):
+                await self._until(lambda: not self._is_pulling)
+        self._leases.nack_unstarted()
+        self._plan()
         if self._on_stopped is not None:
             self._on_stopped()
 
-    async def _all_settled(self) -> None:
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    async def _send_last(self, since: float) -> None:
+        """Wait until the last acks and nacks are with the broker; not for ever, as it may be away."""
+        self._leases.hurry()
+        self._plan()
+        now = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(max(since + self._settle_s, now + LAST_ACKS_S)) as self._closing:
+                await self._until(lambda: self._leases.is_settled)
+        except TimeoutError:
+            _log.error("acks_unsent", seconds=self._settle_s)
+        finally:
+            self._closing = None
+
+
+def received(delivery: Any, received_at: float) -> ReceivedMessage:
+    """Return what the processor sees of a delivery that came at `received_at`, monotonic seconds."""
+    message = delivery.message
+    published = message.publish_time
+    return ReceivedMessage(
+        message_id=message.message_id,
+        data=message.data,
+        attributes=dict(message.attributes),
+        publish_time=published.seconds + published.nanos / 1e9,
+        delivery_attempt=delivery.delivery_attempt or None,
+        ordering_key=message.ordering_key,
+        received_at=received_at,
+    )
+
+
+def _text(error: grpc.aio.AioRpcError) -> str:
+    return f"{error.code().name}: {error.details() or ''}"
+
+
+def _reasons(error: grpc.aio.AioRpcError) -> Mapping[str, str]:
+    """
+    Return why the broker refused ack ids of an exactly-once subscription, by ack id.
+
+    Source: https://cloud.google.com/pubsub/docs/exactly-once-delivery.
+    """
+    trailing: Any = error.trailing_metadata()
+    status = status_pb2.Status.FromString((trailing and trailing.get(_DETAILS)) or b"")
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return dict(info.metadata)
+    return {}

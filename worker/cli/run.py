@@ -82,7 +82,7 @@ def _run(namespace: argparse.Namespace) -> int:
     except Exception:  # noqa: BLE001 - whatever it is, the process must end: see below
         get_logger("service").exception("worker_failed")
         code = EXIT_FAILED
-    # Threads of the client library may still wait for a broker that is gone; everything of the worker is closed by now.
+    # Threads may still wait, for a name server or a metadata server; everything of the worker is closed by now.
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # a full disk or a closed pipe changes no exit code
             stream.flush()

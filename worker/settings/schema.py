@@ -108,9 +108,8 @@ class PubSubSettings(Section):
     sets it too."""
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 128
     """Deliveries leased at once.  2-3 x the window for requests of less than a second, since a slot frees only after
-    its ack; about the window for long ones, since more only hoards.  Up to twice as many for a while after a stream
-    broke under them; up to eight times as many while messages for a stopped model wait and
-    others are served."""
+    its ack; about the window for long ones, since more only hoards.  Up to eight times as many while messages for a
+    stopped model wait and others are served."""
     max_in_flight_bytes: Annotated[int, Field(ge=1_000_000)] = 268_435_456
     """Bytes of request data leased at once; bounds memory."""
     max_lease_duration_s: Annotated[float, Field(ge=60, le=7 * 86400)] = 21_600.0
@@ -400,8 +399,10 @@ class SetupSettings(Section):
     """First wait before a nacked message is delivered again."""
     maximum_backoff_s: RetryBackoff = 600
     """Longest wait before a nacked message is delivered again."""
-    ack_deadline_s: Annotated[int, Field(ge=10, le=600)] = 60
-    """How long until the messages of a killed worker are delivered again; a running worker extends its leases."""
+    ack_deadline_s: Annotated[int, Field(ge=10, le=600)] = 20
+    """How long the first lease of a delivery is, and so until the messages of a killed worker are delivered again:
+    between half of it and all of it, and up to a minute for what was held for longer than half of it, since a running
+    worker extends those leases to a minute."""
     retention_s: Retention = 7 * DAY_S
     """How long a message that is not acked is kept."""
     worker_member: Annotated[str, Field(pattern=r"^[^\s'\"$`]*$")] = ""

@@ -15,13 +15,8 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor
 
-_QUIET = (
-    "aiohttp.access",
-    "google.cloud.pubsub_v1.subscriber._protocol.streaming_pull_manager",
-    "google.api_core.bidi",
-)
-"""Loggers that write about normal events at info or, on a normal cancel, at error
-(https://github.com/googleapis/python-pubsub/issues/1432)."""
+_QUIET = ("aiohttp.access",)
+"""Loggers that write about normal events at info."""
 
 
 _NAME = "logger_name"

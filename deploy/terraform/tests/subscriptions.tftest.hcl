@@ -29,8 +29,8 @@ run "nothing_expires_and_nothing_spins" {
   }
 
   assert {
-    condition     = google_pubsub_subscription.requests.ack_deadline_seconds == 60
-    error_message = "A killed pod's messages wait a minute."
+    condition     = google_pubsub_subscription.requests.ack_deadline_seconds == 20
+    error_message = "A killed pod's messages wait 20 s."
   }
 
   assert {

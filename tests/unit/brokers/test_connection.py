@@ -10,7 +10,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError
 
 from worker.brokers import connection
-from worker.brokers.connection import Names, async_channel, full_topic, resolve, sync_channel
+from worker.brokers.connection import Names, async_channel, full_topic, resolve
 from worker.errors import SettingsError
 from worker.settings.schema import PubSubSettings
 
@@ -75,7 +75,6 @@ async def test_channels_have_no_limit_of_four_megabytes() -> None:
     options = dict(connection.OPTIONS)
     assert (options["grpc.max_receive_message_length"], options["grpc.max_send_message_length"]) == (-1, -1)
     settings = a_settings(emulator_host="127.0.0.1:1")
-    sync_channel(settings, None).close()
     await async_channel(settings, None).close(None)
 
 
@@ -85,15 +84,13 @@ def test_a_connection_that_died_is_noticed_within_what_servers_allow() -> None:
     assert 300_000 < dict(connection.EMULATOR_KEEPALIVE)["grpc.keepalive_time_ms"] <= 360_000
 
 
-async def test_every_channel_has_a_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Synchronous and asynchronous, to an emulator."""
+async def test_a_channel_has_a_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also to an emulator."""
     given: list[Any] = []
-    monkeypatch.setattr(grpc, "insecure_channel", lambda _, options: given.append(options))
     monkeypatch.setattr(grpc.aio, "insecure_channel", lambda _, options: given.append(options))
     settings = a_settings(emulator_host="127.0.0.1:1")
-    sync_channel(settings, None)
     async_channel(settings, None)
-    assert ["grpc.keepalive_time_ms" in dict(options) for options in given] == [True, True]
+    assert ["grpc.keepalive_time_ms" in dict(options) for options in given] == [True]
 
 
 @pytest.mark.parametrize("credentials", [None, AnonymousCredentials(), SimpleNamespace(), SimpleNamespace(token="t")])
@@ -104,6 +101,5 @@ def test_a_refused_token_is_not_used_again(credentials: Any) -> None:
 
 
 async def test_channels_to_the_real_service_are_made_with_the_credentials(found: AnonymousCredentials) -> None:
-    """Both kinds of channel can be made; nothing is connected before the first call."""
-    sync_channel(a_settings(), found).close()
+    """Nothing is connected before the first call."""
     await async_channel(a_settings(), found).close(None)

@@ -1,16 +1,16 @@
-"""The subscriber's own part, without a broker: one delivery becomes one task and exactly one settlement."""
+"""The subscriber over the embedded server on the same loop: one delivery becomes one task and exactly one settlement."""
 
 import asyncio
-import concurrent.futures
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
+import grpc
 import pytest
-from google.api_core import exceptions
 
-from worker.brokers.connection import sync_channel
+from tests.support.embedded_pubsub import SUBSCRIPTION, Google, running
+from tests.support.waiting import eventually
+from worker.brokers import subscriber as module
+from worker.brokers.connection import async_channel
 from worker.brokers.subscriber import LAST_ACKS_S, SETTLE_S, PubSubSubscriber
 from worker.errors import BrokerResourceError
 from worker.policy.backoff import Backoff
@@ -19,151 +19,142 @@ from worker.settings.schema import PubSubSettings
 from worker.telemetry.metrics import Metrics
 from worker.wire.message import ReceivedMessage
 
-SUBSCRIPTION = "projects/p/subscriptions/s"
-
-
-class FakeMessage:
-    """A delivery of the client library that writes down how it was settled."""
-
-    message_id = "7"
-    data = b"{}"
-    attributes = {"a": "b"}  # noqa: RUF012 - never changed
-    publish_time = datetime(2026, 1, 1, tzinfo=UTC)
-    delivery_attempt = 3
-    ordering_key = None
-    size = 2
-
-    def __init__(self) -> None:
-        self.settlements: list[str] = []
-
-    def nack(self) -> None:
-        self.settlements.append("nack")
-
-    def ack_with_response(self) -> "asyncio.Future[None]":
-        self.settlements.append("ack")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
-
-
-class FakeScheduler:
-    """Counts what was settled, as the library's shutdown waits for."""
-
-    def __init__(self) -> None:
-        self.settlements = 0
-
-    def settled(self) -> None:
-        self.settlements += 1
+ACK, NACK = Settlement.ACK, Settlement.NACK
 
 
 class Party:
-    """A subscriber that never opened a stream, and the means to hand it deliveries."""
+    """A subscriber, the server it pulls from, and a handler that does what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, google: Google, **settings: Any) -> None:
+        self.google = google
+        self.faults = google.faults
         self.metrics = Metrics()
-        settings = PubSubSettings(emulator_host="127.0.0.1:1")
-        self.channel = sync_channel(settings, None)
-        self.subscriber = PubSubSubscriber(self.channel, SUBSCRIPTION, settings, self.metrics)
-        self.scheduler = FakeScheduler()
-        self.message = FakeMessage()
+        self.renewals = 0
+        sizes = PubSubSettings(emulator_host=google.server.address, **settings)
+        self.subscriber = PubSubSubscriber(
+            async_channel(sizes, None), SUBSCRIPTION, sizes, self.metrics, renew_credentials=self.renew
+        )
         self.received: list[ReceivedMessage] = []
-        self.verdict: Any = Settlement.ACK
+        self.cancelled = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.verdicts: list[Settlement | Exception] = []
+        """What the handler does with the next deliveries; the rest is acked."""
+
+    def renew(self) -> None:
+        self.renewals += 1
 
     async def handle(self, message: ReceivedMessage) -> Settlement:
         self.received.append(message)
-        if isinstance(self.verdict, BaseException):
-            raise self.verdict
-        return cast("Settlement", self.verdict)
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        verdict = self.verdicts.pop(0) if self.verdicts else ACK
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
 
-    def deliver(self) -> None:
-        self.subscriber._handler = self.handle
-        self.subscriber._arrived(
-            cast("Any", SimpleNamespace(scheduler=self.scheduler, messages=0)), cast("Any", self.message)
-        )
+    def run(self) -> "asyncio.Task[None]":
+        return asyncio.create_task(self.subscriber.run(self.handle))
 
-    @property
-    def outcome(self) -> tuple[list[str], int, float]:
-        """Settlements, what the scheduler was told, and the gauge of leases."""
-        gauge = self.metrics.registry.get_sample_value("inference_worker_leased_messages")
-        assert gauge is not None
-        assert self.subscriber._outstanding.messages == gauge, "what is held is counted in and out"
-        return self.message.settlements, self.scheduler.settlements, gauge
+    async def until(self, count: int) -> None:
+        await eventually(lambda: len(self.received) >= count, what=f"{count} deliveries")
+
+    def count(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"inference_worker_{name}", labels)
 
 
 @pytest.fixture
-async def party() -> AsyncIterator[Party]:
-    """A party whose channel is closed at the end."""
-    found = Party()
+async def google() -> AsyncIterator[Google]:
+    """An embedded server on this loop, and clients."""
+    async with running() as found:
+        yield found
+
+
+@pytest.fixture
+async def party(google: Google) -> AsyncIterator[Party]:
+    """A subscriber of a subscription with a dead-letter policy."""
+    await google.set_up(ack_deadline_seconds=20)
+    found = Party(google)
     yield found
-    found.channel.close()
+    found.gate.set()
+    await found.subscriber.drain(0)
 
 
-async def settled(party: Party) -> None:
-    await party.subscriber._all_settled()
+@pytest.fixture
+def _no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REOPEN_BACKOFF", Backoff(base_s=0.001, max_s=0.001, jitter=0.0))
 
 
-@pytest.mark.parametrize("verdict", [Settlement.ACK, Settlement.NACK])
-async def test_a_delivery_is_settled_as_its_handler_says(party: Party, verdict: Settlement) -> None:
+@pytest.mark.parametrize("settlement", [ACK, NACK])
+async def test_a_delivery_is_settled_as_its_handler_says(party: Party, settlement: Settlement) -> None:
     """One handler call, one settlement, and the lease is counted while it runs."""
-    party.verdict = verdict
-    party.deliver()
-    assert party.outcome == ([], 0, 1.0)
-    await settled(party)
-    assert party.outcome == ([verdict.value], 1, 0.0)
-    (message,) = party.received
-    assert message == ReceivedMessage(
-        message_id="7", data=b"{}", attributes={"a": "b"}, publish_time=1767225600.0, delivery_attempt=3
-    )
+    party.verdicts = [settlement]
+    party.gate.clear()
+    (message_id,) = await party.google.publish(b"{}", attributes={"a": "b"}, ordering_key="k")
+    party.run()
+    await party.until(1)
+    assert party.count("leased_messages") == 1
+    message = party.received[0]
+    assert (message.message_id, message.data, message.attributes) == (message_id, b"{}", {"a": "b"})
+    assert (message.delivery_attempt, message.ordering_key) == (None, "k")
+    party.gate.set()
+    await eventually(lambda: party.google.state.acked_count == 1, what="the ack")
+    await eventually(lambda: party.count("leased_messages") == 0, what="the answer to it")
+    assert len(party.received) == (1 if settlement is ACK else 2)
 
 
-async def test_a_lease_is_counted_from_the_arrival(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A delivery that waited for its turn says when it came, not when its turn was."""
-    now = 1000.0
-    monkeypatch.setattr("worker.brokers.subscriber.time.monotonic", lambda: now)
-    running = [object() for _ in range(party.subscriber._settings.max_in_flight)]
-    party.subscriber._tasks.update(cast("Any", running))
-    party.deliver()
-    now += 500.0
-    party.subscriber._tasks.difference_update(cast("Any", running))
-    party.subscriber._start_next()
-    await settled(party)
-    assert [message.received_at for message in party.received] == [1000.0]
+async def test_the_first_lease_is_the_subscriptions_own(party: Party) -> None:
+    """For that long a killed worker's messages stay away; it is not extended at once."""
+    party.gate.clear()
+    await party.google.publish(b"{}")
+    party.run()
+    await party.until(1)
+    (lease,) = party.google.state.leased
+    assert 15 < lease.expires_in_s <= 20
+    assert party.faults.calls("ModifyAckDeadline") == 0
 
 
-async def test_a_handler_that_raises_hands_its_delivery_back(party: Party, logs: list[dict[str, Any]]) -> None:
-    """An exception nobody foresaw is counted, logged with its traceback and nacked."""
-    party.verdict = RuntimeError("boom")
-    party.deliver()
-    await settled(party)
-    assert party.outcome == (["nack"], 1, 0.0)
-    assert party.metrics.registry.get_sample_value("inference_worker_internal_errors_total") == 1
-    assert (logs[0]["log_level"], logs[0]["message_id"], logs[0]["exc_info"]) == ("error", "7", True)
+async def test_where_it_cannot_be_read_it_is_twenty_seconds(google: Google) -> None:
+    """The role that may pull may not read the subscription."""
+    await google.set_up(ack_deadline_seconds=600)
+    google.faults.fail("GetSubscription", grpc.StatusCode.PERMISSION_DENIED)
+    party = Party(google)
+    party.gate.clear()
+    await google.publish(b"{}")
+    party.run()
+    await party.until(1)
+    assert 15 < google.state.leased[0].expires_in_s <= 20
+    await party.subscriber.drain(0)
 
 
-async def test_a_cancelled_handler_hands_its_delivery_back(party: Party) -> None:
-    """The grace is over: nack, without noise."""
-    party.verdict = asyncio.CancelledError()
-    party.deliver()
-    await settled(party)
-    assert party.outcome == (["nack"], 1, 0.0)
+async def test_a_handler_that_raises_nacks_its_delivery(party: Party, logs: list[dict[str, Any]]) -> None:
+    """An exception that was not foreseen is counted and logged with its traceback; the message comes again."""
+    party.verdicts = [RuntimeError("boom")]
+    await party.google.publish(b"{}")
+    party.run()
+    await eventually(lambda: party.google.state.acked_count == 1)
+    assert (party.count("internal_errors_total"), len(party.received)) == (1, 2)
+    (failure,) = [line for line in logs if line["event"] == "handler_failed"]
+    assert (failure["log_level"], str(failure["exc_info"])) == ("error", "boom")
 
 
 async def test_a_delivery_cancelled_before_its_first_step_is_settled_too(party: Party) -> None:
     """A task that never ran a line must not leave its message leased."""
-    party.deliver()
-    for task in party.subscriber._tasks:
-        task.cancel()
-    await settled(party)
-    assert party.received == []
-    assert party.outcome == (["nack"], 1, 0.0)
+    party.run()
+    await eventually(lambda: party.subscriber.is_open)
+    await party.google.publish(b"{}")
+    start, tasks = party.subscriber._start_ready, party.subscriber._running
 
+    def start_and_cancel() -> None:
+        start()
+        for task in tasks:
+            task.cancel()
 
-async def test_what_arrives_while_stopping_is_handed_back_unstarted(party: Party) -> None:
-    """Between our stop and the library's, a burst may still come."""
-    await party.subscriber.drain(5)
-    party.deliver()
-    assert party.outcome == (["nack"], 1, 0.0)
-    assert not party.subscriber._tasks
+    party.subscriber._start_ready = start_and_cancel  # type: ignore[method-assign]
+    await eventually(lambda: len(party.google.state.delivery_attempts) == 1 and party.google.state.delivered_count > 1)
     assert party.received == []
 
 
@@ -173,31 +164,47 @@ async def test_a_drain_before_the_run_prevents_it(party: Party) -> None:
     await party.subscriber.run(party.handle)
     await party.subscriber.drain(0)
     assert not party.subscriber.is_open
-    assert not party.subscriber._streams
+    assert party.faults.calls("StreamingPull") == 0
+
+
+async def test_a_cancelled_run_nacks_what_runs(party: Party) -> None:
+    """Like a drain without grace."""
+    party.gate.clear()
+    await party.google.publish(b"{}")
+    task = party.run()
+    await party.until(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert party.cancelled == 1
+    assert len(party.google.state.ready) == 1
 
 
 async def test_the_drain_waits_for_what_runs_and_then_cancels_it(party: Party) -> None:
-    """Within the grace a handler finishes; a shorter grace wins and cancels."""
-    gate = asyncio.Event()
-    ended: list[str] = []
+    """Within the grace a handler may finish; a shorter grace wins and cancels."""
+    party.gate.clear()
+    await party.google.publish(b"{}")
+    party.run()
+    await party.until(1)
+    patient = asyncio.create_task(party.subscriber.drain(3600))
+    await eventually(lambda: not party.subscriber.is_open)
+    assert not patient.done()
+    await party.subscriber.drain(0)
+    await patient
+    assert party.cancelled == 1
+    assert (len(party.google.state.ready), party.count("leased_messages")) == (1, 0)
 
-    async def handle(_: ReceivedMessage) -> Settlement:
-        try:
-            await gate.wait()
-        except asyncio.CancelledError:
-            ended.append("cancelled")
-            raise
-        return Settlement.ACK
 
-    party.handle = handle  # type: ignore[method-assign]
-    party.deliver()
-    drains = [asyncio.create_task(party.subscriber.drain(3600))]
-    await asyncio.sleep(0)
-    assert party.outcome == ([], 0, 1.0)
-    drains.append(asyncio.create_task(party.subscriber.drain(0)))
-    await asyncio.gather(*drains)
-    assert ended == ["cancelled"]
-    assert party.outcome == (["nack"], 1, 0.0)
+async def test_what_stops_pulling_is_told_once(party: Party) -> None:
+    """When a nack does not come straight back any more."""
+    told: list[int] = []
+    party.gate.clear()
+    await party.google.publish(b"{}")
+    task = asyncio.create_task(party.subscriber.run(party.handle, lambda: told.append(party.google.state.receivers)))
+    await party.until(1)
+    await party.subscriber.drain(0)
+    await task
+    assert told == [0]
 
 
 @pytest.mark.parametrize(("first", "second", "is_hurried"), [(60, 30, True), (0, 0, True), (30, 60, False)])
@@ -224,110 +231,88 @@ async def test_a_hurry_in_the_moment_that_ends_the_last_wait_is_harmless(party: 
         await last_wait()
 
 
-async def test_a_late_ack_is_counted_as_a_lost_lease(party: Party) -> None:
-    """On an exactly-once subscription a refused ack says that the message will come again."""
-    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    failed.set_exception(RuntimeError("INVALID_ACK_ID"))
-    party.message.ack_with_response = lambda: failed  # type: ignore[method-assign]
-    party.deliver()
-    await settled(party)
-    assert party.metrics.registry.get_sample_value("inference_worker_lost_leases_total") == 1
-
-
 @pytest.mark.parametrize(
-    ("policy", "attempts"),
-    [
-        (SimpleNamespace(dead_letter_topic="t", max_delivery_attempts=7), 7),
-        (SimpleNamespace(dead_letter_topic="t", max_delivery_attempts=0), 5),
-        (SimpleNamespace(dead_letter_topic="", max_delivery_attempts=0), None),
-        (exceptions.PermissionDenied("x"), None),
-    ],
-    ids=["set", "the service's default", "no policy", "not permitted"],
+    ("policy", "attempts"), [(7, 7), (0, 5), (None, None)], ids=["set", "the service's default", "no policy"]
 )
-async def test_the_limit_of_attempts_is_read(party: Party, policy: Any, attempts: int | None) -> None:
-    """From the dead-letter policy; 0 there means 5; unknown where reading is not permitted."""
-    party.subscriber._client = FakeClient(policy)
+async def test_the_limit_of_attempts_is_read(google: Google, policy: int | None, attempts: int | None) -> None:
+    """From the dead-letter policy; 0 there means 5."""
+    await google.publisher.create_topic(name="projects/any/topics/dead")
+    dead = {"dead_letter_topic": "projects/any/topics/dead", "max_delivery_attempts": policy or 0}
+    await google.set_up(**({} if policy is None else {"dead_letter_policy": dead}))
+    party = Party(google)
     assert await party.subscriber.max_delivery_attempts() == attempts
+    await party.subscriber.drain(0)
 
 
 @pytest.mark.parametrize(
-    ("error", "raised"),
+    ("code", "raised"),
     [
-        (exceptions.NotFound("x"), BrokerResourceError),
-        (exceptions.ServiceUnavailable("x"), ConnectionError),
-        (exceptions.DeadlineExceeded("x"), ConnectionError),
-        (exceptions.RetryError("x", cause=None), ConnectionError),
+        (grpc.StatusCode.PERMISSION_DENIED, None),
+        (grpc.StatusCode.NOT_FOUND, BrokerResourceError),
+        (grpc.StatusCode.UNAVAILABLE, ConnectionError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, ConnectionError),
     ],
 )
-async def test_a_limit_that_cannot_be_read_is_an_error(party: Party, error: Exception, raised: type[Exception]) -> None:
-    """Taking an outage for `no policy` would let the last attempt pass unanswered."""
-    party.subscriber._client = FakeClient(error)
+async def test_a_limit_that_cannot_be_read(party: Party, code: grpc.StatusCode, raised: type[Exception] | None) -> None:
+    """Taking an outage for `no policy` would let the last attempt pass unanswered; a refusal is not an outage."""
+    party.faults.fail("GetSubscription", code)
+    if raised is None:
+        assert await party.subscriber.max_delivery_attempts() is None
+        return
     with pytest.raises(raised):
         await party.subscriber.max_delivery_attempts()
 
 
-class FakeClient:
-    """Answers the one question the subscriber asks of its client."""
-
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
-
-    def get_subscription(self, request: dict[str, str], timeout: float) -> Any:
-        assert (request, timeout) == ({"subscription": SUBSCRIPTION}, 30)
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return SimpleNamespace(dead_letter_policy=self._answer)
-
-
-class EndingStreams:
-    """A client each of whose streams ends at once with the next error."""
-
-    def __init__(self, *errors: Exception) -> None:
-        self.errors = list(errors)
-        self.opened = 0
-
-    def subscribe(self, *_args: Any, **_kwargs: Any) -> Any:
-        self.opened += 1
-        future: Any = concurrent.futures.Future()
-        future._StreamingPullFuture__manager = SimpleNamespace(
-            _messages_on_hold=SimpleNamespace(size=0), _on_hold_bytes=0
-        )
-        future.set_exception(self.errors.pop(0) if len(self.errors) > 1 else self.errors[0])
-        return future
-
-
-async def test_refused_credentials_are_renewed_and_tried_again(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_no_wait")
+async def test_refused_credentials_are_renewed_and_tried_again(party: Party) -> None:
     """A token that was revoked before its time ends no worker; a subscription that is gone still does."""
-    monkeypatch.setattr("worker.brokers.subscriber.REOPEN_BACKOFF", Backoff(base_s=0.001, max_s=0.001, jitter=0.0))
-    renewals: list[int] = []
-    party.subscriber._renew_credentials = lambda: renewals.append(1)
-    client = EndingStreams(*[exceptions.Unauthenticated("revoked")] * 3, exceptions.NotFound("gone"))
-    party.subscriber._client = client
-    with pytest.raises(BrokerResourceError, match="gone"):
-        await party.subscriber.run(party.handle)
-    assert (client.opened, len(renewals)) == (4, 3)
+    party.faults.fail("StreamingPull", grpc.StatusCode.UNAUTHENTICATED, times=3)
+    task = party.run()
+    await party.google.publish(b"{}")
+    await party.until(1)
+    assert party.renewals == 3
+    await party.google.subscriber.delete_subscription(subscription=SUBSCRIPTION)
+    with pytest.raises(BrokerResourceError, match="NOT_FOUND"):
+        await task
 
 
+@pytest.mark.usefixtures("_no_wait")
 async def test_credentials_that_stay_refused_end_the_worker(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
     """After some time an operator has to look, and a restart may help."""
-    monkeypatch.setattr("worker.brokers.subscriber.REOPEN_BACKOFF", Backoff(base_s=0.001, max_s=0.001, jitter=0.0))
-    monkeypatch.setattr("worker.brokers.stream.UNAUTHENTICATED_PATIENCE_S", 0.05)
-    client = EndingStreams(exceptions.Unauthenticated("revoked"))
-    party.subscriber._client = client
+    monkeypatch.setattr(module, "UNAUTHENTICATED_PATIENCE_S", 0.05)
+    party.faults.fail("StreamingPull", grpc.StatusCode.UNAUTHENTICATED, message="revoked")
     with pytest.raises(BrokerResourceError, match="revoked"):
-        await party.subscriber.run(party.handle)
-    assert client.opened > 1
+        await party.run()
+    assert party.renewals > 1
 
 
-@pytest.mark.parametrize(
-    "error", [exceptions.NotFound("x"), exceptions.PermissionDenied("x"), exceptions.InvalidArgument("x")]
-)
-async def test_a_subscription_that_is_gone_or_refused_ends_the_worker_at_once(
-    party: Party, error: exceptions.GoogleAPICallError
-) -> None:
+@pytest.mark.parametrize("code", ["NOT_FOUND", "PERMISSION_DENIED", "INVALID_ARGUMENT", "FAILED_PRECONDITION"])
+async def test_a_subscription_that_is_gone_or_refused_ends_the_worker_at_once(party: Party, code: str) -> None:
     """No other stream is opened."""
-    client = EndingStreams(error)
-    party.subscriber._client = client
-    with pytest.raises(BrokerResourceError):
-        await party.subscriber.run(party.handle)
-    assert client.opened == 1
+    party.faults.fail("StreamingPull", grpc.StatusCode[code])
+    with pytest.raises(BrokerResourceError, match=code):
+        await party.run()
+    assert party.faults.calls("StreamingPull") == 1
+    assert not party.subscriber.is_open
+
+
+@pytest.mark.usefixtures("_no_wait")
+@pytest.mark.parametrize("code", ["ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "UNKNOWN"])
+async def test_every_other_end_of_a_stream_opens_another(party: Party, code: str) -> None:
+    """Whatever the server calls it."""
+    party.faults.fail("StreamingPull", grpc.StatusCode[code], times=2)
+    party.run()
+    await party.google.publish(b"{}")
+    await party.until(1)
+    assert party.faults.calls("StreamingPull") == 3
+    assert party.count("subscription_reopens_total") == 2
+
+
+@pytest.mark.usefixtures("_no_wait")
+async def test_acks_and_nacks_renew_refused_credentials_too(party: Party) -> None:
+    """A stream that is open asks for no token, perhaps for hours."""
+    party.faults.fail("Acknowledge", grpc.StatusCode.UNAUTHENTICATED, times=2)
+    await party.google.publish(b"{}")
+    party.run()
+    await eventually(lambda: party.google.state.acked_count == 1)
+    assert party.renewals == 2

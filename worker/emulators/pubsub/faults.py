@@ -36,6 +36,10 @@ class LiveStream(Protocol):
         """End the stream with this error."""
         ...
 
+    def mute(self) -> None:
+        """Send nothing more on it."""
+        ...
+
 
 @dataclass(slots=True)
 class _Rule:
@@ -167,6 +171,15 @@ class Faults:
             return len(matching)
 
         return self._on_loop(break_matching)
+
+    def mute_streams(self) -> None:
+        """Let open StreamingPulls stand and send nothing more, as a server that hangs."""
+
+        def mute() -> None:
+            for stream in self._streams:
+                stream.mute()
+
+        self._on_loop(mute)
 
     def arrive(self, method: str) -> CallFaults | None:
         """Count a call and return its faults, if any; called by the server on its loop."""

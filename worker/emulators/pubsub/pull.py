@@ -98,7 +98,12 @@ class PullStream:
         self._replies: list[bytes] = []  # serialised parts of responses: ack confirmations and answers to pings
         self._answers_pings = False
         self._is_half_closed = False
+        self._is_mute = False
         self.subscription_path = ""
+
+    def mute(self) -> None:
+        """Send nothing more, whatever comes, and stay open."""
+        self._is_mute = True
 
     def break_off(self, error: PubSubError) -> None:
         """End the stream with this error after the write that is in progress."""
@@ -200,6 +205,8 @@ class PullStream:
 
     def _next_response(self) -> bytes:
         """Return the next serialised response; empty when there is none."""
+        if self._is_mute:
+            return b""
         subscription = self._broker.subscription(self.subscription_path)
         properties = _PROPERTIES[subscription.policy.is_exactly_once, subscription.policy.is_ordered]
         if self._replies:

@@ -19,12 +19,12 @@ def want(*, subscription: str = PULLED, topic: str = RESPONSES, **sections: Any)
 
 
 def test_the_defaults_are_the_safe_values() -> None:
-    """60 s of ack deadline, a week, no expiry, 10 to 600 s of backoff, a dead-letter topic after 20, held for 31 days."""
+    """20 s of ack deadline, a week, no expiry, 10 to 600 s of backoff, a dead-letter topic after 20, held for 31 days."""
     wanted = want()
     request, hold = wanted.subscriptions
     assert (request.name, request.topic) == (PULLED, "projects/p/topics/requests")
     assert request.policy == {
-        Field.ACK_DEADLINE: 60,
+        Field.ACK_DEADLINE: 20,
         Field.RETENTION: 604_800,
         Field.EXPIRY: None,
         Field.MINIMUM_BACKOFF: 10,
@@ -36,7 +36,7 @@ def test_the_defaults_are_the_safe_values() -> None:
         "projects/p/subscriptions/requests-dead-letters-hold",
         "projects/p/topics/requests-dead-letters",
     )
-    assert hold.policy == {Field.ACK_DEADLINE: 60, Field.RETENTION: 2_678_400, Field.EXPIRY: None}
+    assert hold.policy == {Field.ACK_DEADLINE: 20, Field.RETENTION: 2_678_400, Field.EXPIRY: None}
     assert wanted.topics == ("projects/p/topics/requests", RESPONSES, "projects/p/topics/requests-dead-letters")
 
 
