@@ -12,7 +12,7 @@ Paths are judged for their shape only (`worker.wire.http`); which of them are al
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -39,6 +39,9 @@ MAX_DEADLINE_S = 1e11
 """Larger numbers are no Unix seconds (the year 5138) but milliseconds (1973 and later) or smaller units."""
 
 _KNOWN_KEYS = ("path", "metadata", "body", "body_uri", "deadline", "priority", "headers")
+_BATCH_KEYS = ("custom_id", "method", "url", "body")
+"""An OpenAI batch line, which is a request as well
+(https://platform.openai.com/docs/api-reference/batch/request-input)."""
 _NAMED_KEYS = 5
 """Unknown keys named in a refusal, and `_KEY_CHARS` of each: the reason must stay small whatever was sent."""
 _KEY_CHARS = 64
@@ -108,10 +111,12 @@ def decode_request(data: bytes) -> RequestMessage:
 
     Args:
         data: UTF-8 JSON, shape `{"path": str, "metadata": {…}?, "body": {…}}`; `body_uri` may stand for `body`;
-            optional `deadline` (RFC 3339 text or Unix seconds), `priority` (integer), `headers` (text to text).
+            optional `deadline` (RFC 3339 text or Unix seconds), `priority` (integer), `headers` (text to text).  Or an
+            OpenAI batch line, `{"custom_id": str, "method": "POST", "url": str, "body": {…}}`.
 
     Returns:
-        The request; `body` and `metadata` are the exact bytes of the message.
+        The request; `body` and `metadata` are the exact bytes of the message.  The metadata of a batch line are
+        `{"custom_id": …}`.
 
     Raises:
         MessageError: Not a request; permanent.  Carries the metadata where it could be read.
@@ -176,17 +181,41 @@ def _fields(data: bytes) -> dict[str, bytes]:
         raise MessageError("the message must be a JSON object with path and body") from None
     except msgspec.DecodeError as error:
         raise MessageError(f"the message is not JSON: {_fault(error, data)}") from None
-    if unknown := [name[:_KEY_CHARS] for name in fields if name not in _KNOWN_KEYS]:
+    unknown = [name for name in fields if name not in _KNOWN_KEYS]
+    is_batch = bool(unknown) and is_batch_line(fields)
+    known = _BATCH_KEYS if is_batch else _KNOWN_KEYS
+    if unknown and (unknown := [name[:_KEY_CHARS] for name in fields if name not in known]):
         names = ", ".join(repr(name) for name in unknown[:_NAMED_KEYS]) + (", …" if len(unknown) > _NAMED_KEYS else "")
         raise MessageError(
-            f"unknown key{'s' if len(unknown) > 1 else ''} {names}; known keys are {', '.join(_KNOWN_KEYS)}",
+            f"unknown key{'s' if len(unknown) > 1 else ''} {names}; known keys are {', '.join(known)}",
             param=unknown[0],
         )
     if (repeated := _find_repeated(data, fields)) is not None:
         raise MessageError(f"{repeated} is given twice", param=repeated)
     if b"null" in fields.values():
-        return {name: raw for name, raw in fields.items() if raw != b"null" or name == "path"}
-    return fields
+        fields = {name: raw for name, raw in fields.items() if raw != b"null" or name == "path"}
+    return _request_of_batch_line(fields) if is_batch else fields
+
+
+def is_batch_line(keys: Container[str]) -> bool:
+    """Whether a JSON object with these keys at its top level is meant as an OpenAI batch line."""
+    return "path" not in keys and ("custom_id" in keys or "url" in keys)
+
+
+def _request_of_batch_line(fields: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the fields of the request that a batch line means."""
+    for name in _BATCH_KEYS:
+        if name not in fields:
+            raise MessageError(f"{name} is missing", param=name)
+    if not _text(fields["custom_id"], "custom_id"):
+        raise MessageError("custom_id must not be empty", param="custom_id")
+    if _text(fields["method"], "method") != "POST":
+        raise MessageError("method must be POST", param="method")
+    return {"path": fields["url"], "metadata": _metadata_of(fields["custom_id"]), "body": fields["body"]}
+
+
+def _metadata_of(custom_id: bytes) -> bytes:
+    return b'{"custom_id":%s}' % custom_id
 
 
 def _find_repeated(data: bytes, fields: Mapping[str, bytes]) -> str | None:
@@ -212,12 +241,16 @@ def read_metadata_leniently(data: bytes) -> bytes:
     Return the metadata of a message that is no request, as raw JSON; `{}` where none can be read.
 
     A requester whose message is refused needs its metadata to know which one it was, and the usual mistakes (`NaN` from
-    a language's own JSON writer, a raw line break, a cut at the end, a byte that is not UTF-8) leave it readable.
+    a language's own JSON writer, a raw line break, a cut at the end, a byte that is not UTF-8) leave it readable.  The
+    metadata of a batch line are its custom_id.
     """
     try:
-        raw = bytes(_decode_keys(data).get("metadata", b"{}"))
+        fields: Mapping[str, bytes] = {key: bytes(value) for key, value in _decode_keys(data).items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raw = next((value for key, value in _walk_top_level(data) if key == "metadata"), b"{}")
+        fields = dict(reversed(list(_walk_top_level(data))))  # of a key that stands twice the first value
+    raw = fields.get("metadata", b"{}")
+    if "custom_id" in fields and is_batch_line(fields):
+        raw = _metadata_of(fields["custom_id"])
     # Halves of surrogate pairs are JSON, but parsers of consumers refuse them, msgspec's among them.
     return raw if is_json_object(raw) and RequestBody(raw).is_object else b"{}"
 

@@ -359,6 +359,64 @@ def test_no_values_raise_anything_else(items: Iterable[tuple[str, Any]], layout:
         assert answer.path.startswith("/")
 
 
+# OpenAI batch lines
+
+
+def a_batch(**changes: object) -> bytes:
+    """A batch line; `...` takes a key out."""
+    fields = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"input": "x"}, **changes}
+    return json.dumps({key: value for key, value in fields.items() if value is not ...}).encode()
+
+
+def test_a_batch_line_is_a_request() -> None:
+    """`path` is its url, the body its own bytes, and the custom_id comes back in the metadata."""
+    data = b'{"custom_id":"\\u00e9 1", "method":"POST", "url":"v1/embeddings", "body":{"input" : 1.0e2, "model":"m"}}'
+    request = decode_request(data)
+    assert (request.path, request.model) == ("/v1/embeddings", "m")
+    assert request.body == RequestBody(b'{"input" : 1.0e2, "model":"m"}')
+    assert request.metadata == b'{"custom_id":"\\u00e9 1"}'
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "reason"),
+    [
+        ({"custom_id": ...}, "custom_id", "custom_id is missing"),
+        ({"custom_id": None}, "custom_id", "custom_id is missing"),
+        ({"custom_id": 5}, "custom_id", "custom_id must be a string"),
+        ({"custom_id": ""}, "custom_id", "custom_id must not be empty"),
+        ({"method": ...}, "method", "method is missing"),
+        ({"method": "GET"}, "method", "method must be POST"),
+        ({"method": 1}, "method", "method must be a string"),
+        ({"url": ...}, "url", "url is missing"),
+        ({"url": "http://elsewhere/v1/x"}, "path", "path must not name a scheme or a host"),
+        ({"body": ...}, "body", "body is missing"),
+        ({"body": [1]}, "body", "body must be a JSON object"),
+        ({"priority": 1}, "priority", "unknown key 'priority'; known keys are custom_id, method, url, body"),
+    ],
+)
+def test_a_faulty_batch_line_is_refused_with_its_key(changes: dict[str, Any], param: str, reason: str) -> None:
+    """The reason names the key as it stands in the line; the custom_id comes back where it is one."""
+    with pytest.raises(MessageError) as caught:
+        decode_request(a_batch(**changes))
+    assert (caught.value.param, caught.value.reason) == (param, reason)
+    custom_id = changes.get("custom_id", "a")
+    assert json.loads(caught.value.metadata) == ({} if custom_id is ... else {"custom_id": custom_id})
+
+
+def test_a_batch_line_that_cannot_be_parsed_keeps_its_custom_id() -> None:
+    """As the metadata of a message do."""
+    data = b'{"custom_id":"a","method":"POST","url":"/v1/x","body":{"t":NaN}}'
+    assert read_metadata_leniently(data) == b'{"custom_id":"a"}'
+    with pytest.raises(MessageError, match="custom_id is given twice"):
+        decode_request(b'{"custom_id":"a","custom_id":"b","method":"POST","url":"/v1/x","body":{}}')
+
+
+def test_a_message_with_a_path_is_no_batch_line() -> None:
+    """A custom_id beside a path is an unknown key."""
+    with pytest.raises(MessageError, match="unknown key 'custom_id'; known keys are path"):
+        decode_request(a_message(custom_id=b'"a"'))
+
+
 # The rest of the wire
 
 

@@ -1,12 +1,10 @@
 """
 Input lines: the shape of a line, and the message that is published for it.  Pure, no I/O.
 
-There are two shapes.  A request message `{path, metadata, body, ...}` is published byte for byte.  A line of any other
-shape, also one that is not JSON, is published byte for byte as well: only the worker judges messages, and it answers
-these with a 400, so that every line gets an answer.  An OpenAI batch line `{custom_id, method, url, body}` (any object
-that has `custom_id` or `url` and no `path`) is wrapped: `path` is its url, `body` its body byte for byte, the metadata
-holds its custom_id.  A line that no message can carry (over the broker's limit, or a batch line without its required
-keys) is refused here, with an answer in the usual shape.
+Every line is published byte for byte, also one that is not JSON: only the worker judges messages, and it answers a bad
+one with a 400, so that every line gets an answer.  An OpenAI batch line `{custom_id, method, url, body}` (any object
+that has `custom_id` or `url` and no `path`) gets its answer in OpenAI's shape, every other line as a message.  A line
+that no message can carry is refused here, with an answer in the usual shape.
 
 The id of a line is `line-<number>-<hash>`: its number in the file from 1, blank lines counted, and the first eight hex
 digits of the SHA-256 of its bytes, without byte order mark and line end.  A changed line therefore has another id.
@@ -22,12 +20,12 @@ from hashlib import sha256
 
 import msgspec
 
-from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, encode_request, message_bytes, read_metadata_leniently
+from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, is_batch_line, message_bytes, read_metadata_leniently
 
 LINE_ID = "line_id"
 """Attribute that carries the id of a line in the request and in its answer."""
 LINE_SHAPE = "line_shape"
-"""Attribute `batch` of wrapped batch lines: the shape of the answer, for a consumer without the input."""
+"""Attribute `batch` of batch lines: the shape of the answer, for a consumer without the input."""
 COPY_ATTRIBUTES = (LINE_ID, LINE_SHAPE)
 """What the worker's setting `reply.copy_attributes` must name, so that answers can be matched to lines."""
 
@@ -107,9 +105,7 @@ class Prepared:
 class _Keys(msgspec.Struct):
     path: msgspec.Raw = _ABSENT
     custom_id: msgspec.Raw = _ABSENT
-    method: msgspec.Raw = _ABSENT
     url: msgspec.Raw = _ABSENT
-    body: msgspec.Raw = _ABSENT
 
 
 _decode_keys = msgspec.json.Decoder(_Keys).decode
@@ -141,19 +137,24 @@ def prepare(line: RawLine) -> Prepared:
             message=f"The line has {line.size} bytes; lines of more than {MAX_LINE_BYTES} bytes are not read.",
         )
         return _refused(line, Shape.MESSAGE, refusal)
+    shape, custom_id = _shape_of(line.data)
+    attributes = {LINE_ID: line.line_id}
+    if shape is Shape.BATCH:
+        attributes[LINE_SHAPE] = shape.value
+    if message_bytes(line.data, attributes) > MAX_PUBSUB_MESSAGE_BYTES:
+        return _refused(line, shape, too_large(line.data), custom_id)
+    return Prepared(line_id=line.line_id, shape=shape, data=line.data, attributes=attributes, custom_id=custom_id)
+
+
+def _shape_of(data: bytes) -> tuple[Shape, bytes]:
+    """Return the shape of a line, and the raw JSON of its custom_id, `null` for none that can be returned."""
     try:
-        keys = _decode_keys(line.data)
+        keys = _decode_keys(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        keys = _Keys()
-    if bytes(keys.path) or not (bytes(keys.custom_id) or bytes(keys.url)):
-        prepared = Prepared(
-            line_id=line.line_id, shape=Shape.MESSAGE, data=line.data, attributes={LINE_ID: line.line_id}
-        )
-    else:
-        prepared = _batch(line, keys)
-    if message_bytes(prepared.data, prepared.attributes) <= MAX_PUBSUB_MESSAGE_BYTES:
-        return prepared
-    return _refused(line, prepared.shape, too_large(line.data), prepared.custom_id)
+        return Shape.MESSAGE, b"null"
+    if not is_batch_line([name for name in _Keys.__struct_fields__ if bytes(getattr(keys, name))]):
+        return Shape.MESSAGE, b"null"
+    return Shape.BATCH, b"null" if _text(keys.custom_id) is None else bytes(keys.custom_id)
 
 
 def too_large(data: bytes) -> Refusal:
@@ -187,41 +188,6 @@ def refuse(prepared: Prepared, refusal: Refusal) -> Prepared:
         attributes=prepared.attributes,
         custom_id=prepared.custom_id,
         refusal=refusal,
-    )
-
-
-def _batch(line: RawLine, keys: _Keys) -> Prepared:
-    custom_id = _text(keys.custom_id)
-    echo = b"null" if custom_id is None else bytes(keys.custom_id)
-    if (refusal := _batch_fault(keys, custom_id)) is not None:
-        return _refused(line, Shape.BATCH, refusal, echo)
-    return Prepared(
-        line_id=line.line_id,
-        shape=Shape.BATCH,
-        data=encode_request(
-            path=_text(keys.url) or "", body=bytes(keys.body), metadata=b'{"custom_id":%s}' % bytes(keys.custom_id)
-        ),
-        attributes={LINE_ID: line.line_id, LINE_SHAPE: Shape.BATCH.value},
-        custom_id=echo,
-    )
-
-
-def _batch_fault(keys: _Keys, custom_id: str | None) -> Refusal | None:
-    """Return the first fault in the order of the keys, with the codes that OpenAI's validation of batches uses."""
-    for name in ("custom_id", "method", "url", "body"):
-        if not bytes(getattr(keys, name)):
-            message = f"The batch line is missing the required key '{name}'."
-            return Refusal(status_code=400, code="missing_required_parameter", message=message, param=name)
-    if not custom_id:
-        fault = ("custom_id", "must be a string that is not empty")
-    elif _text(keys.method) != "POST":
-        fault = ("method", 'must be "POST"')
-    elif _text(keys.url) is None:
-        fault = ("url", "must be a string")
-    else:
-        return None
-    return Refusal(
-        status_code=400, code="invalid_request", message=f"'{fault[0]}' of the batch line {fault[1]}.", param=fault[0]
     )
 
 
