@@ -60,8 +60,7 @@ def _run(namespace: argparse.Namespace) -> int:
         get_logger("service").error("startup_failed", error=error.one_line)
         return EXIT_USAGE
     configure_logs(settings.log.format, settings.log.level)
-    with without("click"):
-        from worker.service import Service  # noqa: PLC0415 - most of the imports; unusable settings are told before
+    from worker.service import Service  # noqa: PLC0415 - most of the imports; unusable settings are told before
 
     service: Service | None = None
 
@@ -94,8 +93,7 @@ def without(library: str) -> Iterator[None]:
     """
     Have what is imported here take a library for missing that it can do without.
 
-    structlog imports rich for tracebacks in colours, httpx imports click for a command line of its own.  The worker
-    uses neither, and each costs its start 0.05 s of CPU.
+    structlog imports rich for tracebacks in colours, which the worker does not write; that is 0.05 s of CPU.
     """
     is_loaded = library in sys.modules
     if not is_loaded:

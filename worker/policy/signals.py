@@ -9,6 +9,7 @@ no nested repetition, so they run in linear time over the at most 2 KiB that a m
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from worker.policy.model import ErrorClass
 from worker.policy.normalise import Facts, Shape, quoted_facts
@@ -30,9 +31,9 @@ class Signal:
     """Lower case; one of them must equal the code, the type or the inner code."""
     params: frozenset[str] = frozenset()
     """One of them must equal the param."""
-    message: re.Pattern[str] | None = None
-    """Must match from the first character of the message.  Where it has the groups `requested` and `limit`, the first
-    number must be the larger one."""
+    message: str | None = None
+    """A regular expression, compiled when it is first needed.  Must match from the first character of the message.
+    Where it has the groups `requested` and `limit`, the first number must be the larger one."""
 
     def matches(self, facts: Facts, status: int | None) -> bool:
         """Say whether the facts show this sign under a status."""
@@ -48,7 +49,7 @@ class Signal:
             return False
         if self.message is None:
             return True
-        match = self.message.match(facts.message)
+        match = _compile(self.message).match(facts.message)
         return match is not None and ("limit" not in match.re.groupindex or _is_over_limit(match))
 
 
@@ -58,9 +59,14 @@ def _is_over_limit(match: re.Match[str]) -> bool:
     return int(match["requested"].replace(",", "")) > int(match["limit"].replace(",", ""))
 
 
-def begins(*alternatives: str) -> re.Pattern[str]:
-    """Compile a pattern for the beginning of a message."""
-    return re.compile("(?:" + "|".join(alternatives) + ")", re.ASCII | re.DOTALL)
+@cache
+def _compile(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.ASCII | re.DOTALL)
+
+
+def begins(*alternatives: str) -> str:
+    """Return a pattern for the beginning of a message."""
+    return "(?:" + "|".join(alternatives) + ")"
 
 
 _CLIENT = frozenset({400, 403, 413, 422, 429})
