@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -80,7 +81,7 @@ class RawServer:
 
 
 @contextlib.asynccontextmanager
-async def raw_server(script: Script) -> AsyncIterator[RawServer]:
+async def raw_server(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
     """Serve every connection with the script, on loopback; ends what still runs when left."""
     server = RawServer()
     tasks: set[asyncio.Task[None]] = set()
@@ -94,8 +95,8 @@ async def raw_server(script: Script) -> AsyncIterator[RawServer]:
             await script(Connection(reader, writer, server))
         writer.close()
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 24)
-    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 24, ssl=tls)
+    server.url = f"http{'' if tls is None else 's'}://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     try:
         yield server
     finally:

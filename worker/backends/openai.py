@@ -22,6 +22,7 @@ from worker.backends.http.attempt_timer import AttemptTimer
 from worker.backends.http.connection import Headers, Request, Sink
 from worker.backends.http.credentials import ApiKey, Redactor
 from worker.backends.http.pool import Pool
+from worker.backends.http.tls import Tls
 from worker.backends.request.negotiation import Negotiator, Plan
 from worker.backends.request.stream import Form
 from worker.backends.streams.reading import BOM, StreamedAnswer, holds_events, is_labelled_stream
@@ -58,7 +59,7 @@ class HttpBackend:
         transport: Sends the requests instead of our own connections.
 
     Raises:
-        SettingsError: The key file cannot be read, or the base URL's host is no name.
+        SettingsError: A file of a key or a certificate cannot be read, or the base URL's host is no name.
     """
 
     def __init__(self, route: RouteSettings, transport: "httpx.AsyncBaseTransport | None" = None) -> None:
@@ -70,8 +71,11 @@ class HttpBackend:
         self._key = ApiKey(route.api_key, route.api_key_file)
         self._key_used = self._key.current()
         self._key_sent: str | None = None
-        self._redactor = Redactor(value.get_secret_value() for value in route.headers.values())
-        self._pool = Pool(route.base_url)
+        tls = Tls(route.tls).context if route.base_url.startswith("https:") else None
+        proxy = None if route.proxy is None else route.proxy.get_secret_value()
+        self._pool = Pool(route.base_url, tls=tls, proxy=proxy)
+        secrets = [value.get_secret_value() for value in route.headers.values()]
+        self._redactor = Redactor([*secrets, self._pool.proxy_credentials])
         self._headers = {
             "host": self._pool.authority,
             "content-type": "application/json",

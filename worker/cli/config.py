@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         examples=["inference-worker config check worker.yaml", "inference-worker config show --config worker.yaml"],
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True, help="what to do")
-    check = actions.add_parser("check", help="validate a file, its rules, and key files that are there; exit 2")
+    check = actions.add_parser("check", help="validate a file, its rules, keys and certificates; exit 2")
     describe(
         check,
-        "Validate a settings file, the rules in it, and the key files that it names where they are there.",
+        "Validate a settings file, the rules in it, and the keys and certificates that it names where they are there.",
         examples=["inference-worker config check worker.yaml"],
     )
     check.add_argument("config", metavar="FILE", help="YAML file of settings")
@@ -43,11 +43,13 @@ def run(namespace: argparse.Namespace) -> int:
 
 def _check(namespace: argparse.Namespace) -> int:
     from worker.backends.http.credentials import check_key_files  # noqa: PLC0415 - `show` needs no key
+    from worker.backends.http.tls import check_tls_files  # noqa: PLC0415 - nor certificates
     from worker.policy.engine import load_policy  # noqa: PLC0415 - nor rules
 
     settings = settings_from(namespace)
     load_policy(settings.policy.rules)
     check_key_files(settings)
+    check_tls_files(settings)
     print(f"{namespace.config}: good")
     return 0
 

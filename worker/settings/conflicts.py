@@ -4,7 +4,7 @@ Combinations of settings that cannot work together, though each value alone may 
 Called once at start by `worker.settings.load`; every conflict is one sentence that begins with the key to change.
 """
 
-from worker.settings.schema import RouteSettings, Settings
+from worker.settings.schema import RouteSettings, Settings, TlsSettings
 
 
 def find_conflicts(settings: Settings) -> list[str]:
@@ -49,6 +49,7 @@ def _route_conflicts(route: RouteSettings, settings: Settings) -> list[str]:
         faults.append("base_url: is required")
     if route.api_key is not None and route.api_key_file is not None:
         faults.append("api_key: excludes api_key_file")
+    faults += _tls_conflicts(route)
     faults += [
         f"timeouts.{name}: must not exceed timeouts.total_s ({timeouts.total_s:g} s)"
         for name in ("connect_s", "first_byte_s")
@@ -70,4 +71,13 @@ def _route_conflicts(route: RouteSettings, settings: Settings) -> list[str]:
         faults.append(f"window.max: {window.max} exceeds pubsub.max_in_flight ({settings.pubsub.max_in_flight})")
     if route.breaker.probe_interval_s > route.breaker.max_probe_interval_s:
         faults.append("breaker.probe_interval_s: must not exceed breaker.max_probe_interval_s")
+    return faults
+
+
+def _tls_conflicts(route: RouteSettings) -> list[str]:
+    faults: list[str] = []
+    if route.tls.key_file is not None and route.tls.cert_file is None:
+        faults.append("tls.key_file: needs tls.cert_file")
+    if route.tls != TlsSettings() and not route.base_url.startswith("https:"):
+        faults.append("tls: needs a base_url that begins with https")
     return faults

@@ -21,7 +21,7 @@ from worker.settings.schema import Settings
 PREFIX = "WORKER_"
 CONFIG_VARIABLE = "WORKER_CONFIG"
 EMULATOR_VARIABLE = "PUBSUB_EMULATOR_HOST"
-SECRET_KEYS = ("api_key", "redis_url")
+SECRET_KEYS = ("api_key", "proxy", "redis_url")
 """Last parts of keys whose values never stand in a message and are never read as YAML."""
 _SERVICE_LINK = re.compile(
     r"^WORKER(?:_[A-Z0-9]+)*?_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9]+)*|PORT_\d+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?|(PORT))$"

@@ -166,6 +166,18 @@ class BreakerSettings(Section):
     2xx, a probe is let through at once.  It follows `base_url` without the `/v1` at its end."""
 
 
+class TlsSettings(Section):
+    """How a backend with an `https` URL is recognised, and how the worker says who it is."""
+
+    ca_file: str | None = None
+    """Certificates (PEM) that are trusted in place of the system's: an authority's, or the server's own."""
+    cert_file: str | None = None
+    """Certificate (PEM) that the worker shows, with those between it and its authority: mutual TLS."""
+    key_file: str | None = None
+    """The private key of `cert_file`, without a password.  Default: it is in `cert_file` as well.  All three files are
+    read again when they have changed, for the connections that are made from then on."""
+
+
 class BackendSettings(Section):
     """One OpenAI-compatible server, or a service in front of several."""
 
@@ -178,6 +190,10 @@ class BackendSettings(Section):
     """File that holds the key; read again when it changes, so that rotating a Secret needs no restart."""
     headers: dict[str, SecretStr] = {}
     """Headers added to every request; shown masked, since some servers take their key in one."""
+    tls: TlsSettings = TlsSettings()
+    proxy: SecretStr | None = None
+    """`http://[user:password@]host:port` of an HTTP proxy by which the backend is reached: by CONNECT for `https`.
+    `HTTP_PROXY` and its like are not obeyed.  Masked, for the password."""
     timeouts: TimeoutSettings = TimeoutSettings()
     window: WindowSettings = WindowSettings()
     breaker: BreakerSettings = BreakerSettings()
@@ -217,6 +233,20 @@ class BackendSettings(Section):
     def _sendable_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not is_usable_key(value.get_secret_value().strip()):
             raise ValueError("is empty, or holds characters that cannot stand in a header")
+        return value
+
+    @field_validator("proxy")
+    @classmethod
+    def _usable_proxy(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        parts = urlsplit(value.get_secret_value())
+        try:
+            is_usable = parts.scheme == "http" and parts.hostname is not None and parts.port != 0
+        except ValueError:  # what is no port
+            is_usable = False
+        if not is_usable or parts.path.strip("/") or parts.query or parts.fragment:
+            raise ValueError("must be http://[user:password@]host:port")
         return value
 
     @field_validator("headers")

@@ -28,6 +28,14 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
         "routes: the name 'default' is used twice",
     ),
     "two keys": ({"backend": {"api_key": "k", "api_key_file": "/f"}}, "backend.api_key: excludes api_key_file"),
+    "a key of no certificate": (
+        {"backend": {"base_url": "https://h", "tls": {"key_file": "/f"}}},
+        "backend.tls.key_file: needs tls.cert_file",
+    ),
+    "certificates without TLS": (
+        {"backend": {"base_url": "http://h", "tls": {"ca_file": "/f"}}},
+        "backend.tls: needs a base_url that begins with https",
+    ),
     "connect": ({"backend": {"timeouts": {"connect_s": 481}}}, "backend.timeouts.connect_s: must not exceed"),
     "first byte": ({"backend": {"timeouts": {"first_byte_s": 481}}}, "backend.timeouts.first_byte_s: must not exceed"),
     "grace equal to the timeout": ({"drain": {"grace_s": 480}}, "backend.timeouts.total_s: 480 s is not less than"),

@@ -155,3 +155,22 @@ def test_unknown_rules_of_the_policy_are_left_to_it() -> None:
     """The policy checks its own rules; here they are only mappings."""
     with pytest.raises(ValidationError):
         PolicySettings.model_validate({"rules": ["x"]})
+
+
+@pytest.mark.parametrize("url", ["http://p:3128", "http://p", "http://me:p%40ss@p:3128/", "http://[::1]:3128"])
+def test_a_proxy_is_an_address(url: str) -> None:
+    """Its password is masked."""
+    settings = BackendSettings.model_validate({"base_url": "https://h", "proxy": url})
+    assert settings.proxy is not None
+    assert settings.proxy.get_secret_value() == url
+    assert "p%40ss" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://p", "socks5://p:1", "p:3128", "http://", "http://p:0", "http://p:99999", "http://p/x", "http://p?a", ""],
+)
+def test_unusable_proxies_are_refused(url: str) -> None:
+    """With the shape that is wanted, and without the password."""
+    with pytest.raises(ValidationError, match=r"must be http://\[user:password@\]host:port"):
+        BackendSettings.model_validate({"base_url": "https://h", "proxy": url})

@@ -7,8 +7,8 @@ for sending: a long body goes out slice by slice as the system takes them.
 
 A connection is *quiet* until a request is written to it and again from the end of the answer on.  Bytes that arrive on
 a quiet one belong to no request: it is closed, and so is one whose socket has something to read, bytes or its end, at
-the moment a request would be written.  (Under TLS the socket also carries records that are no answer, such as tickets;
-there only what TLS hands on counts.)
+the moment a request would be written.  Under TLS that may be records that are no answer, such as tickets: there the
+loop reads them first, and only what TLS hands on counts.
 
 What goes wrong is a `BackendError` whose fault says how far the request had come, with the words of the system or the
 parser.
@@ -181,12 +181,23 @@ class Connection(asyncio.Protocol):
 
         Cancellation: closes the connection.
         """
+        if self._is_tls:
+            await self.read_up()
         done = self.start(request, sink)
         try:
             await done
         except BaseException:
             self.give_up(done)
             raise
+
+    async def read_up(self) -> None:
+        """
+        Let the loop read what has come: of TLS it may be no answer to anything.
+
+        Cancellation: leaves the connection as it is.
+        """
+        while self._is_tls and self.is_open and self._poll.poll(0):  # noqa: ASYNC110 - the loop sets no event for that
+            await asyncio.sleep(0)
 
     def start(self, request: Request, sink: Sink) -> asyncio.Future[None]:
         """
@@ -304,7 +315,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to listen."""
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's are none by name
-        transport.set_write_buffer_limits(high=0)  # then "sent" means that the system has it
+        # Then "sent" means that the system has it.  (asyncio's TLS pauses at the limit, its sockets above it.)
+        transport.set_write_buffer_limits(high=int(self._is_tls), low=0)
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def pause_writing(self) -> None:

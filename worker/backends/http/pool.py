@@ -21,7 +21,7 @@ import contextlib
 import socket
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -58,29 +58,36 @@ class Pool:
 
     Args:
         base_url: Of the server; its path is of no concern.
-        tls: For `https`; by default the system's certificates.
+        tls: Returns what a new connection to an `https` URL uses.
         proxy: `http://[user:password@]host:port`, by which the server is reached.
 
     Raises:
         SettingsError: The host is no name.
     """
 
-    def __init__(self, base_url: str, *, tls: ssl.SSLContext | None = None, proxy: str | None = None) -> None:
+    def __init__(
+        self, base_url: str, *, tls: Callable[[], ssl.SSLContext] | None = None, proxy: str | None = None
+    ) -> None:
         parts = urlsplit(base_url)
         assert parts.hostname is not None
         self._host, self._port = _ascii(parts.hostname), parts.port or _PORTS[parts.scheme]
         self._is_tls = parts.scheme == "https"
-        self._tls = ssl.create_default_context() if tls is None and self._is_tls else tls
+        assert tls is not None or not self._is_tls
+        self._tls = tls if self._is_tls else None
         via = urlsplit(proxy) if proxy is not None else None
         self._dialled = (self._host, self._port)
-        self._proxy_headers = b""
+        self.proxy_credentials = ""
+        """What the proxy is told of the worker."""
         self._is_tunnelled = via is not None and self._is_tls
         if via is not None:
             assert via.hostname is not None
             self._dialled = (via.hostname, via.port or _PORTS["http"])
             if via.username is not None:
                 pair = f"{unquote(via.username)}:{unquote(via.password or '')}".encode()
-                self._proxy_headers = b"Proxy-Authorization: Basic %b\r\n" % base64.b64encode(pair)
+                self.proxy_credentials = f"Basic {base64.b64encode(pair).decode()}"
+        self._proxy_headers = (
+            f"Proxy-Authorization: {self.proxy_credentials}\r\n".encode() if self.proxy_credentials else b""
+        )
         named = f"[{self._host}]" if ":" in self._host else self._host
         self.authority = named if parts.port in {None, _PORTS[parts.scheme]} else f"{named}:{self._port}"
         """What the header `Host` names."""
@@ -267,10 +274,12 @@ class Pool:
             if self._is_tunnelled:
                 await self._ask_for_tunnel(sock)
             make = partial(Connection, self, loop, is_tls=self._is_tls)
-            name = self._host if self._is_tls else None
-            _, connection = await loop.create_connection(
-                make, sock=sock, ssl=self._tls if self._is_tls else None, server_hostname=name
-            )
+            if self._tls is None:
+                _, connection = await loop.create_connection(make, sock=sock)
+            else:
+                _, connection = await loop.create_connection(
+                    make, sock=sock, ssl=self._tls(), server_hostname=self._host
+                )
         except BaseException:
             sock.close()
             raise

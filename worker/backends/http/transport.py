@@ -22,8 +22,10 @@ import httpx
 from worker.backends.http.coding import decoder_for
 from worker.backends.http.connection import Connection, Headers, Request, Sink, StaleConnectionError, words_of
 from worker.backends.http.pool import Pool
+from worker.backends.http.tls import Tls
 from worker.errors import BackendError
 from worker.policy.model import Fault
+from worker.settings.schema import TlsSettings
 
 CONNECT_S = 5.0
 """Where a request sets no limit, as httpx's client has it."""
@@ -64,7 +66,8 @@ class HttpTransport(httpx.AsyncBaseTransport):
         origin = (url.scheme, url.host, url.port)
         pool = self._pools.get(origin)
         if pool is None:
-            pool = self._pools[origin] = Pool(f"{url.scheme}://{url.netloc.decode()}")
+            tls = Tls(TlsSettings()).context if url.scheme == "https" else None
+            pool = self._pools[origin] = Pool(f"{url.scheme}://{url.netloc.decode()}", tls=tls)
         limit = request.extensions.get("timeout", {}).get("connect")
         outgoing = await _outgoing(request, pool)
         try:
@@ -118,6 +121,7 @@ class _Exchange(httpx.AsyncByteStream):
 
     async def response(self, outgoing: Request) -> httpx.Response:
         """Send the request and return when the headers are there."""
+        await self._connection.read_up()
         self._done = done = self._connection.start(outgoing, self)
         done.add_done_callback(self._end)
         try:
