@@ -36,7 +36,7 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 from google.rpc import error_details_pb2, status_pb2
 
-from worker.brokers.leases import TICK_S, Failure, Grant, Kind, Lease, Leases, Request
+from worker.brokers.leases import TICK_S, Grant, Kind, Lease, Leases, Request
 from worker.brokers.messages import (
     AcknowledgeRequest,
     GetSubscriptionRequest,
@@ -181,7 +181,7 @@ class PubSubSubscriber:
         self._settle_s = settle_s
         self._renew_credentials = renew_credentials
         self._refused_since: float | None = None
-        self._leases = Leases(settings, self._lost, on_refused=self._ack_refused)
+        self._leases = Leases(settings, on_lost=self._lost, on_refused=self._ack_refused)
         self._first_lease_s: float | None = None
         self._client_id = str(uuid.uuid4())
         """The same for every stream, by which the server knows whose keys were ordered here."""
@@ -472,21 +472,19 @@ class PubSubSubscriber:
                 )
                 await self._modify_ack_deadline(change, timeout=RPC_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            self._leases.failed(request, self._failure(request, error))
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                self._renew_credentials()
+            reasons = _reasons(error)
+            if not reasons:
+                count, kind = len(request.leases), request.kind.value
+                _log.warning("lease_request_failed", kind=kind, count=count, error=_text(error))
+            self._leases.failed(request, is_permanent=error.code() in PERMANENT, reasons=reasons)
         else:
             self._leases.confirmed(request)
         if self._handler is not None:
             self._start_ready()
         self._plan()
         self._changed.set()
-
-    def _failure(self, request: Request, error: grpc.aio.AioRpcError) -> Failure:
-        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-            self._renew_credentials()
-        reasons = _reasons(error)
-        if not reasons:
-            _log.warning("lease_request_failed", kind=request.kind.value, count=len(request.leases), error=_text(error))
-        return Failure(error.code() in PERMANENT, reasons)
 
     # The end.
 

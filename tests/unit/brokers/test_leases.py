@@ -18,7 +18,6 @@ from worker.brokers.leases import (
     MAX_IDS,
     MAX_REQUESTS,
     TICK_S,
-    Failure,
     Grant,
     Kind,
     Lease,
@@ -30,8 +29,6 @@ from worker.settings.schema import PubSubSettings
 from worker.wire.message import ReceivedMessage
 
 ACK, NACK = Settlement.ACK, Settlement.NACK
-TRANSIENT = Failure()
-PERMANENT = Failure(is_permanent=True)
 
 
 class Table:
@@ -43,7 +40,7 @@ class Table:
         self.refused: list[str] = []
         self.leases = Leases(
             PubSubSettings(emulator_host="localhost:1", **fields),
-            lambda lease: self.lost.append(lease.ack_id),
+            on_lost=lambda lease: self.lost.append(lease.ack_id),
             on_refused=lambda lease: self.refused.append(lease.ack_id),
             clock=self.clock.now,
             uniform=lambda: 1.0,
@@ -237,7 +234,7 @@ def test_what_cannot_be_sent_is_sent_again_later(table: Table, settlement: Settl
     waits = []
     for _ in range(4):
         (request,) = table.requests(kind)
-        table.leases.failed(request, TRANSIENT)
+        table.leases.failed(request)
         waits.append(round(table.leases.next_at() - table.clock.now(), 3))
         table.clock.advance(waits[-1])
     table.leases.settle(second, settlement)
@@ -254,7 +251,7 @@ def test_a_nack_is_given_up_at_the_end_of_its_lease_and_an_ack_later(table: Tabl
     table.leases.settle(acked, ACK)
     table.clock.advance(GATHER_S)
     for request in table.leases.requests():
-        table.leases.failed(request, TRANSIENT)
+        table.leases.failed(request)
     table.pass_s(21)
     assert (len(table.leases), table.lost) == (1, ["ack"])
     table.pass_s(LATE_ACK_S)
@@ -269,26 +266,23 @@ def test_while_an_ack_is_tried_its_lease_is_extended(table: Table) -> None:
     (request,) = table.requests(Kind.ACK)
     table.pass_s(11)
     assert table.sent(Kind.EXTEND) == ["a"]
-    table.leases.failed(request, TRANSIENT)
+    table.leases.failed(request)
     table.pass_s(1)
     assert table.sent(Kind.ACK) == ["a"]
     assert table.lost == []
 
 
-def test_one_bad_id_does_not_spoil_the_others(table: Table) -> None:
-    """A request that is refused as a whole is sent again in halves, until what is refused is alone."""
-    table.add(*"abcdefgh")
-    for lease in table.start():
-        table.leases.settle(lease, ACK)
-    sent = 0
-    while requests := table.requests(Kind.ACK):
-        for request in requests:
-            sent += 1
-            if "e" in request.ack_ids:
-                table.leases.failed(request, PERMANENT)
-            else:
-                table.leases.confirmed(request)
-    assert (sent, table.refused, table.lost, len(table.leases)) == (7, ["e"], ["e"], 0)
+def test_what_is_refused_as_a_whole_is_not_tried_again(table: Table) -> None:
+    """The subscription is gone, or not ours any more: its messages come again, if at all, by themselves."""
+    table.add("ack", "nack", "running")
+    acked, nacked, _ = table.start()
+    table.leases.settle(acked, ACK)
+    table.leases.settle(nacked, NACK)
+    table.pass_s(11)
+    for request in table.leases.requests():
+        table.leases.failed(request, is_permanent=True)
+    assert (table.refused, table.lost, len(table.leases)) == (["ack"], ["ack", "running"], 1)
+    assert table.leases.next_at() == math.inf
 
 
 # Exactly-once subscriptions.
@@ -301,7 +295,7 @@ def test_a_delivery_is_handed_out_when_its_receipt_is_confirmed(table: Table) ->
     (request,) = table.requests(Kind.EXTEND)
     assert request.seconds == EXTENSION_S
     reasons = {"gone": "PERMANENT_FAILURE_INVALID_ACK_ID", "again": "TRANSIENT_FAILURE_UNORDERED_ACK_ID"}
-    table.leases.failed(request, Failure(is_permanent=True, reasons=reasons))
+    table.leases.failed(request, is_permanent=True, reasons=reasons)
     assert table.started() == ["ok"]
     assert (len(table.leases), table.lost) == (2, [])
     table.clock.advance(1)
@@ -333,7 +327,7 @@ def test_a_refused_ack_says_that_the_lease_was_lost(table: Table, reason: str, r
     for lease in table.start():
         table.leases.settle(lease, ACK)
     (request,) = table.requests(Kind.ACK)
-    table.leases.failed(request, Failure(is_permanent=True, reasons={"bad": reason}))
+    table.leases.failed(request, is_permanent=True, reasons={"bad": reason})
     assert (table.refused, table.lost, len(table.leases)) == (refused, refused, held)
 
 
@@ -346,7 +340,7 @@ def test_a_lease_that_is_refused_its_extension_is_lost_once(table: Table) -> Non
     reasons = {"a": "PERMANENT_FAILURE_INVALID_ACK_ID"}
     for kind in (Kind.EXTEND, Kind.ACK):
         (request,) = table.requests(kind)
-        table.leases.failed(request, Failure(is_permanent=True, reasons=reasons))
+        table.leases.failed(request, is_permanent=True, reasons=reasons)
         if kind is Kind.EXTEND:
             table.leases.settle(lease, ACK)
     table.pass_s(60)
@@ -376,7 +370,7 @@ def test_a_nack_sends_back_what_waits_behind_it(table: Table) -> None:
     first, _ = table.start()
     table.leases.settle(first, NACK)
     assert table.started() == []
-    assert table.sent(Kind.NACK) == ["k2", "k3", "k1"]
+    assert table.sent(Kind.NACK) == ["k1", "k2", "k3"]
     table.add("k1 again", "k2 again", key="k")
     assert table.started() == ["k1 again"]
 
@@ -389,7 +383,8 @@ def test_a_lost_receipt_sends_back_its_key_but_not_what_runs(table: Table) -> No
     table.add("k2", "k3", key="k", is_exactly_once=True)
     (request,) = table.requests(Kind.EXTEND)
     reasons = {"k2": "PERMANENT_FAILURE_INVALID_ACK_ID", "k3": "TRANSIENT_FAILURE_INVALID_ACK_ID"}
-    table.leases.failed(request, Failure(is_permanent=True, reasons=reasons))
+    table.leases.failed(request, is_permanent=True, reasons=reasons)
+    table.clock.advance(1)
     assert table.sent(Kind.NACK) == ["k3"]
     table.add("k2 again", key="k")
     assert table.started() == []
@@ -515,20 +510,18 @@ class LeaseMachine(RuleBasedStateMachine):
     def send(self) -> None:
         self.under_way += self.table.leases.requests()
 
-    @rule(failure=st.sampled_from([None, None, TRANSIENT, PERMANENT, "named"]), data=st.data())
-    def answer(self, failure: Any, data: st.DataObject) -> None:
+    @rule(failure=st.sampled_from([None, None, "transient", "permanent", "named"]), data=st.data())
+    def answer(self, failure: str | None, data: st.DataObject) -> None:
         if not self.under_way:
             return
         request = self.under_way.pop(data.draw(st.integers(0, len(self.under_way) - 1)))
         if failure is None:
             self.table.leases.confirmed(request)
         elif failure == "named":
-            names = data.draw(
-                st.dictionaries(st.sampled_from(request.ack_ids), st.sampled_from(["TRANSIENT_X", "GONE"]))
-            )
-            self.table.leases.failed(request, Failure(is_permanent=True, reasons=names))
+            reasons = st.dictionaries(st.sampled_from(request.ack_ids), st.sampled_from(["TRANSIENT_X", "GONE"]))
+            self.table.leases.failed(request, is_permanent=True, reasons=data.draw(reasons))
         else:
-            self.table.leases.failed(request, failure)
+            self.table.leases.failed(request, is_permanent=failure == "permanent")
 
     @rule()
     def stop(self) -> None:
