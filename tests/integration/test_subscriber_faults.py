@@ -1,6 +1,7 @@
 """What the subscriber does when the broker, or its own event loop, misbehaves."""
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -265,6 +266,28 @@ async def test_a_nack_keeps_the_order_of_its_key() -> None:
         await task
         assert bench.seen == [b"1", b"bad", b"bad", b"3", b"4"]
         assert bench.inspect().acked_count == 4
+
+
+async def test_each_key_keeps_its_order_whatever_is_nacked() -> None:
+    """Each message is handled for the first time after those before it, though one in ten handlings ends in a nack."""
+    with a_bench(ORDERED, max_in_flight=20) as bench:
+        firsts: dict[str, list[bytes]] = {key: [] for key in "abcdef"}
+        chance = random.Random(7)
+
+        async def handle(message: ReceivedMessage) -> Settlement:
+            if message.data not in firsts[message.ordering_key]:
+                firsts[message.ordering_key].append(message.data)
+            for _ in range(chance.randrange(5)):
+                await asyncio.sleep(0)
+            return Settlement.NACK if chance.random() < 0.1 else Settlement.ACK
+
+        task = asyncio.create_task(bench.subscriber.run(handle))
+        numbers = [b"%03d" % number for number in range(40)]
+        publish_keys(bench, "abcdef", *numbers)
+        await eventually(lambda: bench.inspect().acked_count == 240 and not bench.inspect().leased)
+        await bench.subscriber.drain(5)
+        await task
+        assert all(order == numbers for order in firsts.values())
 
 
 ONCE = {"enable_exactly_once_delivery": True, "ack_deadline_seconds": 20}

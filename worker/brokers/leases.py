@@ -8,7 +8,8 @@ The life of a lease::
             receipt sent         └──────────┴──────▶ NACKING ──▶ GONE
 
 * `next` starts what may run: in order of arrival, and one delivery at a time of each ordering key.  A nack also nacks
-  what waits behind it under its key: the broker delivers all of that again, in order.
+  what waits behind it under its key, and what arrives before the broker knows of the nack: all of that is delivered
+  again, in order.
 * The first lease is as long as the subscription's ack deadline, so that the messages of a killed worker are back after
   that.  What is held for longer than half of it is extended to a minute, again and again: that outlives an event loop
   that does not turn for 25 s.
@@ -34,6 +35,8 @@ from worker.ports import Settlement
 from worker.settings.schema import PubSubSettings
 from worker.wire.message import ReceivedMessage
 
+FIRST_S = 20.0
+"""Length of the first lease where the subscription's own ack deadline cannot be read."""
 EXTENSION_S = 60.0
 """How far a lease is extended at a time, or by the first lease where that is longer."""
 EXTEND_AFTER = (0.4, 0.5)
@@ -159,12 +162,13 @@ class Leases:
         self._on_refused = on_refused
         self._clock = clock
         self._uniform = uniform
-        self.first_s = EXTENSION_S
+        self.first_s = FIRST_S
         self.extra = 0
         self._held: dict[str, Lease] = {}
         self._size_bytes = 0
         self._ready: deque[Lease] = deque()
         self._keys: dict[str, deque[Lease]] = {}
+        self._nacked: dict[str, Lease] = {}  # by key, the delivery from which on it comes again
         self._ticked_at = clock()
         self._stall = (0.0, 0.0)  # when the last one began, and until when what it delayed may arrive
         self._pending: dict[Kind, dict[Lease, None]] = {kind: {} for kind in Kind}
@@ -241,6 +245,11 @@ class Leases:
         grant.messages += 1
         grant.size_bytes += size_bytes
         if key:
+            nacked = self._nacked.get(key)
+            if nacked is not None and nacked.message.message_id != message.message_id:
+                self._nack(lease)  # sent before the broker knew
+                return
+            self._nacked.pop(key, None)
             self._keys.setdefault(key, deque()).append(lease)
         self._offer(lease)
         if extend_at <= now:
@@ -310,8 +319,11 @@ class Leases:
 
     def _nack_behind(self, lease: Lease) -> None:
         """Nack what waits under the key of a delivery that comes again; what runs keeps its place before them."""
-        queue = self._keys.pop(lease.key, None) or deque()
-        for other in queue:
+        if not lease.key:
+            return
+        if lease.state is State.NACKING:
+            self._nacked[lease.key] = lease
+        for other in self._keys.pop(lease.key, deque()):
             if other.state is State.RUNNING and other is not lease:
                 self._keys[lease.key] = deque([other])
             elif other.state in _UNSTARTED and other is not lease:
@@ -326,6 +338,8 @@ class Leases:
         if self._held.pop(lease.ack_id, None) is None:
             return
         lease.state = State.GONE
+        if self._nacked.get(lease.key) is lease:
+            del self._nacked[lease.key]
         self._size_bytes -= lease.size_bytes
         lease.grant.messages -= 1
         lease.grant.size_bytes -= lease.size_bytes

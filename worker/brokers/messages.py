@@ -41,9 +41,6 @@ _MESSAGES: Mapping[str, _Fields] = {
     "ReceivedMessage": {"ack_id": (1, _TEXT), "message": (2, "PubsubMessage"), "delivery_attempt": (3, _INT32)},
     "StreamingPullRequest": {
         "subscription": (1, _TEXT),
-        "ack_ids": (2, [_TEXT]),
-        "modify_deadline_seconds": (3, [_INT32]),
-        "modify_deadline_ack_ids": (4, [_TEXT]),
         "stream_ack_deadline_seconds": (5, _INT32),
         "client_id": (6, _TEXT),
         "max_outstanding_messages": (7, _INT64),
@@ -52,20 +49,7 @@ _MESSAGES: Mapping[str, _Fields] = {
     },
     "StreamingPullResponse": {
         "received_messages": (1, ["ReceivedMessage"]),
-        "modify_ack_deadline_confirmation": (3, "ModifyAckDeadlineConfirmation"),
         "subscription_properties": (4, "SubscriptionProperties"),
-        "acknowledge_confirmation": (5, "AcknowledgeConfirmation"),
-    },
-    "AcknowledgeConfirmation": {
-        "ack_ids": (1, [_TEXT]),
-        "invalid_ack_ids": (2, [_TEXT]),
-        "unordered_ack_ids": (3, [_TEXT]),
-        "temporary_failed_ack_ids": (4, [_TEXT]),
-    },
-    "ModifyAckDeadlineConfirmation": {
-        "ack_ids": (1, [_TEXT]),
-        "invalid_ack_ids": (2, [_TEXT]),
-        "temporary_failed_ack_ids": (3, [_TEXT]),
     },
     "SubscriptionProperties": {
         "exactly_once_delivery_enabled": (1, _BOOL),

@@ -56,10 +56,8 @@ from worker.wire.message import ReceivedMessage
 
 REOPEN_BACKOFF = Backoff(base_s=0.1, max_s=5.0, jitter=0.5)
 """Wait before the next stream when one ended by itself; from the beginning again once a stream brought something."""
-FIRST_LEASE_S = 20.0
-"""Length of the first lease where the subscription's own ack deadline cannot be read."""
-STREAM_DEADLINE_S = (10, 600)
-"""What a stream may ask for."""
+MIN_STREAM_DEADLINE_S = 10
+"""The shortest lease that a stream may ask for."""
 PING_S = 30.0
 """Interval of pings on a stream; the service ends one that is silent for a minute."""
 PONG_S = 15.0
@@ -108,8 +106,9 @@ class _Stream:
         self.opened_at = time.monotonic()
         self.has_delivered = False
         self.is_closing = False
+        self.is_over = asyncio.Event()
+        """Nothing more is to be written on it."""
         self._first = first
-        self._ended = asyncio.Event()
         self._silent_ticks: int | None = None
         """For how many ticks a ping has been unanswered."""
 
@@ -117,8 +116,8 @@ class _Stream:
         """Yield what is written on it: the first request, then pings until it is closed; its end is our half's."""
         yield self._first
         while True:
-            await wait_for(self._ended, PING_S)
-            if self._ended.is_set():
+            await wait_for(self.is_over, PING_S)
+            if self.is_over.is_set():
                 return
             self._silent_ticks = self._silent_ticks or 0
             yield StreamingPullRequest()
@@ -143,12 +142,8 @@ class _Stream:
         """End our half; what the server has under way still comes."""
         if not self.is_closing:
             self.is_closing = True
-            self._ended.set()
+            self.is_over.set()
             asyncio.get_running_loop().call_later(HALF_CLOSE_S, self.call.cancel)
-
-    def ended(self) -> None:
-        """Let go of what waits to write on it."""
-        self._ended.set()
 
 
 class PubSubSubscriber:
@@ -182,7 +177,8 @@ class PubSubSubscriber:
         self._renew_credentials = renew_credentials
         self._refused_since: float | None = None
         self._leases = Leases(settings, on_lost=self._lost, on_refused=self._ack_refused)
-        self._first_lease_s: float | None = None
+        self._has_asked = False
+        """For the subscription, whose ack deadline is the first lease's."""
         self._client_id = str(uuid.uuid4())
         """The same for every stream, by which the server knows whose keys were ordered here."""
         self._metadata = (("x-goog-request-params", f"subscription={subscription}"),)
@@ -224,7 +220,6 @@ class PubSubSubscriber:
             found = await self._read_subscription()
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.PERMISSION_DENIED:
-                self._first_lease_s = FIRST_LEASE_S
                 _log.warning(
                     "dead_letter_policy_unreadable",
                     subscription=self.subscription,
@@ -239,10 +234,10 @@ class PubSubSubscriber:
         return (policy.max_delivery_attempts or 5) if policy.dead_letter_topic else None  # 0 means 5
 
     async def _read_subscription(self) -> Any:
-        found = await self._get_subscription(
-            GetSubscriptionRequest(subscription=self.subscription), timeout=RPC_TIMEOUT_S
-        )
-        self._first_lease_s = float(found.ack_deadline_seconds)
+        self._has_asked = True
+        request = GetSubscriptionRequest(subscription=self.subscription)
+        found = await self._get_subscription(request, timeout=RPC_TIMEOUT_S)
+        self._leases.first_s = max(found.ack_deadline_seconds, MIN_STREAM_DEADLINE_S)
         return found
 
     async def run(self, handler: Handler, on_stopped: Callable[[], None] | None = None) -> None:
@@ -254,33 +249,15 @@ class PubSubSubscriber:
         self._handler, self._on_stopped = handler, on_stopped
         self._is_pulling = True
         try:
-            if not self._stopping.is_set():
-                await self._set_first_lease()
-                self._tick()
-                await self._pull()
-        except asyncio.CancelledError:
-            self._stopped_pulling()
-            await self.drain(0)
-            raise
+            await self._pull()
         finally:
-            self._stopped_pulling()
+            self._is_pulling = self.is_open = False
+            self._changed.set()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                await self.drain(0)
         if self._drained is not None:
             await asyncio.shield(self._drained)
-
-    async def _set_first_lease(self) -> None:
-        if self._first_lease_s is None:
-            try:
-                await self._read_subscription()
-            except grpc.aio.AioRpcError as error:  # whatever it means for the subscription, the stream will tell
-                self._first_lease_s = FIRST_LEASE_S
-                _log.info("ack_deadline_unreadable", first_lease_s=FIRST_LEASE_S, error=_text(error))
-        least, most = STREAM_DEADLINE_S
-        self._leases.first_s = min(max(self._first_lease_s or FIRST_LEASE_S, least), most)
-
-    def _stopped_pulling(self) -> None:
-        self._is_pulling = self.is_open = False
-        self._stream = None
-        self._changed.set()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -290,6 +267,12 @@ class PubSubSubscriber:
     # Streams.
 
     async def _pull(self) -> None:
+        if not (self._has_asked or self._stopping.is_set()):
+            try:
+                await self._read_subscription()
+            except grpc.aio.AioRpcError as error:  # whatever it means for the subscription, the stream will tell
+                _log.info("ack_deadline_unreadable", first_lease_s=self._leases.first_s, error=_text(error))
+        self._tick()
         failures = 0
         while True:
             await self._until(lambda: self._stopping.is_set() or self._leases.room() is not None)
@@ -298,14 +281,14 @@ class PubSubSubscriber:
                 return
             self._stream = stream = self._begin(grant)
             self.is_open = True
-            error = await self._read(stream)
+            fault = await self._read(stream)
             self._stream = None
             if stream.is_closing:
                 continue
             self.is_open = False
-            self._raise_if_permanent(stream, error)
+            self._raise_if_permanent(stream, fault)
             self._metrics.subscription_reopens_total.inc()
-            _log.warning("pull_reopened", error="" if error is None else _text(error))
+            _log.warning("pull_reopened", error="" if fault is None else _text(fault))
             failures = 1 if stream.has_delivered else failures + 1
             await wait_for(self._stopping, REOPEN_BACKOFF.delay_s(failures, random.random()))  # noqa: S311 - no secret
 
@@ -336,7 +319,7 @@ class PubSubSubscriber:
                 raise
             return None  # the call was cancelled, by us
         finally:
-            stream.ended()
+            stream.is_over.set()
         return None
 
     def _raise_if_permanent(self, stream: _Stream, error: grpc.aio.AioRpcError | None) -> None:
@@ -405,11 +388,11 @@ class PubSubSubscriber:
     # Handlers.
 
     def _start_ready(self) -> None:
-        assert self._handler is not None
         while len(self._running) < self._leases.max_running and not self._stopping.is_set():
             lease = self._leases.next()
             if lease is None:
                 return
+            assert self._handler is not None
             task = asyncio.get_running_loop().create_task(self._handler(lease.message))
             self._running[task] = lease
             task.add_done_callback(self._handled)
@@ -481,8 +464,7 @@ class PubSubSubscriber:
             self._leases.failed(request, is_permanent=error.code() in PERMANENT, reasons=reasons)
         else:
             self._leases.confirmed(request)
-        if self._handler is not None:
-            self._start_ready()
+        self._start_ready()
         self._plan()
         self._changed.set()
 
