@@ -163,8 +163,10 @@ class Pool:
             try:
                 rested = await waiter
             except BaseException:
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
                 if not waiter.cancelled() and (rested := waiter.result()) is not None:
-                    rested.abort()
+                    idle.appendleft(rested)
                 raise
             if rested is not None:
                 return rested
@@ -246,16 +248,16 @@ class Pool:
         idle, waiting, loop = self._idle, self._waiting, asyncio.get_running_loop()
         self._rest = None
         while waiting:
-            waiter = waiting[0]
-            if not waiter.done():
-                if idle and (rested_at := idle[0].idle_since + REST_S) > loop.time():
-                    self._rest = loop.call_at(rested_at, self._hand_out)
-                    return
-                connection = idle.popleft() if idle else None
-                if connection is not None and not self._is_usable(connection):
-                    continue
-                waiter.set_result(connection)
-            waiting.popleft()
+            if idle and (rested_at := idle[0].idle_since + REST_S) > loop.time():
+                self._rest = loop.call_at(rested_at, self._hand_out)
+                return
+            connection = idle.popleft() if idle else None
+            if connection is None or self._is_usable(connection):
+                waiter = waiting.popleft()
+                if not waiter.done():
+                    waiter.set_result(connection)
+                elif connection is not None:
+                    idle.appendleft(connection)
 
     def _close_idle(self) -> None:
         """Close what has been idle for too long, and look again when the next one will have been."""
@@ -292,31 +294,32 @@ class Pool:
         if len(waiting) == 1:
             return await _open(waiting[0])
         running: set[asyncio.Task[socket.socket]] = set()
-        failure: BaseException | None = None
+        failures: list[BaseException] = []
         try:
             while waiting or running:
                 if waiting:
                     running.add(asyncio.ensure_future(_open(waiting.popleft())))
                 limit = NEXT_ADDRESS_S if waiting else None
-                done, running = await asyncio.wait(running, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(running, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    if failure is None or task.exception() is None:
-                        failure = task.exception()
-                    if failure is None:
+                    running.discard(task)
+                    error = task.exception()
+                    if error is None:
                         running |= done - {task}
                         return task.result()
+                    failures.append(error)
         finally:
             for task in running:
                 task.cancel()
                 task.add_done_callback(_close_result)
-        assert failure is not None
-        raise failure
+        raise failures[0]
 
     async def _addresses(self) -> Sequence[Address]:
         """Return the addresses of the server, or of the proxy, beginning with another one each time."""
         if self._resolved_until < asyncio.get_running_loop().time():
             if self._resolving is None or self._resolving.done():
                 self._resolving = asyncio.ensure_future(self._resolve())
+                self._resolving.add_done_callback(_retrieve)
             await asyncio.shield(self._resolving)
         found = self._resolved
         family = [address for address in found if address[0] == found[0][0]]
@@ -374,6 +377,12 @@ async def _open(address: Address) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Look at the failure of a lookup, though each request that waited for it may have given up."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _close_result(task: asyncio.Task[socket.socket]) -> None:
