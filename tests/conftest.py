@@ -33,7 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the developer's shell or pod reaches a test, nor a subprocess it starts."""
     for name in os.environ:
-        if name.startswith(("WORKER_", "GOOGLE_", "PUBSUB_", "CLOUDSDK_")) or name.lower().endswith("_proxy"):
+        if name.startswith(("WORKER_", "GOOGLE_", "PUBSUB_", "CLOUDSDK_", "OPENAI_")) or name.lower().endswith(
+            "_proxy"
+        ):
             monkeypatch.delenv(name)
 
 

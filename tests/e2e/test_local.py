@@ -15,6 +15,7 @@ import pytest
 
 from examples.make_requests import build
 from tests.support.waiting import until
+from worker.emulators.openai import SimBackendThread, SimOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -81,21 +82,42 @@ def test_a_second_run_answers_only_what_is_missing(tmp_path: Path) -> None:
     assert sorted(_answers(output)) == list(range(1, 41))
 
 
-def test_ctrl_c_keeps_what_was_answered(tmp_path: Path) -> None:
-    """Exit 130, the answers so far are there, no process stays behind, and the same command goes on."""
+def test_ctrl_c_keeps_the_answers_under_way(tmp_path: Path) -> None:
+    """The requests at the server are finished and written; the summary counts all lines; the same command goes on."""
     output, requests = tmp_path / "out.jsonl", _requests(tmp_path / "in.jsonl", 300)
-    with _local(requests, output, "--latency", "300ms", "--concurrency", "8") as process:
-        until(lambda: output.exists() and output.read_bytes().count(b"\n") >= 10)
-        children = _children(process.pid)
+    with _local(requests, output, "--latency", "700ms", "--concurrency", "8") as process:
+        until(lambda: output.exists() and output.read_bytes().count(b"\n") >= 16)
+        children, before = _children(process.pid), output.read_bytes().count(b"\n")
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
-        assert "interrupted" in err
-        assert 10 <= len(_answers(output)) < 300
+        assert "interrupted: waiting for the requests at the server, 8 at most" in err
+        assert "Ctrl-C again ends at once" in err
+        kept = len(_answers(output))
+        assert before < kept < 300
+        assert f"stopped: {kept} of 300 lines answered" in err
+        assert re.search(rf"not answered +│ +{300 - kept} ", err)
+        assert "the same command continues this run" in err
         assert children
         until(lambda: not any(_is_alive(child) for child in children))
         assert _run(requests, output)[0] == 0
         assert sorted(_answers(output)) == list(range(1, 301))
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    """Though the server takes a minute for each request; nothing half-written stays, and no process."""
+    output, requests = tmp_path / "out.jsonl", _requests(tmp_path / "in.jsonl", 20)
+    told = tmp_path / "stderr"
+    with told.open("w") as stream, _local(requests, output, "--latency", "60s", stderr=stream) as process:
+        until(lambda: "0/20 lines" in told.read_text(), 30)
+        children = _children(process.pid)
+        process.send_signal(signal.SIGINT)
+        until(lambda: "waiting for the requests at the server" in told.read_text())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 130
+    assert "stopped: 0 of 20 lines answered" in told.read_text()
+    assert output.read_bytes() == b""
+    until(lambda: not any(_is_alive(child) for child in children))
 
 
 def test_kill_9_leaves_no_process_behind_and_loses_nothing(tmp_path: Path) -> None:
@@ -174,17 +196,121 @@ def test_mistakes_are_told_before_anything_starts(
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_backend_that_is_away_is_waited_for_and_told(tmp_path: Path) -> None:
+def test_a_backend_that_is_away_is_told_before_anything_starts(tmp_path: Path) -> None:
+    """One sentence with the reason, and no output is made."""
+    output, requests = tmp_path / "out.jsonl", _requests(tmp_path / "in.jsonl", 5)
+    code, _, err = _run(requests, output, "--backend-url", AWAY)
+    assert code == 1
+    assert f"{AWAY} cannot be reached: Connection refused; --keep-going starts all the same" in err
+    assert not output.exists()
+
+
+def test_a_backend_that_is_away_is_waited_for_on_request(tmp_path: Path) -> None:
     """Nothing is answered with an error; the terminal says what it waits for."""
     output, requests = tmp_path / "out.jsonl", _requests(tmp_path / "in.jsonl", 5)
     told = tmp_path / "stderr"
-    with told.open("w") as stream, _local(requests, output, "--backend-url", AWAY, stderr=stream) as process:
+    command = (requests, output, "--backend-url", AWAY, "--keep-going")
+    with told.open("w") as stream, _local(*command, stderr=stream) as process:
         held = re.compile(rf"attempt held: The backend could not be reached\..*\(connect, {AWAY}\)")
         until(lambda: held.search(told.read_text()), what="the reason of the wait is told")
         until(lambda: f"breaker opened (connect, {AWAY})" in told.read_text())
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert not output.read_bytes()
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A server with a key and two models; its address."""
+    with SimBackendThread(SimOptions.of(control_port=0, api_key="sk-right", models="qwen,mistral")) as sim:
+        yield sim.base_url
+
+
+def test_a_wrong_key_is_told_before_anything_starts(tmp_path: Path, server: str) -> None:
+    """By the list of models, which needs the key."""
+    output, requests = tmp_path / "out.jsonl", _requests(tmp_path / "in.jsonl", 5)
+    code, _, err = _run(requests, output, "--backend-url", server)
+    assert code == 1
+    assert "refuses the credentials (401 for GET " in err
+    assert not output.exists()
+
+
+def test_a_wrong_key_is_told_at_once_by_a_server_without_a_list(tmp_path: Path) -> None:
+    """The first refused request ends the run, before any line is answered."""
+    output, requests = tmp_path / "out.jsonl", _requests(tmp_path / "in.jsonl", 50)
+    with SimBackendThread(SimOptions.of(control_port=0)) as sim:
+        sim.control({"mode": "unauthorized", "match": {"path": "/v1/chat/completions"}})
+        address = sim.base_url
+        code, _, err = _run(requests, output, "--backend-url", address)
+    assert code == 1
+    assert f"{address}: The backend refuses the worker's credentials. (status 401); no line was answered" in err
+    assert output.read_bytes() == b""
+
+
+def test_a_wrong_model_stops_the_run_and_a_corrected_command_answers_everything(tmp_path: Path, server: str) -> None:
+    """Told before and at once; no line counts as answered; `--model` is the correction."""
+    output, requests, key = tmp_path / "out.jsonl", _requests(tmp_path / "in.jsonl", 300), tmp_path / "key"
+    key.write_text("sk-right\n")
+    command = (requests, output, "--backend-url", server, "--api-key-file", key)
+    code, _, err = _run(*command)
+    assert code == 1
+    assert f"server: {server}; it has mistral, qwen" in err
+    assert "warning: 300 lines ask for the model 'm' (first line 1), which is not among them" in err
+    assert re.search(r"the first 20 answers are model_not_found \(line \d+: The model `m` does not exist", err)
+    assert f"({server}/v1/chat/completions)" in err
+    assert output.read_bytes() == b""
+    code, _, err = _run(*command, "--model", "qwen")
+    assert code == 0, err
+    assert {answer["body"]["model"] for answer in _answers(output).values()} == {"qwen"}
+    code, _, err = _run(requests, tmp_path / "errors.jsonl", *command[2:], "--keep-going")
+    assert code == 0, err
+    assert "all 300 lines answered, 300 with an error" in err
+    answers = _answers(tmp_path / "errors.jsonl")
+    assert {answer["url"] for answer in answers.values()} == {f"{server}/v1/chat/completions"}
+
+
+def test_the_variables_of_openais_client_name_the_server(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Address and key; the key stands on no command line."""
+    output, requests = tmp_path / "out.jsonl", _requests(tmp_path / "in.jsonl", 40)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{server}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-right")
+    with _local(requests, output, "--model", "qwen") as process:
+        until(lambda: any(b"\0run\0" in _command(child) for child in _children(process.pid)))
+        assert not any(b"sk-right" in _command(child) for child in _children(process.pid))
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    assert "(from OPENAI_BASE_URL, OPENAI_API_KEY)" in err
+
+
+def test_an_edited_input_is_noticed(tmp_path: Path) -> None:
+    """Answers to other lines are not mixed with these; the output stays as it was."""
+    output, requests = tmp_path / "out.jsonl", _requests(tmp_path / "in.jsonl", 20)
+    assert _run(requests, output)[0] == 0
+    before, lines = output.read_bytes(), requests.read_text().splitlines()
+    requests.write_text("\n".join([*lines[:4], lines[4].replace("hello", "goodbye"), *lines[5:]]))
+    code, _, err = _run(requests, output)
+    assert code == 1
+    assert "1 of its 20 answers are to lines that" in err
+    assert "(line 5 has changed)" in err
+    code, _, err = _run(EXAMPLES / "batch.jsonl", output)
+    assert code == 1
+    assert "is the output of another input; choose another output" in err
+    assert output.read_bytes() == before
+
+
+def test_each_error_class_is_shown_with_an_example(tmp_path: Path) -> None:
+    """On the screen when it comes, in the summary, and in the report."""
+    output = tmp_path / "out.jsonl"
+    _, _, err = _run(EXAMPLES / "requests.jsonl", output)
+    for shown in (err.partition("one example")[0], err.partition("one example")[2]):
+        assert re.search(r"bad_message, line \d+: \S", shown)
+        assert re.search(r"invalid_request, line \d+: .*", shown)
+    assert "/v1/chat/completions)" in err
+    report = [sys.executable, "-m", "worker", "report", str(output)]
+    told = subprocess.run(report, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert re.search(r"^invalid_request, line \d+: ", told, re.MULTILINE)
 
 
 def _children(pid: int) -> list[int]:

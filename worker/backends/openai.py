@@ -33,7 +33,7 @@ from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings, TimeoutSettings
 from worker.wire.body import RequestBody
 from worker.wire.endpoints import endpoint_of
-from worker.wire.http import is_success, request_id_of
+from worker.wire.http import address_of, is_success, request_id_of
 
 if TYPE_CHECKING:
     import httpx  # 80 ms of CPU, for what only another transport needs
@@ -99,8 +99,7 @@ class HttpBackend:
 
     def target(self, path: str) -> str:
         """Return what is asked for a path: the base URL's prefix and the path, with a doubled `/v1` written once."""
-        doubled = self._prefix.endswith("/v1") and path.startswith("/v1/")
-        return self._prefix + (path.removeprefix("/v1") if doubled else path)
+        return address_of(self._prefix, path)
 
     def credentials_changed(self) -> bool:
         """See `worker.ports.Backend.credentials_changed`."""
@@ -207,13 +206,36 @@ class HttpBackend:
         """
         if self._health is None:
             return None
-        health = _Health()
+        health = Reply()
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 await self._exchange(self._request("GET", self._health, {}, b""), health, self._connect_s)
         except (BackendError, TimeoutError):
             return False
         return is_success(health.status)
+
+    async def get(self, path: str, *, timeout_s: float, max_bytes: int) -> "Reply":
+        """
+        Ask one path with GET, as requests are sent: with key, headers, certificates and proxy of the route.
+
+        Args:
+            path: As requests name it.
+            timeout_s: For all of it, seconds.
+            max_bytes: Of the body, after which no more is read.
+
+        Raises:
+            BackendError: It could not be asked, or the answer broke; its detail has no credentials.
+            TimeoutError: Not answered in time.
+
+        Cancellation: closes the connection.
+        """
+        reply = Reply(max_bytes)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._exchange(self._request("GET", self.target(path), {}, b""), reply, self._connect_s)
+        except BackendError as error:
+            raise BackendError(error.fault, self._redactor.text(error.detail)) from error
+        return reply
 
     async def aclose(self) -> None:
         """
@@ -352,10 +374,19 @@ class _Answer:
         return self._stream.feed(head)
 
 
-class _Health:
-    """Receives the answer to a probe, of which only the status counts."""
+class Reply:
+    """
+    The answer to a GET.
 
-    status: int | None = None
+    Args:
+        max_bytes: Of the body that is kept; 0 for the status alone.
+    """
+
+    def __init__(self, max_bytes: int = 0) -> None:
+        self._max_bytes = max_bytes
+        self.status: int | None = None
+        self.headers: Headers = ()
+        self.body = bytearray()
 
     def connected(self) -> None:
         """See `Sink`."""
@@ -363,13 +394,14 @@ class _Health:
     def sent(self) -> None:
         """See `Sink`."""
 
-    def head(self, status: int, headers: Headers) -> None:  # noqa: ARG002 - see `Sink`
-        """Keep the status."""
-        self.status = status
+    def head(self, status: int, headers: Headers) -> None:
+        """Keep status and headers."""
+        self.status, self.headers = status, headers
 
-    def feed(self, data: bytes) -> float | None:  # noqa: ARG002 - see `Sink`
-        """Want nothing of the body."""
-        return 0.0
+    def feed(self, data: bytes) -> float | None:
+        """Keep the body up to its limit, and want no more."""
+        self.body += data[: self._max_bytes - len(self.body)]
+        return None if len(self.body) < self._max_bytes else 0.0
 
 
 _SILENCES: Mapping[Fault, str] = {

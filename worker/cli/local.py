@@ -2,180 +2,80 @@
 `inference-worker local`: answer a file on this machine, in one process tree.
 
 This process reads lines and writes answers.  Below it run, each as a process of its own, the embedded Pub/Sub server,
-the worker (`run`, exactly as a container starts it) and, without `--backend-url`, the simulated backend.  A worker
-that dies is started again, as Kubernetes would; the broker redelivers its messages.  The children end with this
+the worker (`run`, exactly as a container starts it) and, without a server of the user's, the simulated backend.  A
+worker that dies is started again, as Kubernetes would; the broker redelivers its messages.  The children end with this
 process, also when it is killed.
+
+Before any of them starts, every line and the server are looked at (`worker.client.check`, `preflight`), so that a wrong
+file, address, key or model is told at once.  The first Ctrl-C has the worker drain: it finishes the requests that are
+at the server, and their answers are written.  The second one ends everything.
 """
 
 import argparse
 import asyncio
-import json
-import signal
+import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker.brokers.connection import Broker
 from worker.cli.arguments import at_least_one
+from worker.cli.children import Child, ChildError, WorkerChild
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.loop import on_signals, run_loop
 from worker.cli.parser import describe
+from worker.cli.preflight import PreflightError, ask, missing
+from worker.cli.preflight import describe as describe_server
+from worker.cli.target import PROJECT, REQUESTS, RESPONSES, Target, find_target
 from worker.client import (
-    COPY_ATTRIBUTES,
     AnswerHandler,
     BatchRun,
     ClientError,
     Display,
+    InputCount,
     Summary,
     build_display,
-    open_run,
     print_summary,
 )
-from worker.emulators.openai import SimOptions
-from worker.errors import SettingsError, WorkerError
-from worker.policy.engine import load_policy
+from worker.client.check import CheckedLines, CheckResult, LineCheck, ModelUse, check_lines
+from worker.client.first_answers import FirstAnswers, SameErrorsError
+from worker.client.io.blocking import BlockingThread
+from worker.client.io.files import STANDARD, check_creatable, open_input
+from worker.client.ports import LineSource
+from worker.client.resume import AnsweredLines, Resumed, refuse_same_file, resume_output
+from worker.client.summary import ErrorExample
 from worker.ports import Settlement
-from worker.settings.load import load_settings
-from worker.settings.schema import PubSubSettings
+from worker.settings.schema import PubSubSettings, refuse_own_headers
 from worker.telemetry.logs import configure_logs
 from worker.telemetry.metrics import Metrics
 from worker.wire.message import ReceivedMessage
 
-PROJECT, REQUESTS, RESPONSES = "local", "requests", "responses"
 ANSWERS_IN_FLIGHT = 1000
-MAX_RESTARTS = 5
-"""A worker that dies more often than this will not recover by a restart."""
-STOP_S = 10.0
-
-
-class ChildError(WorkerError):
-    """A process of the tree ended unexpectedly; permanent for this run."""
-
-
-class Child:
-    """
-    A child process, which ends when this process ends.
-
-    Args:
-        name: Name in messages.
-        arguments: Arguments of `inference-worker`.
-    """
-
-    def __init__(self, name: str, *arguments: str) -> None:
-        self.name = name
-        self._arguments = arguments
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def start(self, stdout: int | None = None, stderr: int | None = None) -> asyncio.subprocess.Process:
-        """
-        Start the process in its own session, so that Ctrl-C reaches this process alone.
-
-        Cancellation: the process may have been started; it ends with this one.
-        """
-        command = [sys.executable, "-m", "worker", "--watch-stdin", *self._arguments]
-        self.process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-            limit=1 << 22,
-        )
-        return self.process
-
-    async def read_address(self, stream: asyncio.StreamReader | None, mark: str) -> str:
-        """
-        Return the address in the first line of the process that contains `mark`.
-
-        Raises:
-            ChildError: The process ended before.
-
-        Cancellation: lines may be lost.
-        """
-        assert stream is not None
-        lines: list[str] = []
-        while line := (await stream.readline()).decode("utf-8", "replace"):
-            lines.append(line.rstrip())
-            if mark in line:
-                return next(word for word in line.replace(";", " ").split() if ":" in word and word[-1].isalnum())
-        raise ChildError(f"{self.name} did not start: {' '.join(lines[-3:])}")
-
-    async def stop(self) -> None:
-        """Send SIGTERM, and SIGKILL after `STOP_S` seconds.  Cancellation: the process may still run."""
-        if self.process is None or self.process.returncode is not None:
-            return
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(STOP_S):
-                await self.process.wait()
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
-
-
-class WorkerChild(Child):
-    """The worker: restarted when it dies; its log is kept on request, and each of its warnings is shown once."""
-
-    def __init__(self, log: BinaryIO | None, backend_url: str, *arguments: str) -> None:
-        super().__init__("the worker", *arguments)
-        self._log = log
-        self._backend_url = backend_url
-        self._shown: set[tuple[str, str]] = set()
-
-    async def supervise(self) -> None:
-        """
-        Run the worker until cancelled.
-
-        Raises:
-            ChildError: The worker cannot use its settings, or died too often.
-
-        Cancellation: the process still runs; `stop` ends it.
-        """
-        for _ in range(MAX_RESTARTS):
-            process = await self.start(stderr=asyncio.subprocess.PIPE)
-            last = await self._follow(process.stderr)
-            code = await process.wait()
-            if code == EXIT_USAGE:
-                raise ChildError(f"the worker cannot start: {last}")
-            _say(f"the worker ended with {code}; restarting it")
-        raise ChildError(f"the worker died {MAX_RESTARTS} times; its last message: {last}")
-
-    async def _follow(self, stream: asyncio.StreamReader | None) -> str:
-        """Read the log to its end; return the last line with a reason for the end."""
-        assert stream is not None
-        last = ""
-        while line := await stream.readline():
-            if self._log is not None:
-                self._log.write(line)
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                last = (last + " " if last.startswith("inference-worker:") else "") + line.decode(
-                    "utf-8", "replace"
-                ).strip()
-                continue
-            if entry.get("level") in {"warning", "error"}:
-                last = entry.get("error") or entry["event"]
-                self._show(entry)
-        return last
-
-    def _show(self, entry: Mapping[str, Any]) -> None:
-        key = (entry["event"], str(entry.get("error_class")))
-        if key not in self._shown and len(self._shown) < 20:  # noqa: PLR2004 - a hint, not a log
-            self._shown.add(key)
-            error = entry.get("error") or entry.get("reason") or ""
-            where = self._backend_url if entry.get("backend") == "default" else entry.get("backend")
-            details = ", ".join(filter(None, (entry.get("error_class"), where)))
-            event = entry["event"].replace("_", " ")  # docs/operations.md has a sentence for each
-            text = f"{entry['level']}: {event}{f': {error}' if error else ''}"
-            _say(" ".join(f"{text}{f' ({details})' if details else ''}".split()))
+END = "end_of_answers"
+"""Attribute of the message that this process sends itself on the response topic when the worker has ended: what the
+worker published comes before it."""
+CHECK_SHOWN_S = 2.0
+"""A check of the input that takes longer than this shows how far it is."""
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"worker: {text}\n")
+    sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise argparse.ArgumentTypeError("must be NAME:VALUE")
+    try:
+        refuse_own_headers([name.strip()])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; a key goes into --api-key-file or OPENAI_API_KEY") from None
+    return name.strip(), value.strip()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -183,28 +83,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     describe(
         parser,
         "Answer a file of requests on this machine: embedded Pub/Sub, the worker, and a simulated model server or "
-        "yours. A run that was interrupted or killed continues with the same command.",
+        "yours. A run that was interrupted or killed continues with the same command; a line of the input that has an "
+        "answer is not asked again.",
         examples=[
             "inference-worker local requests.jsonl answers.jsonl",
             "inference-worker local in.jsonl out.jsonl --backend-url http://localhost:8000",
             "zcat in.jsonl.gz | inference-worker local - - > out.jsonl",
         ],
         exits={
-            0: "every line has an answer",
-            EXIT_FAILED: "lines without an answer; the same command continues",
+            0: "every line has an answer, which may be an error",
+            EXIT_FAILED: "lines without an answer: the input, the output or the server is wrong",
             EXIT_USAGE: "settings or arguments cannot be used; every fault is named",
             EXIT_INTERRUPTED: "interrupted; the same command continues",
         },
     )
     parser.add_argument("input", metavar="INPUT", help="requests, one per line; - is standard input; .gz and .zst work")
-    parser.add_argument("output", metavar="OUTPUT", help="answers, one per line; the same command continues a run")
-    parser.add_argument("--backend-url", metavar="URL", help="your OpenAI-compatible server; default: a simulated one")
+    parser.add_argument("output", metavar="OUTPUT", help="answers, one per line; - is standard output")
+    server = parser.add_argument_group("the model server")
+    place = server.add_mutually_exclusive_group()
+    place.add_argument(
+        "--backend-url",
+        metavar="URL",
+        help="an OpenAI-compatible server (default: that of --config, OPENAI_BASE_URL, or else a simulated one)",
+    )
+    place.add_argument("--simulated", action="store_true", help="the simulated server, whatever else is set")
+    server.add_argument("--latency", metavar="T", help="of the simulated server (50ms)")
+    server.add_argument(
+        "--api-key-file", metavar="FILE", help="file with the server's key (default: the variable OPENAI_API_KEY)"
+    )
+    server.add_argument(
+        "--header",
+        metavar="NAME:VALUE",
+        action="append",
+        default=[],
+        type=_header,
+        help="sent with every request; may be repeated",
+    )
+    server.add_argument("--model", metavar="NAME", help="ask for this model, whatever the lines say")
     parser.add_argument(
         "--concurrency", metavar="N", type=at_least_one, default=64, help="requests at once at most (64)"
     )
-    parser.add_argument("--latency", default="50ms", help="of the simulated backend (50ms)")
     parser.add_argument("--config", metavar="FILE", help="settings of the worker")
     parser.add_argument("--log", metavar="FILE", help="append the worker's log to this file")
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="start although the server refuses or cannot be reached, and write the answers although the first ones "
+        "are all the same error",
+    )
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -212,48 +138,197 @@ def run(namespace: argparse.Namespace) -> int:
     configure_logs("auto", "error")
 
     async def main() -> int:
-        task = asyncio.ensure_future(run_local(namespace))
-        on_signals(task.cancel)
+        interrupts = Interrupts()
+        interrupts.task = asyncio.ensure_future(run_local(namespace, interrupts))
+        on_signals(interrupts.count)
         try:
-            return await task
+            return await interrupts.task
         except asyncio.CancelledError:
-            print("interrupted; the same command continues this run", file=sys.stderr)
+            _say("interrupted; the same command continues this run")
             return EXIT_INTERRUPTED
 
     return run_loop(main)
 
 
-def _open_log(path: str) -> BinaryIO:
+class Interrupts:
+    """What Ctrl-C and SIGTERM do: the first one drains, where something is to drain; the next one ends everything."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.task: asyncio.Task[int] | None = None
+        self.drain: Callable[[], None] | None = None
+        """What the first one calls; `None`: it ends everything."""
+
+    @property
+    def has_come(self) -> bool:
+        """Whether there was one."""
+        return self._count > 0
+
+    def count(self) -> None:
+        """Take one signal."""
+        self._count += 1
+        if self._count == 1 and self.drain is not None:
+            self.drain()
+        elif self.task is not None:
+            self.task.cancel()
+
+
+async def look_at_server(target: Target, asked_for: Mapping[str, ModelUse], *, is_required: bool) -> None:
+    """
+    Ask every route's server for its models and say what it has.
+
+    Args:
+        target: The servers.
+        asked_for: Models that the lines ask for.
+        is_required: A server that would answer nothing ends the command.
+
+    Raises:
+        PreflightError: A server refuses, redirects or cannot be reached.
+
+    Cancellation: leaves nothing behind.
+    """
+    if target.is_simulated:
+        _say("server: simulated; --backend-url names a real one")
+        return
     try:
-        return Path(path).open("ab")
-    except OSError as error:
-        raise ChildError(f"{path}: {error.strerror}") from None
+        servers = [await ask(route) for route in target.settings.all_routes()]
+    except PreflightError as error:
+        if is_required:
+            raise PreflightError(f"{error}; --keep-going starts all the same") from None
+        _say(f"warning: {error}")
+        return
+    for server in servers:
+        _say(describe_server(server) + (f" (from {target.remark})" if target.remark else ""))
+    for warning in missing(servers, asked_for):
+        _say(warning)
 
 
-async def run_local(options: argparse.Namespace) -> int:
+def _asked_for(options: argparse.Namespace, check: CheckResult | None) -> Mapping[str, ModelUse]:
+    if check is None:
+        return {}
+    return {options.model: ModelUse(count=check.lines, first=1)} if options.model else check.models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """The input of a run, and what the output has of it."""
+
+    reader: LineSource
+    answered: Resumed | None
+    """The output; `None` while there is none."""
+    check: CheckResult | None
+    """`None` for a pipe."""
+
+    @property
+    def known(self) -> InputCount | None:
+        """What is known of the input."""
+        return None if self.check is None else self.check.count
+
+
+async def open_run(options: argparse.Namespace, stack: AsyncExitStack) -> Input:
+    """
+    Open the input, read an output that is there, and look at every line of an input that is no pipe.
+
+    Args:
+        options: Of the command.
+        stack: Closes them.
+
+    Raises:
+        InputError: The input cannot be opened or used; permanent.
+        OutputError: The output cannot be continued, is the input, or belongs to another one; permanent.
+
+    Cancellation: as after a failure.
+    """
+    reader = open_input(options.input)
+    stack.callback(reader.close)
+    refuse_same_file(options.input, options.output)
+    has_output = os.path.exists(options.output)  # noqa: ASYNC240, PTH110
+    if not has_output and options.output != STANDARD:
+        check_creatable(options.output)
+    resumed = open_output(options.output, stack) if has_output else None
+    check = LineCheck(_name(options.input), options.output, resumed.answered if resumed else AnsweredLines())
+    stack.callback(check.close)
+    if reader.bytes_total is None:
+        return Input(reader=CheckedLines(reader, check), answered=resumed, check=None)
+    looking = open_input(options.input)
+    stack.callback(looking.close)
+    thread = BlockingThread("check")
+    stack.callback(thread.close)
+    await thread.call(check_lines, looking, check, _CheckDisplay(options.input))
+    return Input(reader=reader, answered=resumed, check=check.result)
+
+
+def open_output(path: str, stack: AsyncExitStack) -> Resumed:
+    """
+    Open the output; a missing one is made, so that this comes after everything that may be wrong.
+
+    Raises:
+        OutputError: It cannot be opened or continued; permanent.
+    """
+    resumed = resume_output(path)
+    stack.callback(resumed.writer.close)
+    return resumed
+
+
+def _name(path: str) -> str:
+    return "standard input" if path == STANDARD else path
+
+
+class _CheckDisplay:
+    """Says how far the check of a large input is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._due = time.monotonic() + CHECK_SHOWN_S
+
+    def __call__(self, reader: LineSource) -> None:
+        if time.monotonic() >= self._due and reader.bytes_total:
+            self._due = time.monotonic() + CHECK_SHOWN_S
+            share = 100 * reader.bytes_read // reader.bytes_total
+            _say(f"checking {self._name}: {reader.lines_read:,} lines ({share} %)")
+
+
+def _tell_input(name: str, check: CheckResult) -> None:
+    text = f"input: {name}; {check.lines:,} lines"
+    if check.answered:
+        text += f", {check.answered:,} of them answered before"
+    if check.bad and check.answered < check.lines:
+        text += f"; {check.bad:,} are no requests and get an error ({check.first_bad})"
+    _say(text)
+
+
+async def run_local(options: argparse.Namespace, interrupts: Interrupts) -> int:
     """
     Answer every line of the input; return the exit code.
 
     Raises:
         SettingsError: The worker could not use its settings; nothing was started or written.
-        WorkerError: Input, output or a child process failed; the written answers stay, and the same command continues.
+        WorkerError: Input, output, server or a child process failed; the written answers stay, and the same command
+            continues.
 
     Cancellation: Ctrl-C; stops everything and raises CancelledError after the summary.
     """
-    _check(options)
-    reader, resumed = open_run(options.input, options.output)
+    target = find_target(options)
     async with AsyncExitStack() as stack:
-        stack.callback(reader.close)
-        stack.callback(resumed.writer.close)
+        log = stack.enter_context(_open_log(options.log)) if options.log else None
+        opened = await open_run(options, stack)
+        if opened.check is not None:
+            _tell_input(_name(options.input), opened.check)
+            if opened.answered is not None and opened.check.answered == opened.check.lines:
+                _say("nothing to answer")
+                return 0
+        await look_at_server(target, _asked_for(options, opened.check), is_required=not options.keep_going)
+        resumed = opened.answered or open_output(options.output, stack)
         pubsub = Child("the embedded Pub/Sub server", "localpubsub", "--port", "0")
         stack.push_async_callback(pubsub.stop)
         process = await pubsub.start(stderr=asyncio.subprocess.PIPE)
-        backend_url = options.backend_url
-        if backend_url is None:
-            backend_url = await _start_simulated_backend(stack, options)
+        flags = dict(target.flags)
+        if target.is_simulated:
+            flags["backend.base_url"] = await _start_simulated_backend(stack, options)
+        flags["pubsub.emulator_host"] = await pubsub.read_address(process.stderr, "PUBSUB_EMULATOR_HOST")
         settings = PubSubSettings(
             project_id=PROJECT,
-            emulator_host=await pubsub.read_address(process.stderr, "PUBSUB_EMULATOR_HOST"),
+            emulator_host=flags["pubsub.emulator_host"],
             request_subscription=RESPONSES,  # this process reads the topic that the worker writes
             response_topic=REQUESTS,
             max_in_flight=ANSWERS_IN_FLIGHT,
@@ -261,51 +336,112 @@ async def run_local(options: argparse.Namespace) -> int:
         broker = await Broker.connect(settings)
         stack.push_async_callback(broker.aclose)
         names = await broker.create_local(PROJECT, REQUESTS, RESPONSES)
-        log = stack.enter_context(_open_log(options.log)) if options.log else None
-        worker = WorkerChild(log, backend_url, *_worker_arguments(options, settings.emulator_host, backend_url))
-        stack.push_async_callback(worker.stop)
-        publisher = broker.publisher(names.request_topic)
+        publisher, ending = broker.publisher(names.request_topic), broker.publisher(RESPONSES)
         stack.push_async_callback(publisher.aclose)
+        stack.push_async_callback(ending.aclose)
         display = stack.enter_context(build_display(sys.stderr))
+        answers = _Answers(broker)
+        urls = {route.name: route.base_url for route in target.settings.all_routes()}
+        if target.is_simulated:
+            urls = {"default": flags["backend.base_url"]}
         run = BatchRun(
-            reader,
+            opened.reader,
             resumed.writer,
             publisher.publish,
-            _Answers(broker),
+            answers,
             window=options.concurrency * 12,
             answered=resumed.answered,
+            known=opened.known,
+            urls=urls,
+            model=options.model,
+            first_answers=None if options.keep_going else FirstAnswers(),
             on_progress=display,
+            on_error=lambda name, example: display.say(_error_line(name, example)),
         )
-        return await _run_beside(worker, run, display)
+        worker = WorkerChild(
+            log,
+            urls.get("default", ""),
+            display.say,
+            lambda: not options.keep_going and not run.progress().answered,
+            *_worker_arguments(options, flags),
+            environ=target.environ,
+        )
+        stack.push_async_callback(worker.stop)
+
+        def drain() -> None:
+            display.say(
+                f"interrupted: waiting for the requests at the server, {options.concurrency} at most, to keep their "
+                "answers; Ctrl-C again ends at once"
+            )
+            run.stop_reading()
+            worker.drain()
+
+        interrupts.drain = drain
+
+        async def end() -> None:
+            await ending.publish(b"{}", {END: "1"})
+            await answers.ended.wait()
+
+        summary = await _run_beside(worker, run, display, end)
+        if interrupts.has_come and not summary.is_complete:
+            raise asyncio.CancelledError
+        return 0 if summary.is_complete else EXIT_FAILED
 
 
-async def _run_beside(worker: WorkerChild, run: BatchRun, display: Display) -> int:
-    supervised = asyncio.ensure_future(worker.supervise())
-    answering = asyncio.ensure_future(run.run())
-    summary: Summary | None = None
+def _error_line(error_class: str, example: ErrorExample) -> str:
+    return f"error {error_class}, {example}"
+
+
+async def _run_beside(
+    worker: WorkerChild, run: BatchRun, display: Display, end: Callable[[], Awaitable[None]]
+) -> Summary:
+    """Run both until every line is answered, or the worker has drained; print the summary in any case."""
+
+    async def supervise() -> None:
+        await worker.supervise()
+        await end()
+        run.stop()
+
+    supervised, answering = asyncio.ensure_future(supervise()), asyncio.ensure_future(run.run())
     try:
         await asyncio.wait({supervised, answering}, return_when=asyncio.FIRST_COMPLETED)
-        if answering.done():
-            summary = answering.result()
-        else:
-            supervised.result()  # raises: `supervise` never returns
+        if supervised.done():
+            supervised.result()
+        return await answering
+    except SameErrorsError as error:
+        raise ChildError(
+            f"{error}. Correct the command (--backend-url, --model, --api-key-file) and run it again; "
+            "--keep-going has the errors written"
+        ) from None
+    except asyncio.CancelledError:
+        worker.hurry()
+        raise
     finally:
         for task in (supervised, answering):
             task.cancel()
         await asyncio.gather(supervised, answering, return_exceptions=True)
         display.close()
-        print_summary(summary or run.summary(), sys.stderr)
-    return 0 if summary is not None and summary.is_complete else 1
+        print_summary(run.summary(), sys.stderr)
 
 
 class _Answers:
-    """The messages of the response topic; see `worker.client.ports.Answers`."""
+    """
+    The messages of the response topic; see `worker.client.ports.Answers`.
+
+    Args:
+        broker: Connected to it.
+    """
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        self.ended = asyncio.Event()
+        """The message with `END` has come, and with it all that were published before."""
 
     async def __call__(self, handler: AnswerHandler) -> None:
         async def take(message: ReceivedMessage) -> Settlement:
+            if END in message.attributes:
+                self.ended.set()
+                return Settlement.ACK
             try:
                 await handler(message.data, message.attributes, message.message_id)
             except ClientError:  # the run is ending and reports the reason itself
@@ -315,45 +451,22 @@ class _Answers:
         await self._broker.subscriber(Metrics()).run(take)
 
 
+def _open_log(path: str) -> BinaryIO:
+    try:
+        return Path(path).open("ab")
+    except OSError as error:
+        raise ChildError(f"{path}: {error.strerror}") from None
+
+
 async def _start_simulated_backend(stack: AsyncExitStack, options: argparse.Namespace) -> str:
-    backend = Child("the simulated backend", "simbackend", "--port", "0", "--latency", options.latency)
+    backend = Child("the simulated backend", "simbackend", "--port", "0", "--latency", options.latency or "50ms")
     stack.push_async_callback(backend.stop)
     process = await backend.start(stdout=asyncio.subprocess.PIPE)
     return (await backend.read_address(process.stdout, "http://")).removesuffix("/v1")
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Find every fault of the options and settings before a process is started."""
-    try:
-        SimOptions.of(latency=options.latency)
-    except ValueError as error:
-        raise SettingsError([f"--{error}"]) from None
-    anywhere = "127.0.0.1:1"
-    flags = _worker_settings(options, anywhere, options.backend_url or f"http://{anywhere}")
-    load_policy(load_settings(options.config, flags=flags).policy.rules)
-
-
-def _worker_settings(options: argparse.Namespace, emulator_host: str | None, backend_url: str) -> dict[str, Any]:
-    concurrency = options.concurrency
-    return {
-        "pubsub.project_id": PROJECT,
-        "pubsub.emulator_host": emulator_host,
-        "pubsub.request_subscription": REQUESTS,
-        "pubsub.response_topic": RESPONSES,
-        "pubsub.max_in_flight": concurrency * 3,
-        "backend.base_url": backend_url,
-        "backend.window.max": concurrency,
-        "backend.window.initial": min(concurrency, 16),
-        "reply.copy_attributes": f"[{', '.join(COPY_ATTRIBUTES)}]",
-        "reply.include_stats": True,  # for `inference-worker report`
-        "http.host": "127.0.0.1",
-        "http.port": 0,
-        "log.format": "json",
-    }
-
-
-def _worker_arguments(options: argparse.Namespace, emulator_host: str | None, backend_url: str) -> list[str]:
+def _worker_arguments(options: argparse.Namespace, flags: Mapping[str, Any]) -> list[str]:
     arguments = ["run"] + (["--config", options.config] if options.config else [])
-    for key, value in _worker_settings(options, emulator_host, backend_url).items():
+    for key, value in flags.items():
         arguments += ["--set", f"{key}={value}"]
     return arguments

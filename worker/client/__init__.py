@@ -3,7 +3,7 @@ A file as a run: input lines become requests, answers become output lines.
 
 This package knows the wire and no broker: the caller passes the functions that publish and receive (`ports`).
 
-    reader, resumed = open_run(input_path, output_path)
+    reader, resumed = open_input(input_path), resume_output(output_path)
     run = BatchRun(reader, resumed.writer, publish, answers, window=N, answered=resumed.answered)
     summary = await run.run()
     print_summary(summary, sys.stderr)
@@ -16,8 +16,7 @@ from worker.client.io.lines import COPY_ATTRIBUTES
 from worker.client.local import BatchRun
 from worker.client.ports import AnswerHandler
 from worker.client.progress import Display, build_display
-from worker.client.resume import open_run
-from worker.client.summary import Summary, print_summary
+from worker.client.summary import InputCount, Summary, print_summary
 
 __all__ = [
     "COPY_ATTRIBUTES",
@@ -25,8 +24,8 @@ __all__ = [
     "BatchRun",
     "ClientError",
     "Display",
+    "InputCount",
     "Summary",
     "build_display",
-    "open_run",
     "print_summary",
 ]

@@ -14,23 +14,27 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worker.client.errors import ClientError, InputError
+from worker.client.first_answers import FirstAnswers
 from worker.client.io.batched_writer import BatchedWriter
 from worker.client.io.blocking import BlockingThread
 from worker.client.io.lines import LINE_ID, Prepared, RawLine, Shape, parse_line_id, prepare, refuse, rejected
 from worker.client.io.outputs import Answer, decode_answer, local_answer, output_line
 from worker.client.ports import Answers, LineSink, LineSource, Publish
-from worker.client.summary import Progress, Summary, Tally
+from worker.client.summary import ErrorExample, InputCount, Progress, Summary, Tally
 from worker.errors import MessageRejectedError, PublishRetryableError
 from worker.policy.backoff import Backoff
+from worker.wire.http import address_of
 
 PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)
 """Between publishes of one line: short at first, since most failures are short; at most 10 s, so that a run notices a
 recovery soon."""
 
 OnProgress = Callable[[Progress], None]
+OnError = Callable[[str, ErrorExample], None]
+"""Called with an error class and its first answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +58,9 @@ class _Waiting:
 
     shape: Shape
     custom_id: bytes
+    path: str
     size: int
-    published_at: float
+    number: int
 
 
 class LineWindow:
@@ -79,9 +84,13 @@ class LineWindow:
         self.count = 0
         self.bytes = 0
 
+    def has_room(self, size: int) -> bool:
+        """Whether a line of `size` bytes may enter now."""
+        return not self.count or (self.count < self._limit and self.bytes + size <= self._limit_bytes)
+
     async def enter(self, size: int) -> None:
         """Wait for room for `size` bytes and take it.  Cancellation: takes nothing."""
-        while self.count and (self.count >= self._limit or self.bytes + size > self._limit_bytes):
+        while not self.has_room(size):
             self._changed.clear()
             await self._changed.wait()
         self.count += 1
@@ -111,7 +120,12 @@ class BatchRun:
         answers: Delivers the messages of the response topic.
         window: Lines that may be unanswered at once, from 1.
         answered: Ids of lines that already have an answer.
+        known: What is known of the input; `None` for a pipe.
+        urls: Base URLs by the name of a route, for what is told about errors.
+        model: Asked for in the place of the model that a line names; `None` changes nothing.
+        first_answers: Stops the run when the command is wrong; `None`: nothing does.
         on_progress: Called on the event loop every `progress_interval_s` seconds and at the end; must be quick.
+        on_error: Called with the first answer of each error class; must be quick.
         tuning: Bounds and times.
         clock: Monotonic seconds.
         sleep: Waits between publishes.
@@ -126,7 +140,12 @@ class BatchRun:
         *,
         window: int,
         answered: Container[str] = frozenset(),
+        known: InputCount | None = None,
+        urls: Mapping[str, str] | None = None,
+        model: str | None = None,
+        first_answers: FirstAnswers | None = None,
         on_progress: OnProgress | None = None,
+        on_error: OnError | None = None,
         tuning: RunTuning | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -135,28 +154,36 @@ class BatchRun:
         self._publish = publish
         self._answers = answers
         self._answered = answered
+        self._urls = urls or {}
+        self._model = model
+        self._first_answers = first_answers
         self._on_progress = on_progress
+        self._on_error = on_error
         self._tuning = tuning or RunTuning()
         self._clock = clock
         self._sleep = sleep
         self._rng = random.Random()  # noqa: S311 - jitter
         self._window = LineWindow(window, self._tuning.window_bytes)
         self._writer = BatchedWriter(writer)
-        self._tally = Tally()
+        self._tally = Tally(known)
         self._waiting: dict[str, _Waiting] = {}
+        self._feeding: asyncio.Task[None] | None = None
         self._publishing: set[asyncio.Task[None]] = set()
+        self._is_ending = asyncio.Event()
+        self._is_full = False
+        """The next line waits for room."""
         self._started: float | None = None
         self._last_number = 0
         self._input_failure: InputError | None = None
-        self._is_input_read = False
 
     async def run(self) -> Summary:
         """
-        Answer every line and return the summary.
+        Answer every line, or until `stop`, and return the summary.
 
         Raises:
             InputError: The input is damaged; every line before the damage is answered.
             OutputError: An answer could not be written; the answers written before stay.
+            SameErrorsError: The first answers say that the command is wrong; none of them was written.
             PublishError: The broker refused a message, or did not confirm it within `publish_patience_s`.
             ClientError: `answers` returned while lines were unanswered.
 
@@ -167,8 +194,10 @@ class BatchRun:
         try:
             async with asyncio.TaskGroup() as group:
                 others = [group.create_task(part) for part in (self._receive(), self._writer.watch(), self._tick())]
-                await self._feed(group)
-                await self._window.wait_until_empty()
+                if self._first_answers is not None:
+                    others.append(group.create_task(self._first_answers.watch()))
+                self._feeding = group.create_task(self._feed(group))
+                await self._end(group.create_task(self._answer_all()))
                 for task in (*others, *self._publishing):
                     task.cancel()
         except BaseExceptionGroup as failures:
@@ -180,22 +209,45 @@ class BatchRun:
             raise self._input_failure
         return self.summary()
 
+    def stop_reading(self) -> None:
+        """Publish no further line; the answers of the others are still written; idempotent."""
+        for task in (self._feeding, *self._publishing):
+            if task is not None:
+                task.cancel()
+
+    def stop(self) -> None:
+        """Let `run` return with what is answered; no further answer is waited for; idempotent."""
+        self.stop_reading()
+        self._is_ending.set()
+
     def summary(self) -> Summary:
         """Return the summary of the run so far; also after a failure or a cancellation."""
-        return self._tally.summary(duration_s=self._duration(), is_input_read=self._is_input_read)
+        return self._tally.summary(duration_s=self._duration())
 
     def progress(self) -> Progress:
         """Return the progress of the run so far."""
-        return self._tally.progress(
-            duration_s=self._duration(),
-            lines_read=self._reader.lines_read,
-            bytes_read=self._reader.bytes_read,
-            bytes_total=self._reader.bytes_total,
-            is_input_read=self._is_input_read,
-        )
+        return self._tally.progress(duration_s=self._duration())
 
     def _duration(self) -> float:
         return 0.0 if self._started is None else self._clock() - self._started
+
+    async def _end(self, all_answered: asyncio.Task[None]) -> None:
+        """Wait until every line is answered, or for `stop`; then what the first answers held back is decided."""
+        stopped = asyncio.ensure_future(self._is_ending.wait())
+        try:
+            await asyncio.wait({all_answered, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if self._first_answers is not None:
+                self._first_answers.decide()
+                await self._first_answers.wait_until_free()  # they are with the writer now, or the run fails
+        finally:
+            stopped.cancel()
+            all_answered.cancel()
+
+    async def _answer_all(self) -> None:
+        assert self._feeding is not None
+        await asyncio.wait({self._feeding})
+        self._decide_when_stuck()
+        await self._window.wait_until_empty()
 
     async def _feed(self, group: asyncio.TaskGroup) -> None:
         thread = BlockingThread("input")
@@ -206,7 +258,7 @@ class BatchRun:
         except InputError as error:
             self._input_failure = error
         else:
-            self._is_input_read = True
+            self._tally.is_input_read = True
         finally:
             thread.close()
 
@@ -217,11 +269,15 @@ class BatchRun:
             self._tally.lines += 1
             self._tally.skipped += 1
             return
-        prepared = prepare(line)
+        prepared = prepare(line, self._model)
         size = len(line.data)
+        if not self._window.has_room(size):
+            self._is_full = True
+            self._decide_when_stuck()
         await self._window.enter(size)
+        self._is_full = False
         self._tally.lines += 1
-        self._waiting[prepared.line_id] = _Waiting(prepared.shape, prepared.custom_id, size, self._clock())
+        self._waiting[prepared.line_id] = _Waiting(prepared.shape, prepared.custom_id, prepared.path, size, line.number)
         task = group.create_task(self._publish_or_refuse(prepared))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
@@ -269,13 +325,27 @@ class BatchRun:
         waiting = self._waiting.pop(line_id, None)
         if waiting is None:
             return
-        latency_s = None if answer.is_local else self._clock() - waiting.published_at
+        base_url = self._urls.get(answer.backend or "") if answer.is_error else None
+        if base_url is not None:
+            answer = replace(answer, url=address_of(base_url, waiting.path))
+        if self._first_answers is not None:
+            asyncio.get_running_loop().call_soon(self._decide_when_stuck)
+            await self._first_answers.admit(answer, waiting.number)
 
         def written() -> None:
-            self._tally.count(answer, latency_s)
+            example = self._tally.count(answer, waiting.number)
             self._window.leave(waiting.size)
+            if example is not None and self._on_error is not None:
+                self._on_error(answer.error_class or "unclassified", example)
 
         await self._writer.write(output_line(line_id, waiting.shape, waiting.custom_id, answer), written)
+
+    def _decide_when_stuck(self) -> None:
+        """Decide about the first answers when no other one can come before those that are held are written."""
+        first = self._first_answers
+        is_last = self._is_full or (self._feeding is not None and self._feeding.done())
+        if first is not None and is_last and first.held == self._window.count:
+            first.decide()
 
     async def _tick(self) -> None:
         while True:

@@ -30,6 +30,9 @@ class Display(Protocol):
     def __call__(self, progress: Progress) -> None:
         """Keep the newest state, and show it when the interval has passed; cheap."""
 
+    def say(self, text: str) -> None:
+        """Write a line that stays, above what is redrawn."""
+
     def close(self) -> None:
         """Show the last state; idempotent."""
 
@@ -76,6 +79,10 @@ class _Display(ABC):
     def _show(self, progress: Progress) -> None:
         """Draw this state; called at most once per interval, and at the end."""
 
+    def say(self, text: str) -> None:
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
@@ -115,7 +122,7 @@ class PlainDisplay(_Display):
 
 class BarDisplay(_Display):
     """
-    A bar with count, rate and time left, redrawn in place.
+    A bar with count, errors, rate and time left, redrawn in place; 80 columns are enough for ten million lines.
 
     Args:
         stream: A terminal.
@@ -127,15 +134,15 @@ class BarDisplay(_Display):
         self._last: Progress | None = None
         self._rate = 0.0
         self._bar = RichProgress(
-            TextColumn("answering"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
-            console=Console(file=stream),
+            console=Console(file=stream, highlight=False),
             auto_refresh=False,
             get_time=clock,
+            expand=True,
         )
         self._task = self._bar.add_task("answering", total=None, note="")
         self._bar.start()
@@ -148,9 +155,16 @@ class BarDisplay(_Display):
             self._task,
             total=progress.expected_lines,
             completed=progress.skipped + progress.answered,
-            note=", ".join([*_remarks(progress), f"{self._rate:.1f} lines/s"]),
+            note=f"{progress.errors} errors, {self._rate:.1f}/s" if progress.errors else f"{self._rate:.1f} lines/s",
         )
         self._bar.refresh()
+
+    def say(self, text: str) -> None:
+        """Write a line above the bar."""
+        if self._is_closed:
+            super().say(text)
+        else:
+            self._bar.console.print(text, markup=False)
 
     def close(self) -> None:
         """Draw the last state and release the terminal; idempotent."""
@@ -174,8 +188,8 @@ def _remarks(progress: Progress) -> list[str]:
         remarks.append(f"{progress.skipped} answered before")
     if progress.errors:
         remarks.append(f"{progress.errors} errors")
-    if progress.unanswered:
-        remarks.append(f"{progress.unanswered} waiting")
+    if progress.waiting:
+        remarks.append(f"{progress.waiting} waiting")
     if progress.publish_retries:
         remarks.append(f"{progress.publish_retries} publishes repeated")
     return remarks

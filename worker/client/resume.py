@@ -22,7 +22,7 @@ import msgspec
 
 from worker.client.errors import DamagedStreamError, OutputError, describe_os_error
 from worker.client.io.codecs import Codec, Decoder, Encoder, codec_of
-from worker.client.io.files import CHUNK_BYTES, STANDARD, LineReader, LineWriter, open_input, open_output
+from worker.client.io.files import CHUNK_BYTES, STANDARD, LineWriter, open_output
 from worker.client.io.lines import parse_line_id
 from worker.client.io.splitter import LineSplitter
 
@@ -58,6 +58,7 @@ class AnsweredLines:
         self._hashes = array("I")
         """At number - 1 the hash, 0 for none."""
         self._others: set[tuple[int, int]] = set()
+        self._other_numbers: set[int] = set()
         self._count = 0
 
     def __len__(self) -> int:
@@ -66,6 +67,14 @@ class AnsweredLines:
     def __contains__(self, line_id: object) -> bool:
         key = parse_line_id(line_id) if isinstance(line_id, str) else None
         return key is not None and self._has(*key)
+
+    def has_other(self, line_id: str) -> bool:
+        """Whether another line of this number has an answer, and this one has none."""
+        key = parse_line_id(line_id)
+        if key is None or self._has(*key):
+            return False
+        number = key[0]
+        return (number <= len(self._hashes) and self._hashes[number - 1] != 0) or number in self._other_numbers
 
     def add(self, line_id: str) -> bool:
         """Add an id and return whether the text is one; adding it again changes nothing."""
@@ -79,6 +88,7 @@ class AnsweredLines:
         missing = number - len(self._hashes)
         if missing > _MAX_GAP or digest == 0 or (missing <= 0 and self._hashes[number - 1]):
             self._others.add(key)
+            self._other_numbers.add(number)
             return True
         if missing > 0:
             self._hashes.frombytes(bytes(self._hashes.itemsize * missing))
@@ -126,23 +136,6 @@ def answered_id(line: bytes) -> str | None:
         return None
 
 
-def open_run(input_path: str, output_path: str) -> tuple[LineReader, Resumed]:
-    """
-    Open input and output of a run; the input first, so that a mistyped name creates no empty output.
-
-    Raises:
-        InputError: The input cannot be opened; permanent.
-        OutputError: The output cannot be opened or continued, or is the input; permanent.
-    """
-    reader = open_input(input_path)
-    try:
-        _refuse_same_file(input_path, output_path)
-        return reader, resume_output(output_path)
-    except BaseException:
-        reader.close()
-        raise
-
-
 def resume_output(path: str) -> Resumed:
     """
     Open the output, repair a torn end, and find the lines that have answers.
@@ -181,7 +174,13 @@ def resume_output(path: str) -> Resumed:
         raise
 
 
-def _refuse_same_file(input_path: str, output_path: str) -> None:
+def refuse_same_file(input_path: str, output_path: str) -> None:
+    """
+    Refuse an output that is the input.
+
+    Raises:
+        OutputError: It is; permanent.
+    """
     output = Path(output_path)
     if STANDARD not in (input_path, output_path) and output.is_file() and output.samefile(input_path):
         raise OutputError(f"{output_path}: is the input")

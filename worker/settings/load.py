@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,6 +21,8 @@ from worker.settings.schema import Settings
 PREFIX = "WORKER_"
 CONFIG_VARIABLE = "WORKER_CONFIG"
 EMULATOR_VARIABLE = "PUBSUB_EMULATOR_HOST"
+NO_BACKEND = "http://unused"
+"""Base URL of settings that name no backend, for commands that call none."""
 SECRET_KEYS = ("api_key", "proxy", "redis_url")
 """Last parts of keys whose values never stand in a message and are never read as YAML."""
 _SERVICE_LINK = re.compile(
@@ -35,6 +37,23 @@ _UNION_TAGS = ("literal[", "constrained-")
 _SHOWN_CHARS = 80
 _REQUIRED = ": is required"
 """End of the faults that are not reported when the file could not be read: the value may stand in it."""
+
+
+class OpenAIVariables(NamedTuple):
+    """What OpenAI's own clients read from the environment."""
+
+    base_url: str | None
+    api_key: str | None
+
+
+def openai_variables(environ: Mapping[str, str] | None = None) -> OpenAIVariables:
+    """
+    Return the address and the key that OpenAI's clients would use; an empty one counts as none.
+
+    Source: https://github.com/openai/openai-python/blob/main/src/openai/_client.py.
+    """
+    environ = os.environ if environ is None else environ
+    return OpenAIVariables(environ.get("OPENAI_BASE_URL") or None, environ.get("OPENAI_API_KEY") or None)
 
 
 def config_file() -> str | None:
@@ -87,9 +106,10 @@ def load_without_backend(config: str | None = None, *, flags: Mapping[str, Any] 
     try:
         return load_settings(config, flags=flags)
     except SettingsError as error:
-        if [fault.partition(":")[0] for fault in error.faults] != ["backend.base_url"]:
+        (fault, *others) = error.faults
+        if others or not fault.startswith(f"backend.base_url{_REQUIRED}"):
             raise
-    return load_settings(config, flags={**(flags or {}), "backend.base_url": "http://unused"})
+    return load_settings(config, flags={**(flags or {}), "backend.base_url": NO_BACKEND})
 
 
 def _is_known(conflict: str, faults: list[str]) -> bool:

@@ -8,6 +8,7 @@ shape alone, so that the comparison with the allow-list is about what the backen
 
 import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from worker.errors import MessageError
 
@@ -52,6 +53,12 @@ def normalise_path(path: str) -> str:
     if _SEGMENT_UP.search(before_query):
         raise MessageError("path must not contain '..' segments", param="path")
     return path if path.startswith("/") else "/" + path
+
+
+def address_of(base_url: str, path: str) -> str:
+    """Return where a path is asked: the base URL and the path, with a doubled `/v1` written once."""
+    is_doubled = path.startswith("/v1/") and urlsplit(base_url).path.endswith("/v1")
+    return base_url + (path.removeprefix("/v1") if is_doubled else path)
 
 
 def is_header(name: str, value: str) -> bool:

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from tests.unit.client.fake_broker import FakeBroker, echo
 from worker.client.errors import ClientError, InputError, OutputError
+from worker.client.first_answers import FirstAnswers, SameErrorsError
 from worker.client.io.lines import RawLine
 from worker.client.local import BatchRun, LineWindow, RunTuning
 from worker.client.resume import AnsweredLines
+from worker.client.summary import InputCount
 from worker.errors import MessageRejectedError, PublishRefusedError, PublishRetryableError
-from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES
+from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, encode_response
 
 
 class Source:
@@ -294,7 +296,6 @@ async def test_line_over_the_limit_is_answered_here():
     assert len(broker.published) == 1
     answer = next(line for line in sink.lines if line["status_code"] == 413)
     assert (answer["metadata"], answer["body"]["error"]["code"]) == ({"n": 7}, "request_too_large")
-    assert summary.latency_p50_s is not None
     assert (summary.status_classes, summary.error_classes) == ({"2xx": 1, "4xx": 1}, {"request_too_large": 1})
 
 
@@ -391,13 +392,12 @@ async def test_progress_is_reported_and_ends_complete():
     assert len(seen) > 2
     assert [state.answered for state in seen] == sorted(state.answered for state in seen)
     last = seen[-1]
-    assert (last.lines, last.answered, last.unanswered, last.is_input_read) == (30, 30, 0, True)
-    assert last.expected_lines == 30
+    assert (last.expected_lines, last.answered, last.waiting) == (30, 30, 0)
     assert last.output_tokens == 150
 
 
-async def test_summary_counts_tokens_and_latency():
-    """The summary adds up usage and has the time that lines waited for their answers."""
+async def test_summary_counts_tokens_and_time():
+    """The summary adds up usage, and the rate is over the duration of the run."""
     now = [0.0]
     broker = FakeBroker()
 
@@ -411,8 +411,6 @@ async def test_summary_counts_tokens_and_latency():
     summary = await run.run()
     assert (summary.input_tokens, summary.output_tokens) == (30, 50)
     assert (summary.duration_s, summary.lines_per_s, summary.output_tokens_per_s) == (20.0, 0.5, 2.5)
-    assert summary.latency_p50_s == pytest.approx(2.0, rel=0.011)
-    assert summary.latency_p90_s == pytest.approx(2.0, rel=0.011)
 
 
 async def test_memory_does_not_grow_with_the_input():
@@ -428,7 +426,7 @@ async def test_memory_does_not_grow_with_the_input():
 async def test_empty_input_ends_at_once():
     """An input without lines is complete."""
     summary = await a_run(Source([]), Sink(), FakeBroker()).run()
-    assert (summary.lines, summary.is_complete, summary.latency_p50_s, summary.input_tokens) == (0, True, None, None)
+    assert (summary.lines, summary.is_complete, summary.backend_p50_s, summary.input_tokens) == (0, True, None, None)
 
 
 async def test_line_window_bounds_number_and_bytes():
@@ -476,3 +474,151 @@ def test_window_of_nothing_is_refused():
     """A window below one could never answer anything."""
     with pytest.raises(ValueError, match="at least 1"):
         LineWindow(0, 100)
+
+
+def failing(error_class, status, *, good=frozenset()):
+    """Answer with an error, except to the lines of these numbers."""
+
+    def respond(data, attributes):
+        number = int(attributes["line_id"].split("-")[1])
+        if number in good:
+            answer, copied = echo(data, attributes)
+            return answer, {**copied, "backend": "default"}
+        body = json.dumps({"error": {"message": f"the server says {error_class}"}}).encode()
+        answer = encode_response(status, b"{}", body)
+        return answer, {"line_id": attributes["line_id"], "error_class": error_class, "backend": "default"}
+
+    return respond
+
+
+async def run_first(count, respond, *, window=100, lines=None, **options):
+    """Run with `FirstAnswers`; return run, sink and what was raised."""
+    source, sink, broker = Source(lines or [a_message(n) for n in range(count)]), Sink(), FakeBroker(respond=respond)
+    run = a_run(
+        source, sink, broker, window=window, first_answers=FirstAnswers(), urls={"default": "http://h/v1"}, **options
+    )
+    try:
+        await run.run()
+    except SameErrorsError as error:
+        return run, sink, error
+    return run, sink, None
+
+
+async def test_the_same_error_for_all_first_answers_stops_the_run():
+    """Twenty answers are enough; none is written, and the error names class, line, message and address."""
+    run, sink, error = await run_first(3000, failing("model_not_found", 404))
+    assert sink.data == b""
+    assert error.error_class == "model_not_found"
+    assert "the first 20 answers are model_not_found (line " in str(error)
+    assert "the server says model_not_found (http://h/v1/x)" in str(error)
+    assert (run.summary().answered, run.summary().is_complete) == (0, False)
+
+
+async def test_a_few_other_answers_do_not_hide_a_wrong_command():
+    """Two good answers among the first twenty are written, the errors are not."""
+    _, sink, error = await run_first(300, failing("invalid_request", 400, good={3, 5}), window=20)
+    assert error is not None
+    assert {line["status_code"] for line in sink.lines} <= {200}
+
+
+async def test_errors_among_good_answers_are_written():
+    """The first three answers of another kind release what was held."""
+    _, sink, error = await run_first(300, failing("invalid_request", 400, good=set(range(0, 300, 2))))
+    assert error is None
+    assert Counter(line["status_code"] for line in sink.lines) == {200: 149, 400: 151}
+    errors = [line for line in sink.lines if line["status_code"] == 400]
+    assert {line["url"] for line in errors} == {"http://h/v1/x"}
+    assert not any("url" in line for line in sink.lines if line["status_code"] == 200)
+
+
+@pytest.mark.parametrize(
+    ("error_class", "status", "is_stopped"),
+    [
+        ("model_not_found", 404, True),
+        ("forbidden", 403, True),
+        ("invalid_request", 404, True),
+        ("invalid_request", 400, False),
+        ("content_filter", 400, False),
+    ],
+)
+async def test_fewer_lines_are_stopped_by_what_only_the_command_can_cause(error_class, status, is_stopped):
+    """Five lines with a wrong model are no answers for good; five refused prompts are."""
+    _, sink, error = await run_first(5, failing(error_class, status))
+    assert (error is not None, len(sink.lines)) == (is_stopped, 0 if is_stopped else 5)
+
+
+async def test_bad_lines_say_nothing_about_the_command():
+    """What the worker refuses by itself is written at once, however many there are."""
+    _, sink, error = await run_first(0, echo, lines=[b"bad %d" % n for n in range(100)])
+    assert error is None
+    assert len(sink.lines) == 100
+
+
+@pytest.mark.parametrize("window", [1, 3])
+async def test_a_small_window_does_not_block(window):
+    """When every line that may be under way is held, it is decided with what there is."""
+    _, sink, error = await run_first(10, failing("invalid_request", 400), window=window)
+    assert error is None
+    assert len(sink.lines) == 10
+    _, sink, error = await run_first(10, failing("model_not_found", 404), window=window)
+    assert error is not None
+    assert sink.data == b""
+
+
+async def test_going_on_writes_what_comes():
+    """Without `first_answers` every error is an answer."""
+    sink = Sink()
+    broker = FakeBroker(respond=failing("model_not_found", 404))
+    summary = await a_run(Source([a_message(n) for n in range(50)]), sink, broker).run()
+    assert (len(sink.lines), summary.is_complete) == (50, True)
+
+
+async def test_stopping_keeps_the_answers_that_come_meanwhile():
+    """After `stop_reading` nothing is published, the answers under way are written, and `stop` ends the run."""
+    source, sink, broker = Source([a_message(n) for n in range(60)], bunch=1), Sink(), FakeBroker()
+    gate, told = asyncio.Event(), []
+
+    async def publish(data, attributes, /):
+        broker.published.append((data, dict(attributes)))
+        if len(broker.published) == 8:
+            gate.set()
+        return "id"
+
+    run = a_run(source, sink, broker, known=InputCount(lines=60, answered=0), on_error=lambda *each: told.append(each))
+    run._publish = publish
+    running = asyncio.ensure_future(run.run())
+    await gate.wait()
+    run.stop_reading()
+    for data, attributes in broker.published[:3]:
+        broker.inject(*echo(data, attributes))
+    await until(lambda: sink.data.count(b"\n") == 3)
+    assert not running.done()
+    run.stop()
+    summary = await running
+    assert len(broker.published) == 8
+    assert (summary.answered, summary.unanswered, summary.lines, summary.is_complete) == (3, 57, 60, False)
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_the_first_error_of_each_class_is_told():
+    """Once, with its line."""
+    told = []
+    lines = [b"bad 1", a_message(2), b"bad 3"]
+    await a_run(Source(lines), Sink(), FakeBroker(), on_error=lambda *each: told.append(each)).run()
+    [(error_class, example)] = told
+    assert error_class == "bad_message"
+    assert example.number in {1, 3}
+    assert "not JSON" in example.message
+
+
+async def test_another_model_is_asked_for():
+    """`model` takes the place of what the lines say; a line that is no request stays as it is."""
+    broker = FakeBroker()
+    lines = [b'{"path":"/v1/x","body":{"model":"a","n":1}}', a_batch_line(2), b"bad 3"]
+    await a_run(Source(lines), Sink(), broker, model="b").run()
+    sent = sorted(data for data, _ in broker.published)
+    assert sent == [
+        b"bad 3",
+        b'{"custom_id":"c2","method":"POST","url":"/v1/x","body":{"model":"b","n":2}}',
+        b'{"path":"/v1/x","body":{"model":"b","n":1}}',
+    ]

@@ -9,11 +9,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.client.errors import InputError, OutputError
+from worker.client.errors import OutputError
 from worker.client.io.codecs import Encoder, codec_of
 from worker.client.io.files import open_output
 from worker.client.io.lines import parse_line_id
-from worker.client.resume import _MAX_GAP, RECOVERING_SUFFIX, AnsweredLines, open_run, resume_output
+from worker.client.resume import _MAX_GAP, RECOVERING_SUFFIX, AnsweredLines, refuse_same_file, resume_output
 
 NAMES = ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"]
 LINES = [
@@ -235,23 +235,20 @@ def test_input_and_output_must_differ(tmp_path):
     path.write_bytes(b'{"path":"/v1/x","body":{}}\n')
     (tmp_path / "link.jsonl").symlink_to(path)
     with pytest.raises(OutputError, match="is the input"):
-        open_run(str(path), str(tmp_path / "link.jsonl"))
+        refuse_same_file(str(path), str(tmp_path / "link.jsonl"))
+    refuse_same_file(str(path), str(tmp_path / "other.jsonl"))
+    refuse_same_file("-", "-")
 
 
-def test_mistyped_input_leaves_no_output(tmp_path):
-    """A run that cannot begin leaves nothing behind."""
-    with pytest.raises(InputError):
-        open_run(str(tmp_path / "nothing.jsonl"), str(tmp_path / "out.jsonl"))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_both_ends_are_opened(tmp_path):
-    """`open_run` gives a reader over the input and the resumed output."""
-    (tmp_path / "in.jsonl").write_bytes(b"a\n")
-    reader, resumed = open_run(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
-    assert [line.data for line in reader.read_lines()] == [b"a"]
-    reader.close()
-    resumed.writer.close()
+@pytest.mark.parametrize("number", [1, _MAX_GAP + 5])
+def test_another_line_of_the_same_number_is_noticed(number):
+    """An edited line has another hash: it is not answered, but its number is known."""
+    answered = AnsweredLines()
+    answered.add(f"line-{number}-0a1b2c3d")
+    assert answered.has_other(f"line-{number}-00000001")
+    assert not answered.has_other(f"line-{number}-0a1b2c3d")
+    assert not answered.has_other(f"line-{number + 1}-0a1b2c3d")
+    assert not answered.has_other("something else")
 
 
 @settings(max_examples=50)

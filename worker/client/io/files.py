@@ -12,6 +12,7 @@ import select
 import stat
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from worker.client.errors import DamagedStreamError, InputError, OutputError, describe_os_error
 from worker.client.io.codecs import Codec, Decoder, Encoder, codec_of
@@ -207,6 +208,20 @@ def open_output(path: str) -> LineWriter:
         return LineWriter("standard output", sys.stdout.fileno(), Codec.PLAIN, owned=False)
     descriptor = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, lambda text: OutputError(f"{path}: {text}"))
     return LineWriter(path, descriptor, codec_of(path))
+
+
+def check_creatable(path: str) -> None:
+    """
+    Look whether a missing output could be made, without making it.
+
+    Raises:
+        OutputError: Below a missing directory, or not permitted; permanent.
+    """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: its directory does not exist")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{path}: may not be made (permission denied)")
 
 
 def _open(path: str, flags: int, failure: Callable[[str], InputError | OutputError]) -> int:

@@ -14,12 +14,14 @@ Source: batch lines, https://platform.openai.com/docs/api-reference/batch/reques
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import sha256
+from sys import intern
 
 import msgspec
 
+from worker.wire.body import RequestBody
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, is_batch_line, message_bytes, read_metadata_leniently
 
 LINE_ID = "line_id"
@@ -99,6 +101,8 @@ class Prepared:
     attributes: Mapping[str, str]
     custom_id: bytes = b"null"
     """Raw JSON of a batch line's custom_id; `null` when there is none to return."""
+    path: str = ""
+    """Where the request is to be posted, as the line says it; empty when it says nothing that can be read."""
     refusal: Refusal | None = None
 
 
@@ -110,6 +114,7 @@ class _Keys(msgspec.Struct):
 
 _decode_keys = msgspec.json.Decoder(_Keys).decode
 _decode_text = msgspec.json.Decoder(str).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def parse_line_id(text: str) -> tuple[int, int] | None:
@@ -123,12 +128,13 @@ def short_digest(data: bytes) -> str:
     return sha256(data).hexdigest()[:8]
 
 
-def prepare(line: RawLine) -> Prepared:
+def prepare(line: RawLine, model: str | None = None) -> Prepared:
     """
     Return what to publish for a line, or why nothing is published; no content of a line raises.
 
     Args:
         line: Not blank.
+        model: Put into the body in the place of its own; `None` leaves the line as it is.
     """
     if line.size > len(line.data):
         refusal = Refusal(
@@ -136,25 +142,39 @@ def prepare(line: RawLine) -> Prepared:
             code="line_too_long",
             message=f"The line has {line.size} bytes; lines of more than {MAX_LINE_BYTES} bytes are not read.",
         )
-        return _refused(line, Shape.MESSAGE, refusal)
-    shape, custom_id = _shape_of(line.data)
-    attributes = {LINE_ID: line.line_id}
-    if shape is Shape.BATCH:
-        attributes[LINE_SHAPE] = shape.value
-    if message_bytes(line.data, attributes) > MAX_PUBSUB_MESSAGE_BYTES:
-        return _refused(line, shape, too_large(line.data), custom_id)
-    return Prepared(line_id=line.line_id, shape=shape, data=line.data, attributes=attributes, custom_id=custom_id)
-
-
-def _shape_of(data: bytes) -> tuple[Shape, bytes]:
-    """Return the shape of a line, and the raw JSON of its custom_id, `null` for none that can be returned."""
+        return Prepared(line_id=line.line_id, shape=Shape.MESSAGE, attributes={LINE_ID: line.line_id}, refusal=refusal)
     try:
-        keys = _decode_keys(data)
+        keys = _decode_keys(line.data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Shape.MESSAGE, b"null"
-    if not is_batch_line([name for name in _Keys.__struct_fields__ if bytes(getattr(keys, name))]):
-        return Shape.MESSAGE, b"null"
-    return Shape.BATCH, b"null" if _text(keys.custom_id) is None else bytes(keys.custom_id)
+        keys = _Keys()
+    is_batch = is_batch_line([name for name in _Keys.__struct_fields__ if bytes(getattr(keys, name))])
+    attributes = {LINE_ID: line.line_id}
+    if is_batch:
+        attributes[LINE_SHAPE] = Shape.BATCH.value
+    prepared = Prepared(
+        line_id=line.line_id,
+        shape=Shape.BATCH if is_batch else Shape.MESSAGE,
+        data=line.data if model is None else _with_model(line.data, model),
+        attributes=attributes,
+        custom_id=bytes(keys.custom_id) if is_batch and _text(keys.custom_id) is not None else b"null",
+        path=intern(_text(keys.url if is_batch else keys.path) or ""),  # one object for all lines that wait
+    )
+    if message_bytes(prepared.data, attributes) > MAX_PUBSUB_MESSAGE_BYTES:
+        return refuse(prepared, too_large(line.data))
+    return prepared
+
+
+def _with_model(data: bytes, model: str) -> bytes:
+    """Return the line with another model in its body; a line without a body that is an object stays as it is."""
+    try:
+        fields = _decode_fields(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return data
+    body = RequestBody(bytes(fields.get("body", b"")))
+    if not body.is_object:
+        return data
+    values = {**fields, "body": body.with_changes({"model": msgspec.json.encode(model)})}
+    return b"{" + b",".join(msgspec.json.encode(key) + b":" + bytes(raw) for key, raw in values.items()) + b"}"
 
 
 def too_large(data: bytes) -> Refusal:
@@ -182,13 +202,7 @@ def rejected(data: bytes, reason: str) -> Refusal:
 
 def refuse(prepared: Prepared, refusal: Refusal) -> Prepared:
     """Return the line as refused, with nothing to publish."""
-    return Prepared(
-        line_id=prepared.line_id,
-        shape=prepared.shape,
-        attributes=prepared.attributes,
-        custom_id=prepared.custom_id,
-        refusal=refusal,
-    )
+    return replace(prepared, data=b"", refusal=refusal)
 
 
 def _text(raw: msgspec.Raw) -> str | None:
@@ -197,13 +211,3 @@ def _text(raw: msgspec.Raw) -> str | None:
         return _decode_text(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-
-
-def _refused(line: RawLine, shape: Shape, refusal: Refusal, custom_id: bytes = b"null") -> Prepared:
-    return Prepared(
-        line_id=line.line_id,
-        shape=shape,
-        attributes={LINE_ID: line.line_id},
-        custom_id=custom_id,
-        refusal=refusal,
-    )

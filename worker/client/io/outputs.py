@@ -4,10 +4,9 @@ Output lines: one answer, one line.  Pure, no I/O.
 An answer is the data and attributes of a message on the response topic, or a `Refusal` of `lines`.  Its line is
 
 * for a message-shaped line `{"id": "line-1-0a1b2c3d", "status_code": 200, "metadata": {...}, "body": {...}}`, with
-  `body_uri` and `stats` where the answer has them;
+  `body_uri` and `stats` where the answer has them, and for an error of a backend the `url` that was asked;
 * for a batch line OpenAI's `{"id": "batch_req_line-1-0a1b2c3d", "custom_id": "...", "response": {"status_code",
-  "request_id", "body"} | null, "error": null | {"code", "message"}}`, with `stats` beside them where the answer has
-  any.
+  "request_id", "body"} | null, "error": null | {"code", "message"}}`, with `url` and `stats` beside them as above.
 
 Metadata, body and stats are copied byte for byte, except that a line break between JSON tokens (of a backend that
 indents its JSON) becomes a space.  JSON has no raw line breaks inside strings, so nothing else
@@ -67,6 +66,12 @@ class Answer:
     """The backend's id of the request, else the message id of the request."""
     input_tokens: int | None = None
     output_tokens: int | None = None
+    backend: str | None = None
+    """Name of the route that was asked last."""
+    attempt_s: float | None = None
+    """How long the backend took for the last attempt, seconds."""
+    url: str | None = None
+    """Where the request was posted; only of errors."""
     is_local: bool = False
     """Made here: no worker has received the line."""
 
@@ -84,7 +89,12 @@ class _Response(msgspec.Struct):
     stats: msgspec.Raw = _ABSENT
 
 
+class _Stats(msgspec.Struct):
+    ttlt_s: float | None = None
+
+
 _decode_response = msgspec.json.Decoder(_Response).decode
+_decode_stats = msgspec.json.Decoder(_Stats).decode
 
 
 def decode_answer(data: bytes, attributes: Mapping[str, str]) -> Answer:
@@ -102,16 +112,19 @@ def decode_answer(data: bytes, attributes: Mapping[str, str]) -> Answer:
         return local_answer(Refusal(status_code=502, code="malformed_answer", message=text))
     body = _one_line(response.body)
     usage = read_usage(body or b"") or NO_USAGE
+    stats = _one_line(response.stats)
     return Answer(
         status_code=response.status_code,
         metadata=_one_line(response.metadata) or b"{}",
         body=body,
         body_uri=_one_line(response.body_uri),
-        stats=_one_line(response.stats),
+        stats=stats,
         error_class=_error_class(response.status_code, attributes),
         request_id=attributes.get("backend_request_id") or attributes.get("request_message_id"),
         input_tokens=usage.input,
         output_tokens=usage.output,
+        backend=attributes.get("backend"),
+        attempt_s=_attempt_s(stats),
     )
 
 
@@ -138,7 +151,7 @@ def output_line(line_id: str, shape: Shape, custom_id: bytes, answer: Answer) ->
 def message_line(line_id: str, answer: Answer) -> bytes:
     """Return the line of a message-shaped request, with its newline."""
     head = b'{"id":"%s","status_code":%d,"metadata":%s' % (line_id.encode(), answer.status_code, answer.metadata)
-    return head + _tail(answer) + _stats(answer) + b"}\n"
+    return head + _tail(answer) + _extras(answer) + b"}\n"
 
 
 def batch_line(line_id: str, custom_id: bytes, answer: Answer) -> bytes:
@@ -164,8 +177,13 @@ def batch_line(line_id: str, custom_id: bytes, answer: Answer) -> bytes:
         custom_id,
         response,
         error,
-        _stats(answer),
+        _extras(answer),
     )
+
+
+def error_message(answer: Answer) -> str:
+    """Return the words of an error answer, as they stand in `error.message` of a batch line."""
+    return _explain(answer, _object(answer.body))["message"]
 
 
 def _tail(answer: Answer) -> bytes:
@@ -175,8 +193,16 @@ def _tail(answer: Answer) -> bytes:
     return tail
 
 
-def _stats(answer: Answer) -> bytes:
-    return b"" if answer.stats is None else b',"stats":%s' % answer.stats
+def _extras(answer: Answer) -> bytes:
+    stats = b"" if answer.stats is None else b',"stats":%s' % answer.stats
+    return stats if answer.url is None else b',"url":%s%s' % (msgspec.json.encode(answer.url), stats)
+
+
+def _attempt_s(stats: bytes | None) -> float | None:
+    try:
+        return None if stats is None else _decode_stats(stats).ttlt_s
+    except msgspec.DecodeError:
+        return None
 
 
 def _one_line(raw: msgspec.Raw) -> bytes | None:

@@ -16,6 +16,7 @@ from worker.client.report.text import (
     count,
     duration_rows,
     error_rows,
+    examples,
     headline,
     legend,
     remarks,
@@ -84,7 +85,7 @@ th, td { padding: 5px 10px; text-align: right; white-space: nowrap; border-botto
 th { font-weight: 400; } thead th { color: var(--dim); font-size: 13px; }
 th:first-child { padding-left: 0; } tbody th { vertical-align: top; font-weight: 600; max-width: 340px;
   overflow: hidden; text-overflow: ellipsis; }
-.text { text-align: left; }
+.text { text-align: left; } td.text { white-space: normal; overflow-wrap: anywhere; }
 .notes { color: var(--dim); font-size: 14px; padding-left: 0; list-style: none; }
 @media print { main { max-width: none; padding: 0; } figure, table { break-inside: avoid; } }
 """
@@ -204,7 +205,15 @@ def _errors(report: RunReport) -> str:
     header = ["Class", "Answers", "Of all", "Statuses", "With a part", "Mean s to fail", "p50", "p90"]
     rows = list(error_rows(report))
     plot = _figure("Answers by error class", plot_errors(report))
-    return _section("errors", "Errors", plot, _table("Error classes", header, rows), _lines(legend(report, rows)))
+    shown = [[name, example] for name, example in examples(report)]
+    return _section(
+        "errors",
+        "Errors",
+        plot,
+        _table("Error classes", header, rows),
+        _lines(legend(report, rows)),
+        _table("One example of each class", ["Class", "Line of the input, message, address"], shown, texts=2),
+    )
 
 
 def _notes(report: RunReport) -> str:

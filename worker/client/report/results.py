@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from worker.client.sketch import Bar
+from worker.client.summary import ErrorExample
 
 PERCENTS = (50, 90, 99)
 DURATIONS = ("ttft_s", "ttlt_s", "tpot_s", "queue_s", "held_s")
@@ -105,6 +106,8 @@ class GroupReport:
     """By kind, of `TOKEN_KINDS`."""
     durations: Mapping[str, Spread]
     """By name, of `DURATIONS`: of good answers; in the group of an error class, of its errors."""
+    example: ErrorExample | None
+    """Of an error class."""
 
     @property
     def error_rate(self) -> float:
@@ -113,6 +116,7 @@ class GroupReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
+        example = {} if self.example is None else {"example": self.example.as_dict()}
         return {
             "answers": self.answers,
             "errors": self.errors,
@@ -123,6 +127,7 @@ class GroupReport:
             "statuses": dict(self.statuses),
             "tokens": {kind: tokens.as_dict() for kind, tokens in self.tokens.items()},
             "durations": {name: spread.as_dict() for name, spread in self.durations.items()},
+            **example,
         }
 
 

@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 import msgspec
 
+from worker.client.io.lines import parse_line_id
+from worker.client.io.outputs import Answer, error_message
+from worker.client.summary import ErrorExample, one_line
 from worker.wire.http import is_success
 from worker.wire.usage import NO_USAGE, Usage, read_usage
 
@@ -83,6 +86,7 @@ class _Response(msgspec.Struct):
 
 class _Failure(msgspec.Struct):
     code: Any = None
+    message: Any = None
 
 
 class _Line(msgspec.Struct):
@@ -92,6 +96,8 @@ class _Line(msgspec.Struct):
     custom_id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     response: _Response | None = None
     error: _Failure | None = None
+    id: Any = None
+    url: Any = None
 
 
 class _Error(msgspec.Struct):
@@ -128,6 +134,29 @@ def read_sample(line: bytes) -> Sample:
         raise NoAnswerError("has neither `status_code` nor `custom_id`")
     is_error = not is_success(parsed.status_code)
     return _sample(parsed, parsed.status_code, bytes(parsed.body), is_error=is_error)
+
+
+def read_example(line: bytes, place: int) -> ErrorExample:
+    """
+    Return an output line that is an error as an example of its class.
+
+    Args:
+        line: One that `read_sample` has read.
+        place: Of the line in the output, from 1; taken for the number of the input line where its id has none.
+    """
+    parsed = _decode_line(line)
+    key = parse_line_id(parsed.id) if isinstance(parsed.id, str) else None
+    if parsed.error is not None and isinstance(parsed.error.message, str):
+        message = parsed.error.message
+    else:
+        response = parsed.response or parsed
+        status, body = response.status_code, bytes(response.body)
+        message = error_message(Answer(status_code=status or 0, body=body))
+    return ErrorExample(
+        number=place if key is None else key[0],
+        message=one_line(message),
+        url=one_line(parsed.url) if isinstance(parsed.url, str) else None,
+    )
 
 
 def _batch_sample(line: _Line) -> Sample:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from worker.client.errors import InputError
 from worker.client.io.files import open_input
-from worker.client.io.lines import MAX_LINE_BYTES
+from worker.client.io.lines import MAX_LINE_BYTES, RawLine
 from worker.client.report.results import (
     DURATIONS,
     HISTOGRAM_BARS,
@@ -27,8 +27,9 @@ from worker.client.report.results import (
     is_shown,
     is_weak,
 )
-from worker.client.report.sample import NoAnswerError, Sample, read_sample
+from worker.client.report.sample import NoAnswerError, Sample, read_example, read_sample
 from worker.client.sketch import QuantileSketch
+from worker.client.summary import ErrorExample
 
 MAX_GROUPS = 50
 """Models or error classes that are counted separately; requesters choose the names, so their number has no bound."""
@@ -63,7 +64,7 @@ def read_report(path: str, *, min_tail: int = MIN_TAIL) -> tuple[RunReport, Inpu
                     statistics.add_unreadable(line.number, f"it is longer than {MAX_LINE_BYTES:,} bytes")
                     continue
                 try:
-                    statistics.add(read_sample(line.data))
+                    statistics.add(read_sample(line.data), line)
                 except NoAnswerError as error:
                     statistics.add_unreadable(line.number, str(error))
     except InputError as error:
@@ -86,6 +87,7 @@ class Group:
         self.name = name
         self.sketches = {duration: QuantileSketch() for duration in DURATIONS}
         self._is_of_errors = is_of_errors
+        self.example: ErrorExample | None = None
         self.answers = 0
         self._errors = 0
         self._truncated = 0
@@ -131,6 +133,7 @@ class Group:
             redelivered=self._redelivered,
             statuses=dict(sorted(self._statuses.items())),
             tokens={kind: self._tokens_of(kind, duration_s) for kind in TOKEN_KINDS},
+            example=self.example,
             durations={name: _spread(sketch, population, min_tail) for name, sketch in self.sketches.items()},
         )
 
@@ -208,12 +211,15 @@ class Statistics:
         self._unreadable = 0
         self._first_unreadable: tuple[int, str] | None = None
 
-    def add(self, sample: Sample) -> None:
-        """Count one answer."""
+    def add(self, sample: Sample, line: RawLine) -> None:
+        """Count one answer, which is this line of the output."""
         self._total.add(sample)
         _group(self._models, sample.model or UNKNOWN).add(sample)
         if sample.is_error:
-            _group(self._classes, sample.error_class or UNKNOWN, is_of_errors=True).add(sample)
+            group = _group(self._classes, sample.error_class or UNKNOWN, is_of_errors=True)
+            group.add(sample)
+            if group.example is None:
+                group.example = read_example(line.data, line.number)
         measured = sample.measured
         if measured is None or measured.started is None or measured.ended is None:
             return

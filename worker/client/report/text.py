@@ -1,8 +1,8 @@
-"""The report as plain text for a terminal or a log.  Pure."""
+"""The report as plain text for a terminal or a log, of 80 columns.  Pure."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 
 from worker.client.report.results import (
     DURATIONS,
@@ -18,12 +18,16 @@ NOTHING = "-"
 """Unknown, or too few values."""
 WEAK = "*"
 """Follows a percentile that few values lie beyond."""
+COLUMNS = 80
+_MAX_NAME_CHARS = 24
+"""Longer names of models and classes are cut in tables, so that the numbers beside them fit."""
+_MAX_STATUSES_CHARS = 12
 _GAP = "  "
 
 
 def render_text(report: RunReport) -> str:
-    """Return the report, lines of about 100 characters, with its last newline."""
-    blocks = [_summary(report), _models(report), _durations(report)]
+    """Return the report with its last newline."""
+    blocks = [_summary(report), _models(report), _tokens(report), _durations(report)]
     if report.error_classes:
         blocks.append(_errors(report))
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
@@ -69,21 +73,38 @@ def _summary(report: RunReport) -> list[str]:
     if report.total.answers:
         statuses = ", ".join(f"{status}: {count(number)}" for status, number in report.total.statuses.items())
         lines.append(f"by status: {statuses}")
-    return lines + [f"note: {remark}" for remark in remarks(report)]
+    for remark in remarks(report):
+        lines += textwrap.wrap(f"note: {remark}", COLUMNS, subsequent_indent="  ")
+    return lines
+
+
+def _groups(report: RunReport) -> list[GroupReport]:
+    return [*report.models, *([report.total] if len(report.models) > 1 else [])]
 
 
 def _models(report: RunReport) -> list[str]:
     if not report.models:
         return []
-    groups = [*report.models, *([report.total] if len(report.models) > 1 else [])]
-    header = ["model", "answers", "errors", "of them"] + [kind.replace("_", " ") for kind in TOKEN_KINDS] + ["out/s"]
     rows = [
-        [group.name, count(group.answers), count(group.errors), share(group.error_rate)]
-        + [count(group.tokens[kind].total) for kind in TOKEN_KINDS]
-        + [amount(group.tokens["output"].per_s)]
-        for group in groups
+        [cut(group.name), count(group.answers), count(group.errors), share(group.error_rate)]
+        for group in _groups(report)
     ]
-    lines = ["Answers and tokens", *table(header, rows)]
+    return ["Answers", *table(["model", "answers", "errors", "of them"], rows)]
+
+
+def _tokens(report: RunReport) -> list[str]:
+    if not any(report.total.tokens[kind].total for kind in TOKEN_KINDS):
+        return []
+    header = ["model", *(kind.partition("_")[2] or kind for kind in TOKEN_KINDS), "out/s"]
+    rows = [
+        [
+            cut(group.name),
+            *(count(group.tokens[kind].total) for kind in TOKEN_KINDS),
+            amount(group.tokens["output"].per_s),
+        ]
+        for group in _groups(report)
+    ]
+    lines = ["Tokens", *table(header, rows)]
     unknown = {kind: report.total.tokens[kind].missing for kind in TOKEN_KINDS[:2]}
     if any(unknown.values()):
         missing = ", ".join(f"{kind}: {count(number)}" for kind, number in unknown.items())
@@ -92,19 +113,35 @@ def _models(report: RunReport) -> list[str]:
 
 
 def _durations(report: RunReport) -> list[str]:
-    groups = [*report.models, *([report.total] if len(report.models) > 1 else [])]
-    rows = list(duration_rows(groups))
+    """Return the table of durations; the name of a model has a line of its own, so that its numbers have room."""
+    rows = list(duration_rows(_groups(report)))
     if not rows:
         return []
-    shown = [["" if row[0] == before[0] else row[0], *row[1:]] for before, row in pairwise([[""], *rows])]
-    header = ["model", "", "n", "unknown", "mean", "p50", "p90", "p99", "max"]
-    return ["Times of good answers, seconds", *table(header, shown, texts=2), *legend(report, rows)]
+    header = ["", "n", "unknown", "mean", "p50", "p90", "p99", "max"]
+    head, rule, *body = table(header, [row[1:] for row in rows])
+    lines = ["Times of good answers, seconds", _GAP + head, _GAP + rule]
+    shown = None
+    for row, line in zip(rows, body, strict=True):
+        if row[0] != shown:
+            shown = row[0]
+            lines.append(cut(shown, COLUMNS))
+        lines.append(_GAP + line)
+    return [*lines, *legend(report, rows)]
 
 
 def _errors(report: RunReport) -> list[str]:
-    header = ["class", "answers", "of all", "statuses", "with a part", "mean s to fail", "p50", "p90"]
+    header = ["class", "answers", "of all", "statuses", "partial", "mean s", "p50"]
     rows = list(error_rows(report))
-    return ["Errors", *table(header, rows), *legend(report, rows)]
+    shown = [[cut(row[0]), *row[1:3], cut(row[3], _MAX_STATUSES_CHARS), *row[4:7]] for row in rows]
+    lines = ["Errors", *table(header, shown), *legend(report, shown)]
+    for name, example in examples(report):
+        lines += textwrap.wrap(f"{name}, {example}", COLUMNS, subsequent_indent="  ")
+    return lines
+
+
+def examples(report: RunReport) -> Iterator[tuple[str, str]]:
+    """Yield name and example of every error class."""
+    return ((group.name, str(group.example)) for group in report.error_classes if group.example is not None)
 
 
 def error_rows(report: RunReport) -> Iterator[list[str]]:
@@ -152,6 +189,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield _GAP.join(cells).rstrip()
+
+
+def cut(name: str, limit: int = _MAX_NAME_CHARS) -> str:
+    """Return a name of at most `limit` characters."""
+    return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def count(value: int | None) -> str:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from worker.client.errors import InputError, OutputError, describe_os_error
 from worker.client.io.codecs import Codec
-from worker.client.io.files import CHUNK_BYTES, LineWriter, open_input, open_output
+from worker.client.io.files import CHUNK_BYTES, LineWriter, check_creatable, open_input, open_output
 
 ENDINGS = ["jsonl", "jsonl.gz", "jsonl.zst"]
 PACK = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}
@@ -289,3 +289,15 @@ def test_standard_streams_are_pipes_through(monkeypatch):
         assert [line.data for line in reader.read_lines()] == [b"b"]
         reader.close()
         assert not stdin.closed
+
+
+def test_whether_an_output_can_be_made_is_looked_at_without_making_it(tmp_path):
+    """A folder that is missing is told; one that is there is fine, and stays empty."""
+    check_creatable(str(tmp_path / "out.jsonl"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OutputError, match="its directory does not exist"):
+        check_creatable(str(tmp_path / "none" / "out.jsonl"))
+    if os.geteuid():  # root may write everywhere
+        tmp_path.chmod(0o500)
+        with pytest.raises(OutputError, match="permission denied"):
+            check_creatable(str(tmp_path / "out.jsonl"))

@@ -63,7 +63,7 @@ def test_every_part_of_a_run_is_drawn_and_tabled():
         described = {part.get("id"): part.text for part in drawing if part.get("id")}
         assert all(described[key] for key in drawing.get("aria-labelledby").split())
         assert not re.search(r'"-?(nan|inf)', ET.tostring(drawing, "unicode"))
-    assert sum(tag == "caption" for tag, _ in reader.tags) == 3
+    assert sum(tag == "caption" for tag, _ in reader.tags) == 4
     assert "1 line is not an answer" in page
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.unit.client.report.answers import a_line, a_run
 from worker.client.errors import InputError
+from worker.client.io.lines import RawLine
 from worker.client.report.results import DURATIONS, is_shown, is_weak
 from worker.client.report.sample import NoAnswerError, read_sample
 from worker.client.report.statistics import (
@@ -36,7 +37,7 @@ def report_of(lines, **options):
     counts = Statistics()
     for number, line in enumerate(lines, 1):
         try:
-            counts.add(read_sample(line))
+            counts.add(read_sample(line), RawLine.of(number, line))
         except NoAnswerError as error:
             counts.add_unreadable(number, str(error))
     return counts.report("out.jsonl", **options)
@@ -203,11 +204,11 @@ def test_the_documented_machine_form_has_exactly_the_real_keys():
 def test_memory_does_not_grow_with_the_run():
     """Sketches, groups and bins are bounded, so that a run may have any number of lines."""
     counts = Statistics()
-    sample = [read_sample(line) for line in a_run()[:-1]]
+    sample = [(read_sample(line), RawLine.of(1, line)) for line in a_run()[:-1]]
     sizes = []
     for _ in range(3):
         for item in sample:
-            counts.add(item)
+            counts.add(*item)
         sizes.append(len(counts._timeline._bins) + len(counts._total.sketches["ttft_s"]._buckets))
     assert sizes[0] == sizes[1] == sizes[2]
 
