@@ -79,8 +79,6 @@ _EMPTY = re.compile(rb"\s*\}")
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-_NO_OBJECT: Any = object()
-
 _Struct = TypeVar("_Struct")
 
 
@@ -91,6 +89,8 @@ class _Anything(msgspec.Struct):
 _anything = msgspec.json.Decoder(_Anything)
 _Known = msgspec.defstruct("_Known", [(key, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for key in KEYS])
 _decode_known = msgspec.json.Decoder(_Known).decode
+_NO_OBJECT: Any = _Known()
+"""Has no key."""
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
 
@@ -123,12 +123,7 @@ class RequestBody:
     @property
     def is_object(self) -> bool:
         """Whether it is a JSON object."""
-        if self._known is None:
-            try:
-                self._known = _decode_known(self.data)
-            except _ERRORS:
-                self._known = _NO_OBJECT
-        return self._known is not _NO_OBJECT
+        return self._read() is not _NO_OBJECT
 
     @property
     def asks_for_stream(self) -> bool:
@@ -137,8 +132,16 @@ class RequestBody:
 
     def raw(self, key: str) -> bytes:
         """Return the exact bytes of the value of one of `KEYS`, the last one of several; empty when there is none."""
-        value = getattr(self._known, key) if self.is_object else msgspec.UNSET
+        value = getattr(self._known or self._read(), key)
         return b"" if value is msgspec.UNSET else bytes(value)
+
+    def _read(self) -> Any:
+        if self._known is None:
+            try:
+                self._known = _decode_known(self.data)
+            except _ERRORS:
+                self._known = _NO_OBJECT
+        return self._known
 
     def is_set(self, key: str) -> bool:
         """Whether a key asks for something: it is there, and not null, false, zero or empty."""

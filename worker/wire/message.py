@@ -15,6 +15,7 @@ import re
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -42,6 +43,11 @@ _KNOWN_KEYS = ("path", "metadata", "body", "body_uri", "deadline", "priority", "
 _BATCH_KEYS = ("custom_id", "method", "url", "body")
 """An OpenAI batch line, which is a request as well
 (https://platform.openai.com/docs/api-reference/batch/request-input)."""
+_ALL_KEYS = frozenset(_KNOWN_KEYS)
+_FRAME_BYTES = len('"":,')
+"""What stands around a key and its value, at least; in place of the last comma the brace."""
+_REPEATED_BYTES = _FRAME_BYTES + min(map(len, (*_KNOWN_KEYS, *_BATCH_KEYS))) + len("0")
+"""What a key takes that is given a second time, at least."""
 _NAMED_KEYS = 5
 """Unknown keys named in a refusal, and `_KEY_CHARS` of each: the reason must stay small whatever was sent."""
 _KEY_CHARS = 64
@@ -162,8 +168,8 @@ def _decode(data: bytes) -> RequestMessage:
         metadata=metadata,
         body_uri=_text(body_uri, "body_uri") if body_uri is not None else None,
         deadline=_deadline(fields["deadline"]) if "deadline" in fields else None,
-        priority=_priority(fields.get("priority", b"0")),
-        headers=_headers(fields.get("headers", b"{}")),
+        priority=_priority(fields["priority"]) if "priority" in fields else 0,
+        headers=_headers(fields["headers"]) if "headers" in fields else {},
         model=_text(model, "body") if model.startswith(b'"') else None,
     )
 
@@ -173,7 +179,8 @@ def _fields(data: bytes) -> dict[str, bytes]:
     if not data:
         raise MessageError("the message has no data; expected a JSON object with path and body")
     try:
-        data.decode("utf-8")  # msgspec does not look into raw values
+        if not data.isascii():
+            data.decode("utf-8")  # msgspec does not look into raw values
         fields = {name: bytes(raw) for name, raw in _decode_keys(data).items()}
     except UnicodeDecodeError as error:
         raise MessageError(f"the message is not UTF-8 (byte {error.start})") from None
@@ -181,10 +188,10 @@ def _fields(data: bytes) -> dict[str, bytes]:
         raise MessageError("the message must be a JSON object with path and body") from None
     except msgspec.DecodeError as error:
         raise MessageError(f"the message is not JSON: {_fault(error, data)}") from None
-    unknown = [name for name in fields if name not in _KNOWN_KEYS]
-    is_batch = bool(unknown) and is_batch_line(fields)
+    has_others = not fields.keys() <= _ALL_KEYS
+    is_batch = has_others and is_batch_line(fields)
     known = _BATCH_KEYS if is_batch else _KNOWN_KEYS
-    if unknown and (unknown := [name[:_KEY_CHARS] for name in fields if name not in known]):
+    if has_others and (unknown := [name[:_KEY_CHARS] for name in fields if name not in known]):
         names = ", ".join(repr(name) for name in unknown[:_NAMED_KEYS]) + (", …" if len(unknown) > _NAMED_KEYS else "")
         raise MessageError(
             f"unknown key{'s' if len(unknown) > 1 else ''} {names}; known keys are {', '.join(known)}",
@@ -224,8 +231,13 @@ def _find_repeated(data: bytes, fields: Mapping[str, bytes]) -> str | None:
 
     Of such a key the parser kept the last value; which one the requester meant cannot be known
     (https://datatracker.ietf.org/doc/html/rfc8259#section-4).  The values need no second parse: walking over the ones
-    that were kept must lead exactly to the end.
+    that were kept must lead exactly to the end.  Usually their sizes alone leave no room for one more.
     """
+    surplus = len(data) - 1
+    for known, value in fields.items():
+        surplus -= _FRAME_BYTES + len(known) + len(value)
+    if surplus < _REPEATED_BYTES:
+        return None
     position, name, seen = 0, "", set[str]()
     while (match := _KEY.match(data, position)) is not None:
         name = _decode_text(match[1])
@@ -298,7 +310,9 @@ def _text(raw: bytes, name: str) -> str:
         raise MessageError(f"{name} must be a string", param=name) from None
 
 
+@lru_cache(maxsize=256)
 def _path(raw: bytes | None) -> str:
+    """Read the path; few are used, so each is looked at once."""
     if raw is None:
         raise MessageError("path is missing", param="path")
     return normalise_path(_text(raw, "path"))
