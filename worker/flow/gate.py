@@ -18,7 +18,7 @@ All of it runs on one event loop; no method may be called from another thread.  
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -227,6 +227,8 @@ class RouteGate:
             return Lane(name, make_window(), Circuit(config, clock.now, jitter=rng.random), queue, on_change)
 
         self._lanes = Lanes(make_lane, limit=max_lanes)
+        self._waiting: dict[Lane, None] = {}
+        """Lanes that callers wait for; one that has no more is taken out by the next `_pump`."""
         self._starts = 0
         self._is_closed = self._is_paused = False
         self._timer: TimerHandle | None = None
@@ -268,8 +270,11 @@ class RouteGate:
             return self._permit(lane, key, streamed=streamed)
         rank = max(lane.evidence.rank(key), self._route.evidence.rank(key))
         waiter = Waiter(order, asyncio.get_running_loop().create_future(), key=key, rank=rank, streamed=streamed)
+        is_first = not lane.queue.has_ready()
         lane.queue.add(waiter, is_delayed=delay_s > 0.0)
-        self._pump()
+        if is_first:  # where others are ready, they could not start either, and the timer is set for them
+            self._waiting[lane] = None
+            self._pump()
         timers = []
         if delay_s > 0.0:
             timers.append(self._call_later(delay_s, lambda: self._end_delay(lane, waiter)))
@@ -294,15 +299,16 @@ class RouteGate:
     def close(self) -> None:
         """End every wait with `AdmissionClosedError` and admit no attempt any more; permits stay valid.  Idempotent."""
         self._is_closed = True
-        for lane in self._lanes:
+        for lane in self._waiting:
             for waiter in lane.queue.drain():
                 _fail(waiter, AdmissionClosedError("the worker is draining"))
-        self._arm(self._clock.now())
+        self._waiting.clear()
+        self._arm(None)
 
     def pause(self) -> None:
         """Admit no attempt until `resume`; attempts under way go on."""
         self._is_paused = True
-        self._arm(self._clock.now())
+        self._arm(None)
 
     def resume(self) -> None:
         """End a pause."""
@@ -419,14 +425,20 @@ class RouteGate:
 
     def _pump(self) -> None:
         """Admit every waiter that may start now, then set the timer."""
+        if not self._waiting:
+            if self._timer is not None:
+                self._arm(None)
+            return
         now = self._clock.now()
         opens_at: list[float] = []
-        waiting = [lane for lane in self._lanes if lane.queue]
+        waiting = list(self._waiting)
         if self._route.circuit.state is not CircuitState.CLOSED:
             self._rng.shuffle(waiting)  # its probe is not always of the same lane
         for lane in waiting:
             self._pump_lane(lane, opens_at)
-        self._arm(now, opens_at)
+            if not lane.queue:
+                del self._waiting[lane]
+        self._arm(self._next_instant(now, opens_at))
 
     def _pump_lane(self, lane: Lane, opens_at: list[float]) -> None:
         while True:
@@ -467,18 +479,30 @@ class RouteGate:
     def _give_up(self, lane: Lane, waiter: Waiter) -> None:
         lane.queue.discard(waiter)
         _fail(waiter, AdmissionTimeoutError("no slot within the time this message may wait"))
-        self._arm(self._clock.now())
+        if not lane.queue:
+            self._waiting.pop(lane, None)
+        self._arm(self._next_instant(self._clock.now()))
 
-    def _arm(self, now: float, opens_at: list[float] | None = None) -> None:
+    def _next_instant(self, now: float, opens_at: Sequence[float] = ()) -> float | None:
         """
-        Keep one timer, no later than the next instant at which time alone lets an attempt start.
+        Return the next instant at which time alone lets an attempt start.
 
         Args:
-            now: Read before the caller checked whether an attempt may start.  An instant that has passed since then
-                counts as still to come, and its timer runs at once.
+            now: Read before it was checked whether an attempt may start.  An instant that has passed since then counts
+                as still to come, and its timer runs at once.
             opens_at: The instants of the windows, read at the same time.
         """
-        instant = None if self._is_closed or self._is_paused else self._next_instant(now, opens_at or [])
+        if self._is_closed or self._is_paused or not self._waiting:
+            return None
+        instants = list(opens_at)
+        for fate in (self._route, *self._waiting):
+            changes_at = fate.circuit.changes_at()
+            if changes_at is not None and changes_at > now:
+                instants.append(changes_at)
+        return min(instants, default=None)
+
+    def _arm(self, instant: float | None) -> None:
+        """Keep one timer, no later than an instant."""
         # A timer that is too early stays; it finds nothing to do and is set anew.
         if instant is not None and self._timer_at is not None and self._timer_at <= instant:
             return
@@ -486,13 +510,6 @@ class RouteGate:
             self._timer.cancel()
         self._timer_at = instant
         self._timer = None if instant is None else self._clock.call_at(instant, self._on_timer)
-
-    def _next_instant(self, now: float, opens_at: list[float]) -> float | None:
-        waiting = [lane for lane in self._lanes if lane.queue]
-        if not waiting:
-            return None
-        changes = [fate.circuit.changes_at() for fate in (self._route, *waiting)]
-        return min((*opens_at, *(each for each in changes if each is not None and each > now)), default=None)
 
     def _on_timer(self) -> None:
         self._timer = self._timer_at = None
