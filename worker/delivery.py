@@ -6,6 +6,8 @@ Plain data, written by the processor alone.
 
 from dataclasses import dataclass
 
+import msgspec
+
 from worker.errors import MessageError
 from worker.policy.budgets import Budget
 from worker.policy.model import Decision, ErrorClass, ErrorEvent, Phase
@@ -98,8 +100,7 @@ class Limits:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """An answer before it is published."""
 
     status_code: int

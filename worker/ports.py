@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+import msgspec
+
 from worker.policy.model import Phase
 from worker.wire.body import RequestBody
 from worker.wire.message import ReceivedMessage
@@ -34,15 +36,14 @@ class ResumePoint:
     """As the server counted them, or else events with text, of which servers send about one a token."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendRequest:
+class BackendRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt's input."""
 
     path: str
     body: RequestBody
     message_id: str = ""
     """The same in every attempt at a message; empty where it has no other."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     """Beside those of the route; names in lower case."""
     timeout_s: float | None = None
     """What is left until the request's deadline; `None` for the route's own limit alone."""

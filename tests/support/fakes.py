@@ -9,10 +9,11 @@ import asyncio
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from tests.support.fakeclock import FakeClock as FlowClock
 from tests.support.virtual_time import EPOCH, loop_time, unix_time
@@ -330,7 +331,7 @@ class FakeSubscriber:
         self.peak = max(self.peak, self.in_flight)
         counted = attempt if self.max_attempts is not None else None
         try:
-            verdict = await handler(replace(message, delivery_attempt=counted))
+            verdict = await handler(structs.replace(message, delivery_attempt=counted))
         except asyncio.CancelledError:
             verdict = Settlement.NACK
         self.in_flight -= 1

@@ -134,6 +134,8 @@ class Circuit:
         self._jitter = jitter
         self._state = CircuitState.CLOSED
         self._generation = 0
+        self._free_pass = Pass(0, is_probe=False)
+        """Of every attempt that is no probe."""
         self._row: deque[_Failure] = deque()
         self._last_failed: str | None = None
         self._error_class: str | None = None
@@ -186,7 +188,9 @@ class Circuit:
         if not self.allows():
             raise RuntimeError("the circuit is open")
         if self._state is CircuitState.CLOSED:
-            return Pass(self._generation, is_probe=False)
+            if self._free_pass.generation != self._generation:
+                self._free_pass = Pass(self._generation, is_probe=False)
+            return self._free_pass
         self._state = CircuitState.HALF_OPEN
         self._next_probe_at = self._now() + self._config.probe_patience_s
         return Pass(self._generation, is_probe=True)

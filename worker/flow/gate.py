@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
 from worker.flow.circuit import CONNECT, Circuit, CircuitConfig, CircuitState, CircuitStatistics, Pass
 from worker.flow.clock import Clock, TimerHandle
@@ -42,8 +44,7 @@ from worker.flow.window.adaptive import AdaptiveWindow, Outcome, Ticket
 from worker.policy.blame import Blame
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptSignal:
+class AttemptSignal(msgspec.Struct, frozen=True, kw_only=True):
     """What the end of one attempt says about the backend."""
 
     breaker: BreakerEffect = BreakerEffect.NONE

@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmissionOrder:
+
+class AdmissionOrder(msgspec.Struct, frozen=True, kw_only=True):
     """A message's claim to be next."""
 
     priority: int = 0

@@ -14,7 +14,9 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec import structs
 
 from worker.delivery import AlreadyAnswered, Delivery, Limits, Nack, Outcome, Reply, bad_message, build_reply, conflict
 from worker.errors import AdmissionClosedError, AdmissionError, MessageError
@@ -277,7 +279,7 @@ class Processor:
         verdict = judge(end, budget, route.health(request.lane), jitter=self._random.random())
         if verdict.needs_outage_check:
             await wait_for(self._draining, self._outage_detection_s)
-            checked = replace(end, is_outage_checked=True)
+            checked = structs.replace(end, is_outage_checked=True)
             verdict = self._judge(delivery, checked, route.health(request.lane))
         return verdict
 

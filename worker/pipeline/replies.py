@@ -14,10 +14,10 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import msgspec
+from msgspec import structs
 
 from worker.delivery import Delivery, Reply
 from worker.errors import MessageRejectedError, MessageTooLargeError, PublishError, PublishRefusedError
@@ -202,8 +202,8 @@ class Replier:
         """Return what takes the place of a refused answer: the small error; if refused, that with fewer fields."""
         if reply.error_class in _REPLACEMENTS:
             if reply.stats is not None:  # the requester chooses the model's name, which stands in them
-                return replace(reply, stats=None)
-            return None if reply.metadata == b"{}" else replace(reply, metadata=b"{}")
+                return structs.replace(reply, stats=None)
+            return None if reply.metadata == b"{}" else structs.replace(reply, metadata=b"{}")
         if isinstance(error, MessageTooLargeError):
             _log.error("reply_too_large", message_id=delivery.message.message_id, bytes=size)
             error_class = ErrorClass.REPLY_TOO_LARGE

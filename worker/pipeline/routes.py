@@ -5,9 +5,11 @@ Routes are tried in the order of the settings; the first whose patterns all matc
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+
+from msgspec import structs
 
 from worker.errors import MessageError, did_you_mean
 from worker.flow.circuit import PROBE_JITTER, CircuitConfig
@@ -180,7 +182,7 @@ class RequestReader:
                 raise MessageError(f"header {name!r} is not allowed", param="headers", metadata=request.metadata)
         tenant = self._tenant(message, request)
         if tenant is not None:
-            request = replace(request, tenant=tenant[:MAX_TENANT_CHARS])
+            request = structs.replace(request, tenant=tenant[:MAX_TENANT_CHARS])
         if request.body is None:
             raise MessageError("body_uri is not supported", param="body_uri", metadata=request.metadata)
         return request

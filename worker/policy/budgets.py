@@ -10,7 +10,9 @@ Source: house decision; `delivery_attempt` and the dead-letter policy:
     https://cloud.google.com/pubsub/docs/handling-failures#dead-letter_topic
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+import msgspec
 
 from worker.policy.model import Decision, Disposition
 from worker.policy.own_replies import deadline_passed
@@ -20,8 +22,7 @@ MAX_RETRY_AFTER_S = 60.0
 for an hour in which others are served."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """What is left to spend on one delivery, at the moment of the decision."""
 
     max_delivery_attempts: int | None

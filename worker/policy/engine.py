@@ -8,8 +8,9 @@ about the delivery and not about the error.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from worker.policy.hook import DEFAULT_TIMEOUT_S, Hook, HookReport, chain, load_hooks
 from worker.policy.model import Decision, ErrorClass, ErrorEvent
@@ -20,8 +21,7 @@ from worker.policy.rules.model import Rule
 from worker.policy.table import accept, classify, decide, is_good_answer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Classified:
+class Classified(msgspec.Struct, frozen=True, kw_only=True):
     """A decision before hooks, and what led to it."""
 
     decision: Decision

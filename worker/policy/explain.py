@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from msgspec import structs
+
 from worker.policy.backoff import Backoff
 from worker.policy.blame import MAX_ROW, UNKNOWN, Blame
 from worker.policy.budgets import Budget
@@ -93,7 +95,7 @@ def explain(
     if verdict.needs_outage_check:
         text = f"waits {OUTAGE_DETECTION_S:g} s; if the breaker opens meanwhile, the failure is an outage's"
         steps.append(Step(stage="outage", text=text))
-        verdict = judge(replace(end, is_outage_checked=True), budget, health)
+        verdict = judge(structs.replace(end, is_outage_checked=True), budget, health)
     steps.append(Step(stage="delivery", text=_delivery_text(decision, verdict)))
     return Explanation(verdict=verdict, facts=facts, steps=tuple(steps))
 

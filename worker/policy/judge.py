@@ -21,6 +21,9 @@ Nothing here reads a clock, draws a random number or keeps state.
 
 from dataclasses import dataclass, replace
 
+import msgspec
+from msgspec import structs
+
 from worker.policy.blame import UNKNOWN, Blame, speaks_against_backend
 from worker.policy.budgets import Budget, apply_budgets, next_delay_s
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Scope
@@ -69,8 +72,7 @@ _CRASHES = frozenset(
 _ERRORS = 400
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptEnd:
+class AttemptEnd(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt ended, well or not."""
 
     event: ErrorEvent
@@ -141,8 +143,7 @@ class BackendHealth:
 HEALTHY = BackendHealth()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate learns of an attempt; it is applied as it stands."""
 
     breaker: BreakerAction
@@ -159,8 +160,7 @@ class Report:
 SERVED = Report(breaker=BreakerAction.SUCCESS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What is done with the delivery."""
 
     decision: Decision
@@ -245,10 +245,10 @@ def judge(  # noqa: PLR0911 - one return a kind of end
             if end.last is not None and end.last.disposition is Disposition.REPLY:
                 return Verdict(decision=end.last)  # the answer was whole when its attempt was cut
             nacked = replace(end.last or INTERRUPTED, disposition=Disposition.NACK)
-            return Verdict(decision=apply_budgets(nacked, replace(budget, is_draining=True)))
+            return Verdict(decision=apply_budgets(nacked, structs.replace(budget, is_draining=True)))
         case Unexpected():
             counted = max(budget.counted_attempts, 1)  # something was tried: the message's age may end it
-            return Verdict(decision=apply_budgets(INTERNAL, replace(budget, counted_attempts=counted)))
+            return Verdict(decision=apply_budgets(INTERNAL, structs.replace(budget, counted_attempts=counted)))
 
 
 def _not_admitted(end: NotAdmitted, budget: Budget, health: BackendHealth) -> Decision:
@@ -285,7 +285,7 @@ def _judge_attempt(end: AttemptEnd, budget: Budget, health: BackendHealth, jitte
                     decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+outage", max_attempts=None
                 )
     if is_outage:
-        budget = replace(budget, counted_attempts=budget.counted_attempts - 1)
+        budget = structs.replace(budget, counted_attempts=budget.counted_attempts - 1)
     delay_s = _delay_s(decision, budget, health, end.blame, jitter)
     return Verdict(
         decision=apply_budgets(decision, budget, delay_s=delay_s),
@@ -301,7 +301,7 @@ def _own(decision: Decision, budget: Budget, blame: Blame) -> tuple[Decision, Bu
         decision = replace(decision, disposition=Disposition.NACK, rule=f"{decision.rule}+own")
     if budget.max_delivery_attempts is None or budget.delivery_attempt is None:
         decision = replace(decision, max_attempts=min(decision.max_attempts or MAX_OWN_FAILURES, MAX_OWN_FAILURES))
-        budget = replace(budget, counted_attempts=max(budget.counted_attempts, blame.failures))
+        budget = structs.replace(budget, counted_attempts=max(budget.counted_attempts, blame.failures))
     return decision, budget
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import msgspec
+
 from worker.policy.backoff import Backoff
 
 
@@ -114,8 +116,7 @@ class Scope(StrEnum):
     """The requests of one model."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorEvent:
+class ErrorEvent(msgspec.Struct, frozen=True, kw_only=True):
     """What happened to one attempt: the input of every rule and of the operator's hook."""
 
     backend: str
@@ -128,7 +129,7 @@ class ErrorEvent:
     """How far the attempt came."""
     status: int | None = None
     """HTTP status; `None` when no response headers came."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     """Response headers, names in lower case."""
     body: bytes = b""
     """Response body as far as it came (for a stream: the error event's data, if one came)."""

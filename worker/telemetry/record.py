@@ -19,7 +19,6 @@ Tokens are those of the last attempt.  Of an answer that resumed an earlier atte
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -47,8 +46,7 @@ MAX_LOGGED_MODEL_BYTES = 256
 """Of the name of a model in a log line: it comes from a requester."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measures:
+class Measures(msgspec.Struct, frozen=True, kw_only=True):
     """What one attempt measured; durations in seconds."""
 
     ttft_s: float | None = None

@@ -13,7 +13,6 @@ Paths are judged for their shape only (`worker.wire.http`); which of them are al
 import json
 import re
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -60,25 +59,23 @@ _GAP = re.compile(r"[ \t\r\n]*")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReceivedMessage:
+class ReceivedMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One delivery, as the broker gave it; has no `ack()`: the processor returns a verdict instead."""
 
     message_id: str
     """The broker's id, the same for every redelivery."""
     data: bytes
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = {}
     publish_time: float = 0.0
     """Unix seconds at which the broker accepted it."""
     delivery_attempt: int | None = None
     """From 1; `None` when the subscription has no dead-letter policy and so does not count."""
     ordering_key: str = ""
-    received_at: float | None = field(default=None, compare=False)
+    received_at: float | None = None
     """Monotonic seconds at which its lease began here, before any wait in the subscriber; `None`: now."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestMessage:
+class RequestMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded request."""
 
     path: str
@@ -92,7 +89,7 @@ class RequestMessage:
     """Unix seconds after which no answer is wanted but the error that says so."""
     priority: int = 0
     """Larger is sooner, within what one worker has leased."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     model: str | None = None
     """`body.model` when it is a string."""
     tenant: str | None = None

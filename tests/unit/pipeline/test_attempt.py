@@ -2,9 +2,9 @@
 
 import asyncio
 import uuid
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from tests.support.fakes import GOOD, REFUSED, Answer, FakeBackend, status
 from tests.support.pipeline import Pipeline, a_delivery, message
@@ -66,7 +66,7 @@ def test_no_embeddings_are_the_right_answer_to_no_texts(asked: str, is_good: boo
 async def test_what_is_sent() -> None:
     """Path, body and headers of the request, an id of this try, and the time until the deadline."""
     pipeline = Pipeline(attempts={"send_idempotency_key": True})
-    request = replace(REQUEST, headers={"x-a": "1"}, deadline=unix_time() + 60)
+    request = structs.replace(REQUEST, headers={"x-a": "1"}, deadline=unix_time() + 60)
     await _make(pipeline, request, a_delivery(request, message(message_id="m", attempt=2)))
     sent = pipeline.backend.requests[0]
     assert (sent.path, sent.body) == (request.path, request.body)
@@ -120,7 +120,7 @@ async def test_403s_of_three_models_are_about_our_credentials() -> None:
     decisions = [await _make(pipeline)]
     for model in ("a", "a", "a", "b", "c"):
         await asyncio.sleep(60)
-        decisions.append(await _make(pipeline, replace(REQUEST, model=model)))
+        decisions.append(await _make(pipeline, structs.replace(REQUEST, model=model)))
     classes = [decision.error_class for decision in decisions]
     assert classes == [None, *[ErrorClass.FORBIDDEN] * 4, ErrorClass.AUTH]
     assert pipeline.gate.circuit.failures == 1
@@ -170,7 +170,7 @@ async def test_an_error_status_is_judged_though_the_deadline_cut_its_body() -> N
     """A status is the whole truth, also when its body was not read to the end in time."""
     answer = status(500, b"", fault=Fault.TOTAL_TIMEOUT, phase=Phase.BODY)
     pipeline = Pipeline(FakeBackend(answer))
-    decision = await _make(pipeline, replace(REQUEST, deadline=unix_time() + 0.03))
+    decision = await _make(pipeline, structs.replace(REQUEST, deadline=unix_time() + 0.03))
     assert decision.error_class is ErrorClass.SERVER_ERROR
 
 

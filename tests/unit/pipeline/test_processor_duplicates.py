@@ -1,7 +1,8 @@
 """The same message twice: in flight, delivered again, or under a key of the requester."""
 
 import asyncio
-from dataclasses import replace
+
+from msgspec import structs
 
 from tests.support.fakes import Answer, FakeBackend, status
 from tests.support.pipeline import Pipeline, data, message
@@ -30,7 +31,7 @@ async def test_a_second_delivery_that_is_the_last_attempt_counts() -> None:
     received = message(attempt=4)
     first = pipeline.start(received)
     await settle()
-    second = pipeline.start(replace(received, delivery_attempt=5))
+    second = pipeline.start(structs.replace(received, delivery_attempt=5))
     assert await asyncio.gather(first, second) == [ACK, ACK]
     assert pipeline.answer.json["status_code"] == 500
     assert pipeline.answer.attributes["delivery_attempt"] == "5"
@@ -57,7 +58,7 @@ async def test_a_redelivery_of_an_answered_message_is_acked_without_a_second_ans
     pipeline = Pipeline()
     received = message(attempt=1)
     assert await pipeline.handle(received) is ACK
-    assert await pipeline.handle(replace(received, delivery_attempt=2)) is ACK
+    assert await pipeline.handle(structs.replace(received, delivery_attempt=2)) is ACK
     assert (len(pipeline.backend.requests), len(pipeline.answers)) == (1, 1)
     assert pipeline.count("duplicates_total", "answered") == 1
 
@@ -71,7 +72,7 @@ async def test_a_key_used_for_another_request_is_a_conflict_that_changes_nothing
     assert await pipeline.handle(other) is ACK
     assert pipeline.answers[1].json["status_code"] == 409
     assert await pipeline.handle(other) is ACK
-    assert await pipeline.handle(replace(first, message_id="c")) is ACK
+    assert await pipeline.handle(structs.replace(first, message_id="c")) is ACK
     assert len(pipeline.answers) == 2
     assert len(pipeline.backend.requests) == 1
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from tests.support.policy import NOW, rules_of
 from worker.policy.blame import UNKNOWN, Blame
@@ -15,7 +16,7 @@ from worker.policy.judge import HEALTHY, AttemptEnd, BackendHealth, judge
 from worker.policy.model import Disposition, ErrorClass, ErrorEvent, Fault, Phase
 
 FIRST = Budget(max_delivery_attempts=5, delivery_attempt=1, lease_left_s=600.0, hold_max_s=600.0)
-LAST = replace(FIRST, delivery_attempt=5)
+LAST = structs.replace(FIRST, delivery_attempt=5)
 
 
 def an_event(status: int | None, body: bytes = b"", **changes) -> ErrorEvent:
@@ -36,7 +37,7 @@ def stages(explanation) -> dict[str, str]:
 
 @pytest.mark.parametrize("status", [200, 401, 403, 429, 500, 503])
 @pytest.mark.parametrize("stopped_by", [None, ErrorClass.SERVER_ERROR])
-@pytest.mark.parametrize("budget", [FIRST, LAST, replace(FIRST, is_draining=True)])
+@pytest.mark.parametrize("budget", [FIRST, LAST, structs.replace(FIRST, is_draining=True)])
 @pytest.mark.parametrize(
     "blame", [UNKNOWN, Blame(failures=3, is_contradicted=True, is_served_since=True), Blame(others_failing=9)]
 )
@@ -106,7 +107,7 @@ def test_a_failing_hook_is_told():
             "builtin:stream_broken+outage",
         ),
         (
-            replace(FIRST, is_draining=True),
+            structs.replace(FIRST, is_draining=True),
             HEALTHY,
             True,
             "nack: continuation, draining",
@@ -114,7 +115,7 @@ def test_a_failing_hook_is_told():
         ),
         (LAST, HEALTHY, False, "nack becomes reply: max_attempts", "builtin:stream_broken+budget:max_attempts"),
         (
-            replace(FIRST, deadline_left_s=-1.0),
+            structs.replace(FIRST, deadline_left_s=-1.0),
             HEALTHY,
             False,
             "nack becomes reply: deadline",
@@ -184,7 +185,7 @@ def test_whose_trouble_it_is_is_explained(blame, told, gate, delivery):
 def test_a_message_of_its_own_trouble_ends_in_its_own_error():
     """On the last delivery attempt, or after five failures where attempts are not counted."""
     own = Blame(is_contradicted=True, is_served_since=True, failures=5)
-    for budget in (LAST, replace(FIRST, max_delivery_attempts=None, delivery_attempt=None)):
+    for budget in (LAST, structs.replace(FIRST, max_delivery_attempts=None, delivery_attempt=None)):
         decision = explain(a_policy(), an_event(401), budget, blame=own).decision
         assert (decision.disposition, decision.error_class) == (Disposition.REPLY, ErrorClass.AUTH)
 
@@ -193,7 +194,7 @@ def test_the_text_is_readable():
     """Every step has its line, and the decision's fields stand below."""
     body = json.dumps({"error": {"message": "Rate limit", "code": "rate_limit_exceeded"}}).encode()
     text = explain(
-        a_policy(), an_event(429, body, headers={"retry-after": "7"}), replace(LAST, delivery_attempt=1)
+        a_policy(), an_event(429, body, headers={"retry-after": "7"}), structs.replace(LAST, delivery_attempt=1)
     ).render()
     lines = text.splitlines()
     assert lines[0].startswith("event     /v1/chat/completions on b")

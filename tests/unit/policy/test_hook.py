@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib.metadata import EntryPoint, distributions
 
 import pytest
+from msgspec import structs
 
 from worker.errors import SettingsError
 from worker.policy.engine import ErrorPolicy
@@ -119,7 +120,7 @@ def test_the_engine_asks_hooks_about_errors_only():
     asked = []
     hook = Hook("h", lambda event, _: asked.append(event.status))
     policy = ErrorPolicy(hooks=[hook], on_hook=reports.append)
-    good = replace(EVENT, status=200, body=b'{"choices": [{"finish_reason": "stop"}]}')
+    good = structs.replace(EVENT, status=200, body=b'{"choices": [{"finish_reason": "stop"}]}')
     assert policy.decide(good).error_class is None
     assert policy.decide(EVENT).rule == "builtin:server_error"
     assert asked == [500]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from worker.policy.backoff import Backoff
 from worker.policy.blame import Blame
@@ -36,7 +37,7 @@ from worker.policy.table import ROWS
 
 REPLY, NACK, HOLD = Disposition.REPLY, Disposition.NACK, Disposition.HOLD
 FIRST = Budget(max_delivery_attempts=5, delivery_attempt=1, lease_left_s=600.0, hold_max_s=600.0)
-LAST = replace(FIRST, delivery_attempt=5)
+LAST = structs.replace(FIRST, delivery_attempt=5)
 DOWN = BackendHealth(stopped_by=ErrorClass.SERVER_ERROR)
 FAILED = Decision(
     disposition=NACK,
@@ -75,7 +76,7 @@ def test_a_failure_beside_successes_is_nacked():
 
 def test_a_failure_among_failures_is_an_outage():
     """Behind an open breaker it is held, does not count, and no limit of its class applies."""
-    spent = replace(FIRST, attempts=2, counted_attempts=2)
+    spent = structs.replace(FIRST, attempts=2, counted_attempts=2)
     for is_checked in (False, True):
         verdict = judge(an_end(is_outage_checked=is_checked), spent, DOWN)
         assert (verdict.decision.disposition, verdict.decision.max_attempts) == (HOLD, None)
@@ -97,13 +98,13 @@ def test_outage_retries_run_out(error_class, limit):
     """A failure that was attributed to outages so often is nacked, soon if each may have taken the server down."""
     failed = an_end(replace(FAILED, error_class=error_class, max_attempts=None))
     for failures, expected in ((limit, HOLD), (limit + 1, NACK)):
-        again = replace(failed, blame=Blame(failures=failures))
+        again = structs.replace(failed, blame=Blame(failures=failures))
         assert judge(again, FIRST, DOWN).decision.disposition is expected
 
 
 def test_outage_retries_run_out_where_nothing_is_counted():
     """Without a dead-letter policy there are no delivery attempts to compare them with."""
-    uncounted = replace(FIRST, max_delivery_attempts=None, delivery_attempt=None)
+    uncounted = structs.replace(FIRST, max_delivery_attempts=None, delivery_attempt=None)
     for failures, expected in ((MAX_OUTAGE_RETRIES, HOLD), (MAX_OUTAGE_RETRIES + 1, NACK)):
         again = an_end(FAILED, blame=Blame(failures=failures))
         assert judge(again, uncounted, DOWN).decision.disposition is expected
@@ -135,14 +136,14 @@ def test_what_others_contradict_once_may_be_the_beginning_of_an_outage():
     assert judge(first, FIRST).needs_outage_check
     verdict = judge(first, FIRST, DOWN)
     assert (verdict.decision.disposition, verdict.is_outage) == (HOLD, True)
-    assert judge(replace(first, is_outage_checked=True), FIRST).decision.disposition is NACK
+    assert judge(structs.replace(first, is_outage_checked=True), FIRST).decision.disposition is NACK
 
 
 def test_a_failure_that_is_the_messages_own_is_not_held():
     """It goes back to the broker, with the rule saying why; on the last delivery attempt it is answered."""
     verdict = judge(an_end(BUSY, blame=OWN), FIRST)
     assert (verdict.decision.disposition, verdict.decision.rule) == (NACK, f"{BUSY.rule}+own")
-    last = judge(an_end(BUSY, blame=OWN), replace(FIRST, delivery_attempt=5))
+    last = judge(an_end(BUSY, blame=OWN), structs.replace(FIRST, delivery_attempt=5))
     assert last.decision.disposition is REPLY
 
 
@@ -153,7 +154,7 @@ def test_a_single_failure_that_others_contradict_is_held_as_ever():
 
 def test_an_own_failure_is_answered_where_nothing_counts_delivery_attempts():
     """After so many failures in this process, over all deliveries."""
-    uncounted = replace(FIRST, max_delivery_attempts=None, delivery_attempt=None)
+    uncounted = structs.replace(FIRST, max_delivery_attempts=None, delivery_attempt=None)
     for failures, expected in ((MAX_OWN_FAILURES - 1, NACK), (MAX_OWN_FAILURES, REPLY)):
         blame = replace(OWN, failures=failures)
         for decision in (BUSY, FAILED):
@@ -179,7 +180,7 @@ def test_only_a_nack_that_tells_the_breaker_may_be_an_outage(changes):
 
 def test_a_drain_attributes_nothing_to_an_outage_and_waits_for_none():
     """What failed is nacked at once."""
-    draining = replace(FIRST, is_draining=True)
+    draining = structs.replace(FIRST, is_draining=True)
     for health, is_checked in itertools.product((HEALTHY, DOWN), (False, True)):
         verdict = judge(an_end(is_outage_checked=is_checked), draining, health)
         assert (verdict.decision, verdict.needs_outage_check) == (FAILED, False)
@@ -193,13 +194,13 @@ def test_a_stream_that_can_be_resumed_is_held():
     verdict = judge(an_end(can_resume=True), FIRST)
     assert (verdict.decision.disposition, verdict.decision.rule) == (HOLD, "builtin:server_error+continuation")
     assert verdict.is_continuation
-    spent = judge(an_end(can_resume=True), replace(FIRST, attempts=2, counted_attempts=2))
+    spent = judge(an_end(can_resume=True), structs.replace(FIRST, attempts=2, counted_attempts=2))
     assert spent.decision.disposition is REPLY
 
 
 def test_a_stream_is_resumed_so_often():
     """A connection that breaks again and again may hold elsewhere."""
-    verdict = judge(an_end(can_resume=True), replace(FIRST, continuations=MAX_CONTINUATIONS))
+    verdict = judge(an_end(can_resume=True), structs.replace(FIRST, continuations=MAX_CONTINUATIONS))
     assert (verdict.decision.disposition, verdict.is_continuation) == (NACK, False)
 
 
@@ -216,7 +217,7 @@ def test_behind_an_open_breaker_it_is_an_outage_first():
 def test_an_attempt_that_the_deadline_cut_says_nothing_about_the_backend(left_s):
     """The breaker learns nothing, and the answer names the deadline."""
     event = ErrorEvent(backend="b", path="/p", phase=Phase.BODY, fault=Fault.TOTAL_TIMEOUT)
-    end, budget = an_end(event=event), replace(FIRST, deadline_left_s=left_s)
+    end, budget = an_end(event=event), structs.replace(FIRST, deadline_left_s=left_s)
     assert judge(end, budget).decision.error_class is ErrorClass.DEADLINE_EXCEEDED
     assert report(end, budget).breaker is BreakerAction.NONE
 
@@ -234,7 +235,7 @@ def test_an_attempt_that_the_deadline_cut_says_nothing_about_the_backend(left_s)
 def test_other_timeouts_are_the_backends(event, left_s):
     """They count for the breaker."""
     end = an_end(event=ErrorEvent(backend="b", path="/p", phase=Phase.BODY, **event))
-    assert report(end, replace(FIRST, deadline_left_s=left_s)).breaker is BreakerAction.COUNT
+    assert report(end, structs.replace(FIRST, deadline_left_s=left_s)).breaker is BreakerAction.COUNT
 
 
 def test_a_deadline_that_passed_names_the_last_error_and_uncovers_nothing():
@@ -279,7 +280,7 @@ def test_who_waited_behind_refused_credentials_learns_the_class_only():
 
 def test_a_message_that_only_waited_is_not_refused_for_its_age():
     """Where attempts are not counted it is nacked, however old; an exception of the worker's is an attempt."""
-    old = replace(FIRST, delivery_attempt=None, attempts=0, counted_attempts=0, message_age_s=1e9)
+    old = structs.replace(FIRST, delivery_attempt=None, attempts=0, counted_attempts=0, message_age_s=1e9)
     assert judge(NotAdmitted(), old, DOWN).decision.disposition is NACK
     assert judge(Unexpected(), old).decision.disposition is REPLY
 
@@ -302,7 +303,7 @@ def test_no_route_is_a_404():
 def test_while_the_breaker_is_closed_the_backoff_decides():
     """Full jitter within the decision's bounds, and never before the backend's hint."""
     held = replace(FAILED, disposition=HOLD, max_attempts=None, backoff=Backoff(base_s=1.0, max_s=60.0))
-    budget = replace(FIRST, attempts=3)
+    budget = structs.replace(FIRST, attempts=3)
     delays = [judge(an_end(held), budget, jitter=jitter).delay_s for jitter in (0.0, 0.5, 0.999)]
     assert delays == pytest.approx([0.0, 2.0, 3.996])
     assert judge(an_end(replace(held, retry_after_s=9.0)), budget, jitter=0.5).delay_s == 9.0
@@ -322,7 +323,7 @@ def test_a_hint_that_one_of_several_messages_heard_does_not_keep_its_lease(blame
     """It waits as its class does, since its next failure beside the success of others is its own."""
     held = replace(FAILED, disposition=HOLD, max_attempts=None, backoff=Backoff(base_s=1.0, max_s=60.0))
     hinted = an_end(replace(held, retry_after_s=9.0), blame=blame)
-    assert judge(hinted, replace(FIRST, attempts=1), jitter=0.5).delay_s == delay_s
+    assert judge(hinted, structs.replace(FIRST, attempts=1), jitter=0.5).delay_s == delay_s
 
 
 def test_behind_an_open_breaker_another_message_is_the_next_probe():
@@ -435,7 +436,7 @@ def test_every_end_has_a_sound_verdict(end: End, budget: Budget, health: Backend
     decision = verdict.decision
     if verdict.needs_outage_check:
         assert isinstance(end, AttemptEnd)
-        assert not judge(replace(end, is_outage_checked=True), budget, health, jitter=jitter).needs_outage_check
+        assert not judge(structs.replace(end, is_outage_checked=True), budget, health, jitter=jitter).needs_outage_check
         return
     assert decision.error_class is not None
     assert 400 <= decision.reply_status <= 599

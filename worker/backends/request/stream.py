@@ -9,7 +9,6 @@ requester gets is one JSON answer in any case.  ADR 0012 has the reasons.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 
 import msgspec
@@ -71,8 +70,7 @@ class Form(IntEnum):
     """With `stream_options.include_usage`, without which most servers do not count the tokens of a stream."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A request as it is sent."""
 
     body: bytes
