@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -65,6 +65,14 @@ class Bench:
 
     def inspect(self) -> Any:
         return self.faults.inspect(self.subscription)
+
+
+def publish_keys(bench: Bench, keys: Iterable[str], *data: bytes) -> None:
+    """Publish the same messages with each ordering key, in few requests."""
+    for key in keys:
+        for first in range(0, len(data), 500):
+            messages = [types.PubsubMessage(data=each, ordering_key=key) for each in data[first : first + 500]]
+            bench.admin.publisher.transport.publish(types.PublishRequest(topic=bench.topic, messages=messages))
 
 
 @contextmanager
@@ -130,6 +138,20 @@ async def test_a_broken_stream_is_reopened(bench: Bench) -> None:
     await task
     assert bench.seen == [b"1", b"2"]
     assert bench.metrics.subscription_reopens_total.value == 3
+
+
+@pytest.mark.parametrize("seen", [1, 300, 700])
+async def test_nothing_is_left_on_the_wire_by_a_drain(seen: int) -> None:
+    """Whenever it comes into a burst: what the server had sent is nacked and is back at once, not after a lease."""
+    with a_bench(max_in_flight=1_000) as bench:
+        publish_keys(bench, [""], *[b"x" * 10_000] * 1_000)
+        task = asyncio.create_task(bench.subscriber.run(bench.handle))
+        await bench.until_seen(seen)
+        await bench.subscriber.drain(5)
+        await task
+        state = bench.inspect()
+        assert (state.leased, state.acked_count + len(state.ready)) == ((), 1_000)
+        assert state.acked_count == len(bench.seen)
 
 
 @pytest.mark.parametrize("method", ["Acknowledge", "ModifyAckDeadline"])
@@ -230,12 +252,6 @@ async def test_a_drain_opens_no_stream(narrow: Bench) -> None:
     await task
     assert (narrow.inspect().acked_count, narrow.inspect().delivered_count) == (10, 10)
     assert narrow.faults.calls("StreamingPull") == 1
-
-
-def publish_keys(bench: Bench, keys: str, *data: bytes) -> None:
-    for key in keys:
-        messages = [types.PubsubMessage(data=each, ordering_key=key) for each in data]
-        bench.admin.publisher.transport.publish(types.PublishRequest(topic=bench.topic, messages=messages))
 
 
 ORDERED = {"enable_message_ordering": True}

@@ -8,7 +8,7 @@ The life of a lease::
             receipt sent         └──────────┴──────▶ NACKING ──▶ GONE
 
 * `next` starts what may run: in order of arrival, and one delivery at a time of each ordering key.  A nack also nacks
-  what waits behind it under its key, and what arrives before the broker knows of the nack: all of that is delivered
+  what waits behind it under its key, and what was sent before the broker knew of the nack: all of that is delivered
   again, in order.
 * The first lease is as long as the subscription's ack deadline, so that the messages of a killed worker are back after
   that.  What is held for longer than half of it is extended to a minute, again and again: that outlives an event loop
@@ -49,6 +49,8 @@ GATHER_S = 0.01
 """How long an ack or nack waits for others to share its request; Google's client waits as long."""
 GATHER_SHARE = 4
 """They wait no longer once they are a fourth of `max_in_flight`: the broker sends nothing else in their place."""
+REORDER_S = 5.0
+"""How long after a nack what the broker had sent before may still arrive; generous."""
 RETRY_BACKOFF = Backoff(base_s=0.2, max_s=2.0, jitter=0.5)
 """Several tries fit into the half of the shortest lease, 10 s."""
 MAX_IDS = 1_000
@@ -168,7 +170,7 @@ class Leases:
         self._size_bytes = 0
         self._ready: deque[Lease] = deque()
         self._keys: dict[str, deque[Lease]] = {}
-        self._nacked: dict[str, Lease] = {}  # by key, the delivery from which on it comes again
+        self._nacked: dict[str, tuple[float, set[str]]] = {}  # by key, until when which ids are known to come again
         self._ticked_at = clock()
         self._stall = (0.0, 0.0)  # when the last one began, and until when what it delayed may arrive
         self._pending: dict[Kind, dict[Lease, None]] = {kind: {} for kind in Kind}
@@ -245,9 +247,9 @@ class Leases:
         grant.messages += 1
         grant.size_bytes += size_bytes
         if key:
-            nacked = self._nacked.get(key)
-            if nacked is not None and nacked.message.message_id != message.message_id:
-                self._nack(lease)  # sent before the broker knew
+            until, message_ids = self._nacked.get(key, (0.0, ()))
+            if now < until and message.message_id not in message_ids:
+                self._nack(lease)  # not a redelivery, so it was sent before the broker knew
                 return
             self._nacked.pop(key, None)
             self._keys.setdefault(key, deque()).append(lease)
@@ -314,23 +316,28 @@ class Leases:
 
     def _nack(self, lease: Lease) -> None:
         lease.state = State.NACKING
+        self._comes_again(lease)
         self._pending[Kind.EXTEND].pop(lease, None)
         self._put(Kind.NACK, lease)
 
     def _nack_behind(self, lease: Lease) -> None:
         """Nack what waits under the key of a delivery that comes again; what runs keeps its place before them."""
-        if not lease.key:
-            return
-        if lease.state is State.NACKING:
-            self._nacked[lease.key] = lease
         for other in self._keys.pop(lease.key, deque()):
             if other.state is State.RUNNING and other is not lease:
                 self._keys[lease.key] = deque([other])
             elif other.state in _UNSTARTED and other is not lease:
                 self._nack(other)
 
+    def _comes_again(self, lease: Lease) -> None:
+        """Note which message of its key is to be waited for, at least."""
+        if lease.key:
+            _, message_ids = self._nacked.get(lease.key, (0.0, set[str]()))
+            message_ids.add(lease.message.message_id)
+            self._nacked[lease.key] = self._clock() + REORDER_S, message_ids
+
     def _abandon(self, lease: Lease) -> None:
         """Forget a delivery that was not begun and whose lease is over."""
+        self._comes_again(lease)
         self._nack_behind(lease)
         self._remove(lease)
 
@@ -338,8 +345,6 @@ class Leases:
         if self._held.pop(lease.ack_id, None) is None:
             return
         lease.state = State.GONE
-        if self._nacked.get(lease.key) is lease:
-            del self._nacked[lease.key]
         self._size_bytes -= lease.size_bytes
         lease.grant.messages -= 1
         lease.grant.size_bytes -= lease.size_bytes
@@ -359,6 +364,7 @@ class Leases:
         if now - self._ticked_at > 2 * TICK_S:
             self._stall = (self._ticked_at, now + TICK_S)
         self._ticked_at = now
+        self._nacked = {key: nacked for key, nacked in self._nacked.items() if nacked[0] > now}
         for lease in list(self._held.values()):
             if lease.extend_at <= now:
                 self._extend(lease, now)

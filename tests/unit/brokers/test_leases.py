@@ -376,22 +376,37 @@ def test_a_nack_sends_back_what_waits_behind_it(table: Table) -> None:
 
 
 def test_what_was_under_way_behind_a_nack_goes_back_too(table: Table) -> None:
-    """The broker sent it before it knew; the nacked one itself starts when it comes again, however soon."""
+    """The broker sent it before it knew; what was nacked starts when it comes again, however soon."""
     table.add("k1", "k2", key="k")
     (first,) = table.start()
     table.leases.settle(first, NACK)
     (request,) = table.requests(Kind.NACK)
     table.add("k3", key="k")
+    table.leases.confirmed(request)
+    table.add("k4", key="k")
     table.add("l1", key="l")
     assert table.started() == ["l1"]
-    assert table.sent(Kind.NACK) == ["k3"]
-    again = ReceivedMessage(message_id="k1", data=b"")
-    table.leases.add("k1 again", again, 1, table.grant, key="k", is_exactly_once=False)
-    table.add("k4", key="k")
-    table.leases.confirmed(request)
+    assert table.sent(Kind.NACK) == ["k3", "k4"]
+    table.add("k1", "k2", key="k")
     (second,) = table.start()
     table.leases.settle(second, ACK)
-    assert (second.ack_id, table.started()) == ("k1 again", ["k4"])
+    assert (second.ack_id, table.started()) == ("k1", ["k2"])
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_key_goes_on_without_a_message_that_does_not_come_again(table: Table, waits: bool) -> None:
+    """It may be dead-lettered: the next one is nacked once at most, and not at all after a while."""
+    table.add("k1", key="k")
+    (first,) = table.start()
+    table.leases.settle(first, NACK)
+    assert table.sent(Kind.NACK) == ["k1"]
+    if waits:
+        table.pass_s(6)
+    table.add("k2", key="k")
+    assert table.sent(Kind.NACK) == ([] if waits else ["k2"])
+    if not waits:
+        table.add("k2", key="k")
+    assert table.started() == ["k2"]
 
 
 def test_a_lost_receipt_sends_back_its_key_but_not_what_runs(table: Table) -> None:
@@ -405,10 +420,10 @@ def test_a_lost_receipt_sends_back_its_key_but_not_what_runs(table: Table) -> No
     table.leases.failed(request, is_permanent=True, reasons=reasons)
     table.clock.advance(1)
     assert table.sent(Kind.NACK) == ["k3"]
-    table.add("k2 again", key="k")
+    table.add("k2", key="k")
     assert table.started() == []
     table.leases.settle(first, ACK)
-    assert table.started() == ["k2 again"]
+    assert table.started() == ["k2"]
 
 
 def test_what_no_handler_has_begun_is_nacked_together(table: Table) -> None:
