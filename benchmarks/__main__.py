@@ -33,6 +33,9 @@ BENCHMARKS = {
         short=["--messages", "3000", "--rounds", "1"],
     ),
     "start": Benchmark(title="The start", command=["-m", "benchmarks.start"], short=["--rounds", "1"]),
+    "attempt": Benchmark(
+        title="One HTTP attempt", command=["-m", "benchmarks.attempt"], short=["--requests", "1000", "--rounds", "1"]
+    ),
     "localpubsub": Benchmark(
         title="The embedded Pub/Sub server",
         command=["benchmarks/localpubsub.py"],

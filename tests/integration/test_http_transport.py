@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.support.raw_http import CHUNKED, Connection, always, answer, pause, raw_server, until
-from worker.backends.http.transport import HttpTransport
+from worker.backends.http.transport import MAX_BUFFERED_BYTES, HttpTransport
 
 
 @pytest.fixture
@@ -67,6 +67,21 @@ async def test_a_body_that_nobody_reads_is_not_read_either(transport: HttpTransp
         assert not sent
         assert await response.aread() == body
         await response.aclose()
+
+
+async def test_a_body_that_is_read_late_is_in_nobodys_way(transport: HttpTransport) -> None:
+    """Its connection carries the next request before its last piece was taken, and both bodies are whole."""
+    body = b"a" * (MAX_BUFFERED_BYTES + 1000)
+    async with raw_server(always(answer(body))) as server:
+        first = await transport.handle_async_request(a_request(server.url))
+        await until(lambda: server.requests)
+        await pause(0.05)
+        second = await transport.handle_async_request(a_request(server.url))
+        assert [await first.aread(), await second.aread()] == [body, body]
+        third = await transport.handle_async_request(a_request(server.url))
+        assert await third.aread() == body
+        for response in (first, second, third):
+            await response.aclose()
 
 
 async def test_a_packed_body_is_handed_over_unpacked(transport: HttpTransport) -> None:

@@ -32,7 +32,7 @@ class AttemptTimer:
         self._idle_s = settings.idle_s
         self._ends = self._now() + limit_s
         self._kind = Fault.FIRST_BYTE_TIMEOUT
-        self._at: float | None = self._first_byte_at()
+        self._at: float | None = self._ends
         self._timeout = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -40,7 +40,9 @@ class AttemptTimer:
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
         # Not later than any limit that may be set soon: then moving one needs no timer.
-        self._set_timer(min(self._first_byte_at(), self._now() + self._idle_s))
+        now = self._now()
+        self._set_timer(min(self._ends, now + self._idle_s, now + (self._first_byte_s or self._idle_s)))
+        self.await_first_byte()
         return self
 
     async def __aexit__(
@@ -58,22 +60,20 @@ class AttemptTimer:
 
     def await_first_byte(self) -> None:
         """Start to wait for the first sign of an answer."""
-        self._move(Fault.FIRST_BYTE_TIMEOUT, self._first_byte_at())
+        self._move(Fault.FIRST_BYTE_TIMEOUT, self._first_byte_s, self._now())
 
     def restart_idle(self) -> None:
         """Start to wait for the next sign of life."""
-        self._move(Fault.IDLE_TIMEOUT, min(self._ends, self._now() + self._idle_s))
+        self._move(Fault.IDLE_TIMEOUT, self._idle_s, self._now())
 
     def stop(self) -> None:
         """Wait no longer for anything: the answer is there."""
         self._at = None
 
-    def _first_byte_at(self) -> float:
-        return self._ends if self._first_byte_s is None else min(self._ends, self._now() + self._first_byte_s)
-
-    def _move(self, kind: Fault, at: float) -> None:
-        if self._at is not None and self._now() > self._at:
+    def _move(self, kind: Fault, after_s: float | None, now: float) -> None:
+        if self._at is not None and now > self._at:
             return  # it has passed: no sign of life takes that back, however fast they come
+        at = self._ends if after_s is None else min(self._ends, now + after_s)
         self._kind, self._at = kind, at
         if self._timer is None:  # it has fired: nothing was waited for, or the sign of life came just in time
             self._timeout.reschedule(None)

@@ -131,6 +131,7 @@ class Connection(asyncio.Protocol):
         """The loop's time at the end of the last answer."""
         self._is_reused = False
         self._is_paused = False
+        self._is_reading = True
         self._done: asyncio.Future[None] | None = None
         """Of the exchange under way; without one the connection is quiet."""
         self._begin()
@@ -233,13 +234,15 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def pause(self) -> None:
-        """Read no more until `resume`."""
-        if self._transport is not None:
+        """Read no more until `resume`, or until the answer is complete."""
+        if self._transport is not None and self._is_reading:
+            self._is_reading = False
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
-        if self._transport is not None:
+        if self._transport is not None and not self._is_reading:
+            self._is_reading = True
             self._transport.resume_reading()
 
     @property
@@ -275,6 +278,7 @@ class Connection(asyncio.Protocol):
         done, self._done, self._sink = self._done, None, None
         if self._linger is not None:
             self._linger.cancel()
+        self.resume()  # what comes now is to be seen
         self._is_reused = True
         self.idle_since = self._loop.time()
         self._keeper.keep(self)

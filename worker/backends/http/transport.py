@@ -177,7 +177,7 @@ class _Exchange(httpx.AsyncByteStream):
             await self._news.wait()
         data = self._pieces.popleft()
         self._size -= len(data)
-        if self._is_paused and not self._pieces:
+        if self._is_paused and not self._pieces and not done.done():  # another's, then
             self._is_paused = False
             self._connection.resume()
         return data
