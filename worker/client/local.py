@@ -335,6 +335,7 @@ class BatchRun:
         def written() -> None:
             example = self._tally.count(answer, waiting.number)
             self._window.leave(waiting.size)
+            self._decide_when_stuck()
             if example is not None and self._on_error is not None:
                 self._on_error(answer.error_class or "unclassified", example)
 

@@ -565,6 +565,29 @@ async def test_a_small_window_does_not_block(window):
     assert sink.data == b""
 
 
+async def test_a_held_error_is_written_when_the_others_are_answered():
+    """An error that came first, before the last good answers, does not wait for ever."""
+    broker, sink = FakeBroker(), Sink()
+    arrived = asyncio.Event()
+
+    async def publish(data, attributes, /):
+        if attributes["line_id"].startswith("line-2-"):
+            broker.inject(*failing("invalid_request", 400)(data, attributes))
+            arrived.set()
+        else:
+            await arrived.wait()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            broker.inject(*echo(data, attributes))
+        return "id"
+
+    lines = [a_message(n) for n in range(3)]
+    run = BatchRun(Source(lines), sink, publish, broker.answers, window=8, first_answers=FirstAnswers())
+    async with asyncio.timeout(10):
+        await run.run()
+    assert len(sink.lines) == 3
+
+
 async def test_going_on_writes_what_comes():
     """Without `first_answers` every error is an answer."""
     sink = Sink()
