@@ -33,9 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the developer's shell or pod reaches a test, nor a subprocess it starts."""
     for name in os.environ:
-        if name.startswith(("WORKER_", "GOOGLE_", "PUBSUB_", "CLOUDSDK_", "OPENAI_")) or name.lower().endswith(
-            "_proxy"
-        ):
+        prefixes = ("WORKER_", "GOOGLE_", "PUBSUB_", "CLOUDSDK_", "OPENAI_", "AWS_", "AZURE_")
+        if name.startswith(prefixes) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 

@@ -105,6 +105,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
     status_code: int
     body: bytes
+    body_uri: str | None = None
+    """The object that the body was written to; the answer then names it."""
+    body_sha256: str | None = None
+    """Of that object."""
     metadata: bytes = b"{}"
     error_class: str | None = None
     truncated: bool = False

@@ -7,6 +7,7 @@ The exception tree; whose fault it is decides what is done about it.
     ├── SettingsError              the operator's: every fault in one message; exit code 2
     ├── MessageError               the requester's: answered with a 400, never retried
     ├── BackendError               the model server's or the network's: judged by `policy`; carries phase and fault
+    ├── PayloadError               object storage's: a body that cannot be read is judged by `policy`
     ├── AdmissionError             ours: this delivery may not start now
     │   ├── AdmissionTimeoutError  its budget of waiting is over
     │   └── AdmissionClosedError   the worker is draining
@@ -95,6 +96,23 @@ class BackendError(WorkerError):
     Attributes:
         fault: One of `policy.model.Fault`, by value.
         detail: The library's own words, for logs and the error envelope.
+    """
+
+    def __init__(self, fault: str, detail: str = "") -> None:
+        self.fault = fault
+        self.detail = detail
+        super().__init__(f"{fault}: {detail}" if detail else fault)
+
+
+class PayloadError(WorkerError):
+    """
+    A body could not be read from object storage or written to it.
+
+    `policy` decides whether a read is retryable; a write is tried again as long as the lease can be kept.
+
+    Attributes:
+        fault: One of `policy.model.Fault` whose name begins with `payload_`, by value.
+        detail: What is wrong, for logs and the error envelope.
     """
 
     def __init__(self, fault: str, detail: str = "") -> None:

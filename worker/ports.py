@@ -6,7 +6,8 @@ against small working fakes of these (`tests/support/fakes.py`), and every broke
 (`tests/conformance/`).
 """
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -143,6 +144,62 @@ class Backend(Protocol):
         Close every connection; idempotent.
 
         Cancellation: connections may stay open until the process ends.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPayload:
+    """An object that is being read."""
+
+    size: int
+    """Bytes, as object storage says before it sends them."""
+    chunks: AsyncIterator[bytes]
+    """Its content, in order; raises `PayloadError` where it breaks.  Read once, before the object is closed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPayload:
+    """A body that was written."""
+
+    uri: str
+    sha256: str
+    """64 hex digits."""
+
+
+class Payloads(Protocol):
+    """Object storage, as far as the settings allow it."""
+
+    can_write: bool
+    """Whether answers may be written."""
+
+    def check(self, uri: str) -> None:
+        """
+        Return when a request may name this object.
+
+        Raises:
+            ValueError: It is no URI of an object, or not below an allowed prefix; the text is for the requester.
+        """
+
+    def open(self, uri: str) -> AbstractAsyncContextManager[OpenPayload]:
+        """
+        Open an object that `check` allows; one try.
+
+        Raises:
+            PayloadError: It cannot be read, or is larger than any body may be; `policy` decides whether to try again.
+
+        Cancellation: closes the object.
+        """
+
+    async def write(self, message_id: str, body: bytes) -> StoredPayload:
+        """
+        Write the body of the answer to a message and return where it is; one try, all or nothing.
+
+        The same message's next answer takes the same place.
+
+        Raises:
+            PayloadError: It could not be written; retryable, or permanent until an operator acts.
+
+        Cancellation: the object may or may not be written.
         """
 
 

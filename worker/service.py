@@ -25,11 +25,12 @@ from worker.pipeline.attempt import Attempts
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, build_store
 from worker.pipeline.processor import Processor, Rules
+from worker.pipeline.referenced_bodies import ReferencedBodies
 from worker.pipeline.replies import Replier
 from worker.pipeline.routes import IntakePause, Router, build_route
 from worker.policy.engine import load_policy
 from worker.policy.hook import HookOutcome, HookReport
-from worker.ports import Publisher, Subscriber
+from worker.ports import Payloads, Publisher, Subscriber
 from worker.settings.conflicts import section_of
 from worker.settings.schema import Settings
 from worker.supervisor import Supervisor
@@ -111,7 +112,7 @@ class Service:
         self._metrics.build_info.labels(version("pubsub-inference-worker")).set(1)
         port = await self._probes.start(settings.http.host, settings.http.port)
         try:
-            backends, deduper = self._build_local()
+            backends, deduper, payloads = self._build_local()
             broker = await Broker.connect(settings.pubsub)
             self._closing.append(broker)
             publisher = broker.publisher()
@@ -120,7 +121,7 @@ class Service:
             limits = await self._reach_broker(broker)
             if limits is None or self._stopping.is_set():  # nothing is leased yet, and nothing needs to be
                 return 0
-            self._build(broker, publisher, limits, backends, deduper)
+            self._build(broker, publisher, limits, backends, deduper, payloads=payloads)
             _log.info(
                 "worker_started", http_port=port, subscription=broker.names.subscription, topic=broker.names.topic
             )
@@ -132,7 +133,7 @@ class Service:
         finally:
             await self._aclose()
 
-    def _build_local(self) -> tuple[list[HttpBackend], Deduper]:
+    def _build_local(self) -> tuple[list[HttpBackend], Deduper, Payloads | None]:
         """
         Build what needs nothing but this machine, so that its faults are told at once, whatever Pub/Sub does.
 
@@ -140,7 +141,7 @@ class Service:
             SettingsError: A key file cannot be read, an extra is missing; every fault is named.
         """
         settings, faults = self._settings, list[str]()
-        backends, deduper = list[HttpBackend](), None
+        backends, deduper, payloads = list[HttpBackend](), None, None
         for route in settings.all_routes():
             try:
                 backends.append(HttpBackend(route))
@@ -150,10 +151,14 @@ class Service:
             deduper = Deduper(build_store(settings.dedupe, self._metrics), settings.dedupe.metadata_key)
         except SettingsError as error:
             faults += error.faults
+        try:
+            payloads = _build_payloads(settings)
+        except SettingsError as error:
+            faults += error.faults
         self._closing += [*backends, *([deduper] if deduper is not None else [])]
         if faults or deduper is None:
             raise SettingsError(faults)
-        return backends, deduper
+        return backends, deduper, payloads
 
     async def _reach_broker(self, broker: Broker) -> Limits | None:
         """Check subscription and topic, waiting for a broker that is away; return `None` when stopped meanwhile."""
@@ -174,6 +179,8 @@ class Service:
         limits: Limits,
         backends: list[HttpBackend],
         deduper: Deduper,
+        *,
+        payloads: Payloads | None,
     ) -> None:
         """Put the parts together, bottom up."""
         settings, metrics, clock = self._settings, self._metrics, LoopClock()
@@ -197,6 +204,7 @@ class Service:
             intake,
             copy_attributes=tuple(settings.reply.copy_attributes),
             lease_s=settings.pubsub.max_lease_duration_s,
+            payloads=payloads if payloads is not None and payloads.can_write else None,
         )
         attempts = Attempts(recorder, send_idempotency_key=settings.request.idempotency_key)
         self._processor = Processor(
@@ -207,6 +215,7 @@ class Service:
             recorder=recorder,
             rules=Rules(request=settings.request, limits=limits, settle_s=settings.drain.settle_s),
             deduper=deduper,
+            bodies=self._build_bodies(payloads, recorder),
             dead_letters=self._build_dead_letters(broker),
         )
         assert self._subscriber is not None
@@ -219,6 +228,11 @@ class Service:
             subscriber=self._subscriber,
             max_in_flight=settings.pubsub.max_in_flight,
         )
+
+    def _build_bodies(self, payloads: Payloads | None, recorder: Recorder) -> ReferencedBodies | None:
+        if payloads is None or not self._settings.payloads.request_prefixes:
+            return None
+        return ReferencedBodies(payloads, recorder, max_bytes=self._settings.pubsub.max_in_flight_bytes)
 
     def _build_dead_letters(self, broker: Broker) -> DeadLetters | None:
         if self._settings.dead_letter.topic is None:
@@ -295,6 +309,14 @@ class Service:
     def _set_gauges(self) -> None:
         if self._supervisor is not None:
             self._supervisor.set_gauges()
+
+
+def _build_payloads(settings: Settings) -> Payloads | None:
+    if not settings.payloads.is_used:
+        return None
+    from worker.payloads.stores import build_payloads  # noqa: PLC0415 - most workers need none of it
+
+    return build_payloads(settings)
 
 
 def _build_tracer(settings: Settings) -> Tracer:

@@ -8,8 +8,10 @@ to.  No waiting by time: an attempt or a publish can be held open until the test
 import asyncio
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -17,10 +19,10 @@ from msgspec import structs
 
 from tests.support.fakeclock import FakeClock as FlowClock
 from tests.support.virtual_time import EPOCH, loop_time, unix_time
-from worker.errors import BackendError, MessageTooLargeError
+from worker.errors import BackendError, MessageTooLargeError, PayloadError
 from worker.policy.backoff import Backoff
 from worker.policy.model import Fault, Phase
-from worker.ports import AttemptResult, BackendRequest, Handler, Settlement
+from worker.ports import AttemptResult, BackendRequest, Handler, OpenPayload, Settlement, StoredPayload
 from worker.wire.body import RequestBody
 from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, ReceivedMessage, message_bytes
 
@@ -185,6 +187,62 @@ class Published:
     def error(self) -> Any:
         """The `error` object of the answer's body."""
         return self.json["body"]["error"]
+
+
+class FakePayloads:
+    """
+    Object storage that holds what the test puts into it; see `worker.ports.Payloads`.
+
+    Attributes:
+        objects: Content by URI.
+        failures: Raised by the next calls, one each.
+        opened: URIs, once for each call.
+        written: Names of messages whose answers were written, once for each call.
+        chunk_bytes: Of what is read at once.
+        seconds: How long opening takes, in the loop's time.
+    """
+
+    can_write = True
+
+    def __init__(self, **objects: bytes) -> None:
+        self.objects = {f"gs://b/{name}": body for name, body in objects.items()}
+        self.failures = deque[Exception]()
+        self.always: Exception | None = None
+        self.opened: list[str] = []
+        self.written: list[str] = []
+        self.chunk_bytes = 1 << 16
+        self.seconds = 0.0
+
+    def check(self, uri: str) -> None:
+        if not uri.startswith("gs://b/"):
+            raise ValueError("is not below a prefix that this worker may read")
+
+    @asynccontextmanager
+    async def open(self, uri: str) -> AsyncIterator[OpenPayload]:
+        self.opened.append(uri)
+        await asyncio.sleep(self.seconds)
+        self._fail()
+        body = self.objects.get(uri)
+        if body is None:
+            raise PayloadError(Fault.PAYLOAD_NOT_FOUND)
+        yield OpenPayload(size=len(body), chunks=self._chunks(body))
+
+    async def write(self, message_id: str, body: bytes) -> StoredPayload:
+        self.written.append(message_id)
+        await asyncio.sleep(self.seconds)
+        self._fail()
+        uri = f"gs://b/answers/{message_id}.json"
+        self.objects[uri] = body
+        return StoredPayload(uri=uri, sha256=sha256(body).hexdigest())
+
+    def _fail(self) -> None:
+        if self.always is not None or self.failures:
+            raise self.always or self.failures.popleft()
+
+    async def _chunks(self, body: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(body), self.chunk_bytes):
+            await asyncio.sleep(0)
+            yield body[start : start + self.chunk_bytes]
 
 
 class FakePublisher:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from tests.support.fakes import FakeBackend, FakePublisher, FakeSubscriber, Published
+from tests.support.fakes import FakeBackend, FakePayloads, FakePublisher, FakeSubscriber, Published
 from tests.support.virtual_time import loop_time, unix_time
 from worker.delivery import Delivery, Limits
 from worker.flow.circuit import CircuitState, CircuitStatistics
@@ -21,6 +21,7 @@ from worker.pipeline.attempt import Attempts
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, MemoryStore
 from worker.pipeline.processor import Processor, Rules
+from worker.pipeline.referenced_bodies import ReferencedBodies
 from worker.pipeline.replies import Replier
 from worker.pipeline.routes import IntakePause, Route, Router, build_route
 from worker.policy.engine import ErrorPolicy
@@ -51,6 +52,11 @@ METADATA = {"id": 12345678901234567890, "b": {"x": [1, 2.50]}, "a": "ü"}
 def data(body: Any = None, *, path: str = "/v1/chat/completions", metadata: Any = METADATA, **more: Any) -> bytes:
     """Return the data of a request message."""
     return msgspec.json.encode({"path": path, "metadata": metadata, "body": BODY if body is None else body, **more})
+
+
+def referring(uri: str = "gs://b/1", **more: Any) -> bytes:
+    """Return the data of a request message whose body is an object."""
+    return msgspec.json.encode({"path": "/v1/chat/completions", "metadata": METADATA, "body_uri": uri, **more})
 
 
 def message(payload: bytes | None = None, *, attempt: int | None = None, **more: Any) -> ReceivedMessage:
@@ -104,12 +110,14 @@ class Pipeline:
         self.pauses: list[tuple[str, bool]] = []
         self.intake = IntakePause(self.routes, lambda reason, holds: self.pauses.append((reason, holds)))
         lease_s = more.pop("lease_s", LEASE_S)
+        payloads: FakePayloads | None = more.pop("payloads", None)
         self.replier = Replier(
             self.publisher,
             self.recorder,
             self.intake,
             copy_attributes=more.pop("copy_attributes", ()),
             lease_s=lease_s,
+            payloads=payloads,
             clock=loop_time,
         )
         policy = more.pop("policy", None) or ErrorPolicy(now_unix=unix_time)
@@ -131,6 +139,8 @@ class Pipeline:
             settle_s=more.pop("settle_s", 40.0),
             outage_detection_s=more.pop("outage_detection_s", OUTAGE_DETECTION_S),
         )
+        max_bytes = more.pop("max_payload_bytes", 1_000_000)
+        bodies = None if payloads is None else ReferencedBodies(payloads, self.recorder, max_bytes=max_bytes)
         dead_letters = DeadLetters(self.dead_topic, self.metrics) if more.pop("dead_letters", False) else None
         self.processor = Processor(
             router=more.pop("router", None) or Router(self.routes),
@@ -140,6 +150,7 @@ class Pipeline:
             recorder=more.pop("recorder", None) or self.recorder,
             rules=rules,
             deduper=self.deduper,
+            bodies=bodies,
             dead_letters=dead_letters,
             clock=loop_time,
             wall_clock=unix_time,
@@ -225,4 +236,5 @@ class Pipeline:
             gate = route.gate.statistics()
             assert (gate.in_flight, gate.waiting, gate.held) == (0, 0, 0)
         assert self.metrics.in_flight.value == 0
+        assert self.metrics.payload_memory_bytes.value == 0
         assert len(self.processor._in_flight) == 0

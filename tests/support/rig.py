@@ -50,7 +50,8 @@ class Answers:
         try:
             answer = json.loads(data)
             index = answer["metadata"].get("index", attributes.get("request_message_id"))
-            assert set(answer) >= {"status_code", "metadata", "body"}
+            assert set(answer) >= {"status_code", "metadata"}
+            assert ("body" in answer) is not ("body_uri" in answer)
         except (ValueError, KeyError, AssertionError):
             self.malformed += 1
             return

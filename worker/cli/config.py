@@ -50,6 +50,10 @@ def _check(namespace: argparse.Namespace) -> int:
     load_policy(settings.policy.rules)
     check_key_files(settings)
     check_tls_files(settings)
+    if settings.payloads.is_used:
+        from worker.payloads.stores import build_payloads  # noqa: PLC0415 - most workers need none of it
+
+        build_payloads(settings)
     print(f"{namespace.config}: good")
     return 0
 

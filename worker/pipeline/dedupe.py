@@ -280,5 +280,8 @@ def _fingerprint(delivery: Delivery) -> str:
     """Return the digest of the request behind a requester's key."""
     request = delivery.request
     assert request is not None  # it brought the key
-    body = request.body.data if request.body is not None else b""
+    if request.body_uri is not None:  # the same before and after the body was fetched
+        body = f"{request.body_uri}\0{request.body_sha256}".encode()
+    else:
+        body = request.body.data if request.body is not None else b""
     return hashlib.sha256(request.path.encode() + b"\0" + body).hexdigest()

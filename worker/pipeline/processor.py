@@ -1,9 +1,10 @@
 """
 One delivery from bytes to settlement: the walk.
 
-Read, find the route, then wait at its gate, make an attempt, tell the gate how it ended and have it judged, until the
-verdict is not to hold; publish the answer, then ack.  What is done about a failure is decided in `policy.judge`, which
-request may start in `flow.gate`; this file has no rule of its own.  It alone writes to a `Delivery`.
+Read, fetch a body that the message only names, find the route, then wait at its gate, make an attempt, tell the gate
+how it ended and have it judged, until the verdict is not to hold; publish the answer, then ack.  What is done about a
+failure is decided in `policy.judge`, which request may start in `flow.gate`; this file has no rule of its own.  It
+alone writes to a `Delivery`.
 
 Promises, each a named test: publish is confirmed before ack; every delivery settles exactly once; an unexpected
 exception is an `internal_error`, a traceback and a nack; a failed publish never repeats inference while the lease can
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from worker.delivery import AlreadyAnswered, Delivery, Limits, Nack, Outcome, Reply, bad_message, build_reply, conflict
-from worker.errors import AdmissionClosedError, AdmissionError, MessageError
+from worker.errors import AdmissionClosedError, AdmissionError, MessageError, PayloadError
 from worker.flow.clock import wait_for
 from worker.flow.gate import Permit
 from worker.flow.queue import AdmissionOrder
@@ -27,6 +28,7 @@ from worker.pipeline.attempt import Attempts, event_of
 from worker.pipeline.coalescing import InFlightDeliveries
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Dedupe, Deduper
+from worker.pipeline.referenced_bodies import ReferencedBodies
 from worker.pipeline.replies import Replier
 from worker.pipeline.routes import RequestReader, Route, Router, record_failure
 from worker.pipeline.shutdown import ShutdownGrace
@@ -47,7 +49,7 @@ from worker.policy.judge import (
     judge,
     report,
 )
-from worker.policy.model import Disposition
+from worker.policy.model import Disposition, ErrorEvent, Fault, Phase
 from worker.ports import Settlement
 from worker.settings.schema import RequestSettings
 from worker.telemetry.record import Recorder
@@ -81,6 +83,7 @@ class Processor:
         recorder: Is told what happens to each delivery.
         rules: Settings.
         deduper: Knows what was answered already.
+        bodies: Fetches bodies that requests name; `None` where none may.
         dead_letters: Takes copies of what failed for good; `None` for no copies.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
@@ -96,6 +99,7 @@ class Processor:
         recorder: Recorder,
         rules: Rules,
         deduper: Deduper,
+        bodies: ReferencedBodies | None = None,
         dead_letters: DeadLetters | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -112,7 +116,8 @@ class Processor:
         self._clock = clock
         self._wall_clock = wall_clock
         self._random = random.Random()  # noqa: S311 - jitter
-        self._reader = RequestReader(rules.request)
+        self._bodies = bodies
+        self._reader = RequestReader(rules.request, None if bodies is None else bodies.check)
         self._draining = asyncio.Event()
         self._grace = ShutdownGrace(rules.settle_s, clock=clock)
         self._in_flight = InFlightDeliveries(self._process, self._grace, recorder, clock=clock)
@@ -122,6 +127,8 @@ class Processor:
         self._draining.set()
         for route in self._router.routes:
             route.gate.close()
+        if self._bodies is not None:
+            self._bodies.close()
 
     def hurry(self, settle_s: float) -> None:
         """Leave the last answers `settle_s` from now, also those that are waited for already; on the event loop."""
@@ -181,11 +188,77 @@ class Processor:
             return bad_message(refused)
         if known is Dedupe.CONFLICT:
             return conflict(self._deduper.key(delivery), request.metadata)
+        if request.body is None:
+            return await self._pursue_referenced(delivery, request)
+        return self._conclude(delivery, await self._find_and_pursue(delivery, request))
+
+    async def _pursue_referenced(self, delivery: Delivery, request: RequestMessage) -> Outcome:
+        """Fetch the body that the request names, and let go of it as soon as the verdict is known."""
+        assert self._bodies is not None  # the reader refuses what nothing can fetch
+        try:
+            loaded = await self._load(delivery, request, self._bodies)
+        except MessageError as error:
+            return bad_message(error)
+        if isinstance(loaded, Verdict):
+            return self._conclude(delivery, loaded)
+        try:
+            delivery.request = loaded
+            return self._conclude(delivery, await self._find_and_pursue(delivery, loaded))
+        finally:
+            delivery.request = structs.replace(loaded, body=None)
+            self._bodies.release(loaded)
+
+    async def _load(
+        self, delivery: Delivery, request: RequestMessage, bodies: ReferencedBodies
+    ) -> RequestMessage | Verdict:
+        """Return the request with its body, or the verdict where it cannot be fetched."""
+        fetches = 0
+        while True:
+            if self._is_late(request):
+                return self._judge(delivery, DeadlinePassed(last=delivery.decision))
+            if self._draining.is_set():
+                return self._judge(delivery, NotAdmitted(last=delivery.decision, is_draining=True))
+            try:
+                loaded = await bodies.load(delivery, request, give_up_s=self._give_up_s(self._budget(delivery)))
+            except AdmissionClosedError:
+                return self._judge(delivery, NotAdmitted(last=delivery.decision, is_draining=True))
+            except PayloadError as error:
+                fetches += 1
+                verdict = self._judge_fetch(delivery, request, error, fetches)
+                if verdict.decision.disposition is not Disposition.HOLD:
+                    return verdict
+                held_since = self._clock()
+                await wait_for(self._draining, verdict.delay_s)
+                delivery.held_s += self._clock() - held_since
+            else:
+                delivery.event = delivery.decision = None
+                return loaded
+
+    def _judge_fetch(self, delivery: Delivery, request: RequestMessage, error: PayloadError, fetches: int) -> Verdict:
+        """Have a failed fetch judged like a failed attempt that no backend has a part in."""
+        delivery.event = event = ErrorEvent(
+            backend="",
+            path=request.path,
+            phase=Phase.PREPARE,
+            fault=Fault(error.fault),
+            detail=error.detail,
+            delivery_attempt=delivery.message.delivery_attempt,
+            attempts=fetches,
+        )
+        end = AttemptEnd(event=event, decision=self._policy.decide(event))
+        budget = structs.replace(self._budget(delivery), attempts=fetches, counted_attempts=fetches)
+        verdict = judge(end, budget, jitter=self._random.random())
+        delivery.decision = verdict.decision
+        self._recorder.fetch_failed(delivery, verdict.decision)
+        return verdict
+
+    async def _find_and_pursue(self, delivery: Delivery, request: RequestMessage) -> Verdict:
+        """Choose the backend and make attempts there."""
         route = self._router.find(request.model, request.path)
         if route is None:
-            return self._conclude(delivery, self._judge(delivery, NoRoute(model=request.model, path=request.path)))
+            return self._judge(delivery, NoRoute(model=request.model, path=request.path))
         delivery.backend = route.name
-        return self._conclude(delivery, await self._pursue(delivery, request, route))
+        return await self._pursue(delivery, request, route)
 
     async def _pursue(self, delivery: Delivery, request: RequestMessage, route: Route) -> Verdict:
         """Make attempts until the verdict is not to hold."""
@@ -218,19 +291,17 @@ class Processor:
     async def _admit(self, delivery: Delivery, request: RequestMessage, route: Route, delay_s: float) -> Permit:
         """Wait at the route's gate, no longer than lease, deadline and hold allow."""
         budget = self._budget(delivery)
-        bounds = [budget.lease_left_s]
-        if budget.deadline_left_s is not None:
-            bounds.append(budget.deadline_left_s + DEADLINE_SLACK_S)
+        give_up_s = self._give_up_s(budget)
         if delivery.attempts:
             held = delivery.decision
-            bounds.append((held.hold_max_s if held and held.hold_max_s else budget.hold_max_s) - budget.held_s)
+            hold_max_s = held.hold_max_s if held and held.hold_max_s else budget.hold_max_s
+            give_up_s = max(0.0, min(give_up_s, hold_max_s - budget.held_s))
         order = AdmissionOrder(
             priority=request.priority,
             deadline=request.deadline,
             publish_time=delivery.message.publish_time,
             held=delivery.attempts > 0,
         )
-        give_up_s = max(0.0, min(bounds))
         streamed = request.body is not None and route.backend.streams(request.path, request.body)
         return await route.gate.admit(
             order,
@@ -290,6 +361,13 @@ class Processor:
         return self._limits.budget(
             delivery, now=self._clock(), now_unix=self._wall_clock(), is_draining=self._draining.is_set()
         )
+
+    @staticmethod
+    def _give_up_s(budget: Budget) -> float:
+        """Return how long lease and deadline allow to wait."""
+        if budget.deadline_left_s is None:
+            return max(0.0, budget.lease_left_s)
+        return max(0.0, min(budget.lease_left_s, budget.deadline_left_s + DEADLINE_SLACK_S))
 
     def _is_late(self, request: RequestMessage) -> bool:
         return request.deadline is not None and request.deadline <= self._wall_clock()

@@ -4,7 +4,9 @@ Publishing answers: an answer that exists is never thrown away while the lease c
 A failed publish is repeated as a publish, with backoff, until the broker accepts the answer or the lease ends; the
 inference is never repeated for it.  While answers cannot be published, the intake is paused, so that no GPU time is
 spent on answers that would have to wait.  An answer that is too large for the broker is replaced by a small error
-that says so; without `stats`, and then without metadata, where the broker does not accept these either.
+that says so; without `stats`, and then without metadata, where the broker does not accept these either.  Where answers
+may go to object storage, its body is written there first, and the answer names it; a failed write is repeated like a
+failed publish, but pauses no intake: smaller answers can be published.
 
 An answer that the broker calls invalid waits like one whose topic is gone: a schema of the topic refuses every answer.
 If others are published meanwhile it is its own fault (`policy.blame`), and a small error takes its place.
@@ -20,17 +22,24 @@ import msgspec
 from msgspec import structs
 
 from worker.delivery import Delivery, Reply
-from worker.errors import MessageRejectedError, MessageTooLargeError, PublishError, PublishRefusedError
+from worker.errors import (
+    MessageRejectedError,
+    MessageTooLargeError,
+    PayloadError,
+    PublishError,
+    PublishRefusedError,
+)
 from worker.pipeline.routes import IntakePause
 from worker.policy.backoff import Backoff
 from worker.policy.blame import is_refusal_own
 from worker.policy.model import ErrorClass
 from worker.policy.reply import reply_refused_body, reply_too_large_body
 from worker.policy.table import ROWS
-from worker.ports import Publisher
+from worker.ports import Payloads, Publisher
 from worker.telemetry.logs import get_logger
 from worker.telemetry.record import Recorder
 from worker.wire.message import (
+    BODY_SHA256,
     MAX_PUBSUB_MESSAGE_BYTES,
     clip_attributes,
     encode_response,
@@ -54,6 +63,7 @@ _OWN_ATTRIBUTES = frozenset(
         "status_code",
         "error_class",
         "truncated",
+        BODY_SHA256,
         "delivery_attempt",
         "backend",
         "backend_request_id",
@@ -75,6 +85,7 @@ class Replier:
         intake: Paused while answers cannot be published.
         copy_attributes: Patterns of request attributes that an answer carries too.
         lease_s: How long a delivery may be kept, counted from its receipt.
+        payloads: Takes the bodies of answers that no message can carry; `None` for nowhere.
         clock: Monotonic seconds.
     """
 
@@ -86,8 +97,10 @@ class Replier:
         *,
         copy_attributes: tuple[str, ...] = (),
         lease_s: float,
+        payloads: Payloads | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._payloads = payloads
         self._publisher = publisher
         self._recorder = recorder
         self._intake = intake
@@ -118,7 +131,13 @@ class Replier:
                 try:
                     await self._publisher.publish(data, attributes)
                 except PublishError as error:
-                    if self._is_replaced(delivery, error, published_before):
+                    if self._payloads is not None and _is_storable(reply, error):
+                        stored = await self._store(delivery, reply, self._payloads)
+                        if stored is None:
+                            return None
+                        reply = stored
+                        data, attributes = self._encode(delivery, reply)
+                    elif self._is_replaced(delivery, error, published_before):
                         smaller = self._smaller(delivery, reply, error, message_bytes(data, attributes))
                         if smaller is None:
                             _log.error("error_reply_refused", error=str(error))
@@ -165,6 +184,29 @@ class Replier:
                 self._trial_at = self._clock() + TRIAL_EVERY_S
             self._stuck.add(delivery)
             self._intake.set(UNPUBLISHABLE, holds=True)
+        return await self._back_off(delivery, attempts)
+
+    async def _store(self, delivery: Delivery, reply: Reply, payloads: Payloads) -> Reply | None:
+        """Return the answer that names its body, once that is written; `None` when the lease ends before it."""
+        attempts = 0
+        while True:
+            attempts += 1
+            self._recorder.payload_starts(delivery, "write")
+            fault = "cancelled"
+            try:
+                stored = await payloads.write(delivery.message.message_id, reply.body)
+                fault = ""
+            except PayloadError as error:
+                fault = error.fault
+                _log.error("reply_not_stored", message_id=delivery.message.message_id, error=str(error))
+            finally:
+                self._recorder.payload_ends(delivery, "write", size=len(reply.body), fault=fault)
+            if not fault:
+                return structs.replace(reply, body_uri=stored.uri, body_sha256=stored.sha256)
+            if not await self._back_off(delivery, attempts):
+                return None
+
+    async def _back_off(self, delivery: Delivery, attempts: int) -> bool:
         delay = PUBLISH_BACKOFF.delay_s(attempts, self._random.random())
         if self._clock() - delivery.received_at + delay >= self._lease_s:
             _log.error("publish_abandoned", message_id=delivery.message.message_id)
@@ -194,7 +236,9 @@ class Replier:
                 self._intake.set(UNPUBLISHABLE, holds=False)
 
     def _encode(self, delivery: Delivery, reply: Reply) -> tuple[bytes, dict[str, str]]:
-        data = encode_response(reply.status_code, reply.metadata, reply.body, stats=reply.stats)
+        data = encode_response(
+            reply.status_code, reply.metadata, reply.body, stats=reply.stats, body_uri=reply.body_uri
+        )
         return data, self.attributes(delivery, reply)
 
     @staticmethod
@@ -228,6 +272,8 @@ class Replier:
             attributes["error_class"] = reply.error_class
         if reply.truncated:
             attributes["truncated"] = "true"
+        if reply.body_sha256 is not None:
+            attributes[BODY_SHA256] = reply.body_sha256
         if message.delivery_attempt is not None:
             attributes["delivery_attempt"] = str(message.delivery_attempt)
         if delivery.backend is not None:
@@ -245,6 +291,11 @@ class Replier:
             for key, value in attributes.items()
             if key not in _OWN_ATTRIBUTES and any(fnmatchcase(key, pattern) for pattern in self._copy)
         }
+
+
+def _is_storable(reply: Reply, error: PublishError) -> bool:
+    """Say whether the answer could be published if its body stood elsewhere."""
+    return isinstance(error, MessageTooLargeError) and reply.body_uri is None and reply.error_class not in _REPLACEMENTS
 
 
 def _with_error_class(stats: bytes | None, error_class: ErrorClass) -> bytes | None:

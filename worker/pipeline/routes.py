@@ -4,6 +4,7 @@ Routes: which requests are taken, which backend each goes to, and the gate in fr
 Routes are tried in the order of the settings; the first whose patterns all match takes the request.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -26,10 +27,11 @@ from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass
 from worker.policy.table import FORBIDDEN_IN_A_ROW
 from worker.ports import Backend
 from worker.settings.schema import RequestSettings, RouteMatch, RouteSettings
-from worker.wire.message import ReceivedMessage, RequestMessage, decode_request, metadata_value
+from worker.wire.message import BODY_SHA256, ReceivedMessage, RequestMessage, decode_request, metadata_value
 
 MAX_TENANT_CHARS = 100
 """Of a tenant's name; what is longer is cut, since names stand in metrics and logs."""
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _SCOPES = {Scope.MODEL: BreakerScope.LANE, Scope.BACKEND: BreakerScope.ROUTE}
 
 
@@ -157,15 +159,17 @@ class RequestReader:
 
     Args:
         rules: Paths and headers that may be asked for.
+        check_uri: Raises ValueError for a `body_uri` that is not allowed; `None` where none is.
     """
 
-    def __init__(self, rules: RequestSettings) -> None:
+    def __init__(self, rules: RequestSettings, check_uri: Callable[[str], None] | None = None) -> None:
         self._rules = rules
+        self._check_uri = check_uri
         self._usual_paths = frozenset(rules.allowed_paths)
 
     def read(self, message: ReceivedMessage) -> RequestMessage:
         """
-        Return the request of a message; its body is there.
+        Return the request of a message; its body is there, or its `body_uri` is allowed.
 
         Raises:
             MessageError: It cannot be read, or asks for what is not allowed; permanent.
@@ -183,9 +187,23 @@ class RequestReader:
         tenant = self._tenant(message, request)
         if tenant is not None:
             request = structs.replace(request, tenant=tenant[:MAX_TENANT_CHARS])
-        if request.body is None:
-            raise MessageError("body_uri is not supported", param="body_uri", metadata=request.metadata)
-        return request
+        return request if request.body_uri is None else self._referring(message, request, request.body_uri)
+
+    def _referring(self, message: ReceivedMessage, request: RequestMessage, uri: str) -> RequestMessage:
+        """Return a request whose body is an object, with what the message says about that object."""
+        if self._check_uri is None:
+            raise MessageError("body_uri is not accepted by this worker", param="body_uri", metadata=request.metadata)
+        try:
+            self._check_uri(uri)
+        except ValueError as error:
+            raise MessageError(f"body_uri {error}", param="body_uri", metadata=request.metadata) from None
+        sha256 = message.attributes.get(BODY_SHA256)
+        if sha256 is None:
+            return request
+        if _SHA256.fullmatch(sha256) is None:
+            reason = f"attribute {BODY_SHA256} must be 64 hex digits"
+            raise MessageError(reason, param="body_uri", metadata=request.metadata)
+        return structs.replace(request, body_sha256=sha256.lower())
 
     def _tenant(self, message: ReceivedMessage, request: RequestMessage) -> str | None:
         if self._rules.tenant_attribute is not None:

@@ -39,6 +39,11 @@ _OURS = frozenset(
         ErrorClass.DEADLINE_EXCEEDED,
         ErrorClass.IDEMPOTENCY_CONFLICT,
         ErrorClass.INTERNAL_ERROR,
+        ErrorClass.PAYLOAD_MISMATCH,
+        ErrorClass.PAYLOAD_NOT_FOUND,
+        ErrorClass.PAYLOAD_REFUSED,
+        ErrorClass.PAYLOAD_TOO_LARGE,
+        ErrorClass.PAYLOAD_UNAVAILABLE,
         ErrorClass.REPLY_TOO_LARGE,
         ErrorClass.REPLY_REFUSED,
     }

@@ -171,6 +171,21 @@ ROWS: Mapping[ErrorClass, Row] = {
     ErrorClass.REPLY_REFUSED: Row(
         do=_REPLY, reply_status=502, verbatim=False, says="Pub/Sub refuses the answer, while it accepts others."
     ),
+    ErrorClass.PAYLOAD_NOT_FOUND: Row(
+        do=_REPLY, reply_status=404, verbatim=False, says="The object that body_uri names does not exist."
+    ),
+    ErrorClass.PAYLOAD_TOO_LARGE: Row(
+        do=_REPLY, reply_status=413, verbatim=False, says="The object that body_uri names is too large."
+    ),
+    ErrorClass.PAYLOAD_MISMATCH: Row(
+        do=_REPLY, reply_status=409, verbatim=False, says="The object that body_uri names has another SHA-256."
+    ),
+    ErrorClass.PAYLOAD_REFUSED: Row(
+        do=_REPLY, reply_status=403, verbatim=False, says="The worker may not read the object that body_uri names."
+    ),
+    ErrorClass.PAYLOAD_UNAVAILABLE: Row(
+        do=_HOLD, reply_status=503, retryable=True, verbatim=False, says="Object storage does not serve the body."
+    ),
     ErrorClass.BAD_MESSAGE: Row(
         do=_REPLY, reply_status=400, verbatim=False, says="The message is not a valid request."
     ),
@@ -195,6 +210,11 @@ _FAULTS: Mapping[Fault, ErrorClass] = {
     Fault.DECODING: ErrorClass.MALFORMED,
     Fault.RESPONSE_TOO_LARGE: ErrorClass.REPLY_TOO_LARGE,
     Fault.STREAM_BROKEN: ErrorClass.STREAM_BROKEN,
+    Fault.PAYLOAD_NOT_FOUND: ErrorClass.PAYLOAD_NOT_FOUND,
+    Fault.PAYLOAD_TOO_LARGE: ErrorClass.PAYLOAD_TOO_LARGE,
+    Fault.PAYLOAD_MISMATCH: ErrorClass.PAYLOAD_MISMATCH,
+    Fault.PAYLOAD_REFUSED: ErrorClass.PAYLOAD_REFUSED,
+    Fault.PAYLOAD_UNAVAILABLE: ErrorClass.PAYLOAD_UNAVAILABLE,
     Fault.INTERNAL: ErrorClass.INTERNAL_ERROR,
 }
 

@@ -19,6 +19,8 @@ def find_conflicts(settings: Settings) -> list[str]:
         faults.append("backend.base_url: is required (WORKER_BACKEND__BASE_URL), or at least one of routes")
     if (settings.policy.hold_max_s or 0) > pubsub.max_lease_duration_s:
         faults.append("policy.hold_max_s: must not exceed pubsub.max_lease_duration_s, the lease ends first")
+    if settings.payloads.is_used and settings.payloads.max_bytes > pubsub.max_in_flight_bytes:
+        faults.append("payloads.max_bytes: must not exceed pubsub.max_in_flight_bytes")
     limit = drain.termination_grace_period_s
     if limit is not None and drain.grace_s + drain.settle_s >= limit:
         faults.append(

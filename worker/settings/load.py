@@ -25,6 +25,8 @@ NO_BACKEND = "http://unused"
 """Base URL of settings that name no backend, for commands that call none."""
 SECRET_KEYS = ("api_key", "proxy", "redis_url")
 """Last parts of keys whose values never stand in a message and are never read as YAML."""
+SECRET_MAPPINGS = ("headers", "gs_options", "s3_options", "az_options")
+"""Last parts of keys whose values are secrets by name."""
 _SERVICE_LINK = re.compile(
     r"^WORKER(?:_[A-Z0-9]+)*?_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9]+)*|PORT_\d+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?|(PORT))$"
 )
@@ -266,7 +268,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 def _shown(key: str, value: Any) -> str:
     """Return the value at fault for the message; nothing where it is long to read or may be a secret."""
-    is_hidden = isinstance(value, dict | list) or any(word in key for word in (*SECRET_KEYS, "headers"))
+    is_hidden = isinstance(value, dict | list) or any(word in key for word in (*SECRET_KEYS, *SECRET_MAPPINGS))
     text = repr(value)
     return "" if is_hidden or "@" in text or "?" in text or len(text) > _SHOWN_CHARS else f" (got {text})"
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from worker.wire.http import is_header, is_usable_key
+from worker.wire.object_uri import parse_object_prefix
 
 DAY_S = 86_400
 MAX_RETENTION_S = 31 * DAY_S
@@ -309,6 +310,57 @@ class ReplySettings(Section):
     """Add a `stats` object with the measured times and tokens."""
 
 
+class PayloadSettings(Section):
+    """Bodies in object storage instead of a message: see docs/payloads.md.  Buckets need the extra `payloads`."""
+
+    request_prefixes: list[str] = Field(default_factory=list)
+    """Where a request's `body_uri` may point: `gs://bucket/folder`, `s3://bucket/folder`, `az://container/folder`,
+    `file:///folder`.  Empty: requests must carry their bodies."""
+    reply_prefix: str | None = None
+    """Where the body of an answer goes that is too large for a message; the answer then has its `body_uri`.  Default:
+    such an answer becomes a small `reply_too_large`."""
+    max_bytes: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 64_000_000
+    """A larger object is refused.  Must not exceed `pubsub.max_in_flight_bytes`, which bounds all bodies in memory
+    together."""
+    connect_s: Seconds = 5.0
+    """TCP and TLS."""
+    timeout_s: Seconds = 60.0
+    """One read or write of an object, from the connection to the last byte."""
+    gs_options: dict[str, SecretStr] = {}
+    """Options of obstore for `gs://`, for example `base_url` of an emulator.  Credentials come by default from the
+    environment: the metadata server, or `GOOGLE_APPLICATION_CREDENTIALS`."""
+    s3_options: dict[str, SecretStr] = {}
+    """The same for `s3://`, for example `region` and `endpoint`; by default `AWS_*` of the environment, and the
+    identity of pod or machine."""
+    az_options: dict[str, SecretStr] = {}
+    """The same for `az://`, for example `account_name`, which is needed; by default `AZURE_*` of the environment."""
+
+    @field_validator("request_prefixes")
+    @classmethod
+    def _usable_prefixes(cls, value: list[str]) -> list[str]:
+        for text in value:
+            _check_prefix(text)
+        return value
+
+    @field_validator("reply_prefix")
+    @classmethod
+    def _usable_prefix(cls, value: str | None) -> str | None:
+        if value is not None:
+            _check_prefix(value)
+        return value
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any body may stand in object storage."""
+        return bool(self.request_prefixes) or self.reply_prefix is not None
+
+
+def _check_prefix(text: str) -> None:
+    prefix = parse_object_prefix(text)
+    if prefix.scheme == "file" and not prefix.key:
+        raise ValueError("must name a folder below the root of the file system")
+
+
 class ErrorLimitSettings(Section):
     """When one error class dominates the answers: a bad deployment would answer a million messages with errors."""
 
@@ -450,6 +502,7 @@ class Settings(Section):
     """Several backends, first match wins."""
     request: RequestSettings = RequestSettings()
     reply: ReplySettings = ReplySettings()
+    payloads: PayloadSettings = PayloadSettings()
     policy: PolicySettings = PolicySettings()
     dedupe: DedupeSettings = DedupeSettings()
     dead_letter: DeadLetterSettings = DeadLetterSettings()

@@ -121,6 +121,22 @@ class Metrics:
             "Failed publishes of answers, each repeated or given up. kind: retryable, refused, too_large.",
             ("kind",),
         )
+        self.payload_duration_seconds = histogram(
+            "payload_duration_seconds",
+            "One read of a request's body from object storage, the wait for memory included, or write of an answer's. "
+            "kind: read, write. outcome: ok, draining, cancelled, or the error class.",
+            ("kind", "outcome"),
+            _DURATIONS,
+        )
+        self.payload_bytes_total = counter(
+            "payload_bytes",
+            "Bytes of bodies read from and written to object storage. kind: read, write.",
+            ("kind",),
+        )
+        self.payload_memory_bytes = gauge(
+            "payload_memory_bytes",
+            "Bytes of bodies from object storage that are kept for their requests; at most pubsub.max_in_flight_bytes.",
+        ).labels()
         self.leased_messages = gauge("leased_messages", "Messages whose leases this process keeps.").labels()
         self.in_flight = gauge(
             "in_flight", "Attempts running against backends now; what the autoscaler reads."

@@ -160,6 +160,8 @@ class Recorder:
         self._clock = clock
         self._wall_clock = wall_clock
         self._routes: dict[tuple[str, str, str], _RouteSeries] = {}
+        self._payloads: dict[Delivery, float] = {}
+        """When the read or write under way began."""
 
     def _route(self, delivery: Delivery) -> _RouteSeries:
         request = delivery.request
@@ -230,6 +232,28 @@ class Recorder:
         """Log the traceback of an unexpected exception; called while it is handled."""
         self._metrics.internal_errors_total.inc()
         _log.exception("internal_error", message_id=delivery.message.message_id)
+
+    def payload_memory(self, taken: int) -> None:
+        """Note how many bytes of bodies from object storage are kept."""
+        self._metrics.payload_memory_bytes.set(taken)
+
+    def payload_starts(self, delivery: Delivery, operation: str) -> None:
+        """Note that a body is read from object storage or written to it: `read` or `write`."""
+        self._payloads[delivery] = self._clock()
+        self._tracer.payload_starts(delivery, operation)
+
+    def payload_ends(self, delivery: Delivery, operation: str, *, size: int, fault: str) -> None:
+        """Note how that ended: `size` bytes are there, or `fault` says what is wrong."""
+        seconds = self._clock() - self._payloads.pop(delivery)
+        self._metrics.payload_duration_seconds.labels(operation, fault or "ok").observe(seconds)
+        if not fault:
+            self._metrics.payload_bytes_total.labels(operation).inc(size)
+        self._tracer.payload_ends(delivery, size=size, fault=fault)
+
+    def fetch_failed(self, delivery: Delivery, decision: Decision) -> None:
+        """Note a body that could not be fetched, and what is done about that."""
+        if decision.disposition is Disposition.HOLD:
+            _log.warning("fetch_held", **self._line(delivery))
 
     def publish_starts(self, delivery: Delivery) -> None:
         """Note that the first publish of an answer starts."""

@@ -2,7 +2,9 @@
 Spans of a delivery: what a `worker.telemetry.tracing.Tracer` is told, as OpenTelemetry's spans.
 
     process SUBSCRIPTION (CONSUMER)      child of the publisher's span, from the receipt to the settlement
+    ├── read body (CLIENT)               one per try to fetch a body from object storage
     ├── chat MODEL (CLIENT)              one per attempt; its context goes to the backend
+    ├── write body (CLIENT)              one per try to store the body of a large answer
     └── send TOPIC (PRODUCER)            the answer's publishing; its context goes out with the answer
 
 The publisher's context is looked for in the attributes `traceparent` and `googclient_traceparent` (what Google's client
@@ -84,6 +86,8 @@ class Trace:
     """From monotonic to Unix seconds, as it was at the beginning."""
     inner: Span | None = None
     """The attempt or publish under way."""
+    payload: Span | None = None
+    """The read or write of a body under way, also within a publish."""
     reply: Reply | None = None
 
 
@@ -153,8 +157,9 @@ class SpanTracer(Tracer):
         trace = self._traces.pop(delivery, None)
         if trace is None:
             return
-        if trace.inner is not None:  # only an unexpected exception leaves one open
-            trace.inner.end(self._now(trace))
+        for span in (trace.inner, trace.payload):  # only an unexpected exception leaves one open
+            if span is not None:
+                span.end(self._now(trace))
         if trace.process.is_recording():
             reply, decision = trace.reply, delivery.decision
             values = {
@@ -214,6 +219,24 @@ class SpanTracer(Tracer):
                 _fail(span, decision.error_class, decision.message)
         ended = result.ended if result is not None else None
         span.end(self._now(trace) if ended is None else _nanoseconds(ended + trace.offset_s))
+
+    def payload_starts(self, delivery: Delivery, operation: str) -> None:
+        """Start a CLIENT span."""
+        trace = self._traces.get(delivery)
+        if trace is not None:
+            trace.payload = self._spans.start_span(
+                f"{operation} body", trace.context, SpanKind.CLIENT, start_time=self._now(trace)
+            )
+
+    def payload_ends(self, delivery: Delivery, *, size: int, fault: str) -> None:
+        """End it."""
+        trace = self._traces.get(delivery)
+        if trace is None or trace.payload is None:
+            return
+        span, trace.payload = trace.payload, None
+        span.set_attribute("inference_worker.body_bytes", size)
+        _fail(span, fault or None)
+        span.end(self._now(trace))
 
     def publish_starts(self, delivery: Delivery) -> None:
         """Start a PRODUCER span."""

@@ -15,7 +15,8 @@ class Tracer:
     What a tracer is told about deliveries; it raises nothing, awaits nothing, and writes to no delivery.
 
     The order is: `begin`, any number of pairs `attempt_starts` and `attempt_ends`, at most one pair `publish_starts`
-    and `publish_ends`, `end`.  These methods ignore everything: tracing is off.
+    and `publish_ends`, `end`; pairs `payload_starts` and `payload_ends` before the attempts and inside the publish.
+    These methods ignore everything: tracing is off.
 
     Threads: the event loop's only.
     """
@@ -31,6 +32,12 @@ class Tracer:
 
     def attempt_ends(self, delivery: Delivery, decision: Decision | None) -> None:
         """Note the decision about the attempt, `None` when it was cancelled."""
+
+    def payload_starts(self, delivery: Delivery, operation: str) -> None:
+        """Note that a body is read from object storage or written to it: `read` or `write`."""
+
+    def payload_ends(self, delivery: Delivery, *, size: int, fault: str) -> None:
+        """Note that so many bytes were, or what was wrong."""
 
     def publish_starts(self, delivery: Delivery) -> None:
         """Note that the first publish of an answer starts."""

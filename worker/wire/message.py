@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 import msgspec
+from msgspec import structs
 
 from worker.errors import MessageError
 from worker.wire.body import RequestBody, is_json_object
@@ -30,6 +31,9 @@ MAX_ATTRIBUTES = 100
 MAX_ATTRIBUTE_KEY_BYTES = 256
 MAX_ATTRIBUTE_VALUE_BYTES = 1024
 """Limits of attributes (https://cloud.google.com/pubsub/quotas#resource_limits)."""
+
+BODY_SHA256 = "body_sha256"
+"""Attribute of a request or an answer whose body is an object: the SHA-256 of its content, 64 hex digits."""
 
 MAX_LENIENT_BYTES = 1_000_000
 """Longest message read leniently: the walk builds Python objects, tens of bytes for each byte at worst, and that is
@@ -81,10 +85,13 @@ class RequestMessage(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     """Begins with `/`; may carry a query."""
     body: RequestBody | None
-    """The exact JSON object bytes of the message, `None` when `body_uri` names them instead."""
+    """The exact JSON object bytes of the message, `None` while they stand where `body_uri` says."""
     metadata: bytes = b"{}"
     """Raw JSON object; echoed as it is."""
     body_uri: str | None = None
+    """The object that holds the body; `None` where the message itself does."""
+    body_sha256: str | None = None
+    """Of that object, 64 hex digits in lower case; `None` where it is not to be checked."""
     deadline: float | None = None
     """Unix seconds after which no answer is wanted but the error that says so."""
     priority: int = 0
@@ -158,7 +165,6 @@ def _decode(data: bytes) -> RequestMessage:
     if not metadata.startswith(b"{"):
         raise MessageError("metadata must be a JSON object", param="metadata")
     view = RequestBody(body) if body is not None else None
-    model = view.raw("model") if view is not None else b""
     return RequestMessage(
         path=_path(fields.get("path")),
         body=view,
@@ -167,8 +173,30 @@ def _decode(data: bytes) -> RequestMessage:
         deadline=_deadline(fields["deadline"]) if "deadline" in fields else None,
         priority=_priority(fields["priority"]) if "priority" in fields else 0,
         headers=_headers(fields["headers"]) if "headers" in fields else {},
-        model=_text(model, "body") if model.startswith(b'"') else None,
+        model=_model(view) if view is not None else None,
     )
+
+
+def with_body(request: RequestMessage, data: bytes) -> RequestMessage:
+    """
+    Return the request with the body that its `body_uri` names.
+
+    Raises:
+        MessageError: The object holds no JSON object; permanent.
+    """
+    if not is_json_object(data):
+        raise MessageError("body_uri must name a JSON object", param="body_uri", metadata=request.metadata)
+    body = RequestBody(data)
+    try:
+        return structs.replace(request, body=body, model=_model(body))
+    except MessageError as error:
+        error.metadata = request.metadata
+        raise
+
+
+def _model(body: RequestBody) -> str | None:
+    model = body.raw("model")
+    return _text(model, "body") if model.startswith(b'"') else None
 
 
 def _fields(data: bytes) -> dict[str, bytes]:
@@ -360,7 +388,9 @@ def encode_request(
     return b'{"path":%s,"metadata":%s,"body":%s%s}' % (msgspec.json.encode(path), metadata, body, extra)
 
 
-def encode_response(status_code: int, metadata: bytes, body: bytes, *, stats: bytes | None = None) -> bytes:
+def encode_response(
+    status_code: int, metadata: bytes, body: bytes, *, stats: bytes | None = None, body_uri: str | None = None
+) -> bytes:
     """
     Return the data of a response message, `{"status_code": int, "metadata": {…}, "body": {…}}`.
 
@@ -369,8 +399,12 @@ def encode_response(status_code: int, metadata: bytes, body: bytes, *, stats: by
         metadata: Raw JSON object, as it came with the request.
         body: Raw JSON; embedded byte for byte, so it must be valid (the policy has seen to that).
         stats: Raw JSON object for the opt-in `stats` key, or `None` for none.
+        body_uri: The object that holds the body; the message then has the key `body_uri` and no `body`.
     """
     tail = b"}" if stats is None else b',"stats":%s}' % stats
+    if body_uri is not None:
+        uri = msgspec.json.encode(body_uri)
+        return b'{"status_code":%d,"metadata":%s,"body_uri":%s%s' % (status_code, metadata, uri, tail)
     return b'{"status_code":%d,"metadata":%s,"body":%s%s' % (status_code, metadata, body, tail)
 
 

@@ -50,6 +50,31 @@ def test_a_key_file_that_is_elsewhere_is_no_fault(config: Path) -> None:
     assert run_command(["config", "check", str(config)]) == 0
 
 
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        ("{request_prefixes: [http://bucket/a]}", "payloads.request_prefixes: must be like gs://bucket/key"),
+        ("{reply_prefix: 'file:///'}", "payloads.reply_prefix: must "),
+        ("{reply_prefix: 's3://b-1', s3_options: {regin: x}}", "payloads.s3_options: "),
+        ("{reply_prefix: 'az://container'}", "payloads.az_options: "),
+    ],
+)
+def test_object_storage_is_checked_without_asking_it(
+    config: Path, read_fault: Callable[[], str], section: str, fault: str
+) -> None:
+    """Prefixes, and options of the library by name."""
+    config.write_text(GOOD + f"payloads: {section}\n")
+    assert run_command(["config", "check", str(config)]) == 2
+    assert fault in read_fault()
+
+
+def test_usable_object_storage_is_no_fault(config: Path) -> None:
+    """A folder need not be there: the file is checked where it was written."""
+    section = "{request_prefixes: ['gs://bucket/a', 'file:///nonexistent/a'], reply_prefix: 's3://b-1'}"
+    config.write_text(GOOD + f"payloads: {section}\n")
+    assert run_command(["config", "check", str(config)]) == 0
+
+
 @pytest.mark.parametrize("host", ["m\u00fcnchen..example", f"{'a' * 70}.example", "a..b"])
 def test_a_host_that_cannot_be_looked_up_is_refused(config: Path, read_fault: Callable[[], str], host: str) -> None:
     """As `run` would refuse it, or never reach it."""

@@ -1,15 +1,22 @@
 """Publishing answers: what is tried again, for how long, what takes the place of what is too large."""
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 
 import pytest
 
-from tests.support.fakes import GOOD_BODY, Answer, FakeBackend, FakePublisher
+from tests.support.fakes import GOOD_BODY, Answer, FakeBackend, FakePayloads, FakePublisher
 from tests.support.pipeline import METADATA, Pipeline, a_delivery, data, message
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.delivery import Delivery, Reply
-from worker.errors import MessageRejectedError, MessageTooLargeError, PublishRefusedError, PublishRetryableError
+from worker.errors import (
+    MessageRejectedError,
+    MessageTooLargeError,
+    PayloadError,
+    PublishRefusedError,
+    PublishRetryableError,
+)
 from worker.pipeline.replies import PAUSE_AFTER_ATTEMPTS, PUBLISH_BACKOFF, TRIAL_EVERY_S
 from worker.ports import AttemptResult, Settlement
 from worker.wire.message import ReceivedMessage
@@ -182,6 +189,82 @@ async def test_metadata_just_below_the_limit_ends_in_an_answer_too() -> None:
     reply = Reply(status_code=200, body=b'"%s"' % (b"y" * 200_000), metadata=metadata)
     assert await pipeline.replier.publish(_delivery(**attributes), reply) is not None
     assert pipeline.answer.data.startswith(b'{"status_code":502,"metadata":{},')
+
+
+@virtual_time
+async def test_an_answer_too_large_goes_to_object_storage_where_it_may() -> None:
+    """The body is the object, byte for byte; the answer names it, with its digest, and is no error."""
+    payloads = FakePayloads()
+    pipeline = Pipeline(FakeBackend(LARGE), publisher=FakePublisher(limit=1_500), include_stats=True, payloads=payloads)
+    await pipeline.handle(message(message_id="m-1"))
+    uri = "gs://b/answers/m-1.json"
+    assert payloads.objects == {uri: LARGE.body}
+    answer = pipeline.answer.json
+    assert (answer["status_code"], answer["metadata"], answer["body_uri"]) == (200, METADATA, uri)
+    assert "body" not in answer
+    assert answer["stats"]["error_class"] is None
+    assert pipeline.answer.attributes["body_sha256"] == hashlib.sha256(LARGE.body).hexdigest()
+    assert "error_class" not in pipeline.answer.attributes
+    assert pipeline.count("publish_failures_total", "too_large") == 0
+    assert pipeline.count("deliveries_total", "ack", "ok") == 1
+    assert pipeline.count("payload_bytes_total", "write") == len(LARGE.body)
+
+
+@virtual_time
+async def test_an_answer_that_fits_goes_to_no_storage() -> None:
+    """Only what no message can carry."""
+    payloads = FakePayloads()
+    pipeline = Pipeline(payloads=payloads)
+    await pipeline.handle()
+    assert payloads.written == []
+    assert "body_sha256" not in pipeline.answer.attributes
+
+
+@virtual_time
+async def test_a_write_that_fails_is_repeated_and_pauses_nothing(logs) -> None:
+    """The answer is kept, inference is not repeated, and other answers can be published."""
+    payloads = FakePayloads()
+    payloads.failures.extend([PayloadError("payload_unavailable", "503")] * 5)
+    pipeline = Pipeline(FakeBackend(LARGE), publisher=FakePublisher(limit=1_500), payloads=payloads)
+    assert await pipeline.handle() is Settlement.ACK
+    assert len(payloads.written) == 6
+    assert len(pipeline.backend.requests) == 1
+    assert pipeline.pauses == []
+    assert [line["error"] for line in logs if line["event"] == "reply_not_stored"] == ["payload_unavailable: 503"] * 5
+    assert "body_uri" in pipeline.answer.json
+
+
+@virtual_time
+async def test_an_answer_that_cannot_be_written_in_the_lease_is_nacked() -> None:
+    """As one that cannot be published; no error takes its place, since storage may be back tomorrow."""
+    payloads = FakePayloads()
+    payloads.always = PayloadError("payload_refused", "403")
+    pipeline = Pipeline(FakeBackend(LARGE), publisher=FakePublisher(limit=1_500), payloads=payloads, lease_s=600.0)
+    assert await pipeline.handle() is Settlement.NACK
+    assert pipeline.answers == []
+    assert 590 < loop_time() <= 600
+    assert pipeline.count("deliveries_total", "nack", "publish_failed") == 1
+
+
+@virtual_time
+async def test_metadata_that_no_message_can_carry_is_left_out_of_a_stored_answer() -> None:
+    """The object is there all the same; the small error says that no message could name it."""
+    payloads = FakePayloads()
+    pipeline = Pipeline(publisher=FakePublisher(limit=700), payloads=payloads)
+    large = Reply(status_code=200, body=b'"%s"' % (b"x" * 1000), metadata=b'{"k":"%s"}' % (b"x" * 1000))
+    published = await pipeline.replier.publish(_delivery(), large)
+    assert published is not None
+    assert published.error_class == "reply_too_large"
+    assert payloads.written == ["m"]
+
+
+@virtual_time
+async def test_a_digest_of_the_request_is_never_copied_to_the_answer() -> None:
+    """A consumer must be able to rely on it."""
+    pipeline = Pipeline(payloads=FakePayloads(), copy_attributes=("*",))
+    await pipeline.handle(message(attributes={"body_sha256": "0" * 64, "k": "v"}))
+    assert pipeline.answer.attributes["k"] == "v"
+    assert "body_sha256" not in pipeline.answer.attributes
 
 
 @virtual_time

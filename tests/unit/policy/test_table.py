@@ -35,9 +35,10 @@ def test_every_class_has_a_row():
 
 
 def test_what_is_held_concerns_every_message():
-    """Capacity, account, credentials and reachability are nobody's message: they are held, and all tell the breaker."""
-    assert BY_DISPOSITION[HOLD] == {"rate_limited", "overloaded", "quota", "auth", "not_ready", "connect"}
-    assert all(ROWS[name].breaker is not BreakerAction.NONE for name in BY_DISPOSITION[HOLD])
+    """Capacity, account, credentials and reachability are nobody's message: they are held, and tell the breaker."""
+    of_backends = {"rate_limited", "overloaded", "quota", "auth", "not_ready", "connect"}
+    assert BY_DISPOSITION[HOLD] == of_backends | {"payload_unavailable"}
+    assert all(ROWS[name].breaker is not BreakerAction.NONE for name in of_backends)
     assert all(ROWS[name].max_attempts is None for name in BY_DISPOSITION[HOLD])
 
 
@@ -105,6 +106,16 @@ def test_only_the_host_and_the_account_concern_every_model():
 def test_a_fault_decides_where_no_error_status_came(fault, phase, expected, status):
     """What broke, and how far the attempt had come, is the class; a success status does not change it."""
     assert verdict(an_event(status, fault=fault, phase=phase))[0] == expected
+
+
+def test_object_storage_is_no_backend():
+    """A body that cannot be fetched tells breaker and window nothing; its class is named like its fault."""
+    faults = [fault for fault in Fault if fault.startswith("payload_")]
+    assert len(faults) == 5
+    for fault in faults:
+        decision = classify(an_event(None, fault=fault, phase=Phase.PREPARE))
+        assert decision.error_class == fault
+        assert (decision.breaker, decision.is_overload) == (BreakerAction.NONE, False)
 
 
 def test_every_fault_is_classified():

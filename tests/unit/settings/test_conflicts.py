@@ -59,6 +59,10 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
         {"request": {"tenant_attribute": "t", "tenant_metadata_key": "t"}},
         "request.tenant_metadata_key: the tenant is named by an attribute already",
     ),
+    "payloads": (
+        {"payloads": {"request_prefixes": ["gs://bucket"], "max_bytes": 300_000_000}},
+        "payloads.max_bytes: must not exceed pubsub.max_in_flight_bytes",
+    ),
     "redis": ({"dedupe": {"store": "redis"}}, "dedupe.redis_url: is required"),
 }
 

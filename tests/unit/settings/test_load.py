@@ -12,7 +12,7 @@ from pydantic import BaseModel, SecretStr
 
 from tests.support.required_settings import GOOD
 from worker.errors import SettingsError
-from worker.settings.load import SECRET_KEYS, load_settings, load_without_backend
+from worker.settings.load import SECRET_KEYS, SECRET_MAPPINGS, load_settings, load_without_backend
 from worker.settings.schema import RouteSettings, Settings
 
 
@@ -277,7 +277,7 @@ def test_every_secret_is_known_to_the_loader() -> None:
                 if isinstance(part, type) and issubclass(part, BaseModel):
                     yield from secrets(part)
 
-    assert {*SECRET_KEYS, "headers"} == set(secrets(Settings))
+    assert {*SECRET_KEYS, *SECRET_MAPPINGS} == set(secrets(Settings))
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
-from tests.support.fakes import REFUSED, Answer, FakeBackend, FakePublisher, status
-from tests.support.pipeline import Pipeline, data, message
+from tests.support.fakes import REFUSED, Answer, FakeBackend, FakePayloads, FakePublisher, status
+from tests.support.pipeline import Pipeline, data, message, referring
 from tests.support.tracing import PARENT, TRACE, TRACEPARENT, KeptSpans, parent_id, span_id, trace_id
 from tests.support.virtual_time import EPOCH, settle, unix_time, virtual_time
-from worker.errors import PublishRefusedError, PublishRetryableError
+from worker.errors import PayloadError, PublishRefusedError, PublishRetryableError
+from worker.policy.model import Fault
 from worker.telemetry.spans import find_parent
 
 SECRET = "the prompt of a requester"
@@ -211,6 +212,23 @@ async def test_an_answer_that_needs_several_tries_is_one_publish():
     for span in (kept.one("send"), kept.one("process")):
         assert (span.attributes["error.type"], span.status.status_code) == ("publish_failed", StatusCode.ERROR)
     assert kept.one("process").attributes["inference_worker.settlement"] == "nack"
+
+
+@virtual_time
+async def test_each_try_to_read_or_write_a_body_is_a_span():
+    """Beside the attempt and inside the publish; what failed says why, and no URI stands in it."""
+    kept, payloads = KeptSpans(), FakePayloads(a=b'{"model":"m"}')
+    payloads.failures.append(PayloadError(Fault.PAYLOAD_UNAVAILABLE, "503"))
+    large = Answer(body=body() + b" " * 2_000)
+    pipeline = Pipeline(FakeBackend(large), publisher=FakePublisher(limit=1_500), tracer=kept.tracer, payloads=payloads)
+    await pipeline.handle(message(referring("gs://b/a")))
+    away, read = kept.of("read body")
+    assert dict(away.attributes) == {"inference_worker.body_bytes": 0, "error.type": "payload_unavailable"}
+    assert dict(read.attributes) == {"inference_worker.body_bytes": 13}
+    assert dict(kept.one("write body").attributes) == {"inference_worker.body_bytes": len(large.body)}
+    process = span_id(kept.one("process"))
+    assert {parent_id(span) for span in (away, read, kept.one("write body"))} == {process}
+    assert kept.one("send").attributes["inference_worker.status_code"] == 200
 
 
 @virtual_time

@@ -422,6 +422,9 @@ def test_a_message_with_a_path_is_no_batch_line() -> None:
 
 def test_stats_stand_last() -> None:
     """Stats are an own key behind the body."""
+    assert encode_response(200, b"{}", b"large", stats=b'{"s":1}', body_uri="gs://b/o") == (
+        b'{"status_code":200,"metadata":{},"body_uri":"gs://b/o","stats":{"s":1}}'
+    )
     assert encode_response(200, b"{}", b'{"a":1}', stats=b'{"s":1}') == (
         b'{"status_code":200,"metadata":{},"body":{"a":1},"stats":{"s":1}}'
     )

@@ -183,7 +183,8 @@ def too_large(data: bytes) -> Refusal:
         status_code=413,
         code="request_too_large",
         message=f"The request has {len(data)} bytes; a Pub/Sub message holds at most {MAX_PUBSUB_MESSAGE_BYTES} bytes, "
-        "attributes included.",
+        "attributes included.  A larger body can stand in object storage, with `body_uri` in place of `body` "
+        "(docs/payloads.md).",
         metadata=read_metadata_leniently(data),
     )
 

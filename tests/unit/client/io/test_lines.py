@@ -113,11 +113,11 @@ def test_line_over_the_brokers_limit_is_refused_with_its_metadata():
     assert f"at most {MAX_PUBSUB_MESSAGE_BYTES} bytes" in prepared.refusal.message
 
 
-def test_line_over_the_brokers_limit_is_not_advised_to_use_what_the_worker_refuses():
-    """The worker answers a message that names `body_uri` with a 400, so a refusal must not recommend it."""
+def test_line_over_the_brokers_limit_is_told_the_way_around():
+    """Whether the line or the broker's rejection shows it: a larger body goes by reference."""
     prepared = prepare(a_line(b'{"path":"/v1/x","body":{"a":"%s"}}' % (b"x" * MAX_PUBSUB_MESSAGE_BYTES)))
     for refusal in (prepared.refusal, rejected(b"x" * MAX_PUBSUB_MESSAGE_BYTES, "no")):
-        assert "body_uri" not in refusal.message
+        assert "`body_uri`" in refusal.message
 
 
 def test_batch_line_over_the_brokers_limit_keeps_its_custom_id():
