@@ -47,10 +47,8 @@ class LoopClock:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-
-    def now(self) -> float:
-        """Return the loop's monotonic seconds."""
-        return self._loop.time()
+        self.now = self._loop.time
+        """Returns the loop's monotonic seconds."""
 
     def call_at(self, when: float, callback: Callable[[], None]) -> TimerHandle:
         """Schedule `callback`; the loop may be late, never early by more than its clock's resolution."""

@@ -157,7 +157,8 @@ class LatencyMeter:
 
     def collected(self) -> int:
         """Return how many answers the round has of its most frequent kind."""
-        return max(len(answers.current) for answers in self._by_kind.values())
+        first_bytes, sized, whole = self._by_kind.values()
+        return max(len(first_bytes.current), len(sized.current), len(whole.current))
 
     def read(self) -> Reading:
         """Compute the waiting in the round, which must have an answer; 0 while there are no clean answers."""

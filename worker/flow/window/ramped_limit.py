@@ -25,16 +25,13 @@ class RampedLimit:
             raise ValueError(f"need 1 <= minimum <= initial <= maximum, not {minimum}, {limit}, {maximum}")
         self._now = now
         self._minimum, self._maximum = minimum, maximum
-        self._target = float(limit)
+        self.target = float(limit)
+        """The limit decided on, between `minimum` and `maximum`; not always a whole number."""
         self._probe_depth = 0.0
+        self._after_ramp = limit
         self._closed_until = 0.0
         # When the ramp begins, how many seconds it takes, and the limit at its start.
         self._ramp: tuple[float, float, float] | None = None
-
-    @property
-    def target(self) -> float:
-        """The limit decided on, between `minimum` and `maximum`; not always a whole number."""
-        return self._target
 
     @property
     def minimum(self) -> int:
@@ -54,22 +51,22 @@ class RampedLimit:
     @property
     def closed_until(self) -> float | None:
         """When the pause ends; `None` while there is none."""
-        return self._closed_until if self._closed_until > self._now() else None
+        return self._closed_until if self._closed_until > 0.0 and self._closed_until > self._now() else None
 
     def after_ramp(self) -> int:
         """Return the limit as it will be at the end of the ramp."""
-        return max(self._minimum, int(self._target - self._probe_depth))
+        return self._after_ramp
 
     def current(self) -> int:
         """Return the limit as it is now."""
         if self._ramp is None:
-            return self.after_ramp()
+            return self._after_ramp
         began_at, seconds, start = self._ramp
         passed = self._now() - began_at
         if passed >= seconds:
             self._ramp = None
-            return self.after_ramp()
-        reached = start + (self._target - start) * max(passed, 0.0) / seconds
+            return self._after_ramp
+        reached = start + (self.target - start) * max(passed, 0.0) / seconds
         return max(self._minimum, int(reached - self._probe_depth))
 
     def has_room(self, in_flight: int) -> bool:
@@ -87,14 +84,15 @@ class RampedLimit:
         if self._ramp is None or in_flight < self.current() or in_flight >= self.after_ramp():
             return None
         began_at, seconds, start = self._ramp
-        share = (in_flight + 1 + self._probe_depth - start) / (self._target - start)
+        share = (in_flight + 1 + self._probe_depth - start) / (self.target - start)
         # A little later than computed, because `current` rounds down to a whole number.
         return began_at + seconds * min(share, 1.0) + 1e-6
 
     def set(self, limit: float) -> None:
         """Change the limit at once, within the bounds."""
-        self._target = min(max(limit, float(self._minimum)), float(self._maximum))
+        self.target = min(max(limit, float(self._minimum)), float(self._maximum))
         self._ramp = None
+        self._round_down()
 
     def grow(self, limit: float, seconds: float) -> bool:
         """Raise the limit within the bounds, over so many seconds; return whether that makes room."""
@@ -105,13 +103,17 @@ class RampedLimit:
 
     def ramp_up(self, start: float, seconds: float) -> None:
         """Let the limit rise from `start` to its target over so many seconds, beginning when no pause is left."""
-        if seconds > 0.0 and start < self._target:
+        if seconds > 0.0 and start < self.target:
             self._ramp = (max(self._now(), self._closed_until), seconds, start)
 
     def probe_down(self, depth: float) -> None:
         """Hold the limit this much below its target; 0 ends that."""
         self._probe_depth = depth
+        self._round_down()
 
     def close(self, until: float) -> None:
         """Allow no start before an instant; the later of two instants counts."""
         self._closed_until = max(self._closed_until, until)
+
+    def _round_down(self) -> None:
+        self._after_ramp = max(self._minimum, int(self.target - self._probe_depth))

@@ -119,7 +119,8 @@ class Refusals:
         Returns:
             A limit to go back to, if this ends a row of refusals that the number of requests did not cause.
         """
-        self._settle(number, in_flight)
+        if self._unsettled:
+            self._settle(number, in_flight)
         if not self.is_fresh(number):
             return None
         self._proven = max(self._proven, in_flight)
