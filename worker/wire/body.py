@@ -155,7 +155,7 @@ class RequestBody:
         Args:
             changes: New values as JSON by key, one of `KEYS`; `None` removes the key.
         """
-        if not self.is_object:
+        if not changes or not self.is_object:
             return self.data
         present = {key for key in changes if self.raw(key)}
         changes = {key: value for key, value in changes.items() if value is not None or key in present}

@@ -55,6 +55,7 @@ class Usage(msgspec.Struct, frozen=True):
 NO_USAGE = Usage()
 """Of an answer that tells none."""
 
+_NO_DETAILS = _Details()
 _decode = msgspec.json.Decoder(_Body).decode
 
 
@@ -76,8 +77,8 @@ def usage_of(counts: Mapping[str, Any]) -> Usage | None:
 
 
 def _read(usage: _Usage) -> Usage:
-    of_input = usage.prompt_tokens_details or usage.input_tokens_details or _Details()
-    of_output = usage.completion_tokens_details or usage.output_tokens_details or _Details()
+    of_input = usage.prompt_tokens_details or usage.input_tokens_details or _NO_DETAILS
+    of_output = usage.completion_tokens_details or usage.output_tokens_details or _NO_DETAILS
     return Usage(
         input=_known(usage.prompt_tokens, usage.input_tokens),
         output=_known(usage.completion_tokens, usage.output_tokens),
@@ -86,6 +87,8 @@ def _read(usage: _Usage) -> Usage:
     )
 
 
-def _known(*counts: int | None) -> int | None:
+def _known(count: int | None, otherwise: int | None = None) -> int | None:
     """Return the first count that is one."""
-    return next((count for count in counts if count is not None and count >= 0), None)
+    if count is not None and count >= 0:
+        return count
+    return otherwise if otherwise is not None and otherwise >= 0 else None

@@ -90,11 +90,16 @@ def wanted_form(mode: StreamMode, endpoint: Endpoint, body: RequestBody) -> Form
         endpoint: Of the request's path.
         body: Of the request.
     """
-    if mode == "never" or not endpoint.is_streamable or not body.is_object or is_for_the_server(body):
+    if mode == "never" or not endpoint.is_streamable:
         return Form.UNARY
-    is_wanted = body.asks_for_stream if mode == "as_requested" else not any(map(body.is_set, UNARY_FEATURES))
+    if mode == "as_requested":
+        is_wanted = body.asks_for_stream
+    else:
+        is_wanted = body.is_object and not any(map(body.is_set, UNARY_FEATURES))
+    if not is_wanted or is_for_the_server(body):
+        return Form.UNARY
     choices = choices_of(endpoint, body)
-    if is_wanted and mode == "auto":
+    if mode == "auto":
         # With several choices a server that ignores `n` looks like a stream that broke.
         is_wanted = choices == 1 and not any(_is_asked(body, key) for key in DIFFERENT_IN_STREAMS)
     if not is_wanted or choices is None:
