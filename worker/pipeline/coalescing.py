@@ -3,19 +3,12 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from worker.delivery import Delivery
 from worker.pipeline.shutdown import ShutdownGrace
 from worker.ports import Settlement
 from worker.telemetry.record import Recorder
 from worker.wire.message import ReceivedMessage
-
-
-@dataclass(slots=True, eq=False)
-class _InFlight:
-    delivery: Delivery
-    outcome: "asyncio.Future[Settlement]"
 
 
 class InFlightDeliveries:
@@ -41,7 +34,9 @@ class InFlightDeliveries:
         self._grace = grace
         self._recorder = recorder
         self._clock = clock
-        self._running: dict[str, _InFlight] = {}
+        self._running: dict[str, Delivery] = {}
+        self._awaited: dict[str, asyncio.Future[Settlement]] = {}
+        """Outcomes that another delivery of the message waits for."""
 
     def __len__(self) -> int:
         return len(self._running)
@@ -53,26 +48,31 @@ class InFlightDeliveries:
         Cancellation: as that of `work`; a delivery that waits for another one is settled as that one is, within the
         grace, and nacked when the grace is over first.
         """
-        first = self._running.get(message.message_id)
+        message_id = message.message_id
+        first = self._running.get(message_id)
         if first is not None:
             self._recorder.duplicate("in_flight")
             return await self._join(first, message)
         delivery = Delivery(message, self._clock() if message.received_at is None else message.received_at)
-        outcome: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
-        self._running[message.message_id] = _InFlight(delivery, outcome)
+        self._running[message_id] = delivery
         settlement = Settlement.NACK
         try:
             settlement = await self._work(delivery)
         finally:
-            del self._running[message.message_id]
-            outcome.set_result(settlement)
+            del self._running[message_id]
+            outcome = self._awaited.pop(message_id, None)
+            if outcome is not None:
+                outcome.set_result(settlement)
         return settlement
 
-    async def _join(self, first: _InFlight, message: ReceivedMessage) -> Settlement:
-        if (message.delivery_attempt or 0) > (first.delivery.message.delivery_attempt or 0):
-            first.delivery.message = message  # the last permitted attempt may be this one
+    async def _join(self, first: Delivery, message: ReceivedMessage) -> Settlement:
+        if (message.delivery_attempt or 0) > (first.message.delivery_attempt or 0):
+            first.message = message  # the last permitted attempt may be this one
+        outcome = self._awaited.get(message.message_id)
+        if outcome is None:
+            outcome = self._awaited[message.message_id] = asyncio.get_running_loop().create_future()
         try:
-            await asyncio.wait({first.outcome})
+            await asyncio.wait({outcome})
         except asyncio.CancelledError:
-            await self._grace.wait(first.outcome)
-        return first.outcome.result() if first.outcome.done() else Settlement.NACK
+            await self._grace.wait(outcome)
+        return outcome.result() if outcome.done() else Settlement.NACK

@@ -242,9 +242,9 @@ class Deduper:
         """
         if self._store is None:
             return Dedupe.MISS
-        known = await self._store.get(_id_key(delivery), _NO_FINGERPRINT)
-        key = self.key(delivery)
-        if known is Dedupe.MISS and key != _id_key(delivery):
+        id_key = _id_key(delivery)
+        known = await self._store.get(id_key, _NO_FINGERPRINT)
+        if known is Dedupe.MISS and self._metadata_key is not None and (key := self.key(delivery)) != id_key:
             known = await self._store.get(key, _fingerprint(delivery))
         return known
 
@@ -256,9 +256,9 @@ class Deduper:
         """
         if self._store is None:
             return
-        key = self.key(delivery)
-        if key == _id_key(delivery) or reply.retryable or reply.error_class == ErrorClass.IDEMPOTENCY_CONFLICT:
-            await self._store.put(_id_key(delivery), _NO_FINGERPRINT)
+        key, id_key = self.key(delivery), _id_key(delivery)
+        if key == id_key or reply.retryable or reply.error_class == ErrorClass.IDEMPOTENCY_CONFLICT:
+            await self._store.put(id_key, _NO_FINGERPRINT)
         else:
             await self._store.put(key, _fingerprint(delivery))
 

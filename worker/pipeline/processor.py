@@ -14,8 +14,9 @@ be kept; the same message in flight twice reaches the backend once.
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec import structs
 
@@ -134,16 +135,16 @@ class Processor:
         """Leave the last answers `settle_s` from now, also those that are waited for already; on the event loop."""
         self._grace.hurry(settle_s)
 
-    async def handle(self, message: ReceivedMessage) -> Settlement:
+    def handle(self, message: ReceivedMessage) -> Coroutine[Any, Any, Settlement]:
         """
-        Process one delivery and return its settlement; never raises.
+        Process one delivery and return its settlement; to be awaited, never raises.
 
         A message that is in flight already shares the outcome of the first delivery: one backend call, both settled.
 
         Cancellation: an attempt under way is given up and the message nacked, or answered when this was its last
         delivery attempt; an answer that exists is still published, for at most `settle_s`.
         """
-        return await self._in_flight.handle(message)
+        return self._in_flight.handle(message)
 
     async def _process(self, delivery: Delivery) -> Settlement:
         settlement = Settlement.NACK
@@ -279,7 +280,11 @@ class Processor:
                 if self._is_late(request):
                     return self._judge(delivery, DeadlinePassed(last=delivery.decision))
                 end, budget = await self._attempt(delivery, request, route, permit)
-            verdict = await self._judge_attempt(delivery, request, route, end, budget)
+            verdict = judge(end, budget, route.health(request.lane), jitter=self._random.random())
+            if verdict.needs_outage_check:
+                await wait_for(self._draining, self._outage_detection_s)
+                checked = structs.replace(end, is_outage_checked=True)
+                verdict = self._judge(delivery, checked, route.health(request.lane))
             delivery.decision = verdict.decision
             delivery.counted_attempts -= verdict.is_outage
             delivery.continuations += verdict.is_continuation
@@ -288,8 +293,10 @@ class Processor:
                 return verdict
             delay_s = verdict.delay_s
 
-    async def _admit(self, delivery: Delivery, request: RequestMessage, route: Route, delay_s: float) -> Permit:
-        """Wait at the route's gate, no longer than lease, deadline and hold allow."""
+    def _admit(
+        self, delivery: Delivery, request: RequestMessage, route: Route, delay_s: float
+    ) -> Coroutine[Any, Any, Permit]:
+        """Wait, once awaited, at the route's gate, no longer than lease, deadline and hold allow."""
         budget = self._budget(delivery)
         give_up_s = self._give_up_s(budget)
         if delivery.attempts:
@@ -303,7 +310,7 @@ class Processor:
             held=delivery.attempts > 0,
         )
         streamed = request.body is not None and route.backend.streams(request.path, request.body)
-        return await route.gate.admit(
+        return route.gate.admit(
             order,
             key=delivery.message.message_id,
             lane_name=request.lane,
@@ -342,17 +349,6 @@ class Processor:
         work = result.usage.output if decision.error_class is None else None
         route.report(permit, told, work=work)
         return end, budget
-
-    async def _judge_attempt(
-        self, delivery: Delivery, request: RequestMessage, route: Route, end: AttemptEnd, budget: Budget
-    ) -> Verdict:
-        """Have the attempt judged, after a look at the others' attempts where that is asked for."""
-        verdict = judge(end, budget, route.health(request.lane), jitter=self._random.random())
-        if verdict.needs_outage_check:
-            await wait_for(self._draining, self._outage_detection_s)
-            checked = structs.replace(end, is_outage_checked=True)
-            verdict = self._judge(delivery, checked, route.health(request.lane))
-        return verdict
 
     def _judge(self, delivery: Delivery, end: End, health: BackendHealth = HEALTHY) -> Verdict:
         return judge(end, self._budget(delivery), health, jitter=self._random.random())

@@ -61,7 +61,7 @@ class ShutdownGrace:
 
         Cancellation: swallowed once; the work goes on for `settle_s`.  A second one stops it at once.
         """
-        task = asyncio.ensure_future(work)
+        task = asyncio.get_running_loop().create_task(work)
         with suppress(asyncio.CancelledError):
             if cancelled_at is None:
                 try:
@@ -103,5 +103,6 @@ async def _end_of(task: "asyncio.Task[Any]") -> None:
     task.add_done_callback(tell)
     try:
         await ended
-    finally:
+    except asyncio.CancelledError:
         task.remove_done_callback(tell)
+        raise
