@@ -288,6 +288,18 @@ class Broker:
         """
         return cls(settings, *await asyncio.to_thread(resolve, settings))
 
+    def full_topic(self, name: str) -> str:
+        """Return the full name of a topic."""
+        return full_topic(name, self._settings, self.names)
+
+    def full_subscription(self, name: str) -> str:
+        """Return the full name of a subscription."""
+        return _full(name, "subscriptions", self._settings.project_id or self.names.topic.split("/")[1])
+
+    def channel(self) -> grpc.aio.Channel:
+        """Return a channel to the same place; the caller closes it."""
+        return async_channel(self._settings, self._credentials)
+
     def publisher(self, topic: str | None = None) -> PubSubPublisher:
         """Return a publisher for a topic (short or full name), by default the response topic."""
         name = self.names.topic if topic is None else full_topic(topic, self._settings, self.names)

@@ -33,6 +33,10 @@ class Command(NamedTuple):
 COMMANDS: Mapping[str, Command] = {
     "run": Command("the worker; what the container starts", "run"),
     "local": Command("answer a file of requests, everything on this machine", "local"),
+    "submit": Command("publish a file of requests to the request topic", "submit"),
+    "collect": Command("write the answers of a submitted file", "collect"),
+    "watch": Command("a live view of a submitted file", "watch"),
+    "retry-failed": Command("send the failed lines of a submitted file again", "retry"),
     "localpubsub": Command(
         "the embedded Pub/Sub server, for development", "servers", "add_localpubsub", "run_localpubsub"
     ),

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.client import COPY_ATTRIBUTES
 from worker.emulators.openai import SimOptions
 from worker.errors import SettingsError
 from worker.policy.engine import load_policy
@@ -102,7 +101,6 @@ def _worker_settings(options: argparse.Namespace) -> dict[str, Any]:
         "pubsub.max_in_flight": concurrency * 3,
         "backend.window.max": concurrency,
         "backend.window.initial": min(concurrency, 16),
-        "reply.copy_attributes": f"[{', '.join(COPY_ATTRIBUTES)}]",
         "reply.include_stats": True,  # for `inference-worker report`
         "http.host": "127.0.0.1",
         "http.port": 0,

@@ -7,19 +7,15 @@ This package knows the wire and no broker: the caller passes the functions that 
     run = BatchRun(reader, resumed.writer, publish, answers, window=N, answered=resumed.answered)
     summary = await run.run()
     print_summary(summary, sys.stderr)
-
-The worker that answers must have `COPY_ATTRIBUTES` in its setting `reply.copy_attributes`.
 """
 
 from worker.client.errors import ClientError
-from worker.client.io.lines import COPY_ATTRIBUTES
 from worker.client.local import BatchRun
 from worker.client.ports import AnswerHandler
 from worker.client.progress import Display, build_display
 from worker.client.summary import InputCount, Summary, print_summary
 
 __all__ = [
-    "COPY_ATTRIBUTES",
     "AnswerHandler",
     "BatchRun",
     "ClientError",

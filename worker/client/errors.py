@@ -6,6 +6,7 @@ The errors of a run over a file; all of them are below `WorkerError`.
     ClientError
     ├── InputError              the input cannot be read; the lines before the fault are answered
     ├── OutputError             the output cannot be written; its answers stay
+    ├── LedgerError             the ledger of a run cannot be used
     └── DamagedStreamError      damaged compressed bytes; becomes one of the two above
 
 Each message is one sentence for the terminal and begins with the name of the file.
@@ -24,6 +25,10 @@ class InputError(ClientError):
 
 class OutputError(ClientError):
     """The output cannot be opened, continued or written; permanent, though a full disk may be emptied."""
+
+
+class LedgerError(ClientError):
+    """The ledger is missing, foreign, damaged or of another input, or cannot be written; permanent."""
 
 
 class DamagedStreamError(ClientError):

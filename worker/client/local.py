@@ -20,12 +20,13 @@ from worker.client.errors import ClientError, InputError
 from worker.client.first_answers import FirstAnswers
 from worker.client.io.batched_writer import BatchedWriter
 from worker.client.io.blocking import BlockingThread
-from worker.client.io.lines import LINE_ID, Prepared, RawLine, Shape, parse_line_id, prepare, refuse, rejected
+from worker.client.io.lines import Prepared, RawLine, Shape, parse_line_id, prepare, refuse, rejected
 from worker.client.io.outputs import Answer, decode_answer, local_answer, output_line
 from worker.client.ports import Answers, LineSink, LineSource, Publish
 from worker.client.summary import ErrorExample, InputCount, Progress, Summary, Tally
 from worker.errors import MessageRejectedError, PublishRetryableError
 from worker.policy.backoff import Backoff
+from worker.wire.message import LINE_ID
 from worker.wire.http import address_of
 
 PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)

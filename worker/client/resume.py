@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -172,6 +172,75 @@ def resume_output(path: str) -> Resumed:
     except BaseException:
         writer.close()
         raise
+
+
+def output_lines(path: str) -> Iterator[tuple[str, bytes]]:
+    """
+    Yield id and bytes, without the newline, of each line of an output that `resume_output` has read; blocks.
+
+    Raises:
+        OutputError: It cannot be read.
+    """
+    decoder, splitter = Decoder(codec_of(path)), LineSplitter()
+    try:
+        with Path(path).open("rb") as file:
+            for chunk in _chunks(file):
+                for piece in decoder.feed(chunk):
+                    for line in splitter.feed(piece):
+                        line_id = answered_id(line.data)
+                        assert line_id is not None  # `resume_output` has read it
+                        yield line_id, line.data
+    except (OSError, DamagedStreamError) as error:
+        raise OutputError(f"{path}: {error}") from None
+
+
+def drop_answers(path: str, is_dropped: Callable[[int], bool]) -> int:
+    """
+    Take answers out of an output; return how many; blocks.
+
+    The file is replaced when the new one is complete: a kill on the way leaves it as it was.
+
+    Args:
+        path: An output that no process is writing.
+        is_dropped: Whether the answer to the line of this number goes.
+
+    Raises:
+        OutputError: It cannot be read or replaced; it is as it was.
+    """
+    resumed = resume_output(path)
+    target = Path(path).resolve()
+    temporary = target.with_name(f"{target.name}{RECOVERING_SUFFIX}")
+    codec, dropped = codec_of(path), 0
+    encoder = Encoder(codec)
+    try:
+        with temporary.open("wb") as file:
+            kept: list[bytes] = []
+            size = 0
+            for line_id, line in output_lines(path):
+                key = parse_line_id(line_id)
+                assert key is not None  # `resume_output` has read it
+                if is_dropped(key[0]):
+                    dropped += 1
+                    continue
+                kept.append(line + b"\n")
+                size += len(line)
+                if size >= CHUNK_BYTES:
+                    file.write(encoder.encode(b"".join(kept)))
+                    kept.clear()
+                    size = 0
+            if kept:
+                file.write(encoder.encode(b"".join(kept)))
+            file.write(encoder.end())
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(path, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(f"{path}: {describe_os_error(error)}") from None
+    finally:
+        resumed.writer.close()
+        temporary.unlink(missing_ok=True)
+    return dropped
 
 
 def refuse_same_file(input_path: str, output_path: str) -> None:

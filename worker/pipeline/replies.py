@@ -41,6 +41,7 @@ from worker.telemetry.record import Recorder
 from worker.wire.message import (
     BODY_SHA256,
     MAX_PUBSUB_MESSAGE_BYTES,
+    RUN_ATTRIBUTES,
     clip_attributes,
     encode_response,
     message_bytes,
@@ -280,17 +281,20 @@ class Replier:
             attributes["backend"] = delivery.backend
         if delivery.result is not None and delivery.result.backend_request_id is not None:
             attributes["backend_request_id"] = delivery.result.backend_request_id
-        if self._copy:  # after the worker's own: what is too many is left out at the end
+        if message.attributes:  # after the worker's own: what is too many is left out at the end
             attributes |= self._copied(message.attributes)
         self._recorder.add_trace_context(delivery, attributes)
         return clip_attributes(attributes)
 
     def _copied(self, attributes: Mapping[str, str]) -> dict[str, str]:
-        return {
-            key: value
-            for key, value in attributes.items()
-            if key not in _OWN_ATTRIBUTES and any(fnmatchcase(key, pattern) for pattern in self._copy)
-        }
+        copied = {key: attributes[key] for key in RUN_ATTRIBUTES if key in attributes}
+        if self._copy:
+            copied |= {
+                key: value
+                for key, value in attributes.items()
+                if key not in _OWN_ATTRIBUTES and any(fnmatchcase(key, pattern) for pattern in self._copy)
+            }
+        return copied
 
 
 def _is_storable(reply: Reply, error: PublishError) -> bool:

@@ -34,6 +34,16 @@ MAX_ATTRIBUTE_VALUE_BYTES = 1024
 
 BODY_SHA256 = "body_sha256"
 """Attribute of a request or an answer whose body is an object: the SHA-256 of its content, 64 hex digits."""
+RUN_ID = "run_id"
+"""Attribute of a request that belongs to a run over a file: the run's id."""
+RUN_ROUND = "run_round"
+"""Attribute of a request of a run that is sent again on purpose: `2` the first time."""
+LINE_ID = "line_id"
+"""Attribute of a request of a run: the line of the file, by number and hash."""
+LINE_SHAPE = "line_shape"
+"""Attribute `batch` of a request that was made from an OpenAI batch line: the shape of its line in the output."""
+RUN_ATTRIBUTES = (RUN_ID, RUN_ROUND, LINE_ID, LINE_SHAPE)
+"""Attributes of a request that its answer always carries, so that a run works with every worker's settings."""
 
 MAX_LENIENT_BYTES = 1_000_000
 """Longest message read leniently: the walk builds Python objects, tens of bytes for each byte at worst, and that is

@@ -14,14 +14,14 @@ import msgspec
 
 from worker.client.ports import AnswerHandler
 from worker.errors import MessageError
-from worker.wire.message import decode_request, encode_response
+from worker.wire.message import RUN_ATTRIBUTES, decode_request, encode_response
 
 Respond = Callable[[bytes, Mapping[str, str]], tuple[bytes, dict[str, str]]]
 
 
 def echo(data: bytes, attributes: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
     """Answer as the worker would: the body comes back with a usage, a bad message gets a 400."""
-    copied = {name: attributes[name] for name in ("line_id", "line_shape") if name in attributes}
+    copied = {name: attributes[name] for name in RUN_ATTRIBUTES if name in attributes}
     try:
         request = decode_request(data)
     except MessageError as error:

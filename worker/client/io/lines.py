@@ -22,14 +22,14 @@ from sys import intern
 import msgspec
 
 from worker.wire.body import RequestBody
-from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, is_batch_line, message_bytes, read_metadata_leniently
-
-LINE_ID = "line_id"
-"""Attribute that carries the id of a line in the request and in its answer."""
-LINE_SHAPE = "line_shape"
-"""Attribute `batch` of batch lines: the shape of the answer, for a consumer without the input."""
-COPY_ATTRIBUTES = (LINE_ID, LINE_SHAPE)
-"""What the worker's setting `reply.copy_attributes` must name, so that answers can be matched to lines."""
+from worker.wire.message import (
+    LINE_ID,
+    LINE_SHAPE,
+    MAX_PUBSUB_MESSAGE_BYTES,
+    is_batch_line,
+    message_bytes,
+    read_metadata_leniently,
+)
 
 MAX_LINE_BYTES = 32_000_000
 """A longer line is not kept in memory.  House decision: three times the size of a message, so that the answer to a line

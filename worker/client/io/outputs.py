@@ -141,6 +141,11 @@ def local_answer(refusal: Refusal) -> Answer:
     )
 
 
+def error_message(answer: Answer) -> str:
+    """Return the words of an error answer, as they stand in `error.message` of a batch line."""
+    return _explain(answer, _object(answer.body))["message"]
+
+
 def output_line(line_id: str, shape: Shape, custom_id: bytes, answer: Answer) -> bytes:
     """Return the line for an answer in the shape of its request, with its newline."""
     if shape is Shape.BATCH:

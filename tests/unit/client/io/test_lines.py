@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.client.io.lines import LINE_ID, LINE_SHAPE, RawLine, Shape, prepare, rejected
+from worker.client.io.lines import RawLine, Shape, prepare, rejected
 from worker.errors import MessageError
 from worker.wire.body import RequestBody
-from worker.wire.message import MAX_PUBSUB_MESSAGE_BYTES, decode_request
+from worker.wire.message import LINE_ID, LINE_SHAPE, MAX_PUBSUB_MESSAGE_BYTES, decode_request
 
 BATCH = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}
 

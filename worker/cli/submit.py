@@ -1,0 +1,335 @@
+"""
+`inference-worker submit`: publish the lines of a file as requests, each once.
+
+All lines are checked before the first is published.  The ledger beside the input remembers what the broker has
+confirmed, so that the same command continues after Ctrl-C, a crash or a kill.
+"""
+
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from worker.cli.arguments import add_settings, at_least_one
+from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from worker.cli.loop import on_signals, run_loop
+from worker.cli.parser import describe
+from worker.cli.runs import (
+    RETRYING,
+    SUBSCRIPTION,
+    Teller,
+    add_output_options,
+    collect_run,
+    connected,
+    interruptible,
+    ledger_path,
+    make_subscription,
+    named,
+    run_settings,
+)
+from worker.client.errors import InputError, LedgerError, OutputError, describe_os_error
+from worker.client.io.files import STANDARD, open_input
+from worker.client.ledger import Ledger, new_run
+from worker.client.ports import Publish
+from worker.client.submit import CheckResult, Submission, check
+from worker.errors import SettingsError
+from worker.settings.schema import Settings
+from worker.telemetry.logs import configure_logs
+
+WORKER_SUFFIX = "-worker"
+"""Of the request subscription, where it is named after its topic, as `setup` does."""
+STDIN_SUFFIX = ".input"
+"""Of the copy that is made of standard input: it must be read twice, and again for a resumed run."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    describe(
+        parser,
+        "Check every line of a file, then publish each as one request. "
+        "The same command continues after Ctrl-C or a kill. docs/submit.md explains runs.",
+        examples=[
+            "inference-worker submit requests.jsonl --check-only",
+            "inference-worker submit requests.jsonl --config worker.yaml --create-subscription",
+            "inference-worker submit requests.jsonl --config worker.yaml --wait answers.jsonl",
+        ],
+        exits={
+            0: "every line is published; with --wait, and answered",
+            EXIT_FAILED: "a line has a fault, or something failed; the command can be repeated",
+            EXIT_USAGE: "settings or arguments cannot be used",
+            EXIT_INTERRUPTED: "interrupted; the same command continues",
+        },
+    )
+    parser.add_argument("input", metavar="INPUT", help="requests, one per line; - is standard input; .gz and .zst work")
+    add_settings(parser)
+    parser.add_argument("--topic", metavar="TOPIC", help="the request topic (default: setup.request_topic)")
+    parser.add_argument("--run", dest="run_file", metavar="FILE", help="the ledger of the run (INPUT.run)")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N lines")
+    parser.add_argument("--check-only", action="store_true", help="check the lines, and do nothing else")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be published, and do not publish")
+    parser.add_argument("--json", action="store_true", help="one JSON object an event on standard output")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--create-subscription",
+        action="store_true",
+        help="make a subscription for the answers of this run alone; `collect` removes it at the end",
+    )
+    source.add_argument("--subscription", metavar="NAME", help="an existing one, for this run's answers alone")
+    parser.add_argument("--response-topic", metavar="TOPIC", help="the response topic (pubsub.response_topic)")
+    parser.add_argument("--wait", metavar="OUTPUT", help="collect the answers into this file (see `collect`)")
+    add_output_options(parser)
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Check and publish; return the exit code."""
+    configure_logs("auto", "error")
+    teller = Teller(is_json=namespace.json)
+    if namespace.check_only:
+        return _check_only(namespace, teller)
+    settings = run_settings(namespace)
+    topic = request_topic(namespace.topic, settings)
+    needs_subscription = namespace.create_subscription or (namespace.wait and not namespace.subscription)
+    responses = namespace.response_topic or named(settings.pubsub.response_topic)
+    if needs_subscription and responses is None:
+        raise SettingsError(["--response-topic: is required to collect the answers (or pubsub.response_topic)"])
+    path = ledger_path(namespace, "stdin" if namespace.input == STANDARD else namespace.input)
+    input_path = _copy_of_stdin(path) if namespace.input == STANDARD else namespace.input
+    if namespace.dry_run:
+        return _dry_run(namespace, input_path, topic, teller)
+    plan = _Plan(path, input_path, topic, responses)
+    return run_loop(lambda: _submit(namespace, settings, plan, teller))
+
+
+def request_topic(name: str | None, settings: Settings) -> str:
+    """
+    Return the request topic, short or full.
+
+    Raises:
+        SettingsError: Nothing names one.
+    """
+    subscription = named(settings.pubsub.request_subscription)
+    found = name or settings.setup.request_topic
+    if not found and subscription is not None and subscription.endswith(WORKER_SUFFIX):
+        found = subscription.removesuffix(WORKER_SUFFIX).replace("/subscriptions/", "/topics/")
+    if not found:
+        raise SettingsError(["--topic: name the request topic (or setup.request_topic)"])
+    return found
+
+
+def _copy_of_stdin(path: str) -> str:
+    """Copy standard input into a file beside the ledger, once; a resumed run needs it again."""
+    copy = Path(path + STDIN_SUFFIX)
+    if not copy.exists():
+        half = copy.with_name(copy.name + ".new")
+        try:
+            with half.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+            half.replace(copy)
+        except OSError as error:
+            raise OutputError(f"{copy}: {describe_os_error(error)}") from None
+        finally:
+            half.unlink(missing_ok=True)
+    return str(copy)
+
+
+def _checked(namespace: argparse.Namespace, input_path: str, ledger: Ledger, teller: Teller) -> CheckResult:
+    """Check the input into the ledger; tell its faults."""
+    reader = open_input(input_path)
+    try:
+        result = check(
+            reader,
+            ledger,
+            limit=namespace.limit,
+            on_progress=lambda lines: teller.progress("checking", f"checking: {lines:,} lines", lines=lines),
+        )
+    finally:
+        reader.close()
+        teller.clear()
+    for fault in sorted(result.faults, key=lambda each: each.number):
+        teller.event(
+            "fault",
+            f"{input_path}: {fault}",
+            line=fault.number,
+            field=fault.field,
+            message=fault.message,
+        )
+    if result.fault_count > len(result.faults):
+        teller.event(
+            "more_faults", f"... and {result.fault_count - len(result.faults):,} more", faults=result.fault_count
+        )
+    return result
+
+
+def _check_only(namespace: argparse.Namespace, teller: Teller) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        input_path = namespace.input
+        if input_path == STANDARD:
+            input_path = _copy_of_stdin(str(Path(folder) / "stdin"))
+        with Ledger.create(str(Path(folder) / "check.run"), new_run(input_path, "")) as ledger:
+            result = _checked(namespace, input_path, ledger, teller)
+    return _tell_check(namespace.input, result, teller)
+
+
+def _tell_check(input_path: str, result: CheckResult, teller: Teller) -> int:
+    good = result.lines - result.fault_count
+    text = f"{input_path}: {good:,} of {result.lines:,} lines can be published"
+    teller.event("checked", text, lines=result.lines, faults=result.fault_count, bytes=result.bytes)
+    return EXIT_FAILED if result.fault_count else 0
+
+
+def _dry_run(namespace: argparse.Namespace, input_path: str, topic: str, teller: Teller) -> int:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Ledger.create(str(Path(folder) / "check.run"), new_run(input_path, topic)) as ledger,
+    ):
+        result = _checked(namespace, input_path, ledger, teller)
+    if result.fault_count:
+        return _tell_check(input_path, result, teller)
+    text = f"would publish {result.lines:,} requests ({result.bytes:,} bytes) to {topic}"
+    teller.event("dry_run", text, lines=result.lines, bytes=result.bytes, topic=topic)
+    return 0
+
+
+class _Plan(NamedTuple):
+    ledger: str
+    """Path."""
+    input: str
+    """Path; of the copy of standard input."""
+    topic: str
+    """The request topic, short or full."""
+    responses: str | None
+    """The response topic, short or full, where it is known."""
+
+
+async def _submit(namespace: argparse.Namespace, settings: Settings, plan: _Plan, teller: Teller) -> int:
+    async with connected(settings) as broker:
+        publisher = broker.publisher(plan.topic)
+        try:
+            with _ledger_of(plan.ledger, plan.input, publisher.topic) as ledger:
+                if _checked_into(namespace, plan.input, ledger, teller):
+                    return EXIT_FAILED
+                if namespace.subscription:
+                    ledger.note({SUBSCRIPTION: broker.full_subscription(namespace.subscription)})
+                elif (namespace.create_subscription or namespace.wait) and ledger.get(SUBSCRIPTION) is None:
+                    assert plan.responses is not None  # `run` has looked
+                    if ledger.totals().published:
+                        raise SettingsError(
+                            ["--create-subscription: the run has begun without one, and would miss the answers so far"]
+                        )
+                    name = await make_subscription(broker, ledger, broker.full_topic(plan.responses))
+                    teller.event("subscribed", f"made the subscription {name}", subscription=name)
+                code = await publish_run(ledger, plan.input, publisher.publish, teller)
+                if code or not namespace.wait:
+                    return code
+                return await interruptible(
+                    asyncio.ensure_future(collect_run(namespace, settings, ledger, namespace.wait, teller)), teller
+                )
+        finally:
+            await publisher.aclose()
+
+
+def _ledger_of(path: str, input_path: str, topic: str) -> Ledger:
+    """Open the ledger of this input and topic, or make it."""
+    if not Path(path).exists():
+        if not Path(input_path).is_file():
+            raise InputError(f"{input_path}: is no file")
+        return Ledger.create(path, new_run(input_path, topic))
+    ledger = Ledger(path)
+    fault = None
+    if ledger.run.input_path != str(Path(input_path).resolve()):
+        fault = f"is the ledger of {ledger.run.input_path}"
+    elif ledger.run.topic != topic:
+        fault = f"is the ledger of a run on {ledger.run.topic}"
+    elif ledger.get(RETRYING) is not None:
+        fault = "`retry-failed` was interrupted; run it again first"
+    if fault is not None:
+        ledger.close()
+        raise LedgerError(f"{path}: {fault}; name another with --run")
+    return ledger
+
+
+def _checked_into(namespace: argparse.Namespace, input_path: str, ledger: Ledger, teller: Teller) -> bool:
+    """Check the input, unless the ledger knows this very file; return whether it has faults."""
+    status = Path(input_path).stat()
+    stamp = f"{status.st_size}-{status.st_mtime_ns}-{namespace.limit or ''}"
+    if ledger.get("is_input_read") == stamp:
+        return False
+    ledger.note({"is_input_read": None})
+    result = _checked(namespace, input_path, ledger, teller)
+    if result.fault_count:
+        _tell_check(input_path, result, teller)
+        return True
+    ledger.note({"is_input_read": stamp})
+    return False
+
+
+async def publish_run(ledger: Ledger, input_path: str, publish: Publish, teller: Teller) -> int:
+    """
+    Publish what is unpublished; return the exit code.
+
+    Raises:
+        WorkerError: The input, the ledger or the broker failed; what was confirmed is recorded.
+
+    Cancellation: what the broker has confirmed is recorded.
+    """
+    reader = open_input(input_path)
+    submission = Submission(reader, ledger, publish)
+    task = asyncio.ensure_future(submission.run())
+    presses = 0
+
+    def interrupt() -> None:
+        nonlocal presses
+        presses += 1
+        if presses == 1:
+            teller.event("stopping", "waiting until what is on its way is confirmed; Ctrl-C again does not wait")
+            submission.stop()
+        else:
+            task.cancel()
+
+    on_signals(interrupt)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=0.25)
+            _show(submission, teller)
+        task.result()
+    except asyncio.CancelledError:
+        if not presses:
+            raise
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        reader.close()
+        teller.clear()
+    progress, totals = submission.progress(), ledger.totals()
+    rate = progress.published / progress.duration_s if progress.duration_s else 0.0
+    text = f"published {totals.published:,} of {totals.lines:,} lines to {ledger.run.topic} ({rate:,.0f} lines/s)"
+    if progress.skipped:
+        text += f", {progress.skipped:,} of them before"
+    teller.event(
+        "published" if totals.published == totals.lines else "interrupted",
+        text,
+        run=ledger.path,
+        run_id=ledger.run.run_id,
+        published=totals.published,
+        lines=totals.lines,
+    )
+    if totals.published == totals.lines:
+        return 0
+    teller.event("continue", "the same command continues this run")
+    return EXIT_INTERRUPTED if presses else EXIT_FAILED
+
+
+def _show(submission: Submission, teller: Teller) -> None:
+    progress = submission.progress()
+    rate = progress.published / progress.duration_s if progress.duration_s > 1 else 0.0
+    done = progress.skipped + progress.published
+    text = f"{done:,}/{progress.total:,} published"
+    if rate:
+        left = round((progress.total - done) / rate)
+        text += f", {rate:,.0f} lines/s, {left // 60}:{left % 60:02d} left"
+    if progress.retries:
+        text += f", {progress.retries:,} repeated"
+    teller.progress("publishing", text, published=done, lines=progress.total)

@@ -1,0 +1,298 @@
+"""
+`submit`: check every line of a file, then publish each once, and keep in the ledger what the broker has confirmed.
+
+Nothing is published before all lines are checked.  A resumed submission reads the file again and publishes what the
+ledger does not know as confirmed.  A process that is killed may have messages on the way of which the ledger does not
+know yet (what the last `RECORD_EVERY_S` confirmed, and what was not confirmed at all): these are published again, under
+the same line id, by which `collect` drops the second answer.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from worker.client.errors import InputError, LedgerError
+from worker.client.io.blocking import BlockingThread
+from worker.client.io.lines import Prepared, RawLine, prepare
+from worker.client.ledger import ROUND_1, Ledger, LineRow
+from worker.client.local import PUBLISH_BACKOFF, LineWindow
+from worker.client.ports import LineSource, Publish
+from worker.errors import MessageError, MessageRejectedError, PublishRetryableError
+from worker.wire.message import RUN_ID, RUN_ROUND, decode_request
+
+WINDOW = 2000
+"""Messages that are published and not confirmed; some round trips' worth of batches."""
+WINDOW_BYTES = 64 * 1024 * 1024
+RECORD_EVERY_S = 0.05
+"""Between two transactions of the ledger."""
+PATIENCE_S = 600.0
+"""How long the publish of one line is repeated before the submission ends with the broker's error."""
+MAX_FAULTS = 20
+"""Faults of lines that are kept; all are counted."""
+
+_decode_id = msgspec.json.Decoder(str | None).decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineFault:
+    """Why a line cannot be published."""
+
+    number: int
+    field: str | None
+    """The key at fault; `None` for the line as a whole."""
+    message: str
+
+    def __str__(self) -> str:
+        field = f", {self.field}" if self.field else ""
+        return f"line {self.number}{field}: {self.message}"
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckResult:
+    """What the check of a file found."""
+
+    lines: int = 0
+    """That are not blank."""
+    bytes: int = 0
+    """Of these lines."""
+    fault_count: int = 0
+    faults: list[LineFault]
+    """The first ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitProgress:
+    """A submission at one moment."""
+
+    published: int
+    """Confirmed, by this command."""
+    skipped: int
+    """Confirmed before, by an earlier one."""
+    total: int
+    """Lines that are to be published, both included."""
+    retries: int
+    """Publishes that failed and were repeated."""
+    duration_s: float
+
+
+def examine(line: RawLine) -> tuple[Prepared, LineFault | None]:
+    """Return what would be published for a line, and why the worker or the broker would refuse it, if they would."""
+    prepared = prepare(line)
+    refusal = prepared.refusal
+    if refusal is not None:
+        return prepared, LineFault(number=line.number, field=refusal.param, message=refusal.message)
+    try:
+        decode_request(prepared.data)
+    except MessageError as error:
+        return prepared, LineFault(number=line.number, field=error.param, message=error.reason)
+    return prepared, None
+
+
+def check(
+    reader: LineSource,
+    ledger: Ledger,
+    *,
+    limit: int | None = None,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> CheckResult:
+    """
+    Check the lines and add them to the ledger; blocks.
+
+    Args:
+        reader: The input, from its beginning.
+        ledger: Gets every line without a fault; what it had as unpublished is forgotten before.
+        limit: Lines that are looked at; `None` for all.
+        on_progress: Called with the number of lines so far, after some hundred lines each.
+
+    Raises:
+        InputError: The input is damaged; permanent.
+        LedgerError: A published line has changed or is gone; permanent.
+    """
+    result = CheckResult(faults=[])
+    ledger.begin_check()
+    last = 0
+    while lines := reader.read_lines():
+        if limit is not None:
+            lines = lines[: limit - result.lines]
+        good: list[tuple[int, str, str | None]] = []
+        for line in lines:
+            result.bytes += line.size
+            prepared, fault = examine(line)
+            if fault is not None:
+                _add(result, fault)
+            else:
+                good.append((line.number, line.digest, _decode_id(prepared.custom_id)))
+        result.lines += len(lines)
+        last = lines[-1].number
+        while (repeated := ledger.add_lines(good)) is not None:
+            number, custom_id, first = repeated
+            message = f"{custom_id!r} is the custom_id of line {first} too"
+            _add(result, LineFault(number=number, field="custom_id", message=message))
+            good = [line for line in good if line[0] != number]
+        on_progress(result.lines)
+        if limit is not None and result.lines >= limit:
+            break
+    else:
+        if ledger.last_line() > last:
+            raise LedgerError(
+                f"{ledger.run.input_path}: ends at line {last}, but line {ledger.last_line()} was published; "
+                "use another ledger (--run) for a changed input"
+            )
+    return result
+
+
+def _add(result: CheckResult, fault: LineFault) -> None:
+    result.fault_count += 1
+    if len(result.faults) < MAX_FAULTS:
+        result.faults.append(fault)
+
+
+class Submission:
+    """
+    Publishes what the ledger has as unpublished; use it once.
+
+    Args:
+        reader: The input, from its beginning.
+        ledger: Has every line.
+        publish: Publishes one message to the request topic.
+        window: Messages that may be unconfirmed at once.
+        patience_s: See `PATIENCE_S`.
+        clock: Monotonic seconds.
+        sleep: Waits between publishes.
+    """
+
+    def __init__(
+        self,
+        reader: LineSource,
+        ledger: Ledger,
+        publish: Publish,
+        *,
+        window: int = WINDOW,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._reader = reader
+        self._ledger = ledger
+        self._publish = publish
+        self._window = LineWindow(window, WINDOW_BYTES)
+        self._patience_s = patience_s
+        self._clock = clock
+        self._sleep = sleep
+        self._rng = random.Random()  # noqa: S311 - jitter
+        self._thread = BlockingThread("ledger")
+        self._confirmed: list[tuple[int, str]] = []
+        self._recorded = asyncio.Lock()
+        self._started = clock()
+        self._stopped = asyncio.Event()
+        self._published = 0
+        self._skipped = 0
+        self._retries = 0
+        self._total = 0
+
+    def stop(self) -> None:
+        """Publish no further line; `run` returns when what is on its way is confirmed."""
+        self._stopped.set()
+
+    def progress(self) -> SubmitProgress:
+        """Return the counts so far."""
+        return SubmitProgress(
+            published=self._published,
+            skipped=self._skipped,
+            total=self._total,
+            retries=self._retries,
+            duration_s=self._clock() - self._started,
+        )
+
+    async def run(self) -> None:
+        """
+        Publish everything that is unpublished, or what was begun before `stop`.
+
+        Raises:
+            InputError: The input is damaged, or has changed since it was checked; permanent.
+            PublishError: The broker refused a message, or did not confirm it within `patience_s`.
+            LedgerError: The ledger cannot be written.
+
+        Cancellation: stops reading, and records what the broker has confirmed.
+        """
+        reading = BlockingThread("input")
+        try:
+            totals = await self._thread.call(self._ledger.totals)
+            self._total, self._skipped = totals.lines, totals.published
+            if await self._thread.call(self._ledger.first_unpublished) is None:
+                return
+            async with asyncio.TaskGroup() as group:
+                recording = group.create_task(self._record_often())
+                while not self._stopped.is_set() and (lines := await reading.call(self._reader.read_lines)):
+                    rows = await self._thread.call(self._ledger.lines, lines[0].number, lines[-1].number)
+                    for line in lines:
+                        row = rows.get(line.number)
+                        if row is None or row.is_published or row.is_answered:
+                            continue
+                        await self._window.enter(line.size)
+                        if self._stopped.is_set():
+                            self._window.leave(line.size)
+                            break
+                        group.create_task(self._publish_line(line, row))
+                await self._window.wait_until_empty()
+                recording.cancel()
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
+        finally:
+            reading.close()
+            try:
+                await self._record()
+            finally:
+                self._thread.close()
+
+    async def _publish_line(self, line: RawLine, row: LineRow) -> None:
+        if line.digest != row.digest:
+            raise InputError(f"{self._ledger.run.input_path}: line {line.number} has changed while it was submitted")
+        prepared = prepare(line)
+        attributes = run_attributes(prepared, self._ledger.run.run_id, row.round)
+        began, failures = self._clock(), 0
+        while True:
+            try:
+                message_id = await self._publish(prepared.data, attributes)
+            except PublishRetryableError:
+                if self._clock() - began >= self._patience_s:
+                    raise
+                self._retries += 1
+                failures += 1
+                await self._sleep(PUBLISH_BACKOFF.delay_s(failures, self._rng.random()))
+            except MessageRejectedError as error:
+                raise InputError(f"{self._ledger.run.input_path}: line {line.number}: {error}") from None
+            else:
+                break
+        self._confirmed.append((line.number, message_id))
+        self._published += 1
+        self._window.leave(line.size)
+
+    async def _record_often(self) -> None:
+        while True:
+            await asyncio.sleep(RECORD_EVERY_S)
+            await self._record()
+
+    async def _record(self) -> None:
+        """Put what was confirmed into the ledger.  Cancellation: it is written all the same."""
+        async with self._recorded:
+            if self._confirmed:
+                confirmed, self._confirmed = self._confirmed, []
+                await asyncio.shield(self._thread.call(self._ledger.record_published, confirmed))
+
+
+def run_attributes(prepared: Prepared, run_id: str, round_number: int) -> Mapping[str, str]:
+    """Return the attributes of a line's message."""
+    attributes = {**prepared.attributes, RUN_ID: run_id}
+    if round_number != ROUND_1:
+        attributes[RUN_ROUND] = str(round_number)
+    return attributes
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = failures.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
