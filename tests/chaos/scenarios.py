@@ -86,7 +86,7 @@ SCENARIOS = (
     Scenario("connection reset, 10 %", "one in ten", some({"mode": "reset"}), ATTEMPTS),
     Scenario("429 storm", "room for 4, window 32", backend.storm_of_429(None)),
     Scenario("429 storm, Retry-After", "the same with a hint of 1 s", backend.storm_of_429("1s")),
-    Scenario("key revoked, then rotated", "30 s", backend.key_rotation, ATTEMPTS),
+    Scenario("key revoked, then rotated", "30 s", backend.key_rotation),
     Scenario(
         "requests hang", "5 % never answered", backend.hangs, Limits(attempts=True, error_replies=True, wasted=None)
     ),
