@@ -253,6 +253,11 @@ def _request_of_batch_line(fields: Mapping[str, bytes]) -> dict[str, bytes]:
         raise MessageError("custom_id must not be empty", param="custom_id")
     if _text(fields["method"], "method") != "POST":
         raise MessageError("method must be POST", param="method")
+    url = _text(fields["url"], "url")
+    try:
+        normalise_path(url)
+    except MessageError as error:
+        raise MessageError(error.reason.replace("path", "url", 1), param="url") from None
     return {"path": fields["url"], "metadata": _metadata_of(fields["custom_id"]), "body": fields["body"]}
 
 

@@ -388,7 +388,7 @@ def test_a_batch_line_is_a_request() -> None:
         ({"method": "GET"}, "method", "method must be POST"),
         ({"method": 1}, "method", "method must be a string"),
         ({"url": ...}, "url", "url is missing"),
-        ({"url": "http://elsewhere/v1/x"}, "path", "path must not name a scheme or a host"),
+        ({"url": "http://elsewhere/v1/x"}, "url", "url must not name a scheme or a host"),
         ({"body": ...}, "body", "body is missing"),
         ({"body": [1]}, "body", "body must be a JSON object"),
         ({"priority": 1}, "priority", "unknown key 'priority'; known keys are custom_id, method, url, body"),
