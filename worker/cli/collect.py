@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Write the answers of a submitted file, each once. "
         "The same command continues after Ctrl-C or a kill. docs/submit.md explains runs.",
         examples=[
-            "inference-worker collect answers.jsonl --run requests.jsonl.run --config worker.yaml",
-            "inference-worker collect answers.jsonl.gz --run requests.jsonl.run --errors errors.jsonl",
-            "inference-worker collect answers.jsonl --run requests.jsonl.run --ordered --timeout 3600",
+            "inference-worker collect out.jsonl --run in.jsonl.run --config w.yaml",
+            "inference-worker collect out.gz --run in.jsonl.run --errors errors.jsonl",
+            "inference-worker collect out.jsonl --run in.jsonl.run --ordered --fsync",
         ],
         exits={
             0: "every line has an answer; errors are answers",

@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "Take error answers out of the output and publish their lines again. docs/submit.md explains runs.",
         examples=[
-            "inference-worker retry-failed answers.jsonl --run requests.jsonl.run --wait",
-            "inference-worker retry-failed answers.jsonl --run requests.jsonl.run --classes content_filter",
+            "inference-worker retry-failed out.jsonl --run in.jsonl.run --wait",
+            "inference-worker retry-failed out.jsonl --run in.jsonl.run --classes auth",
         ],
         exits={
             0: "the lines are published; with --wait, and answered",

@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Check every line of a file, then publish each as one request. "
         "The same command continues after Ctrl-C or a kill. docs/submit.md explains runs.",
         examples=[
-            "inference-worker submit requests.jsonl --check-only",
-            "inference-worker submit requests.jsonl --config worker.yaml --create-subscription",
-            "inference-worker submit requests.jsonl --config worker.yaml --wait answers.jsonl",
+            "inference-worker submit in.jsonl --check-only",
+            "inference-worker submit in.jsonl --config w.yaml --create-subscription",
+            "inference-worker submit in.jsonl --config w.yaml --wait out.jsonl",
         ],
         exits={
             0: "every line is published; with --wait, and answered",

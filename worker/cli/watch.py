@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Show how far a submitted file is: published, in flight, "
         "answered, failed with an example of each error, tokens, rate and time left.",
         examples=[
-            "inference-worker watch requests.jsonl.run",
-            "inference-worker watch requests.jsonl.run --json | jq .answered",
+            "inference-worker watch in.jsonl.run",
+            "inference-worker watch in.jsonl.run --json | jq .answered",
         ],
         exits={
             0: "every line has an answer",

@@ -134,7 +134,7 @@ def test_completion_in_bash_offers_commands_and_options(tmp_path: Path, capsys: 
         told = subprocess.run([bash, "-c", program], capture_output=True, text=True, timeout=30, check=True)
         return set(told.stdout.split())
 
-    assert offered("inference-worker", "re") == {"replay", "report"}
+    assert offered("inference-worker", "re") == {"replay", "report", "retry-failed"}
     assert "--min-tail" in offered("inference-worker", "report", "--m")
 
 
