@@ -26,8 +26,8 @@ from worker.client.ports import Answers, LineSink, LineSource, Publish
 from worker.client.summary import ErrorExample, InputCount, Progress, Summary, Tally
 from worker.errors import MessageRejectedError, PublishRetryableError
 from worker.policy.backoff import Backoff
-from worker.wire.message import LINE_ID
 from worker.wire.http import address_of
+from worker.wire.message import LINE_ID
 
 PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)
 """Between publishes of one line: short at first, since most failures are short; at most 10 s, so that a run notices a

@@ -186,11 +186,6 @@ def batch_line(line_id: str, custom_id: bytes, answer: Answer) -> bytes:
     )
 
 
-def error_message(answer: Answer) -> str:
-    """Return the words of an error answer, as they stand in `error.message` of a batch line."""
-    return _explain(answer, _object(answer.body))["message"]
-
-
 def _tail(answer: Answer) -> bytes:
     tail = b"" if answer.body is None and answer.body_uri else b',"body":%s' % (answer.body or b"null")
     if answer.body_uri:
