@@ -30,14 +30,11 @@ class Topic:
         self.acked = 0
 
     async def answers(self, handler):
-        pending = list(self.messages)
-        while True:
-            while pending:
-                message = pending.pop(0)
-                await handler(*message, "message")
-                self.acked += 1
-                self.messages.remove(message)
-            await asyncio.sleep(0.01)
+        for message in list(self.messages):
+            await handler(*message, "message")
+            self.acked += 1
+            self.messages.remove(message)
+        await asyncio.Event().wait()
 
 
 class Run:
