@@ -1,15 +1,24 @@
 """Fixtures of the tests against real sockets."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 
 from tests.support.raw_http import Open
 from worker.backends.openai import HttpBackend
 from worker.emulators.openai import SimBackend, SimOptions
 from worker.settings.schema import RouteSettings
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Let the tests of our own HTTP connections run on both loops: the worker's own is uvloop."""
+    if item.path.name.startswith("test_http"):
+        return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture

@@ -66,16 +66,16 @@ class Network:
         self.may_look_up = asyncio.Event()
         self.may_look_up.set()
         loop = asyncio.get_running_loop()
-        connect = loop.sock_connect
+        connect, look_up = loop.sock_connect, loop.getaddrinfo
 
-        async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        async def getaddrinfo(host: str, port: int, **more: Any) -> list[Any]:
+            if host != "h":  # uvloop's `sock_connect` takes an address through this, too
+                return await look_up(host, port, **more)
             self.lookups += 1
             await self.may_look_up.wait()
             if isinstance(self.addresses, Exception):
                 raise self.addresses
-            return [
-                (socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in self.addresses or [(host, port)]
-            ]
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in self.addresses]
 
         async def sock_connect(sock: socket.socket, address: tuple[str, int]) -> None:
             self.tried.append(address)

@@ -20,7 +20,7 @@ from worker.backends.openai import HttpBackend
 from worker.errors import BackendError
 from worker.policy.model import Fault
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_factories=["uvloop"])]
 KEPT_S = 1
 """How long every server here keeps an idle connection."""
 

@@ -131,6 +131,7 @@ class Connection(asyncio.Protocol):
         """The loop's time at the end of the last answer."""
         self._is_reused = False
         self._is_paused = False
+        self._is_writing = False
         self._is_reading = True
         self._done: asyncio.Future[None] | None = None
         """Of the exchange under way; without one the connection is quiet."""
@@ -215,11 +216,13 @@ class Connection(asyncio.Protocol):
         self._sink, self._is_head_request, self._began = sink, request.is_head, self._loop.time()
         self._done = done = self._loop.create_future()
         sink.connected()
+        self._is_writing = True  # uvloop's TLS says from inside of a write that it takes more
         if len(request.body) <= SLICE_BYTES:
             transport.writelines((request.head, request.body))
         else:
             transport.write(request.head)
             self._unsent = memoryview(request.body)
+        self._is_writing = False
         self._send()
         return done
 
@@ -252,10 +255,14 @@ class Connection(asyncio.Protocol):
 
     def _send(self) -> None:
         """Hand over what the system takes now."""
+        if self._is_writing:
+            return
+        self._is_writing = True
         while not self._is_paused and self._unsent:
             assert self._transport is not None
-            self._transport.write(self._unsent[:SLICE_BYTES])
-            self._unsent = self._unsent[SLICE_BYTES:]
+            data, self._unsent = self._unsent[:SLICE_BYTES], self._unsent[SLICE_BYTES:]
+            self._transport.write(data)
+        self._is_writing = False
         if not (self._is_paused or self._is_sent or self._is_cut or self._sink is None):
             self._is_sent = True
             self._sink.sent()
