@@ -4,8 +4,6 @@ One delivery while it is worked on: what came, what was spent on it, and the ans
 Plain data, written by the processor alone.
 """
 
-from dataclasses import dataclass
-
 import msgspec
 
 from worker.errors import MessageError
@@ -17,8 +15,7 @@ from worker.ports import AttemptResult, ResumePoint
 from worker.wire.message import ReceivedMessage, RequestMessage
 
 
-@dataclass(slots=True, eq=False)
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """
     Working state of one delivery.
 
@@ -69,8 +66,7 @@ class Delivery:
         return self.result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The settings that bound a delivery; see `worker.settings.schema`."""
 
     max_lease_duration_s: float
@@ -116,16 +112,14 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     retryable: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nack:
+class Nack(msgspec.Struct, frozen=True, kw_only=True):
     """The message is redelivered."""
 
     reason: str
     """Label of the metric: the error class, or `drain`."""
 
 
-@dataclass(frozen=True, slots=True)
-class AlreadyAnswered:
+class AlreadyAnswered(msgspec.Struct, frozen=True):
     """The message's answer is out; only the ack is missing."""
 
 

@@ -8,7 +8,6 @@ against small working fakes of these (`tests/support/fakes.py`), and every broke
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -27,8 +26,7 @@ class Settlement(StrEnum):
     NACK = "nack"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResumePoint:
+class ResumePoint(msgspec.Struct, frozen=True, kw_only=True):
     """What a broken stream had generated, and from where another attempt can go on."""
 
     text: str
@@ -56,8 +54,7 @@ class BackendRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Called once, when the first generated text of a streamed answer has come; must not raise."""
 
 
-@dataclass(slots=True, kw_only=True)
-class AttemptResult:
+class AttemptResult(msgspec.Struct, kw_only=True):
     """
     What is known about an attempt so far; filled in place, so that it survives an exception.
 
@@ -66,7 +63,7 @@ class AttemptResult:
 
     phase: Phase = Phase.PREPARE
     status: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
     """Names in lower case."""
     body: bytes = b""
     """Of a stream: the assembled answer, or the data of the error event that came instead."""
@@ -96,7 +93,7 @@ class AttemptResult:
     """What another attempt can go on from; `None` when it would have to start anew."""
     salvaged_tokens: int | None = None
     """Tokens of an earlier attempt that this answer begins with; `None` when it was generated in one go."""
-    _usage: Usage | None = field(default=None, init=False, repr=False, compare=False)
+    _usage: Usage | None = None
 
     @property
     def usage(self) -> Usage:
@@ -147,8 +144,7 @@ class Backend(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenPayload:
+class OpenPayload(msgspec.Struct, frozen=True, kw_only=True):
     """An object that is being read."""
 
     size: int
@@ -157,8 +153,7 @@ class OpenPayload:
     """Its content, in order; raises `PayloadError` where it breaks.  Read once, before the object is closed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredPayload:
+class StoredPayload(msgspec.Struct, frozen=True, kw_only=True):
     """A body that was written."""
 
     uri: str

@@ -12,8 +12,10 @@ together as `other`.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Self
+
+import msgspec
+from msgspec import structs
 
 from worker.flow.circuit import CircuitState
 from worker.flow.gate import GateStatistics
@@ -34,8 +36,7 @@ _STATES = {CircuitState.CLOSED: 0, CircuitState.HALF_OPEN: 1, CircuitState.OPEN:
 _log = get_logger("supervisor")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelState:
+class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     """What is shown of a model, or of all that are shown together."""
 
     breaker: CircuitState
@@ -217,7 +218,7 @@ class Supervisor:
             backends[route.name] = {
                 "breaker": gate.circuit.state.value,
                 "error_class": gate.circuit.error_class,
-                "models": {model: asdict(state) for model, state in self._models(route, gate).items()},
+                "models": {model: structs.asdict(state) for model, state in self._models(route, gate).items()},
                 "window": gate.limit,
                 "in_flight": gate.in_flight,
                 "waiting": gate.waiting,

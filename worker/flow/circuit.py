@@ -16,10 +16,11 @@ Source: the pattern of closed, open and half-open is M. Nygard, "Release It!", c
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import takewhile
 from types import MappingProxyType
+
+import msgspec
 
 from worker.flow.clock import Now
 from worker.policy.backoff import Backoff
@@ -47,13 +48,12 @@ class CircuitState(StrEnum):
     """One probe is under way; nothing else starts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CircuitConfig:
+class CircuitConfig(msgspec.Struct, frozen=True, kw_only=True):
     """When a circuit opens and how the return of the backend is noticed."""
 
     failures: int = 5
     """Counted failures in a row, of any class, that open it; from 1."""
-    class_failures: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({CONNECT: 3}))
+    class_failures: Mapping[str, int] = msgspec.field(default_factory=lambda: MappingProxyType({CONNECT: 3}))
     """Counted failures in a row of one class that open it.  A refused connection says more than a 500: 3."""
     trip_failures: int = 2
     """Failures in a row that open it where one says that nothing can work now: the word of one message is confirmed by
@@ -61,7 +61,7 @@ class CircuitConfig:
     window_s: float = 30.0
     """A row is broken by this much time: older failures no longer count.  Seconds."""
     probe: Backoff = PROBE_BACKOFF
-    class_probe: Mapping[str, Backoff] = field(
+    class_probe: Mapping[str, Backoff] = msgspec.field(
         default_factory=lambda: MappingProxyType(
             {
                 "auth": Backoff(base_s=10.0, max_s=60.0, jitter=PROBE_JITTER),
@@ -84,16 +84,14 @@ class CircuitConfig:
             raise ValueError("durations must be positive")
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
+class Pass(msgspec.Struct, frozen=True):
     """The right to make one attempt."""
 
     generation: int
     is_probe: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
+class _Failure(msgspec.Struct, frozen=True):
     """One of a row."""
 
     at: float
@@ -102,8 +100,7 @@ class _Failure:
     is_trip: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CircuitStatistics:
+class CircuitStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """A circuit at one instant."""
 
     state: CircuitState

@@ -9,7 +9,8 @@ Attempts are known by the number of their start: later starts have larger number
 """
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+
+import msgspec
 
 from worker.policy.blame import Blame
 
@@ -27,8 +28,7 @@ MAX_FORBIDDEN = 16
 """Models and paths that are remembered for a row of 403s; far fewer decide."""
 
 
-@dataclass(slots=True)
-class _Suspect:
+class _Suspect(msgspec.Struct):
     """A message that failed and was not served since."""
 
     first_began: int

@@ -19,7 +19,6 @@ All of it runs on one event loop; no method may be called from another thread.  
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -63,8 +62,7 @@ class AttemptSignal(msgspec.Struct, frozen=True, kw_only=True):
     """Size of the answer, for example output tokens; `None` when unknown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateStatistics:
+class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """A gate at one instant."""
 
     circuit: CircuitStatistics

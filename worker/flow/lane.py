@@ -10,8 +10,9 @@ makes room for a new one, and beyond that all further ones share one lane.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from worker.flow.circuit import Circuit, CircuitState, CircuitStatistics, Pass
 from worker.flow.evidence import Evidence
@@ -47,8 +48,7 @@ class BreakerScope(StrEnum):
     LANE = "lane"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerChange:
+class BreakerChange(msgspec.Struct, frozen=True, kw_only=True):
     """A circuit that was closed opened, or one that was open closed."""
 
     lane: str | None
@@ -59,8 +59,7 @@ class BreakerChange:
     """How long it was open, seconds; `None`: it opened."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneStatistics:
+class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """A lane at one instant."""
 
     window: WindowStatistics

@@ -20,7 +20,6 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -51,8 +50,7 @@ class WaiterState(Enum):
     """It is in no queue."""
 
 
-@dataclass(slots=True, eq=False)
-class Waiter:
+class Waiter(msgspec.Struct, eq=False):
     """One caller that waits."""
 
     order: AdmissionOrder

@@ -9,7 +9,8 @@ Source: ADR 0016.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 MAX_EXTRA = 7
 """Bound, in multiples of `max_in_flight`, where others can be served meanwhile."""
@@ -17,8 +18,7 @@ MAX_EXTRA_ALONE = 1
 """The same where nothing is known to work: enough to find out whether there are others behind it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteLoad:
+class RouteLoad(msgspec.Struct, frozen=True, kw_only=True):
     """What one route keeps, at one instant."""
 
     waiting: int

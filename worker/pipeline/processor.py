@@ -15,9 +15,9 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from msgspec import structs
 
 from worker.delivery import AlreadyAnswered, Delivery, Limits, Nack, Outcome, Reply, bad_message, build_reply, conflict
@@ -60,8 +60,7 @@ DEADLINE_SLACK_S = 0.01
 """Added to a wait that ends at a deadline, so that the deadline has passed for certain when it is over."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """What the processor needs of the settings."""
 
     request: RequestSettings

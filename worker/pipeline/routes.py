@@ -6,10 +6,10 @@ Routes are tried in the order of the settings; the first whose patterns all matc
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 
+import msgspec
 from msgspec import structs
 
 from worker.errors import MessageError, did_you_mean
@@ -35,16 +35,15 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _SCOPES = {Scope.MODEL: BreakerScope.LANE, Scope.BACKEND: BreakerScope.ROUTE}
 
 
-@dataclass(slots=True, eq=False)
-class Route:
+class Route(msgspec.Struct, eq=False):
     """One backend with its gate."""
 
     name: str
     backend: Backend
     gate: RouteGate
     clock: Clock
-    match: RouteMatch = field(default_factory=RouteMatch)
-    forbidden_row: ForbiddenRow = field(default_factory=ForbiddenRow)
+    match: RouteMatch = msgspec.field(default_factory=RouteMatch)
+    forbidden_row: ForbiddenRow = msgspec.field(default_factory=ForbiddenRow)
 
     def is_open(self) -> bool:
         """Whether a breaker, the route's or that of a model, keeps attempts back."""

@@ -5,14 +5,13 @@ Used between attempts of a held message, publishes of an answer or a line, probe
 streaming pull; they differ in their numbers alone.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 _MAX_DOUBLINGS = 32
 """2**32 is beyond every ratio of `max_s` to `base_s`; it keeps the power finite after any number of failures."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backoff:
+class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     """
     Exponential backoff with jitter: the wait after the n-th failure is at most `base_s * 2**(n-1)`, and `max_s`.
 

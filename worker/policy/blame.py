@@ -18,7 +18,8 @@ Where nothing is served every failure speaks: an outage of everything is noticed
 """
 
 import math
-from dataclasses import dataclass
+
+import msgspec
 
 CHANCE = 0.01
 """How probable it may be at most that a message's failures are chance, for them to be its own.  House decision."""
@@ -29,8 +30,7 @@ MAX_ROW = 64
 """Longest row that is asked for: where nearly everything fails, the breaker still opens."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blame:
+class Blame(msgspec.Struct, frozen=True, kw_only=True):
     """What is known about a message and about the others of its lane at the moment its attempt failed."""
 
     failures: int = 1

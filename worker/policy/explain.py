@@ -5,9 +5,10 @@ The functions that decide here are those of the running worker, hooks included.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from typing import Any
 
+import msgspec
 from msgspec import structs
 
 from worker.policy.backoff import Backoff
@@ -21,8 +22,7 @@ from worker.policy.normalise import Facts, normalise
 from worker.policy.signals import match_signal
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One stage of the way to a verdict."""
 
     stage: str
@@ -31,8 +31,7 @@ class Step:
     """One line for people."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """A verdict with the way to it."""
 
     verdict: Verdict
@@ -116,7 +115,7 @@ def _blame_text(blame: Blame) -> str:
         return "unknown: no other message was served since it first failed, and no other one failed"
     if blame.is_own:
         return f"its own: others are served, and chance does not explain {blame.failures} failures in a row"
-    own_from = next((n for n in range(2, MAX_ROW + 1) if replace(blame, failures=n).is_own), None)
+    own_from = next((n for n in range(2, MAX_ROW + 1) if structs.replace(blame, failures=n).is_own), None)
     later = "chance explains any number of failures" if own_from is None else f"its own from failure {own_from} on"
     return f"contradicted: others are served, so it says nothing about the backend; {later}"
 

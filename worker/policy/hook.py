@@ -12,9 +12,11 @@ worker down.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
+
+import msgspec
 
 from worker.errors import SettingsError
 from worker.policy.model import Decision, ErrorEvent
@@ -45,16 +47,14 @@ class HookOutcome(StrEnum):
     """It took longer than the limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hook:
+class Hook(msgspec.Struct, frozen=True):
     """One installed hook."""
 
     name: str
     decide: Decide
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HookReport:
+class HookReport(msgspec.Struct, frozen=True, kw_only=True):
     """What the hooks made of a default decision, and how it went."""
 
     decision: Decision

@@ -19,7 +19,7 @@ Here it meets the circumstances, in this order:
 Nothing here reads a clock, draws a random number or keeps state.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 from msgspec import structs
@@ -86,8 +86,7 @@ class AttemptEnd(msgspec.Struct, frozen=True, kw_only=True):
     """The wait that `Verdict.needs_outage_check` asks for is over."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotAdmitted:
+class NotAdmitted(msgspec.Struct, frozen=True, kw_only=True):
     """The gate did not let an attempt start."""
 
     last: Decision | None = None
@@ -96,40 +95,35 @@ class NotAdmitted:
     """The gate is closed; otherwise the time for waiting is over."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadlinePassed:
+class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):
     """The request's deadline passed before an attempt could start."""
 
     last: Decision | None = None
     """About the latest attempt; `None` when there was none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancelled:
+class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
     """The worker was stopped while the delivery was worked on."""
 
     last: Decision | None = None
     """About the latest attempt, a whole answer included; `None` when none was judged."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoRoute:
+class NoRoute(msgspec.Struct, frozen=True, kw_only=True):
     """No backend takes the request."""
 
     model: str | None
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unexpected:
+class Unexpected(msgspec.Struct, frozen=True):
     """The worker's own code raised an exception."""
 
 
 End = AttemptEnd | NotAdmitted | DeadlinePassed | Cancelled | NoRoute | Unexpected
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendHealth:
+class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate knows of the backend that concerns one delivery's next attempt."""
 
     stopped_by: ErrorClass | None = None

@@ -15,8 +15,10 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
+
+import msgspec
+from msgspec import structs
 
 MAX_BODY_BYTES = 256 * 1024
 """Error bodies beyond this are text: `json.loads` takes about 10 ms a MiB, and servers echo whole prompts in 422s."""
@@ -59,8 +61,7 @@ class Shape(StrEnum):
     TEXT = "text"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What an error body says, in one vocabulary."""
 
     shape: Shape = Shape.EMPTY
@@ -113,8 +114,8 @@ def normalise(status: int | None, headers: Mapping[str, str], body: bytes) -> Fa
         facts = _of_document(head, ())
     name = _aws_error_name(headers)
     if name is not None and facts.type is None:
-        facts = replace(facts, type=name)
-    return facts if facts.status is not None else replace(facts, status=status)
+        facts = structs.replace(facts, type=name)
+    return facts if facts.status is not None else structs.replace(facts, status=status)
 
 
 def _of_document(data: bytes, wrapped: tuple[str, ...]) -> Facts:
@@ -132,7 +133,7 @@ def _of_document(data: bytes, wrapped: tuple[str, ...]) -> Facts:
         return Facts(shape=Shape.JSON, wrapped=wrapped, message=bounded_bytes(data, MAX_MESSAGE_BYTES))
     if "OriginalStatusCode" in document:
         return _of_sagemaker(document, data, wrapped)
-    return replace(_of_object(document), wrapped=wrapped, payload=data)
+    return structs.replace(_of_object(document), wrapped=wrapped, payload=data)
 
 
 def _parse(data: bytes) -> object:
@@ -166,7 +167,7 @@ def _of_object(document: dict[str, object]) -> Facts:
     if "detail" in document and not document.keys() & {"message", "Message"}:
         detail = document["detail"]
         if isinstance(detail, dict) and "detail" not in detail and (inner := _of_object(detail)).is_error:
-            return replace(inner, shape=Shape.DETAIL)
+            return structs.replace(inner, shape=Shape.DETAIL)
         return _facts(Shape.DETAIL, document, message=_message(document), kind=_kind(document))
     if document.keys() & {"message", "Message", "msg", "ErrorCode"} or document.get("object") == "error":
         return _facts(Shape.FLAT, document, message=_message(document), kind=_kind(document))
@@ -216,7 +217,7 @@ def quoted_facts(facts: Facts) -> Facts | None:
     if isinstance(document, dict):
         quoted = _of_object(document)
         if quoted.is_error:
-            return replace(quoted, status=facts.status)
+            return structs.replace(quoted, status=facts.status)
     return Facts(shape=facts.shape, message=words, status=facts.status)
 
 
@@ -269,7 +270,7 @@ def _of_sagemaker(document: dict[str, object], data: bytes, wrapped: tuple[str, 
     inner_text = document.get("OriginalMessage")
     inner_bytes = inner_text.encode("utf-8", "replace") if isinstance(inner_text, str) else b""
     inner = _of_document(inner_bytes, ())  # ends: each level of quoting inside quoting doubles the backslashes
-    return replace(
+    return structs.replace(
         inner,
         wrapped=(*wrapped, "sagemaker", *inner.wrapped),
         message=inner.message or bounded(_message(document), MAX_MESSAGE_BYTES),

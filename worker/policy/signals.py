@@ -8,15 +8,15 @@ no nested repetition, so they run in linear time over the at most 2 KiB that a m
 """
 
 import re
-from dataclasses import dataclass
 from functools import cache
+
+import msgspec
 
 from worker.policy.model import ErrorClass
 from worker.policy.normalise import Facts, Shape, quoted_facts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signal:
+class Signal(msgspec.Struct, frozen=True, kw_only=True):
     """One sign; every condition that is given must hold."""
 
     error_class: ErrorClass

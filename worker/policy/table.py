@@ -13,7 +13,9 @@ Source: house decision; the servers' behaviour behind each row is cited in `sign
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+
+import msgspec
 
 from worker.policy.answers import Flaw, find_flaw
 from worker.policy.backoff import Backoff
@@ -42,8 +44,7 @@ _CONFLICT_MAX_ATTEMPTS = 2
 """A 409 is a lock timeout to OpenAI's own client, which retries it; a second one is the answer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """What is done about one class of failure."""
 
     do: Disposition
@@ -58,7 +59,7 @@ class Row:
     is_overload: bool = False
     verbatim: bool = True
     expose_backend: bool = True
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: Backoff = msgspec.field(default_factory=Backoff)
     says: str = ""
     """Message of the answer when the backend gave none, or none that may be shown."""
 

@@ -9,7 +9,8 @@ Source: the limit on dead-lettering of Sentry's Arroyo, applied to error answers
 """
 
 from collections import Counter, deque
-from dataclasses import dataclass
+
+import msgspec
 
 from worker.flow.clock import Now
 
@@ -17,8 +18,7 @@ BUCKETS = 30
 """House decision: the window slides in steps of a thirtieth, so an answer counts at most 3.4 % of it too long."""
 
 
-@dataclass(frozen=True, slots=True)
-class DominantError:
+class DominantError(msgspec.Struct, frozen=True):
     """The most frequent error class of the window."""
 
     error_class: str

@@ -20,7 +20,6 @@ one span over all attempts of a client; here each attempt is one, because there 
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -73,8 +72,7 @@ class _Metadata(msgspec.Struct):
 _decode_metadata = msgspec.json.Decoder(_Metadata).decode
 
 
-@dataclass(slots=True, eq=False)
-class Trace:
+class Trace(msgspec.Struct, eq=False):
     """What the tracer remembers about a delivery."""
 
     trace_id: str

@@ -10,12 +10,12 @@ https://opentelemetry.io/docs/specs/semconv/registry/attributes/gen-ai/#gen-ai-o
 which the last four have no name.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Endpoint:
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One API; there is one object for each, compared by identity."""
 
     name: str

@@ -156,7 +156,7 @@ def test_an_own_failure_is_answered_where_nothing_counts_delivery_attempts():
     """After so many failures in this process, over all deliveries."""
     uncounted = structs.replace(FIRST, max_delivery_attempts=None, delivery_attempt=None)
     for failures, expected in ((MAX_OWN_FAILURES - 1, NACK), (MAX_OWN_FAILURES, REPLY)):
-        blame = replace(OWN, failures=failures)
+        blame = structs.replace(OWN, failures=failures)
         for decision in (BUSY, FAILED):
             end = an_end(replace(decision, max_attempts=None), blame=blame)
             assert judge(end, uncounted).decision.disposition is expected
@@ -329,9 +329,9 @@ def test_a_hint_that_one_of_several_messages_heard_does_not_keep_its_lease(blame
 def test_behind_an_open_breaker_another_message_is_the_next_probe():
     """What failed waits beyond the probe when others wait, and not at all when it is alone."""
     for jitter in (0.0, 0.9):
-        alone = replace(DOWN, next_probe_s=4.0)
+        alone = structs.replace(DOWN, next_probe_s=4.0)
         assert judge(an_end(), FIRST, alone, jitter=jitter).delay_s == 0.0
-        assert judge(an_end(), FIRST, replace(alone, has_others_waiting=True), jitter=jitter).delay_s >= 4.0
+        assert judge(an_end(), FIRST, structs.replace(alone, has_others_waiting=True), jitter=jitter).delay_s >= 4.0
 
 
 # What the gate is told.

@@ -21,7 +21,8 @@ https://github.com/lobehub/lobehub/issues/9385.
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
+
+from msgspec import structs
 
 from worker.backends.request.continuation import can_continue, continue_call, resume_point_of
 from worker.backends.request.stream import Call, Form, build_call, lacks_something, wanted_form
@@ -233,8 +234,8 @@ class Plan:
         """Restore the whole streamed answer to which something was missing; returns whether there is one."""
         if self._kept is None:
             return False
-        for field in fields(AttemptResult):
-            setattr(result, field.name, getattr(self._kept, field.name))
+        for name in AttemptResult.__struct_fields__:
+            setattr(result, name, getattr(self._kept, name))
         return True
 
     def resume_point(self, accumulator: Accumulator) -> ResumePoint | None:
@@ -286,7 +287,7 @@ class Plan:
         elif self._is_refused(result, has_streamed=has_streamed):
             self._refusal = _message_of(result)
         elif self._lacks_something(result):
-            self._kept, self._refusal = replace(result), "the stream lacks usage or log probabilities"
+            self._kept, self._refusal = structs.replace(result), "the stream lacks usage or log probabilities"
             return Form.UNARY
         else:
             return None

@@ -24,7 +24,6 @@ protocol's shape.
 import json
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -71,8 +70,7 @@ class MalformedEventError(BackendError):
         super().__init__(Fault.STREAM_BROKEN, f"{reason}: {self.data[:200].decode('utf-8', 'replace')}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """What one event brought."""
 
     data: bool = False

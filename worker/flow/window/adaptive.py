@@ -21,8 +21,9 @@ met.
 """
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from worker.flow.clock import Now
 from worker.flow.window.latency import Kind, LatencyMeter, OverdueFirstBytes, Reading
@@ -76,8 +77,7 @@ class Outcome(StrEnum):
     """Anything else; says nothing about capacity."""
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """One attempt under way; made by `AdaptiveWindow.start`, ended by `finish`."""
 
     number: int
@@ -89,8 +89,7 @@ class Ticket:
     finished: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowStatistics:
+class WindowStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """A window at one instant."""
 
     limit: int

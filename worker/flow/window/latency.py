@@ -24,9 +24,10 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import takewhile
+
+import msgspec
 
 from worker.flow.clock import Now
 
@@ -54,8 +55,7 @@ class Kind(StrEnum):
     WHOLE = "whole"
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """What the answers of one round say about waiting."""
 
     kind: Kind
