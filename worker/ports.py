@@ -192,7 +192,7 @@ class Payloads(Protocol):
         The same message's next answer takes the same place.
 
         Raises:
-            PayloadError: It could not be written; retryable, or permanent until an operator acts.
+            PayloadError: `payload_unavailable`; retryable, or permanent until an operator acts.
 
         Cancellation: the object may or may not be written.
         """

@@ -37,6 +37,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
         "time_per_output_token_seconds",
     ),
     "Publishing": ("publish_duration_seconds", "publish_failures_total", "intake_paused", "dead_letter_copies_total"),
+    "Object storage": ("payload_duration_seconds", "payload_bytes_total", "payload_memory_bytes"),
     "Tokens": ("tokens_total", "salvaged_tokens_total", "partial_responses_total", "missing_done_total"),
     "The worker itself": (
         "lost_leases_total",
@@ -55,6 +56,7 @@ GROUPED_BY: Mapping[str, tuple[str, ...]] = {
     "tokens_total": ("kind",),
     "salvaged_tokens_total": ("backend",),
     "request_duration_seconds": ("backend", "outcome"),
+    "payload_duration_seconds": ("kind", "outcome"),
 }
 """Fewer labels than the metric has, where all of them would be too many lines; histograms go by backend if they can."""
 LARGEST = {

@@ -5,9 +5,18 @@ import time
 
 import pytest
 
-from tests.support.fakes import GOOD, REFUSED, FakeBackend, FakeClock, FakePublisher, FakeSubscriber, status
+from tests.support.fakes import (
+    GOOD,
+    REFUSED,
+    FakeBackend,
+    FakeClock,
+    FakePayloads,
+    FakePublisher,
+    FakeSubscriber,
+    status,
+)
 from tests.support.virtual_time import DeadlockError, VirtualLoop, loop_time, settle, virtual_time
-from worker.errors import BackendError, MessageRejectedError, PublishRetryableError
+from worker.errors import BackendError, MessageRejectedError, PayloadError, PublishRetryableError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest, Settlement
 from worker.wire.body import RequestBody
@@ -206,3 +215,24 @@ async def test_subscriber_drains_with_a_grace_and_then_cancels() -> None:
     assert subscriber.count(Settlement.ACK) == {quick: 1}
     assert subscriber.count(Settlement.NACK) == {slow: 1}
     assert late not in {message_id for message_id, _, _ in subscriber.settlements}
+
+
+@virtual_time
+async def test_object_storage_gives_back_what_was_written() -> None:
+    """One place for a message, told with its size and in pieces; what is not there, and the next failure, are raised."""
+    payloads = FakePayloads(a=b"x" * 100_000)
+    payloads.check("gs://b/a")
+    with pytest.raises(ValueError, match="not below"):
+        payloads.check("gs://c/a")
+    async with payloads.open("gs://b/a") as payload:
+        chunks = [chunk async for chunk in payload.chunks]
+        assert (payload.size, len(chunks), b"".join(chunks)) == (100_000, 2, b"x" * 100_000)
+    first, second = await payloads.write("1", b"{}"), await payloads.write("1", b"[]")
+    assert first.uri == second.uri
+    async with payloads.open(second.uri) as payload:
+        assert [chunk async for chunk in payload.chunks] == [b"[]"]
+    payloads.failures.append(PayloadError(Fault.PAYLOAD_UNAVAILABLE))
+    for uri, fault in (("gs://b/a", "payload_unavailable"), ("gs://b/absent", "payload_not_found")):
+        with pytest.raises(PayloadError, match=fault):
+            async with payloads.open(uri):
+                pass

@@ -145,7 +145,10 @@ class PayloadStores:
         prefix, store = self._reply
         key = f"{self._subscription}/{_safe(message_id)}.json"
         sha256 = await asyncio.to_thread(lambda: hashlib.sha256(body).hexdigest())
-        await store.write(key, body)
+        try:
+            await store.write(key, body)
+        except PayloadError as error:  # whatever it is, it concerns every answer
+            raise PayloadError(Fault.PAYLOAD_UNAVAILABLE, error.detail) from None
         folder = f"{prefix.key}/" if prefix.key else ""
         return StoredPayload(uri=str(ObjectUri(prefix.scheme, prefix.bucket, folder + key)), sha256=sha256)
 

@@ -122,6 +122,18 @@ async def test_an_answer_in_a_whole_bucket_needs_no_folder() -> None:
     assert odd == f"s3://one/s-worker/{hashlib.sha256(b'../17').hexdigest()}.json"
 
 
+async def test_an_answer_that_is_refused_waits_like_one_in_an_outage() -> None:
+    """The worker's role is missing, which concerns every answer."""
+
+    class ReadOnly(Refusing):
+        async def write(self, key: str, data: bytes) -> None:
+            raise PayloadError(Fault.PAYLOAD_REFUSED, "403")
+
+    payloads = PayloadStores(PayloadSettings(reply_prefix="gs://one"), subscription="s", build=lambda *_: ReadOnly())
+    with pytest.raises(PayloadError, match="payload_unavailable: 403"):
+        await payloads.write("17", b"{}")
+
+
 def test_without_a_reply_prefix_nothing_is_written() -> None:
     """Requests alone may go by reference."""
     payloads, _ = stores(request_prefixes=["gs://one"])

@@ -238,7 +238,7 @@ async def test_a_write_that_fails_is_repeated_and_pauses_nothing(logs) -> None:
 async def test_an_answer_that_cannot_be_written_in_the_lease_is_nacked() -> None:
     """As one that cannot be published; no error takes its place, since storage may be back tomorrow."""
     payloads = FakePayloads()
-    payloads.always = PayloadError("payload_refused", "403")
+    payloads.always = PayloadError("payload_unavailable", "403")
     pipeline = Pipeline(FakeBackend(LARGE), publisher=FakePublisher(limit=1_500), payloads=payloads, lease_s=600.0)
     assert await pipeline.handle() is Settlement.NACK
     assert pipeline.answers == []
