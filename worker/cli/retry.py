@@ -25,6 +25,7 @@ from worker.cli.runs import (
     make_subscription,
     named,
     run_settings,
+    upload_to,
 )
 from worker.cli.submit import publish_run
 from worker.client.collect import open_outputs, reconcile
@@ -117,7 +118,8 @@ async def _retry(namespace: argparse.Namespace, settings: Settings, ledger: Ledg
             teller.event("subscribed", f"made the subscription {name}", subscription=name)
         publisher = broker.publisher(ledger.run.topic)
         try:
-            code = await publish_run(ledger, ledger.run.input_path, publisher.publish, teller)
+            upload = upload_to(settings, ledger)
+            code = await publish_run(ledger, ledger.run.input_path, publisher.publish, teller, upload)
         finally:
             await publisher.aclose()
     if code == EXIT_INTERRUPTED or not namespace.wait:

@@ -32,11 +32,13 @@ from worker.client.collect import (
 from worker.client.errors import ClientError, LedgerError
 from worker.client.ledger import Failure, Ledger, Totals
 from worker.client.ports import AnswerHandler
+from worker.client.submit import Upload
 from worker.errors import SettingsError, WorkerError
 from worker.ports import Settlement
 from worker.settings.schema import Settings
 from worker.telemetry.metrics import Metrics
 from worker.wire.message import RUN_ID, ReceivedMessage
+from worker.wire.object_uri import ObjectUri, parse_object_prefix
 
 LEDGER_SUFFIX = ".run"
 """Of the ledger beside the input."""
@@ -111,6 +113,31 @@ def open_ledger(path: str) -> Ledger:
         ledger.close()
         raise LedgerError(f"{path}: `retry-failed` was interrupted; run it again first")
     return ledger
+
+
+def upload_to(settings: Settings, ledger: Ledger) -> Upload | None:
+    """
+    Return what takes the bodies that are too large for a message; `None` where the settings name no place.
+
+    They go below the first of `payloads.request_prefixes`, which the workers must allow too.
+
+    Raises:
+        SettingsError: The place cannot be used; permanent.
+    """
+    if not settings.payloads.request_prefixes:
+        return None
+    from worker.payloads.stores import build_store  # noqa: PLC0415 - where bodies stand in object storage
+
+    prefix = parse_object_prefix(settings.payloads.request_prefixes[0])
+    store, run_id = build_store(prefix, settings.payloads), ledger.run.run_id
+
+    async def upload(line_id: str, body: bytes) -> str:
+        key = f"{run_id}/{line_id}.json"
+        await store.write(key, body)
+        folder = f"{prefix.key}/" if prefix.key else ""
+        return str(ObjectUri(prefix.scheme, prefix.bucket, folder + key))
+
+    return upload
 
 
 class Teller:

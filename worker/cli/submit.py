@@ -29,12 +29,13 @@ from worker.cli.runs import (
     make_subscription,
     named,
     run_settings,
+    upload_to,
 )
 from worker.client.errors import InputError, LedgerError, OutputError, describe_os_error
 from worker.client.io.files import STANDARD, open_input
 from worker.client.ledger import Ledger, new_run
 from worker.client.ports import Publish
-from worker.client.submit import CheckResult, Submission, check
+from worker.client.submit import CheckResult, Submission, Upload, check
 from worker.errors import SettingsError
 from worker.settings.schema import Settings
 from worker.telemetry.logs import configure_logs
@@ -87,9 +88,10 @@ def run(namespace: argparse.Namespace) -> int:
     """Check and publish; return the exit code."""
     configure_logs("auto", "error")
     teller = Teller(is_json=namespace.json)
+    settings = run_settings(namespace)
+    namespace.is_by_reference = bool(settings.payloads.request_prefixes)
     if namespace.check_only:
         return _check_only(namespace, teller)
-    settings = run_settings(namespace)
     topic = request_topic(namespace.topic, settings)
     needs_subscription = namespace.create_subscription or (namespace.wait and not namespace.subscription)
     responses = namespace.response_topic or named(settings.pubsub.response_topic)
@@ -143,6 +145,7 @@ def _checked(namespace: argparse.Namespace, input_path: str, ledger: Ledger, tel
             reader,
             ledger,
             limit=namespace.limit,
+            is_by_reference=namespace.is_by_reference,
             on_progress=lambda lines: teller.progress("checking", f"checking: {lines:,} lines", lines=lines),
         )
     finally:
@@ -221,7 +224,7 @@ async def _submit(namespace: argparse.Namespace, settings: Settings, plan: _Plan
                         )
                     name = await make_subscription(broker, ledger, broker.full_topic(plan.responses))
                     teller.event("subscribed", f"made the subscription {name}", subscription=name)
-                code = await publish_run(ledger, plan.input, publisher.publish, teller)
+                code = await publish_run(ledger, plan.input, publisher.publish, teller, upload_to(settings, ledger))
                 if code or not namespace.wait:
                     return code
                 return await interruptible(
@@ -254,7 +257,7 @@ def _ledger_of(path: str, input_path: str, topic: str) -> Ledger:
 def _checked_into(namespace: argparse.Namespace, input_path: str, ledger: Ledger, teller: Teller) -> bool:
     """Check the input, unless the ledger knows this very file; return whether it has faults."""
     status = Path(input_path).stat()
-    stamp = f"{status.st_size}-{status.st_mtime_ns}-{namespace.limit or ''}"
+    stamp = f"{status.st_size}-{status.st_mtime_ns}-{namespace.limit or ''}-{namespace.is_by_reference}"
     if ledger.get("is_input_read") == stamp:
         return False
     ledger.note({"is_input_read": None})
@@ -266,7 +269,9 @@ def _checked_into(namespace: argparse.Namespace, input_path: str, ledger: Ledger
     return False
 
 
-async def publish_run(ledger: Ledger, input_path: str, publish: Publish, teller: Teller) -> int:
+async def publish_run(
+    ledger: Ledger, input_path: str, publish: Publish, teller: Teller, upload: Upload | None = None
+) -> int:
     """
     Publish what is unpublished; return the exit code.
 
@@ -276,7 +281,7 @@ async def publish_run(ledger: Ledger, input_path: str, publish: Publish, teller:
     Cancellation: what the broker has confirmed is recorded.
     """
     reader = open_input(input_path)
-    submission = Submission(reader, ledger, publish)
+    submission = Submission(reader, ledger, publish, upload=upload)
     task = asyncio.ensure_future(submission.run())
     presses = 0
 

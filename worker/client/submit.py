@@ -11,7 +11,9 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
 
 import msgspec
 
@@ -21,8 +23,9 @@ from worker.client.io.lines import Prepared, RawLine, prepare
 from worker.client.ledger import ROUND_1, Ledger, LineRow
 from worker.client.local import PUBLISH_BACKOFF, LineWindow
 from worker.client.ports import LineSource, Publish
-from worker.errors import MessageError, MessageRejectedError, PublishRetryableError
-from worker.wire.message import RUN_ID, RUN_ROUND, decode_request
+from worker.errors import MessageError, MessageRejectedError, PayloadError, PublishRetryableError
+from worker.policy.model import Fault
+from worker.wire.message import BODY_SHA256, RUN_ID, RUN_ROUND, decode_request
 
 WINDOW = 2000
 """Messages that are published and not confirmed; some round trips' worth of batches."""
@@ -34,7 +37,18 @@ PATIENCE_S = 600.0
 MAX_FAULTS = 20
 """Faults of lines that are kept; all are counted."""
 
+TOO_LARGE = "request_too_large"
+"""The refusal of a line that does not fit into a message."""
+
+Upload = Callable[[str, bytes], Awaitable[str]]
+"""
+`await upload(line_id, body)`: puts a body into object storage under a name of its line's and returns its URI.
+
+Raises PayloadError.  Cancellation: the object may be there.
+"""
+
 _decode_id = msgspec.json.Decoder(str | None).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +93,18 @@ class SubmitProgress:
     duration_s: float
 
 
-def examine(line: RawLine) -> tuple[Prepared, LineFault | None]:
-    """Return what would be published for a line, and why the worker or the broker would refuse it, if they would."""
+def examine(line: RawLine, *, by_reference: bool = False) -> tuple[Prepared, LineFault | None]:
+    """
+    Return what would be published for a line, and why the worker or the broker would refuse it, if they would.
+
+    Args:
+        line: Not blank.
+        by_reference: A body that is too large for a message can go into object storage.
+    """
     prepared = prepare(line)
     refusal = prepared.refusal
+    if refusal is not None and by_reference and refusal.code == TOO_LARGE:
+        prepared, refusal = replace(prepared, data=line.data), None
     if refusal is not None:
         return prepared, LineFault(number=line.number, field=refusal.param, message=refusal.message)
     try:
@@ -92,11 +114,21 @@ def examine(line: RawLine) -> tuple[Prepared, LineFault | None]:
     return prepared, None
 
 
+def by_reference(data: bytes, uri: str) -> bytes:
+    """Return the message of a line that was examined, with its body elsewhere."""
+    request = decode_request(data)
+    fields: dict[str, Any] = {"path": request.path, "metadata": msgspec.Raw(request.metadata), "body_uri": uri}
+    given = _decode_fields(data)
+    fields |= {name: given[name] for name in ("deadline", "priority", "headers") if name in given}
+    return msgspec.json.encode(fields)
+
+
 def check(
     reader: LineSource,
     ledger: Ledger,
     *,
     limit: int | None = None,
+    is_by_reference: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> CheckResult:
     """
@@ -106,6 +138,7 @@ def check(
         reader: The input, from its beginning.
         ledger: Gets every line without a fault; what it had as unpublished is forgotten before.
         limit: Lines that are looked at; `None` for all.
+        is_by_reference: Bodies that are too large for a message can go into object storage.
         on_progress: Called with the number of lines so far, after some hundred lines each.
 
     Raises:
@@ -121,7 +154,7 @@ def check(
         good: list[tuple[int, str, str | None]] = []
         for line in lines:
             result.bytes += line.size
-            prepared, fault = examine(line)
+            prepared, fault = examine(line, by_reference=is_by_reference)
             if fault is not None:
                 _add(result, fault)
             else:
@@ -159,6 +192,7 @@ class Submission:
         reader: The input, from its beginning.
         ledger: Has every line.
         publish: Publishes one message to the request topic.
+        upload: Takes the bodies that are too large for a message; `None`: there are none.
         window: Messages that may be unconfirmed at once.
         patience_s: See `PATIENCE_S`.
         clock: Monotonic seconds.
@@ -171,6 +205,7 @@ class Submission:
         ledger: Ledger,
         publish: Publish,
         *,
+        upload: Upload | None = None,
         window: int = WINDOW,
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
@@ -179,6 +214,7 @@ class Submission:
         self._reader = reader
         self._ledger = ledger
         self._publish = publish
+        self._upload = upload
         self._window = LineWindow(window, WINDOW_BYTES)
         self._patience_s = patience_s
         self._clock = clock
@@ -186,7 +222,7 @@ class Submission:
         self._rng = random.Random()  # noqa: S311 - jitter
         self._thread = BlockingThread("ledger")
         self._confirmed: list[tuple[int, str]] = []
-        self._recorded = asyncio.Lock()
+        self._writing: asyncio.Future[None] | None = None
         self._started = clock()
         self._stopped = asyncio.Event()
         self._published = 0
@@ -215,6 +251,7 @@ class Submission:
         Raises:
             InputError: The input is damaged, or has changed since it was checked; permanent.
             PublishError: The broker refused a message, or did not confirm it within `patience_s`.
+            PayloadError: Object storage did not take a body.
             LedgerError: The ledger cannot be written.
 
         Cancellation: stops reading, and records what the broker has confirmed.
@@ -243,8 +280,9 @@ class Submission:
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
         finally:
-            reading.close()
             try:
+                await reading.call(lambda: None)  # the caller closes the file: no read may be under way then
+                reading.close()
                 await self._record()
             finally:
                 self._thread.close()
@@ -252,25 +290,43 @@ class Submission:
     async def _publish_line(self, line: RawLine, row: LineRow) -> None:
         if line.digest != row.digest:
             raise InputError(f"{self._ledger.run.input_path}: line {line.number} has changed while it was submitted")
-        prepared = prepare(line)
+        prepared, fault = examine(line, by_reference=self._upload is not None)
+        if fault is not None:  # the line was checked with object storage, and it is not at hand now
+            raise InputError(f"{self._ledger.run.input_path}: {fault}")
         attributes = run_attributes(prepared, self._ledger.run.run_id, row.round)
+        data = prepared.data
+        if prepared.refusal is not None:
+            data, attributes = await self._by_reference(line, attributes)
+        message_id = await self._repeated(lambda: self._publish(data, attributes), line)
+        self._confirmed.append((line.number, message_id))
+        self._published += 1
+        self._window.leave(line.size)
+
+    async def _by_reference(self, line: RawLine, attributes: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
+        """Put the body of a line into object storage; return the message that names it."""
+        request, upload = decode_request(line.data), self._upload
+        assert request.body is not None  # it was examined
+        assert upload is not None
+        body = request.body.data
+        uri = await self._repeated(lambda: upload(line.line_id, body), line)
+        digest = await asyncio.to_thread(lambda: sha256(body).hexdigest())
+        return by_reference(line.data, uri), {**attributes, BODY_SHA256: digest}
+
+    async def _repeated(self, step: Callable[[], Awaitable[str]], line: RawLine) -> str:
+        """Do a step until it succeeds, or until `patience_s` is over."""
         began, failures = self._clock(), 0
         while True:
             try:
-                message_id = await self._publish(prepared.data, attributes)
-            except PublishRetryableError:
-                if self._clock() - began >= self._patience_s:
+                return await step()
+            except (PublishRetryableError, PayloadError) as error:
+                is_final = isinstance(error, PayloadError) and error.fault != Fault.PAYLOAD_UNAVAILABLE
+                if is_final or self._clock() - began >= self._patience_s:
                     raise
                 self._retries += 1
                 failures += 1
                 await self._sleep(PUBLISH_BACKOFF.delay_s(failures, self._rng.random()))
             except MessageRejectedError as error:
                 raise InputError(f"{self._ledger.run.input_path}: line {line.number}: {error}") from None
-            else:
-                break
-        self._confirmed.append((line.number, message_id))
-        self._published += 1
-        self._window.leave(line.size)
 
     async def _record_often(self) -> None:
         while True:
@@ -278,11 +334,15 @@ class Submission:
             await self._record()
 
     async def _record(self) -> None:
-        """Put what was confirmed into the ledger.  Cancellation: it is written all the same."""
-        async with self._recorded:
-            if self._confirmed:
+        """Put what was confirmed into the ledger.  Cancellation: it is written all the same; the next call waits."""
+        while self._writing is not None or self._confirmed:
+            if self._writing is None:
                 confirmed, self._confirmed = self._confirmed, []
-                await asyncio.shield(self._thread.call(self._ledger.record_published, confirmed))
+                self._writing = asyncio.ensure_future(self._thread.call(self._ledger.record_published, confirmed))
+            writing = self._writing
+            await asyncio.shield(writing)
+            if self._writing is writing:
+                self._writing = None
 
 
 def run_attributes(prepared: Prepared, run_id: str, round_number: int) -> Mapping[str, str]:

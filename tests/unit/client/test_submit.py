@@ -1,6 +1,8 @@
 """Checking a file, and publishing what the ledger has as unpublished."""
 
 import asyncio
+import hashlib
+import json
 from collections import Counter
 
 import pytest
@@ -10,7 +12,8 @@ from worker.client.errors import InputError, LedgerError
 from worker.client.io.files import open_input
 from worker.client.ledger import Ledger, Outcome, new_run
 from worker.client.submit import Submission, check
-from worker.errors import MessageRejectedError, PublishRefusedError, PublishRetryableError
+from worker.errors import MessageRejectedError, PayloadError, PublishRefusedError, PublishRetryableError
+from worker.policy.model import Fault
 
 
 def a_line(number, text="hello"):
@@ -246,3 +249,34 @@ async def test_a_line_of_a_new_round_says_so(run_of):
     assert [(attributes["line_id"].split("-")[1], attributes.get("run_round")) for _, attributes in topic.published][
         2:
     ] == [("2", "2")]
+
+
+async def test_a_body_over_the_limit_goes_into_object_storage_and_the_message_names_it(run_of, tmp_path):
+    """With its hash; a place that is away is asked again, and without a place the line is a fault."""
+    text = "x" * 10_100_000
+    path = tmp_path / "large.jsonl"
+    path.write_bytes(b'{"path":"/v1/x","priority":3,"metadata":{"n":1},"body":{"t":"%s"}}\n' % text.encode())
+    uploaded = {}
+    failures = [PayloadError(Fault.PAYLOAD_UNAVAILABLE, "away")]
+
+    async def upload(line_id, body):
+        if failures:
+            raise failures.pop()
+        uploaded[line_id] = body
+        return f"gs://bucket/run/{line_id}.json"
+
+    async def no_sleep(_):
+        await asyncio.sleep(0)
+
+    topic = Topic()
+    with Ledger.create(str(tmp_path / "large.run"), new_run(str(path), "t")) as ledger:
+        assert [each.field for each in check_file(path, ledger).faults] == [None]
+        assert check_file(path, ledger, is_by_reference=True).faults == []
+        await submit(path, ledger, topic, upload=upload, sleep=no_sleep)
+    [(data, attributes)] = topic.published
+    [(line_id, body)] = uploaded.items()
+    assert body == b'{"t":"%s"}' % text.encode()
+    assert attributes["body_sha256"] == hashlib.sha256(body).hexdigest()
+    assert json.loads(data) == {
+        "path": "/v1/x", "priority": 3, "metadata": {"n": 1}, "body_uri": f"gs://bucket/run/{line_id}.json"
+    }  # fmt: skip
