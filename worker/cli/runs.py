@@ -8,6 +8,7 @@ for each event on standard output.
 import argparse
 import asyncio
 import json
+import secrets
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -215,7 +216,7 @@ def failure_line(failure: Failure) -> str:
 
 def tell_result(teller: Teller, ledger: Ledger, output: str, progress: CollectProgress | None) -> None:
     """Tell how a collection ended: counts, and an example of each class of errors."""
-    totals, failures = ledger.totals(), ledger.failures()
+    totals, failures = ledger.totals() if progress is None else progress.totals, ledger.failures()
     state = "complete" if totals.is_complete else "incomplete"
     lines = [f"{state}: {describe(totals)}"]
     if not totals.is_input_read:
@@ -275,17 +276,17 @@ async def connected(settings: Settings, *, subscription: str | None = None) -> A
 
 async def make_subscription(broker: Broker, ledger: Ledger, response_topic: str) -> str:
     """
-    Create the run's own subscription, filtered by its id, and note it in the ledger; return its name.
+    Create a subscription of the run's own, filtered by its id, and note it in the ledger; return its name.
 
     Raises:
         BrokerResourceError: Refused, or the topic is missing; permanent.
         BrokerError: Pub/Sub cannot be reached; retryable.
 
-    Cancellation: it may exist; the next call finds it by its name.
+    Cancellation: it may exist; the ledger has its name.
     """
     run_id = ledger.run.run_id
     project = ledger.run.topic.split("/")[1]
-    name = f"projects/{project}/subscriptions/run-{run_id}"
+    name = f"projects/{project}/subscriptions/run-{run_id}-{secrets.token_hex(3)}"
     ledger.note({SUBSCRIPTION: name, OWNS_SUBSCRIPTION: "yes"})  # first: so that it is removed whatever happens next
     async with _administration(broker) as channel:
         await create_run_subscription(channel, name, response_topic, attribute=RUN_ID, value=run_id)
@@ -350,7 +351,7 @@ async def collect_run(
                 progress = await _collect(namespace, ledger, files, broker, teller)
     finally:
         files.close()
-    is_complete = ledger.totals().is_complete
+    is_complete = ledger.totals().is_complete if progress is None else progress.totals.is_complete
     if is_complete:
         sort_outputs(files)
         await _remove_subscription(settings, ledger, teller)
@@ -381,16 +382,16 @@ async def _collect(
 
 async def _remove_subscription(settings: Settings, ledger: Ledger, teller: Teller) -> None:
     """Remove the subscription that the run made; what cannot be removed is told and does not fail the run."""
-    name = ledger.get(SUBSCRIPTION)
-    if name is None or ledger.get(OWNS_SUBSCRIPTION) is None:
+    if ledger.get(OWNS_SUBSCRIPTION) is None:
+        return
+    name = ledger.take_when_complete(SUBSCRIPTION)  # lines that are submitted from now on get another one
+    if name is None:
         return
     try:
         async with connected(settings) as broker, _administration(broker) as channel:
             await delete_run_subscription(channel, name)
     except WorkerError as error:
         teller.event("subscription_left", f"the subscription {name} is left: {error}", subscription=name)
-        return
-    ledger.note({SUBSCRIPTION: None, OWNS_SUBSCRIPTION: None})
 
 
 async def interruptible(task: "asyncio.Future[int]", teller: Teller) -> int:

@@ -18,6 +18,7 @@ from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.loop import on_signals, run_loop
 from worker.cli.parser import describe
 from worker.cli.runs import (
+    OWNS_SUBSCRIPTION,
     RETRYING,
     SUBSCRIPTION,
     Teller,
@@ -216,12 +217,9 @@ async def _submit(namespace: argparse.Namespace, settings: Settings, plan: _Plan
                     return EXIT_FAILED
                 if namespace.subscription:
                     ledger.note({SUBSCRIPTION: broker.full_subscription(namespace.subscription)})
-                elif (namespace.create_subscription or namespace.wait) and ledger.get(SUBSCRIPTION) is None:
-                    assert plan.responses is not None  # `run` has looked
-                    if ledger.totals().published:
-                        raise SettingsError(
-                            ["--create-subscription: the run has begun without one, and would miss the answers so far"]
-                        )
+                elif ledger.get(SUBSCRIPTION) is None and _needs_own(namespace, ledger):
+                    if plan.responses is None:
+                        raise SettingsError(["--response-topic: is required, where the answers come from"])
                     name = await make_subscription(broker, ledger, broker.full_topic(plan.responses))
                     teller.event("subscribed", f"made the subscription {name}", subscription=name)
                 code = await publish_run(ledger, plan.input, publisher.publish, teller, upload_to(settings, ledger))
@@ -232,6 +230,22 @@ async def _submit(namespace: argparse.Namespace, settings: Settings, plan: _Plan
                 )
         finally:
             await publisher.aclose()
+
+
+def _needs_own(namespace: argparse.Namespace, ledger: Ledger) -> bool:
+    """
+    Whether the run is to have a subscription of its own: it is asked for, or was, before `collect` removed it.
+
+    Raises:
+        SettingsError: The run has begun without one.
+    """
+    if ledger.get(OWNS_SUBSCRIPTION) is not None:
+        return ledger.first_unpublished() is not None or not ledger.totals().is_complete
+    if not (namespace.create_subscription or namespace.wait):
+        return False
+    if ledger.totals().published:
+        raise SettingsError(["--create-subscription: the run has begun without one, and would miss the answers so far"])
+    return True
 
 
 def _ledger_of(path: str, input_path: str, topic: str) -> Ledger:

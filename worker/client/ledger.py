@@ -228,6 +228,15 @@ class Ledger:
                 else:
                     database.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, value))
 
+    def take_when_complete(self, key: str) -> str | None:
+        """Remove and return a note of a complete run; `None` while lines are unanswered."""
+        with self._transaction() as database:
+            row = database.execute("SELECT value FROM run WHERE key = ?", (key,)).fetchone()
+            if row is None or not self.totals().is_complete:
+                return None
+            database.execute("DELETE FROM run WHERE key = ?", (key,))
+        return str(row[0])
+
     def begin_check(self) -> None:
         """Forget every line that was not published, before the input is read again: it may have changed."""
         with self._transaction() as database:
