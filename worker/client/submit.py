@@ -24,7 +24,6 @@ from worker.client.ledger import ROUND_1, Ledger, LineRow
 from worker.client.local import PUBLISH_BACKOFF, LineWindow
 from worker.client.ports import LineSource, Publish
 from worker.errors import MessageError, MessageRejectedError, PayloadError, PublishRetryableError
-from worker.policy.model import Fault
 from worker.wire.message import BODY_SHA256, RUN_ID, RUN_ROUND, decode_request
 
 WINDOW = 2000
@@ -39,6 +38,9 @@ MAX_FAULTS = 20
 
 TOO_LARGE = "request_too_large"
 """The refusal of a line that does not fit into a message."""
+
+STORAGE_AWAY = "payload_unavailable"
+"""The fault of object storage that passes by itself."""
 
 Upload = Callable[[str, bytes], Awaitable[str]]
 """
@@ -319,7 +321,7 @@ class Submission:
             try:
                 return await step()
             except (PublishRetryableError, PayloadError) as error:
-                is_final = isinstance(error, PayloadError) and error.fault != Fault.PAYLOAD_UNAVAILABLE
+                is_final = isinstance(error, PayloadError) and error.fault != STORAGE_AWAY
                 if is_final or self._clock() - began >= self._patience_s:
                     raise
                 self._retries += 1
