@@ -358,8 +358,7 @@ class PubSubSubscriber:
             )
         if self._leases.is_overrun():
             stream.close()
-        self._start_ready()
-        self._plan()
+        self._go_on()
 
     def allow_extra(self, messages: int) -> None:
         """
@@ -368,8 +367,7 @@ class PubSubSubscriber:
         The server counts what is leased by stream: the stream is replaced at the next tick if its limits do not fit.
         """
         self._leases.extra = messages
-        self._start_ready()
-        self._changed.set()
+        self._go_on()
 
     def _tick(self) -> None:
         """Do what is due once a second."""
@@ -382,10 +380,16 @@ class PubSubSubscriber:
                 stream.call.cancel()
             elif not self._leases.fits(stream.grant):
                 stream.close()
-        self._plan()
-        self._changed.set()
+        self._go_on()
 
     # Handlers.
+
+    def _go_on(self) -> None:
+        """Do what has become possible; to be called after every change of the leases."""
+        self._start_ready()
+        self._metrics.leased_messages.set(len(self._leases))
+        self._plan()
+        self._changed.set()
 
     def _start_ready(self) -> None:
         while len(self._running) < self._leases.max_running and not self._stopping.is_set():
@@ -413,9 +417,7 @@ class PubSubSubscriber:
                 self._metrics.internal_errors_total.inc()
                 _log.error("handler_failed", message_id=lease.message.message_id, exc_info=error)
         self._leases.settle(lease, settlement)
-        self._start_ready()
-        self._plan()
-        self._changed.set()
+        self._go_on()
 
     def _lost(self, lease: Lease) -> None:
         self._metrics.lost_leases_total.inc()
@@ -427,8 +429,7 @@ class PubSubSubscriber:
     # Requests.
 
     def _plan(self) -> None:
-        """Have `_flush` called when there is something to send; to be called after every change of the leases."""
-        self._metrics.leased_messages.set(len(self._leases))
+        """Have `_flush` called when there is something to send."""
         at = self._leases.next_at()
         if at < self._flush_at:
             if self._flush_timer is not None:
@@ -462,11 +463,13 @@ class PubSubSubscriber:
                 count, kind = len(request.leases), request.kind.value
                 _log.warning("lease_request_failed", kind=kind, count=count, error=_text(error))
             self._leases.failed(request, is_permanent=error.code() in PERMANENT, reasons=reasons)
+        except Exception:  # noqa: BLE001 - whatever it is, what the request was for is not forgotten
+            self._metrics.internal_errors_total.inc()
+            _log.exception("lease_request_failed", kind=request.kind.value, count=len(request.leases))
+            self._leases.failed(request)
         else:
             self._leases.confirmed(request)
-        self._start_ready()
-        self._plan()
-        self._changed.set()
+        self._go_on()
 
     # The end.
 
@@ -525,14 +528,14 @@ class PubSubSubscriber:
             async with asyncio.timeout(STOP_BOUND_S):
                 await self._until(lambda: not self._is_pulling)
         self._leases.nack_unstarted()
-        self._plan()
+        self._go_on()
         if self._on_stopped is not None:
             self._on_stopped()
 
     async def _send_last(self, since: float) -> None:
         """Wait until the last acks and nacks are with the broker; not for ever, as it may be away."""
         self._leases.hurry()
-        self._plan()
+        self._go_on()
         now = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(max(since + self._settle_s, now + LAST_ACKS_S)) as self._closing:
