@@ -8,7 +8,7 @@ from tests.chaos.stage import Stage
 
 AWAY = ("Publish", "Acknowledge", "ModifyAckDeadline", "StreamingPull")
 LEASE_S = 60.0
-"""The longest that a lease lasts unless it is extended again."""
+"""The subscription's ack deadline (`tests.support.rig`), and as far as leases are extended."""
 
 
 def streams_drop(stage: Stage) -> None:

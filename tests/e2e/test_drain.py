@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,13 +19,18 @@ WORK_S = 5.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
+@contextmanager
+def a_slow_rig(folder: Path, **subscription: Any) -> Iterator[Rig]:
+    """Run a rig whose requests take about a second each."""
+    options = SimOptions.of(latency="uniform:0.8s,1.2s", control_port=0)
+    with LocalPubSubThread() as server, rig(server.address, folder, options, **subscription) as built:
+        yield built
+
+
 @pytest.fixture
 def slow_rig(tmp_path: Path) -> Iterator[Rig]:
-    """500 requests of about a second each."""
-    with (
-        LocalPubSubThread() as server,
-        rig(server.address, tmp_path, SimOptions.of(latency="uniform:0.8s,1.2s", control_port=0)) as built,
-    ):
+    """A rig whose requests take about a second each."""
+    with a_slow_rig(tmp_path) as built:
         yield built
 
 
@@ -81,19 +88,20 @@ def test_a_second_sigterm_ends_it_at_once(slow_rig: Rig) -> None:
     assert time.monotonic() - started < 8
 
 
-def test_sigkill_loses_nothing(slow_rig: Rig) -> None:
-    """After a SIGKILL what was leased is back within 20 s; no more than what was in flight runs twice."""
-    slow_rig.publish(60, lambda index: chat(index, "kill"))
-    first = slow_rig.worker(backend__window__initial=16, backend__window__max=16, pubsub__max_in_flight=32)
-    slow_rig.collect(20, 30)
-    first.kill()
-    killed_at = time.monotonic()
-    slow_rig.worker(backend__window__initial=16, backend__window__max=16)
-    slow_rig.collect(60, 100)
-    assert slow_rig.answers.count == 60
-    assert 10 < slow_rig.answers.times[-1] - killed_at < 20 + WORK_S
-    assert slow_rig.answers.statuses == {200: 60}
-    assert slow_rig.stats()["requests"] <= 60 + 16 + slow_rig.answers.duplicates  # published, and the ack was not sent
+def test_sigkill_loses_nothing(tmp_path: Path) -> None:
+    """After a SIGKILL what was leased is back within the ack deadline; no more than what was in flight runs twice."""
+    with a_slow_rig(tmp_path, ack_deadline_seconds=20) as built:
+        built.publish(60, lambda index: chat(index, "kill"))
+        first = built.worker(backend__window__initial=16, backend__window__max=16, pubsub__max_in_flight=32)
+        built.collect(20, 30)
+        first.kill()
+        killed_at = time.monotonic()
+        built.worker(backend__window__initial=16, backend__window__max=16)
+        built.collect(60, 100)
+        assert built.answers.count == 60
+        assert 10 < built.answers.times[-1] - killed_at < 20 + WORK_S
+        assert built.answers.statuses == {200: 60}
+        assert built.stats()["requests"] <= 60 + 16 + built.answers.duplicates  # published, and the ack was not sent
 
 
 def test_readiness_and_liveness_while_draining(slow_rig: Rig) -> None:

@@ -178,7 +178,7 @@ class Rig:
         self.graves = self.admin.subscription(self.dead)
         self.request_subscription = self.admin.subscription(
             self.requests,
-            **{"ack_deadline_seconds": 20, "backoff": (1, 10), "dead_letter": (self.dead, attempts), **fields},
+            **{"ack_deadline_seconds": 60, "backoff": (1, 10), "dead_letter": (self.dead, attempts), **fields},
         )
         # Short: what was pulled by a call that had just been given up comes again before a scenario ends.
         self.response_subscription = self.admin.subscription(self.responses)
