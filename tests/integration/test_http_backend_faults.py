@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 import socket
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -257,3 +259,54 @@ def test_the_limit_is_named_rightly_on_uvloop() -> None:
             return found
 
     assert uvloop.run(kinds()) == {Fault.TOTAL_TIMEOUT}
+
+
+# What is left
+
+
+class Watched(RequestBody):
+    """A body whose end can be seen."""
+
+    __slots__ = ("__weakref__",)
+
+
+async def _fail(url: str, body: RequestBody) -> str:
+    timeouts = {"first_byte_s": 0.05, "connect_s": 1.0}
+    backend = HttpBackend(RouteSettings.model_validate({"name": "b", "base_url": url, "timeouts": timeouts}))
+    try:
+        await backend.invoke(BackendRequest(path="/v1/chat/completions", body=body), AttemptResult())
+    except BackendError as error:
+        return error.fault
+    finally:
+        await backend.aclose()
+    raise AssertionError("the attempt did not fail")
+
+
+@pytest.fixture
+def _no_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collection")
+@pytest.mark.parametrize("fault", [Fault.CONNECT, Fault.CONNECTION_LOST, Fault.DECODING, Fault.FIRST_BYTE_TIMEOUT])
+async def test_a_failure_keeps_no_request_for_the_collector(fault: Fault) -> None:
+    """The garbage collector runs seldom, and a body may have ten megabytes: it is freed with the attempt's last frame."""
+
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        match fault:
+            case Fault.CONNECTION_LOST:
+                connection.writer.close()
+            case Fault.DECODING:
+                await connection.send(b"nonsense\r\n\r\n")
+        await connection.wait_closed_by_peer()
+
+    body = Watched(b"{}")
+    ref = weakref.ref(body)
+    async with raw_server(script) as server:
+        url = f"http://127.0.0.1:{free_port()}" if fault is Fault.CONNECT else server.url
+        assert await _fail(url, body) == fault
+    del body
+    assert ref() is None

@@ -274,18 +274,13 @@ class RouteGate:
         if is_first:  # where others are ready, they could not start either, and the timer is set for them
             self._waiting[lane] = None
             self._pump()
-        timers = []
-        if delay_s > 0.0:
-            timers.append(self._call_later(delay_s, lambda: self._end_delay(lane, waiter)))
-        if give_up_s is not None and give_up_s > 0.0:
-            timers.append(self._call_later(give_up_s, lambda: self._give_up(lane, waiter)))
-        elif give_up_s is not None:
-            self._give_up(lane, waiter)
+        timers = self._timers(lane, waiter, give_up_s=give_up_s, delay_s=delay_s)
         try:
-            permit: Permit = await waiter.future
+            permit: Permit | None = await waiter.future
         except asyncio.CancelledError:
-            if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
-                waiter.future.result().finish(AttemptSignal())
+            granted = waiter.future.result() if waiter.future.done() and not waiter.future.cancelled() else None
+            if granted is not None:
+                granted.finish(AttemptSignal())
             else:
                 lane.queue.discard(waiter)
                 self._pump()
@@ -293,14 +288,19 @@ class RouteGate:
         finally:
             for timer in timers:
                 timer.cancel()
-        return permit
+        if permit is not None:
+            return permit
+        # Raised here, not in the future: what it holds would hold this frame, and with it the message.
+        if self._is_closed:
+            raise AdmissionClosedError("the worker is draining")
+        raise AdmissionTimeoutError("no slot within the time this message may wait")
 
     def close(self) -> None:
         """End every wait with `AdmissionClosedError` and admit no attempt any more; permits stay valid.  Idempotent."""
         self._is_closed = True
         for lane in self._waiting:
             for waiter in lane.queue.drain():
-                _fail(waiter, AdmissionClosedError("the worker is draining"))
+                _give_no_permit(waiter)
         self._waiting.clear()
         self._arm(None)
 
@@ -468,8 +468,15 @@ class RouteGate:
         # A probe of the route needs no room in a window, but a lane whose own circuit keeps it back sends none.
         return self._route.circuit.allows() and lane.circuit.allows()
 
-    def _call_later(self, seconds: float, callback: Callable[[], None]) -> TimerHandle:
-        return self._clock.call_at(self._clock.now() + seconds, callback)
+    def _timers(self, lane: Lane, waiter: Waiter, *, give_up_s: float | None, delay_s: float) -> list[TimerHandle]:
+        now, timers = self._clock.now(), []
+        if delay_s > 0.0:
+            timers.append(self._clock.call_at(now + delay_s, lambda: self._end_delay(lane, waiter)))
+        if give_up_s is not None and give_up_s > 0.0:
+            timers.append(self._clock.call_at(now + give_up_s, lambda: self._give_up(lane, waiter)))
+        elif give_up_s is not None:
+            self._give_up(lane, waiter)
+        return timers
 
     def _end_delay(self, lane: Lane, waiter: Waiter) -> None:
         lane.queue.make_ready(waiter)
@@ -477,7 +484,7 @@ class RouteGate:
 
     def _give_up(self, lane: Lane, waiter: Waiter) -> None:
         lane.queue.discard(waiter)
-        _fail(waiter, AdmissionTimeoutError("no slot within the time this message may wait"))
+        _give_no_permit(waiter)
         if not lane.queue:
             self._waiting.pop(lane, None)
         self._arm(self._next_instant(self._clock.now()))
@@ -521,6 +528,6 @@ def _reopen(lane: Lane) -> None:
     lane.queue.release()
 
 
-def _fail(waiter: Waiter, error: Exception) -> None:
+def _give_no_permit(waiter: Waiter) -> None:
     if not waiter.future.done():
-        waiter.future.set_exception(error)
+        waiter.future.set_result(None)

@@ -55,7 +55,7 @@ class Waiter(msgspec.Struct, eq=False):
 
     order: AdmissionOrder
     future: "asyncio.Future[Any]"
-    """Gets the permit, or the reason why there is none."""
+    """Gets the permit, or `None`: it has waited too long, or the gate was closed."""
     key: str | None = None
     """The message; `None`: not known."""
     rank: int = 0

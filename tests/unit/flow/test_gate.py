@@ -1,7 +1,10 @@
 """The gate: which attempts start, which wait, and that no way of leaving it leaves anything behind."""
 
 import asyncio
+import contextlib
+import gc
 import random
+import weakref
 
 import pytest
 
@@ -195,6 +198,31 @@ async def test_giving_up_raises_and_leaves_nothing(clock):
     first.finish(OK)
     (await patient).finish(OK)
     assert idle(gate, clock)
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+async def test_a_wait_that_ended_keeps_no_caller_for_the_collector(clock, is_closed):
+    """The garbage collector runs seldom; what a caller holds, its message, is freed with its last frame."""
+
+    class Message:
+        pass
+
+    gate = a_gate(clock)
+    await admit(gate)
+
+    async def call(message):
+        with contextlib.suppress(AdmissionTimeoutError, AdmissionClosedError):
+            await gate.admit(AdmissionOrder(), give_up_s=5.0)
+        return weakref.ref(message)
+
+    gc.disable()
+    try:
+        task = asyncio.ensure_future(call(Message()))
+        await settle()
+        gate.close() if is_closed else clock.advance(6.0)
+        assert (await task)() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_budget_of_zero_never_waits(clock):

@@ -191,6 +191,10 @@ class Connection(asyncio.Protocol):
         except BaseException:
             self.give_up(done)
             raise
+        finally:
+            del (
+                done
+            )  # it holds the exception, whose traceback holds this frame and the request until the next collection
 
     async def read_up(self) -> None:
         """
