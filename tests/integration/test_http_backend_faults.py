@@ -264,15 +264,19 @@ def test_the_limit_is_named_rightly_on_uvloop() -> None:
 # What is left
 
 
+BROKEN = b"data: {no JSON\n\n"
+EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%s" % (len(BROKEN), BROKEN)
+
+
 class Watched(RequestBody):
     """A body whose end can be seen."""
 
     __slots__ = ("__weakref__",)
 
 
-async def _fail(url: str, body: RequestBody) -> str:
-    timeouts = {"first_byte_s": 0.05, "connect_s": 1.0}
-    backend = HttpBackend(RouteSettings.model_validate({"name": "b", "base_url": url, "timeouts": timeouts}))
+async def _fail(url: str, body: RequestBody, stream: str) -> str:
+    settings = {"name": "b", "base_url": url, "stream": stream, "timeouts": {"first_byte_s": 0.05, "connect_s": 1.0}}
+    backend = HttpBackend(RouteSettings.model_validate(settings))
     try:
         await backend.invoke(BackendRequest(path="/v1/chat/completions", body=body), AttemptResult())
     except BackendError as error:
@@ -290,13 +294,27 @@ def _no_collection() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_no_collection")
-@pytest.mark.parametrize("fault", [Fault.CONNECT, Fault.CONNECTION_LOST, Fault.DECODING, Fault.FIRST_BYTE_TIMEOUT])
-async def test_a_failure_keeps_no_request_for_the_collector(fault: Fault) -> None:
+@pytest.mark.parametrize(
+    ("fault", "stream"),
+    [
+        (Fault.CONNECT, "never"),
+        (Fault.CONNECTION_LOST, "never"),
+        (Fault.DECODING, "never"),
+        (Fault.FIRST_BYTE_TIMEOUT, "never"),
+        (Fault.STREAM_BROKEN, "always"),
+        (Fault.STREAM_BROKEN, "auto"),  # the whole answer, which is asked for then, is a broken stream as well
+    ],
+)
+async def test_a_failure_keeps_no_request_for_the_collector(fault: Fault, stream: str) -> None:
     """The garbage collector runs seldom, and a body may have ten megabytes: it is freed with the attempt's last frame."""
 
     async def script(connection: Connection) -> None:
         await connection.read_request()
         match fault:
+            case Fault.STREAM_BROKEN:
+                await connection.send(EVENTS)
+                await connection.read_request()
+                await connection.send(EVENTS)
             case Fault.CONNECTION_LOST:
                 connection.writer.close()
             case Fault.DECODING:
@@ -307,6 +325,6 @@ async def test_a_failure_keeps_no_request_for_the_collector(fault: Fault) -> Non
     ref = weakref.ref(body)
     async with raw_server(script) as server:
         url = f"http://127.0.0.1:{free_port()}" if fault is Fault.CONNECT else server.url
-        assert await _fail(url, body) == fault
+        assert await _fail(url, body, stream) == fault
     del body
     assert ref() is None

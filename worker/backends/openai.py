@@ -139,7 +139,7 @@ class HttpBackend:
         result.started = time.monotonic()
         limit = self._timeouts.total_s if request.timeout_s is None else min(self._timeouts.total_s, request.timeout_s)
         timer = AttemptTimer(self._timeouts, limit)
-        plan = None
+        plan, broken = None, None
         try:
             plan = self._negotiator.plan(request)
             async with timer:
@@ -161,6 +161,7 @@ class HttpBackend:
                 raise BackendError(fault, self._redactor.text(words)) from error
             result.phase = Phase.PARSE  # what failed came after a whole answer
         finally:
+            broken = None  # see `Connection.exchange`
             result.ended = time.monotonic()
             self._redact(result)
 

@@ -192,9 +192,8 @@ class Connection(asyncio.Protocol):
             self.give_up(done)
             raise
         finally:
-            del (
-                done
-            )  # it holds the exception, whose traceback holds this frame and the request until the next collection
+            # Its exception has a traceback, which has this frame: all of that would wait for the garbage collector.
+            del done
 
     async def read_up(self) -> None:
         """

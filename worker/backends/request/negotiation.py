@@ -283,7 +283,8 @@ class Plan:
                     return None
                 if isinstance(broken, CutStreamError) and not self._negotiator.is_cut_again(self._key):
                     return None
-            self.broken, self._refusal = broken, broken.detail
+            self.broken = BackendError(broken.fault, broken.detail)  # the frames of the other one hold this plan
+            self._refusal = broken.detail
         elif self._is_refused(result, has_streamed=has_streamed):
             self._refusal = _message_of(result)
         elif self._lacks_something(result):
