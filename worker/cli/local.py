@@ -26,6 +26,7 @@ from worker.brokers.connection import Broker
 from worker.cli.arguments import at_least_one
 from worker.cli.children import Child, ChildError, WorkerChild
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from worker.cli.inputs import add_input, input_of
 from worker.cli.loop import on_signals, run_loop
 from worker.cli.parser import describe
 from worker.cli.preflight import PreflightError, ask, missing
@@ -44,7 +45,7 @@ from worker.client import (
 from worker.client.check import CheckedLines, CheckResult, LineCheck, ModelUse, check_lines
 from worker.client.first_answers import FirstAnswers, SameErrorsError
 from worker.client.io.blocking import BlockingThread
-from worker.client.io.files import STANDARD, check_creatable, open_input
+from worker.client.io.files import STANDARD, check_creatable
 from worker.client.ports import LineSource
 from worker.client.resume import AnsweredLines, Resumed, refuse_same_file, resume_output
 from worker.client.summary import ErrorExample
@@ -97,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             EXIT_INTERRUPTED: "interrupted; the same command continues",
         },
     )
-    parser.add_argument("input", metavar="INPUT", help="requests, one per line; - is standard input; .gz and .zst work")
+    add_input(parser)
     parser.add_argument("output", metavar="OUTPUT", help="answers, one per line; - is standard output")
     server = parser.add_argument_group("the model server")
     place = server.add_mutually_exclusive_group()
@@ -239,7 +240,8 @@ async def open_run(options: argparse.Namespace, stack: AsyncExitStack) -> Input:
 
     Cancellation: as after a failure.
     """
-    reader = open_input(options.input)
+    opened = input_of(options)
+    reader = opened()
     stack.callback(reader.close)
     refuse_same_file(options.input, options.output)
     has_output = os.path.exists(options.output)  # noqa: ASYNC240, PTH110
@@ -250,7 +252,7 @@ async def open_run(options: argparse.Namespace, stack: AsyncExitStack) -> Input:
     stack.callback(check.close)
     if reader.bytes_total is None:
         return Input(reader=CheckedLines(reader, check), answered=resumed, check=None)
-    looking = open_input(options.input)
+    looking = opened()
     stack.callback(looking.close)
     thread = BlockingThread("check")
     stack.callback(thread.close)

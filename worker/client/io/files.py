@@ -11,7 +11,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from worker.client.errors import DamagedStreamError, InputError, OutputError, describe_os_error
@@ -34,37 +34,98 @@ _FOREIGN = (
 """First bytes of files that are not JSON lines, so that there is one error for the file and not one for each line."""
 
 
-class LineReader:
+class ByteReader:
     """
-    A `ports.LineSource` over a file descriptor.
+    The decompressed bytes of a file descriptor.
 
     Args:
         name: For messages.
         descriptor: Open for reading; closed by `close` when owned.
         codec: How the bytes are compressed.
         owned: `False` for standard input.
-        limit_bytes: Longest line that is read.
     """
 
-    def __init__(
-        self, name: str, descriptor: int, codec: Codec, *, owned: bool = True, limit_bytes: int = MAX_LINE_BYTES
-    ) -> None:
-        self._name = name
+    def __init__(self, name: str, descriptor: int, codec: Codec, *, owned: bool = True) -> None:
+        self.name = name
         self._descriptor = descriptor
         self._codec = codec
         self._is_owned = owned
         self._decoder = Decoder(codec)
-        self._splitter = LineSplitter(limit_bytes)
-        self._is_ended = False
-        self._failure: InputError | None = None
         status = os.fstat(descriptor)
-        self.lines_read = 0
+        self.is_ended = False
         self.bytes_read = 0
+        """Before decompression; safe to read from any thread."""
         self.bytes_total = status.st_size if stat.S_ISREG(status.st_mode) else None
+        """Size of the file; `None` for a pipe."""
+
+    def read(self) -> Iterator[bytes]:
+        """
+        Yield the pieces of the next chunk, which may be none; blocks for one chunk.
+
+        Raises:
+            InputError: The rest cannot be read, after the pieces before the fault; permanent.
+        """
+        try:
+            chunk = os.read(self._descriptor, CHUNK_BYTES)
+            if not self.bytes_read:
+                self._refuse_foreign(chunk)
+            self.bytes_read += len(chunk)
+            yield from self._decoder.feed(chunk)
+        except OSError as error:
+            raise InputError(f"{self.name}: {describe_os_error(error)}") from None
+        except DamagedStreamError as error:
+            raise InputError(f"{self.name}: {error}") from None
+        self.is_ended = not chunk
+        if self.is_ended and self._decoder.is_torn:
+            raise InputError(f"{self.name}: ends in the middle; it is not complete")
+
+    def _refuse_foreign(self, head: bytes) -> None:
+        if self._codec is not Codec.PLAIN:
+            return
+        for magic, complaint in _FOREIGN:
+            if head.startswith(magic):
+                raise InputError(f"{self.name}: {complaint}")
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        if self._is_owned:
+            self._is_owned = False
+            os.close(self._descriptor)
+
+
+class LineReader:
+    """
+    A `ports.LineSource` over bytes.
+
+    Args:
+        source: Where the bytes come from; closed by `close`.
+        limit_bytes: Longest line that is read.
+    """
+
+    def __init__(self, source: ByteReader, *, limit_bytes: int = MAX_LINE_BYTES) -> None:
+        self._source = source
+        self._splitter = LineSplitter(limit_bytes)
+        self._failure: InputError | None = None
+        self.lines_read = 0
+
+    @property
+    def name(self) -> str:
+        """Of the file, for messages."""
+        return self._source.name
+
+    @property
+    def bytes_read(self) -> int:
+        """See `ports.LineSource.bytes_read`."""
+        return self._source.bytes_read
+
+    @property
+    def bytes_total(self) -> int | None:
+        """See `ports.LineSource.bytes_total`."""
+        return self._source.bytes_total
 
     def read_lines(self) -> Sequence[RawLine]:
         """Return the next lines; see `ports.LineSource.read_lines`."""
-        while not self._is_ended:
+        while not self._source.is_ended and self._failure is None:
             lines = self._read_chunk()
             if lines:
                 self.lines_read += len(lines)
@@ -77,42 +138,17 @@ class LineReader:
         """Return the lines of one chunk; a failure is raised after them."""
         lines: list[RawLine] = []
         try:
-            chunk = os.read(self._descriptor, CHUNK_BYTES)
-            if not self.bytes_read:
-                self._refuse_foreign(chunk)
-            self.bytes_read += len(chunk)
-            for piece in self._decoder.feed(chunk):
+            for piece in self._source.read():
                 lines += self._splitter.feed(piece)
-            if not chunk:
-                self._is_ended = True
-                if self._decoder.is_torn:
-                    self._failure = InputError(f"{self._name}: ends in the middle; it is not complete")
-                else:
-                    lines += self._splitter.finish()
-        except OSError as error:
-            self._fail(InputError(f"{self._name}: {describe_os_error(error)}"))
-        except DamagedStreamError as error:
-            self._fail(InputError(f"{self._name}: {error}"))
+            if self._source.is_ended:
+                lines += self._splitter.finish()
         except InputError as error:
-            self._fail(error)
+            self._failure = error
         return lines
-
-    def _fail(self, failure: InputError) -> None:
-        self._is_ended = True
-        self._failure = failure
-
-    def _refuse_foreign(self, head: bytes) -> None:
-        if self._codec is not Codec.PLAIN:
-            return
-        for magic, complaint in _FOREIGN:
-            if head.startswith(magic):
-                raise InputError(f"{self._name}: {complaint}")
 
     def close(self) -> None:
         """Close the file; idempotent."""
-        if self._is_owned:
-            self._is_owned = False
-            os.close(self._descriptor)
+        self._source.close()
 
 
 class LineWriter:
@@ -174,21 +210,34 @@ class LineWriter:
                 os.close(self._descriptor)
 
 
-def open_input(path: str, *, limit_bytes: int = MAX_LINE_BYTES) -> LineReader:
+def open_bytes(path: str) -> ByteReader:
     """
-    Open input lines.
+    Open an input.
 
     Args:
         path: A file, a named pipe, or `-` for standard input; its suffix selects the compression.
-        limit_bytes: Longest line that is read, in bytes.
 
     Raises:
         InputError: Missing, a directory, or not permitted; permanent.
     """
     if path == STANDARD:
-        return LineReader("standard input", sys.stdin.fileno(), Codec.PLAIN, owned=False, limit_bytes=limit_bytes)
+        return ByteReader("standard input", sys.stdin.fileno(), Codec.PLAIN, owned=False)
     descriptor = _open(path, os.O_RDONLY, lambda text: InputError(f"{path}: {text}"))
-    return LineReader(path, descriptor, codec_of(path), limit_bytes=limit_bytes)
+    return ByteReader(path, descriptor, codec_of(path))
+
+
+def open_input(path: str, *, limit_bytes: int = MAX_LINE_BYTES) -> LineReader:
+    """
+    Open input lines; see `open_bytes`.
+
+    Args:
+        path: As there.
+        limit_bytes: Longest line that is read, in bytes.
+
+    Raises:
+        InputError: As there.
+    """
+    return LineReader(open_bytes(path), limit_bytes=limit_bytes)
 
 
 def open_output(path: str) -> LineWriter:
