@@ -267,6 +267,13 @@ def test_a_wrong_model_stops_the_run_and_a_corrected_command_answers_everything(
     assert "all 300 lines answered, 300 with an error" in err
     answers = _answers(tmp_path / "errors.jsonl")
     assert {answer["url"] for answer in answers.values()} == {f"{server}/v1/chat/completions"}
+    again = (requests, tmp_path / "errors.jsonl", *command[2:], "--model", "qwen", "--retry-errors")
+    code, _, err = _run(*again)
+    assert (code, "nothing to answer" in err) == (0, True), "the class is not one that succeeds when repeated"
+    code, _, err = _run(*again, "model_not_found,quota")
+    assert code == 0, err
+    assert "output: 300 answers were taken out of" in err
+    assert {answer["status_code"] for answer in _answers(tmp_path / "errors.jsonl").values()} == {200}
 
 
 def test_the_variables_of_openais_client_name_the_server(
@@ -298,6 +305,26 @@ def test_an_edited_input_is_noticed(tmp_path: Path) -> None:
     assert code == 1
     assert "is the output of another input; choose another output" in err
     assert output.read_bytes() == before
+    code, _, err = _run(requests, output, "--replace-changed")
+    assert code == 0, err
+    assert "output: 1 answers were taken out of" in err
+    after = output.read_bytes()
+    assert sorted(_answers(output)) == list(range(1, 21))
+    kept = set(before.splitlines()) & set(after.splitlines())
+    assert len(kept) == 19
+
+
+def test_rows_of_a_table_are_answered(tmp_path: Path) -> None:
+    """One answer for each row, which says which one it is."""
+    table, output = tmp_path / "people.csv", tmp_path / "out.jsonl"
+    table.write_text('name,age\nAda,36\n"Bob, the second",7\n')
+    template = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Greet {name}, aged {age}."}]})
+    code, _, err = _run(table, output, "--template", template)
+    assert code == 0, err
+    assert {number: answer["metadata"] for number, answer in _answers(output).items()} == {1: {"row": 1}, 2: {"row": 2}}
+    code, _, err = _run(table, output)
+    assert code == 2
+    assert "people.csv is a table; say what request each row becomes" in err
 
 
 def test_each_error_class_is_shown_with_an_example(tmp_path: Path) -> None:

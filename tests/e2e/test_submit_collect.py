@@ -247,3 +247,22 @@ def test_a_topic_that_does_not_exist_ends_the_submission_with_its_name(built: Ri
     code, _, err = _run(built, "submit", path, "--topic", "there-is-none")
     assert code == 1
     assert "there-is-none" in err
+
+
+def test_rows_of_a_table_are_submitted(built: Rig, tmp_path: Path) -> None:
+    """A row that cannot be rendered is told before anything is published; a resumed run makes the same lines again."""
+    table, output, ledger = tmp_path / "people.csv", tmp_path / "out.jsonl", tmp_path / "r.run"
+    table.write_text("id,name\n1,Ada\n2\n")
+    body = {"model": "m", "messages": [{"role": "user", "content": "Greet {name}."}]}
+    template = {"custom_id": "{id}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    command = ("submit", table, "--template", json.dumps(template), "--run", ledger, "--wait", output)
+    code, _, err = _run(built, *command)
+    assert (code, "row 2: has 1 fields, the header has 2" in err) == (1, True)
+    table.write_text("id,name\n1,Ada\n2,Bob\n")
+    built.worker()
+    code, _, err = _run(built, *command)
+    assert code == 0, err
+    assert _custom_ids(output) == Counter("12")
+    table.write_text("id,name\n1,Eve\n2,Bob\n")
+    code, _, err = _run(built, *command)
+    assert (code, "line 1" in err) == (1, True), "an edited row is noticed"

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from worker.client.errors import InputError
-from worker.client.io.tables import Form, Source, open_source, read_template
+from worker.client.io.tables import Form, Source, form_of, open_source, read_template
 from worker.errors import SettingsError
 
 
@@ -32,9 +32,11 @@ def input_of(namespace: argparse.Namespace) -> Callable[[], Source]:
     Return what opens the input that the options of `add_input` name, as often as it is called.
 
     Raises:
-        SettingsError: The template cannot be used.
+        SettingsError: The template cannot be used, or a table has none.
     """
-    form = Form(namespace.input_format) if namespace.input_format else None
+    form = Form(namespace.input_format) if namespace.input_format else form_of(namespace.input)
+    if form is not Form.JSONL and not namespace.template:
+        raise SettingsError([f"--template: {namespace.input} is a table; say what request each row becomes"])
     try:
         template = read_template(namespace.template) if namespace.template else None
     except InputError as error:

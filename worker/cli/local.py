@@ -31,6 +31,7 @@ from worker.cli.loop import on_signals, run_loop
 from worker.cli.parser import describe
 from worker.cli.preflight import PreflightError, ask, missing
 from worker.cli.preflight import describe as describe_server
+from worker.cli.retryable import ALL, RETRYABLE, error_classes
 from worker.cli.target import PROJECT, REQUESTS, RESPONSES, Target, find_target
 from worker.client import (
     AnswerHandler,
@@ -47,8 +48,10 @@ from worker.client.first_answers import FirstAnswers, SameErrorsError
 from worker.client.io.blocking import BlockingThread
 from worker.client.io.files import STANDARD, check_creatable
 from worker.client.ports import LineSource
-from worker.client.resume import AnsweredLines, Resumed, refuse_same_file, resume_output
+from worker.client.report.sample import read_sample
+from worker.client.resume import AnsweredLines, Resumed, drop_answers, refuse_same_file, resume_output
 from worker.client.summary import ErrorExample
+from worker.errors import SettingsError
 from worker.ports import Settlement
 from worker.settings.schema import PubSubSettings, refuse_own_headers
 from worker.telemetry.logs import configure_logs
@@ -123,6 +126,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--model", metavar="NAME", help="ask for this model, whatever the lines say")
     parser.add_argument(
         "--concurrency", metavar="N", type=at_least_one, default=64, help="requests at once at most (64)"
+    )
+    parser.add_argument(
+        "--retry-errors",
+        metavar="CLASS,...",
+        nargs="?",
+        const=RETRYABLE,
+        type=error_classes,
+        help="first take errors out of OUTPUT, so that their lines are asked again: those of these classes, `all`, or "
+        "without a value those that may succeed when repeated",
+    )
+    parser.add_argument(
+        "--replace-changed",
+        action="store_true",
+        help="first take answers to lines out of OUTPUT that INPUT does not have (any more)",
     )
     parser.add_argument("--config", metavar="FILE", help="settings of the worker")
     parser.add_argument("--log", metavar="FILE", help="append the worker's log to this file")
@@ -248,16 +265,39 @@ async def open_run(options: argparse.Namespace, stack: AsyncExitStack) -> Input:
     if not has_output and options.output != STANDARD:
         check_creatable(options.output)
     resumed = open_output(options.output, stack) if has_output else None
-    check = LineCheck(_name(options.input), options.output, resumed.answered if resumed else AnsweredLines())
+    answered = resumed.answered if resumed else AnsweredLines()
+    check = LineCheck(_name(options.input), options.output, answered, keeps_changed=options.replace_changed)
     stack.callback(check.close)
     if reader.bytes_total is None:
+        if options.replace_changed or options.retry_errors:
+            raise SettingsError(["--retry-errors and --replace-changed need a file as input: it is looked at before"])
         return Input(reader=CheckedLines(reader, check), answered=resumed, check=None)
     looking = opened()
     stack.callback(looking.close)
     thread = BlockingThread("check")
     stack.callback(thread.close)
     await thread.call(check_lines, looking, check, _CheckDisplay(options.input))
+    if resumed is not None and (options.replace_changed or options.retry_errors):
+        resumed.writer.close()
+        dropped = await thread.call(drop_answers, options.output, _is_asked_again(options, check.ids))
+        resumed = open_output(options.output, stack)
+        check.result.answered = len(resumed.answered)
+        if dropped:
+            _say(f"output: {dropped:,} answers were taken out of {options.output}; their lines are asked again")
     return Input(reader=reader, answered=resumed, check=check.result)
+
+
+def _is_asked_again(options: argparse.Namespace, ids: AnsweredLines) -> Callable[[str, bytes], bool]:
+    """Return whether an answer in the output goes, as `--replace-changed` and `--retry-errors` say."""
+    classes: tuple[str, ...] = options.retry_errors or ()
+
+    def is_asked_again(line_id: str, line: bytes) -> bool:
+        if options.replace_changed and line_id not in ids:
+            return True
+        sample = read_sample(line) if classes else None
+        return sample is not None and sample.is_error and (classes == ALL or sample.error_class in classes)
+
+    return is_asked_again
 
 
 def open_output(path: str, stack: AsyncExitStack) -> Resumed:

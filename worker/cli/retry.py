@@ -14,6 +14,7 @@ from worker.cli.arguments import add_settings
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.loop import run_loop
 from worker.cli.parser import describe
+from worker.cli.retryable import ALL, RETRYABLE, error_classes
 from worker.cli.runs import (
     RETRYING,
     SUBSCRIPTION,
@@ -30,15 +31,10 @@ from worker.cli.runs import (
 from worker.cli.submit import publish_run
 from worker.client.collect import open_outputs, reconcile
 from worker.client.ledger import Ledger
-from worker.client.resume import drop_answers
+from worker.client.resume import drop_answers, number_of
 from worker.errors import SettingsError
-from worker.policy.model import ErrorClass
-from worker.policy.table import ROWS
 from worker.settings.schema import Settings
 from worker.telemetry.logs import configure_logs
-
-RETRYABLE = tuple(sorted(str(name) for name, row in ROWS.items() if row.retryable))
-"""Classes whose errors may not come again when the same request is sent later."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes",
         metavar="CLASS,...",
-        type=_classes,
+        type=error_classes,
         help="error classes to send again, for example once their cause is mended; `all` for every one "
         "(default: those that may succeed when repeated)",
     )
@@ -71,19 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="collect the answers into OUTPUT as well")
     parser.add_argument("--json", action="store_true", help="one JSON object an event on standard output")
     add_output_options(parser)
-
-
-def _classes(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if names == ("all",):
-        return names
-    known = {str(each) for each in ErrorClass}
-    for name in names:
-        if name not in known and name != "unclassified":
-            raise argparse.ArgumentTypeError(f"{name} is no error class; there are {', '.join(sorted(known))}")
-    if not names:
-        raise argparse.ArgumentTypeError("names no class")
-    return names
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -129,7 +112,7 @@ async def _retry(namespace: argparse.Namespace, settings: Settings, ledger: Ledg
 
 def _chosen(namespace: argparse.Namespace, ledger: Ledger) -> tuple[str, ...]:
     """Return the classes to send again."""
-    if namespace.classes == ("all",):
+    if namespace.classes == ALL:
         return tuple(each.error_class for each in ledger.failures())
     return namespace.classes or RETRYABLE
 
@@ -152,6 +135,6 @@ def begin_round(namespace: argparse.Namespace, ledger: Ledger, classes: tuple[st
     numbers = frozenset(ledger.failed_lines(classes))
     for path in filter(None, (namespace.output, namespace.errors)):
         if Path(path).is_file():
-            drop_answers(path, numbers.__contains__)
+            drop_answers(path, lambda line_id, _: number_of(line_id) in numbers)
     ledger.begin_round(classes)
     ledger.note({RETRYING: None, "round": str(int(ledger.get("round") or "1") + 1)})

@@ -10,11 +10,13 @@ import asyncio
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from worker.cli.arguments import add_settings, at_least_one
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from worker.cli.inputs import add_input, input_of
 from worker.cli.loop import on_signals, run_loop
 from worker.cli.parser import describe
 from worker.cli.runs import (
@@ -34,6 +36,7 @@ from worker.cli.runs import (
 )
 from worker.client.errors import InputError, LedgerError, OutputError, describe_os_error
 from worker.client.io.files import STANDARD, open_input
+from worker.client.io.tables import Source
 from worker.client.ledger import Ledger, new_run
 from worker.client.ports import Publish
 from worker.client.submit import CheckResult, Submission, Upload, check
@@ -43,8 +46,8 @@ from worker.telemetry.logs import configure_logs
 
 WORKER_SUFFIX = "-worker"
 """Of the request subscription, where it is named after its topic, as `setup` does."""
-STDIN_SUFFIX = ".input"
-"""Of the copy that is made of standard input: it must be read twice, and again for a resumed run."""
+COPY_SUFFIX = ".input"
+"""Of the copy that is made of standard input and of tables: it is read twice, and again for a resumed run."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             EXIT_INTERRUPTED: "interrupted; the same command continues",
         },
     )
-    parser.add_argument("input", metavar="INPUT", help="requests, one per line; - is standard input; .gz and .zst work")
+    add_input(parser)
     add_settings(parser)
     parser.add_argument("--topic", metavar="TOPIC", help="the request topic (default: setup.request_topic)")
     parser.add_argument("--run", dest="run_file", metavar="FILE", help="the ledger of the run (INPUT.run)")
@@ -99,7 +102,7 @@ def run(namespace: argparse.Namespace) -> int:
     if needs_subscription and responses is None:
         raise SettingsError(["--response-topic: is required to collect the answers (or pubsub.response_topic)"])
     path = ledger_path(namespace, "stdin" if namespace.input == STANDARD else namespace.input)
-    input_path = _copy_of_stdin(path) if namespace.input == STANDARD else namespace.input
+    input_path = _lines_of(namespace, path)
     if namespace.dry_run:
         return _dry_run(namespace, input_path, topic, teller)
     plan = _Plan(path, input_path, topic, responses)
@@ -122,20 +125,45 @@ def request_topic(name: str | None, settings: Settings) -> str:
     return found
 
 
-def _copy_of_stdin(path: str) -> str:
-    """Copy standard input into a file beside the ledger, once; a resumed run needs it again."""
-    copy = Path(path + STDIN_SUFFIX)
-    if not copy.exists():
-        half = copy.with_name(copy.name + ".new")
-        try:
-            with half.open("wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
-            half.replace(copy)
-        except OSError as error:
-            raise OutputError(f"{copy}: {describe_os_error(error)}") from None
-        finally:
-            half.unlink(missing_ok=True)
+def _lines_of(namespace: argparse.Namespace, path: str) -> str:
+    """
+    Return the file of the request lines: the input, or a copy beside the ledger.
+
+    Standard input is copied once, since a resumed run needs it again.  The rows of a table are made lines again by
+    every command: the ledger notices a changed row or template.
+    """
+    opened, copy = input_of(namespace), Path(path + COPY_SUFFIX)
+    if namespace.template is not None:
+        _write_copy(copy, lambda file: _write_rows(opened(), file))
+    elif namespace.input != STANDARD:
+        return str(namespace.input)
+    elif not copy.exists():
+        _write_copy(copy, lambda file: shutil.copyfileobj(sys.stdin.buffer, file))
     return str(copy)
+
+
+def _write_copy(copy: Path, write: Callable[[BinaryIO], None]) -> None:
+    half = copy.with_name(copy.name + ".new")
+    try:
+        with half.open("wb") as file:
+            write(file)
+        half.replace(copy)
+    except OSError as error:
+        raise OutputError(f"{copy}: {describe_os_error(error)}") from None
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def _write_rows(source: Source, file: BinaryIO) -> None:
+    """Write the line of each row at the place that its number says."""
+    written = 0
+    try:
+        while lines := source.read_lines():
+            for line in lines:
+                file.write(b"\n" * (line.number - written - 1) + line.data + b"\n")
+                written = line.number
+    finally:
+        source.close()
 
 
 def _checked(namespace: argparse.Namespace, input_path: str, ledger: Ledger, teller: Teller) -> CheckResult:
@@ -169,9 +197,7 @@ def _checked(namespace: argparse.Namespace, input_path: str, ledger: Ledger, tel
 
 def _check_only(namespace: argparse.Namespace, teller: Teller) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        input_path = namespace.input
-        if input_path == STANDARD:
-            input_path = _copy_of_stdin(str(Path(folder) / "stdin"))
+        input_path = _lines_of(namespace, str(Path(folder) / "stdin"))
         with Ledger.create(str(Path(folder) / "check.run"), new_run(input_path, "")) as ledger:
             result = _checked(namespace, input_path, ledger, teller)
     return _tell_check(namespace.input, result, teller)
@@ -201,7 +227,7 @@ class _Plan(NamedTuple):
     ledger: str
     """Path."""
     input: str
-    """Path; of the copy of standard input."""
+    """Path; of the copy of standard input or of a table's lines."""
     topic: str
     """The request topic, short or full."""
     responses: str | None

@@ -194,7 +194,14 @@ def output_lines(path: str) -> Iterator[tuple[str, bytes]]:
         raise OutputError(f"{path}: {error}") from None
 
 
-def drop_answers(path: str, is_dropped: Callable[[int], bool]) -> int:
+def number_of(line_id: str) -> int:
+    """Return the number of the line that an id of `output_lines` names."""
+    key = parse_line_id(line_id)
+    assert key is not None  # `resume_output` has read it
+    return key[0]
+
+
+def drop_answers(path: str, is_dropped: Callable[[str, bytes], bool]) -> int:
     """
     Take answers out of an output; return how many; blocks.
 
@@ -202,7 +209,7 @@ def drop_answers(path: str, is_dropped: Callable[[int], bool]) -> int:
 
     Args:
         path: An output that no process is writing.
-        is_dropped: Whether the answer to the line of this number goes.
+        is_dropped: Whether an answer goes, by the id of its line and its bytes.
 
     Raises:
         OutputError: It cannot be read or replaced; it is as it was.
@@ -217,9 +224,7 @@ def drop_answers(path: str, is_dropped: Callable[[int], bool]) -> int:
             kept: list[bytes] = []
             size = 0
             for line_id, line in output_lines(path):
-                key = parse_line_id(line_id)
-                assert key is not None  # `resume_output` has read it
-                if is_dropped(key[0]):
+                if is_dropped(line_id, line):
                     dropped += 1
                     continue
                 kept.append(line + b"\n")

@@ -13,7 +13,15 @@ from worker.client.errors import OutputError
 from worker.client.io.codecs import Encoder, codec_of
 from worker.client.io.files import open_output
 from worker.client.io.lines import parse_line_id
-from worker.client.resume import _MAX_GAP, RECOVERING_SUFFIX, AnsweredLines, refuse_same_file, resume_output
+from worker.client.resume import (
+    _MAX_GAP,
+    RECOVERING_SUFFIX,
+    AnsweredLines,
+    drop_answers,
+    number_of,
+    refuse_same_file,
+    resume_output,
+)
 
 NAMES = ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"]
 LINES = [
@@ -249,6 +257,30 @@ def test_another_line_of_the_same_number_is_noticed(number):
     assert not answered.has_other(f"line-{number}-0a1b2c3d")
     assert not answered.has_other(f"line-{number + 1}-0a1b2c3d")
     assert not answered.has_other("something else")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_are_taken_out(tmp_path, name):
+    """By id or by content; the others stay as they are, and the file can be continued."""
+    path = tmp_path / name
+    continue_run(path)
+    assert drop_answers(str(path), lambda line_id, line: number_of(line_id) == 2 or b"400" in line) == 2
+    assert unpack(path) == LINES[0]
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    continue_run(path)
+    assert sorted(unpack(path).splitlines(keepends=True)) == sorted(LINES)
+    assert drop_answers(str(path), lambda *_: False) == 0
+
+
+def test_an_output_that_is_being_written_keeps_its_answers(tmp_path):
+    """Two processes would answer a line twice."""
+    path = tmp_path / "out.jsonl"
+    continue_run(path)
+    resumed = resume_output(str(path))
+    with pytest.raises(OutputError, match="is being written by another run"):
+        drop_answers(str(path), lambda *_: True)
+    resumed.writer.close()
+    assert unpack(path).splitlines(keepends=True) == LINES
 
 
 @settings(max_examples=50)

@@ -57,19 +57,16 @@ def open_source(path: str, *, template: Template | None = None, form: Form | Non
 
     Args:
         path: A file, a named pipe, or `-` for standard input; the ending `.gz` or `.zst` selects the compression.
-        template: What each row becomes; `None`: the lines are requests.
+        template: What each row becomes; `None`: the lines are requests, whatever the name says.
         form: What the rows are; `None`: what the file name says.
 
     Raises:
-        InputError: Missing, not permitted, a table without a template, a template for columns that the table does not
-            have, or Parquet without its extra; permanent.
+        InputError: Missing, not permitted, a template for columns that the table does not have, or Parquet without its
+            extra; permanent.
     """
-    form = form or form_of(path)
     if template is None:
-        if form is not Form.JSONL:
-            raise InputError(f"{path}: is a table; --template says what request each row becomes")
         return open_input(path)
-    match form:
+    match form or form_of(path):
         case Form.JSONL:
             return _JsonRows(open_input(path), template)
         case Form.PARQUET:

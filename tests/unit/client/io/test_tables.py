@@ -190,13 +190,11 @@ def test_rows_of_json_lines(tmp_path):
     assert "row 1: is no JSON object" in read(path)[1]
 
 
-def test_a_table_without_a_template_is_told(tmp_path):
-    """And requests need none."""
-    path = tmp_path / "t.csv"
+def test_without_a_template_the_lines_are_requests(tmp_path):
+    """Byte for byte."""
+    path = tmp_path / "t.jsonl"
     path.write_text("a,b\n")
-    with pytest.raises(InputError, match="--template says what request each row becomes"):
-        open_source(str(path))
-    source = open_source(str(path), form=Form.JSONL)
+    source = open_source(str(path))
     assert [line.data for line in source.read_lines()] == [b"a,b"]
     source.close()
 
