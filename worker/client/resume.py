@@ -1,8 +1,8 @@
 """
 Continue a stopped run: find the lines that have answers, and repair the output so that it can be appended to.
 
-The output is its own journal: each of its lines names the input line by number and hash, so an input line that was
-edited since is answered again.  A killed run leaves at most one torn line, and in a compressed file a part without its
+The output is its own journal: each of its lines names the input line by number and hash, so that an input line that was
+edited since is noticed.  A killed run leaves at most one torn line, and in a compressed file a part without its
 end.  `resume_output` removes the torn line (or completes it when only its newline is missing) and rewrites the readable
 bytes of a torn part into a new file, which replaces the old one only when it is complete.  `resume_output` refuses and
 does not touch a file that holds anything but answers: it may be other data.
