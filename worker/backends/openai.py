@@ -9,7 +9,7 @@ One attempt is one call of `invoke`, and one request unless the server refuses a
 anything (`negotiation`).  The answer is pushed into an `_Answer` as it arrives; one that comes as a stream is assembled
 by `streams.reading`.  The fault of a failure and the phase that was reached tell whether a GPU may have worked.
 
-ADR 0001 has the reasons for doing without httpx's client, ADR 0017 for our own connections.
+ADR 0001 has the reasons for doing without httpx's client, ADR 0018 for our own connections.
 """
 
 import asyncio
