@@ -465,7 +465,7 @@ class PubSubSubscriber:
             self._leases.failed(request, is_permanent=error.code() in PERMANENT, reasons=reasons)
         except Exception:  # noqa: BLE001 - whatever it is, what the request was for is not forgotten
             self._metrics.internal_errors_total.inc()
-            _log.exception("lease_request_failed", kind=request.kind.value, count=len(request.leases))
+            _log.exception("lease_request_broken", kind=request.kind.value, count=len(request.leases))
             self._leases.failed(request)
         else:
             self._leases.confirmed(request)
