@@ -115,6 +115,15 @@ class Accumulator(ABC):
         """
         return _PROGRESS[self._feed(event)]
 
+    def feed_repeated(self, data: bytes) -> bool:  # noqa: ARG002 - where nothing is known of repetitions
+        """
+        Merge bytes of the stream that are whole events which differ from the last one in their text alone.
+
+        The same as parsing and feeding them, and quicker.  Returns whether they were such events; if not, nothing has
+        changed.
+        """
+        return False
+
     @property
     def is_over(self) -> bool:
         """Whether the protocol promises nothing more: an error or `[DONE]` came, or the API's last event."""

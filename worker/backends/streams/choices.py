@@ -19,7 +19,14 @@ import msgspec
 
 from worker.backends.streams.accumulator import CONTENT, DATA, SMALL_BYTES, Accumulator, has_counts
 from worker.backends.streams.merge import MAX_ENTRIES, Parts, ShapeError, Text, ToolCalls, extend_lists, finished, merge
-from worker.backends.streams.shortcut import CommonChatChoice, CommonChatChunk, CommonTextChoice, CommonTextChunk
+from worker.backends.streams.shortcut import (
+    CommonChatChoice,
+    CommonChatChunk,
+    CommonTextChoice,
+    CommonTextChunk,
+    Repeated,
+    repeated_by,
+)
 from worker.backends.streams.sse import Event
 
 _LEADING = ("id", "object", "created", "model")
@@ -28,6 +35,8 @@ _NOT_IN_UNARY = frozenset(
     {"content_filter_offsets", "content_filter_raw"}
 )  # how far Azure's filter has come in the text
 _MAX_CALLS = 10_000  # tool calls of all choices together
+_MAX_GUESSES = 16  # texts in a row of which none came again in the same frame
+_NEW = (None, "")  # a text that is none yet
 _GIVE_UP_AFTER = 8  # uncommon chunks in a row: the stream is of another kind, so stop trying
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal", "reasoning", "reasoning_content")
 _GENERATED = {
@@ -94,6 +103,8 @@ class ChoicesAccumulator(Accumulator):
         self._has_prefix = any((prefix or {}).values())
         self._last_top: tuple[Any, ...] | None = None
         self._misses = 0
+        self._repeated: Repeated | None = None
+        self._guesses = 0
 
     @property
     def usage(self) -> dict[str, Any] | None:
@@ -113,6 +124,18 @@ class ChoicesAccumulator(Accumulator):
     def is_complete(self) -> bool:
         """See the contract: every choice asked for has a finish reason; `[DONE]` proves nothing and is not needed."""
         return self._open == 0 and len(self._choices) >= self._expected and self.error is None
+
+    def feed_repeated(self, data: bytes) -> bool:
+        """See the contract."""
+        repeated = self._repeated
+        if repeated is None or (found := repeated.text_of(data)) is None:
+            return False
+        self._guesses = 0
+        text, events = found
+        if text:
+            repeated.text.append(text)
+            self.content_events += events
+        return True
 
     def result(self) -> bytes:
         """See the contract."""
@@ -144,11 +167,15 @@ class ChoicesAccumulator(Accumulator):
             return -1
         part = chunk.choices[0]
         choice = self._choices.get(part.index)
-        bits = self._append_common(choice, part) if choice is not None else -1
+        growing = [_NEW] if choice is None else self._growing(choice, part)
+        bits = _append_all(growing)
         if choice is None or bits < 0:
             return -1
-        if fields := part.fields():
+        fields = part.fields()
+        if fields:
             self._merge_fields(choice.fields, fields)
+        elif self._guesses < _MAX_GUESSES and len(growing) == 1:
+            self._expect_again(event, *growing[0])
         self._misses = 0
         if bits & CONTENT:
             self.content_events += 1
@@ -156,9 +183,15 @@ class ChoicesAccumulator(Accumulator):
                 self._reopen(choice)
         return bits
 
+    def _expect_again(self, event: Event, text: Text, piece: str) -> None:
+        """Note that this event may come again with another text."""
+        if piece and (self._repeated is None or not self._repeated.fits(event.data)):
+            self._guesses += 1
+            self._repeated = repeated_by(event.data, text, piece) or self._repeated
+
     @abstractmethod
-    def _append_common(self, choice: Choice, part: Any) -> int:
-        """Append a typed choice's text and return its bits; -1 when this is the first text of its kind."""
+    def _growing(self, choice: Choice, part: Any) -> list[tuple[Any, str]]:
+        """Return the texts that a typed choice adds to, with what it adds; not of type `Text` where one is new."""
 
     @abstractmethod
     def _merge_message(self, choice: Choice, part: dict[str, Any]) -> bool:
@@ -174,6 +207,7 @@ class ChoicesAccumulator(Accumulator):
             parts = []
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise ShapeError("`choices` is not a list of objects")
+        self._repeated = None  # what a chunk that looks the same would mean may change now
         self._merge_top(chunk)
         bits = DATA
         for part in parts:
@@ -261,6 +295,19 @@ class ChoicesAccumulator(Accumulator):
         return body
 
 
+def _append_all(growing: list[tuple[Any, str]]) -> int:
+    """Append pieces to their texts and return the bits of that; -1, and nothing changed, if one has not begun yet."""
+    for text, _ in growing:
+        if type(text) is not Text:
+            return -1
+    bits = DATA
+    for text, piece in growing:
+        if piece:
+            text.append(piece)
+            bits = DATA | CONTENT
+    return bits
+
+
 class ChatAccumulator(ChoicesAccumulator):
     """`/v1/chat/completions`: `choices[].delta` becomes `choices[].message`."""
 
@@ -268,11 +315,11 @@ class ChatAccumulator(ChoicesAccumulator):
     _common = msgspec.json.Decoder(CommonChatChunk)
     _message_keys = frozenset({"delta", "message"})
 
-    def _append_common(self, choice: Choice, part: CommonChatChoice) -> int:
+    def _growing(self, choice: Choice, part: CommonChatChoice) -> list[tuple[Any, str]]:
         delta = part.delta
         message = choice.message
         if delta.role is not None and delta.role != message.get("role"):
-            return -1
+            return [_NEW]
         growing: list[tuple[Any, str]] = []
         if delta.content is not None:
             growing.append((message.get("content"), delta.content))
@@ -284,15 +331,7 @@ class ChatAccumulator(ChoicesAccumulator):
             calls = message.get("tool_calls")
             text = calls.arguments_of(call.index) if type(calls) is ToolCalls else None
             growing.append((text, call.function.arguments))
-        bits = DATA
-        for text, _ in growing:
-            if type(text) is not Text:
-                return -1
-        for text, piece in growing:
-            if piece:
-                text.append(piece)
-                bits = DATA | CONTENT
-        return bits
+        return growing
 
     def _merge_message(self, choice: Choice, part: dict[str, Any]) -> bool:
         delta = part.get("delta")
@@ -330,14 +369,8 @@ class CompletionAccumulator(ChoicesAccumulator):
     _common = msgspec.json.Decoder(CommonTextChunk)
     _message_keys = frozenset({"text"})
 
-    def _append_common(self, choice: Choice, part: CommonTextChoice) -> int:
-        text = choice.message.get("content")
-        if type(text) is not Text:
-            return -1
-        if not part.text:
-            return DATA
-        text.append(part.text)
-        return DATA | CONTENT
+    def _growing(self, choice: Choice, part: CommonTextChoice) -> list[tuple[Any, str]]:
+        return [(choice.message.get("content"), part.text)]
 
     def _merge_message(self, choice: Choice, part: dict[str, Any]) -> bool:
         text = part.get("text")

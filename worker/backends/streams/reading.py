@@ -123,6 +123,15 @@ class StreamedAnswer:
             self._head += data[: MAX_EVIDENCE_BYTES - len(self._head)]
         left = self._max_bytes - self._size
         self._size += len(data)
+        if (
+            self._result.first_token_at is not None
+            and len(data) <= left
+            and self._unread is None
+            and self._parser.is_between_events
+            and self._accumulator.feed_repeated(data)
+        ):
+            self._timer.restart_idle()
+            return None
         try:
             self._merge(self._parser.feed(data if len(data) <= left else data[:left]))
             if self._accumulator.is_over:

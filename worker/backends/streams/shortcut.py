@@ -1,5 +1,9 @@
 """
-The commonest chunks, as types: a short cut for the nine chunks in ten that only add a little text.
+The commonest chunks: two short cuts for the nine chunks in ten that only add a little text.
+
+Most of them are the chunk before, byte for byte, but for that text.  Once one was decoded, its bytes before and after
+the text are known (`Repeated`); an event that has the same, and between them a JSON string without any escape, means
+the same with another text.  Whole packets of them are split at those bytes, and neither parsed nor decoded.
 
 A typed decode costs a fraction of building the tree and walking it.  Every type forbids unknown fields, and allows only
 null where something rare may stand, so that a chunk with anything else in it fails to decode and takes the general way.
@@ -15,6 +19,8 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
+
+from worker.backends.streams.merge import Text
 
 _NO_FIELDS: dict[str, Any] = {}
 _Entries = list[msgspec.Raw] | None | UnsetType
@@ -133,3 +139,72 @@ class CommonTextChunk(CommonChunk, forbid_unknown_fields=True, gc=False, kw_only
     """A chunk of a completion."""
 
     choices: list[CommonTextChoice]
+
+
+class Repeated:
+    """
+    An event that may come again with another text.
+
+    Args:
+        before: The chunk's bytes as far as the quotation mark that begins the text.
+        after: Those from the one that ends it.
+        text: What it adds to.
+    """
+
+    __slots__ = ("_after", "_before", "_begin", "_between", "_end", "_first", "_last", "text")
+
+    def __init__(self, before: bytes, after: bytes, text: Text) -> None:
+        self.text = text
+        self._before, self._after = before, after
+        self._begin = b"data: " + before
+        self._end = after + b"\n\n"
+        self._between = self._end + self._begin
+        self._first, self._last = len(self._begin), len(self._end)
+
+    def fits(self, chunk: bytes) -> bool:
+        """Whether a chunk may be this one with another text."""
+        return chunk.startswith(self._before) and chunk.endswith(self._after)
+
+    def text_of(self, data: bytes) -> tuple[str, int] | None:
+        """
+        Return the text in whole events that are this one again, and how many of them have any.
+
+        `None` if there is anything else in the data.
+        """
+        if not (data.startswith(self._begin) and data.endswith(self._end)) or len(data) < self._first + self._last:
+            return None
+        raw = data[self._first : -self._last]
+        parts = [raw]
+        if b'"' in raw:  # several events, or something else
+            parts = raw.split(self._between)
+            raw = b"".join(parts)
+            if b'"' in raw:
+                return None
+        if b"\\" in raw:
+            return None  # an escape
+        try:
+            if not raw.isascii():
+                for part in parts:
+                    part.decode()  # no character may be cut by the border of two events
+            text = raw.decode()
+        except UnicodeDecodeError:
+            return None
+        # JSON forbids control characters in a string.
+        return (text, len(parts) - parts.count(b"")) if text.isprintable() else None
+
+
+def repeated_by(data: bytes, text: Text, piece: str) -> Repeated | None:
+    """
+    Return what may come again of a chunk, `None` if it cannot be told where its text stands.
+
+    Args:
+        data: The chunk, which is JSON and adds this piece to the text, and nothing else.
+        text: What it adds to.
+        piece: Not empty.
+    """
+    raw = b'"%b"' % piece.encode("utf-8", "replace")
+    # Without an escape anywhere, every string stands there as it is; and this one stands there once.
+    if b"\\" in data or b"\n" in data or data.count(raw) != 1:
+        return None
+    at = data.index(raw) + 1
+    return Repeated(data[:at], data[at + len(raw) - 2 :], text)

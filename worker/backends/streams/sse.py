@@ -70,6 +70,11 @@ class SSEParser:
         self._at_start = True
         self._is_too_large = False
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether nothing of an event has come that is not whole: what is fed next begins a line and an event."""
+        return not (self._tail or self._data or self._name or self._skip_lf or self._at_start or self._is_too_large)
+
     def feed(self, chunk: bytes) -> list[Event]:
         """
         Take what the network gave and return the events it completed, in order; often none.
