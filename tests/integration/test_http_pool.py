@@ -196,6 +196,16 @@ async def test_a_name_that_was_not_found_is_looked_up_again(network: Network, di
     assert network.lookups == 2
 
 
+async def test_a_service_that_has_moved_is_looked_up_again(network: Network, dial: Dial, server: RawServer) -> None:
+    """Though its old address is good for a while, if nothing listens there any more."""
+    network.addresses = [REFUSES]
+    pool = dial("http://h")
+    with pytest.raises(BackendError):
+        await ask(pool)
+    network.addresses = [where(server)]
+    assert await ask(pool) == 200
+
+
 @pytest.mark.parametrize("when", ["lookup", "connect", "second address"])
 async def test_cancellation_while_connecting_leaves_nothing(
     when: str, network: Network, dial: Dial, monkeypatch: pytest.MonkeyPatch
@@ -280,6 +290,26 @@ async def test_a_connection_that_ends_while_it_rests_is_replaced(dial: Dial) -> 
         for number in range(1, 9):
             assert await ask(pool) == 200
             assert server.connections == number
+
+
+async def test_connections_that_end_at_once_are_forgotten(dial: Dial) -> None:
+    """Whether they ended before they could be used, while they carried a request, or afterwards."""
+
+    async def ends(connection: Connection) -> None:
+        if server.connections % 3:
+            await connection.read_request()
+        if server.connections % 3 == 2:
+            await connection.send(answer(b"{}"))
+
+    async with raw_server(ends) as server:
+        pool = dial(server.url)
+        outcomes = await asyncio.gather(*(ask(pool) for _ in range(30)), return_exceptions=True)
+        assert {error.fault for error in outcomes if isinstance(error, BackendError)} <= {
+            Fault.CONNECT,
+            Fault.CONNECTION_LOST,
+        }
+        await until(lambda: not pool._connections)
+        await pool.aclose()
 
 
 async def test_after_stray_bytes_none_is_used_again(dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:

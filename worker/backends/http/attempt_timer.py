@@ -60,20 +60,23 @@ class AttemptTimer:
 
     def await_first_byte(self) -> None:
         """Start to wait for the first sign of an answer."""
-        self._move(Fault.FIRST_BYTE_TIMEOUT, self._first_byte_s, self._now())
+        self._move(Fault.FIRST_BYTE_TIMEOUT, self._first_byte_s)
 
     def restart_idle(self) -> None:
         """Start to wait for the next sign of life."""
-        self._move(Fault.IDLE_TIMEOUT, self._idle_s, self._now())
+        self._move(Fault.IDLE_TIMEOUT, self._idle_s)
 
     def stop(self) -> None:
         """Wait no longer for anything: the answer is there."""
         self._at = None
 
-    def _move(self, kind: Fault, after_s: float | None, now: float) -> None:
+    def _move(self, kind: Fault, after_s: float | None) -> None:
+        now = self._now()
         if self._at is not None and now > self._at:
             return  # it has passed: no sign of life takes that back, however fast they come
-        at = self._ends if after_s is None else min(self._ends, now + after_s)
+        at = self._ends
+        if after_s is not None and now + after_s < at:
+            at = now + after_s
         self._kind, self._at = kind, at
         if self._timer is None:  # it has fired: nothing was waited for, or the sign of life came just in time
             self._timeout.reschedule(None)

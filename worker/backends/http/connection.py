@@ -386,6 +386,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """End the exchange under way."""
         self._transport = None
+        self._parser = _NO_PARSER  # it refers to this connection
         self._keeper.forget(self)
         if self._done is not None:
             self._finish(self._end_by(error))
@@ -396,11 +397,15 @@ class Connection(asyncio.Protocol):
         assert sink is not None
         if not self._has_head:
             self._take_head(sink)
-        if self._pieces and not self._is_head_request:
-            data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-            self._pieces.clear()
+        pieces = self._pieces
+        if pieces and not self._is_head_request:
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
             self._unframed = 0
-            self._push(sink, data)
+            if not self._is_enough:
+                wait = sink.feed(data) if self._decoder is None else _unpack(self._decoder, data, sink)
+                if wait is not None:
+                    self._await_end(wait)
         if self._is_complete and self._decoder is not None and not self._is_enough:
             self._decoder.close()
 
@@ -428,16 +433,8 @@ class Connection(asyncio.Protocol):
                     self._is_framed = True
         sink.head(status, headers)
 
-    def _push(self, sink: Sink, data: bytes) -> None:
-        if self._is_enough:
-            return
-        wait: float | None = None
-        for piece in (data,) if self._decoder is None else self._decoder.feed(data):
-            wait = sink.feed(piece)
-            if wait is not None:
-                break
-        if wait is None:
-            return
+    def _await_end(self, wait: float) -> None:
+        """Wait so many seconds for the end of an answer of which no more is wanted."""
         self._is_enough = True
         if self._is_complete:
             return
@@ -479,6 +476,18 @@ class Connection(asyncio.Protocol):
         return (
             StaleConnectionError(words, is_sent=True) if self._is_reused else BackendError(Fault.CONNECTION_LOST, words)
         )
+
+
+_NO_PARSER = httptools.HttpResponseParser(None)
+
+
+def _unpack(decoder: Decoder, data: bytes, sink: Sink) -> float | None:
+    """Feed what the data become, piece by piece, as long as more is wanted; see `Sink.feed`."""
+    for piece in decoder.feed(data):
+        wait = sink.feed(piece)
+        if wait is not None:
+            return wait
+    return None
 
 
 def _unreadable(error: Exception, data: bytes) -> BackendError:

@@ -149,7 +149,7 @@ class Pool:
         idle, loop = self._idle, asyncio.get_running_loop()
         while idle:
             rested_at = idle[0].idle_since + REST_S
-            if rested_at <= loop.time():
+            if rested_at <= loop.time() and not self._waiting:
                 connection = idle.popleft()
                 if self._is_usable(connection):
                     return connection
@@ -186,11 +186,13 @@ class Pool:
             async with asyncio.timeout(connect_s):
                 return await self._connect()
         except TimeoutError as error:
+            self._resolved_until = 0.0
             words = f": {words_of(error)}" if error.args else ""
             raise BackendError(
                 Fault.CONNECT_TIMEOUT, f"{where}: no connection within {connect_s:g} s{words}"
             ) from error
         except OSError as error:  # what TLS and lookups raise, too
+            self._resolved_until = 0.0  # the name may mean another address by now
             raise BackendError(Fault.CONNECT, f"{where}: {words_of(error)}") from error
 
     async def aclose(self) -> None:
@@ -285,7 +287,8 @@ class Pool:
         except BaseException:
             sock.close()
             raise
-        self._connections.add(connection)
+        if connection.is_open:
+            self._connections.add(connection)
         return connection
 
     async def _dial(self) -> socket.socket:
