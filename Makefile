@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A development install is editable; a lock of hashes is for the image (requirements.lock).
+# A development install is editable, at the versions of requirements-dev.lock: a release of a library breaks no checkout.
+# The image has a lock of its own, with hashes (requirements.lock).
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCK := requirements-dev.lock
 
 .PHONY: run help test test-fast check fmt docs image bench chaos clean
 
@@ -62,12 +64,12 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(STAMP): pyproject.toml | $(BIN)/python
+$(STAMP): pyproject.toml $(LOCK) | $(BIN)/python
 	$(PIP) install --upgrade 'pip>=25.1'
-	$(PIP) install --editable .
+	$(PIP) install --constraint $(LOCK) --editable .
 	touch $@
 
 $(STAMP)-dev: $(STAMP)
-	$(PIP) install --group test --group check
+	$(PIP) install --constraint $(LOCK) --group test --group check
 	$(PYTHON) -m venv $(VENV)/terraform && $(VENV)/terraform/bin/python -m pip --disable-pip-version-check --quiet install 'tf==1.2.0'
 	touch $@

@@ -1,5 +1,6 @@
 """Dockerfile, lock files, YAML and scripts: what linters say, and what podman, buildah and docker all must be able to build."""
 
+import itertools
 import re
 import sys
 import tomllib
@@ -10,6 +11,7 @@ from tests.deploy.tools import DEPLOY, ROOT, call, need_tool
 
 DOCKERFILE = ROOT / "Dockerfile"
 LOCKS = ("requirements.lock", "requirements-build.lock")
+DEV_LOCK = "requirements-dev.lock"
 SCRIPTS = sorted([*ROOT.glob(".ci/run"), *(ROOT / "tests" / "deploy").rglob("*.sh"), *DEPLOY.rglob("*.sh")])
 YAMLLINT = """
 extends: default
@@ -59,16 +61,30 @@ def test_locks_pin_by_hash_and_name_no_host(name: str):
 
 
 def test_the_lock_holds_every_dependency():
-    """What the project asks for is locked, at a version that it accepts; the build backend too."""
+    """What the project asks for is locked, at a version that it accepts; the build backend and all extras too."""
     requirements = pytest.importorskip("packaging.requirements", reason="packaging is not installed")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, groups = document["project"], document["dependency-groups"]
+    everything = [
+        *project["dependencies"],
+        *itertools.chain.from_iterable(project["optional-dependencies"].values()),
+        *itertools.chain.from_iterable(groups.values()),
+    ]
     for name, wanted in zip(
-        LOCKS, (project["project"]["dependencies"], project["build-system"]["requires"]), strict=True
+        (*LOCKS, DEV_LOCK), (project["dependencies"], document["build-system"]["requires"], everything), strict=True
     ):
         pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", (ROOT / name).read_text(), re.MULTILINE))
         for text in wanted:
             requirement = requirements.Requirement(text)
             assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
+
+
+def test_the_lock_of_a_checkout_names_no_host():
+    """Each line is a name and its version, and a marker where it has one."""
+    lines = (ROOT / DEV_LOCK).read_text().splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[^\s;]+( ; .+)?", line), line
 
 
 def test_yaml_is_tidy():

@@ -204,9 +204,10 @@ def count_values(data: bytes) -> int:
 def _decode_slowly(decoder: msgspec.json.Decoder[_Struct], data: bytes) -> _Struct | None:
     try:
         document = json.loads(data, parse_constant=_refuse_constant)
-        return msgspec.convert(document, decoder.type, strict=True)
+        converted: _Struct = msgspec.convert(document, decoder.type, strict=True)  # `decoder.type` is typed Any
     except (ValueError, RecursionError):  # includes json.JSONDecodeError and msgspec.ValidationError
         return None
+    return converted
 
 
 def _refuse_constant(name: str) -> object:
