@@ -36,7 +36,7 @@ RUN /tools/bin/pip install --require-hashes --only-binary :all: --no-compile --t
     && rm -rf /app/lib/bin /app/lib/zstandard/_cffi*.so
 
 # The program last.  Its wheel carries the metadata that `--version` and the metric build_info read.
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY worker/ worker/
 RUN /tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
     && /tools/bin/pip install --no-deps --no-index --no-compile --target /app/own /dist/*.whl \

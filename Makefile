@@ -8,11 +8,20 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK := requirements-dev.lock
 
-.PHONY: run help test test-fast check fmt docs image bench chaos clean
+# Where `make install` puts the command.
+BINDIR ?= $(HOME)/.local/bin
+
+.PHONY: run install help test test-fast check fmt docs image bench chaos clean
 
 run: $(STAMP)  ## answer examples/requests.jsonl on this machine: embedded Pub/Sub, worker, simulated backend
 	$(BIN)/inference-worker local examples/requests.jsonl out.jsonl --simulated
 	@echo "28 of the 253 lines are wrong on purpose (examples/README.md): their errors are the expected answers."
+	@command -v inference-worker >/dev/null || echo "The command: $(BIN)/inference-worker, or after \`make install\` inference-worker."
+
+install: $(STAMP)  ## put `inference-worker` on the PATH: a link in ~/.local/bin (BINDIR=) to this checkout
+	mkdir -p "$(BINDIR)"
+	ln -sf "$(abspath $(BIN))/inference-worker" "$(BINDIR)/inference-worker"
+	@case ":$$PATH:" in *":$(BINDIR):"*) ;; *) echo "$(BINDIR) is not on your PATH yet: export PATH=\"$(BINDIR):\$$PATH\"" ;; esac
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -48,6 +48,16 @@ def test_the_process_is_started_directly():
     assert "HEALTHCHECK" not in text
 
 
+def test_the_image_installs_by_hash_only():
+    """Every installation from an index demands hashes and takes wheels; the project's own wheel asks no index."""
+    text = re.sub(r"\\\n\s*", " ", DOCKERFILE.read_text())
+    installs = re.findall(r"pip install (.+?)(?: &&|\n)", text)
+    assert len(installs) == 3
+    for install in installs:
+        from_index = "--require-hashes" in install and "--only-binary :all:" in install
+        assert from_index or ("--no-index" in install and "--no-deps" in install), install
+
+
 @pytest.mark.parametrize("name", LOCKS)
 def test_locks_pin_by_hash_and_name_no_host(name: str):
     """Every requirement has a version and hashes; where it comes from is the builder's business."""

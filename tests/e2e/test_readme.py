@@ -1,0 +1,146 @@
+"""Every command of README.md, as it is pasted: by a shell, in a checkout, after `make run` and `make install`."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.waiting import until
+from worker.emulators.openai import SimBackendThread, SimOptions
+from worker.emulators.pubsub import LocalPubSubThread
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+STARTS = ("make ", "inference-worker ", "python ", "pip ", "kubectl ", ".venv/")
+NEEDS_MINUTES = {"make test", "make check", "make test-fast", "make chaos", "make bench", "python -m benchmarks mixed"}
+"""Here they only say what they would do (`make --dry-run`) or run their short form; CI runs them whole."""
+
+
+def commands() -> Iterator[str]:
+    """Yield every command of the page in its order: lines of blocks, and code within sentences."""
+    for block, span in re.findall(r"^```\w*\n(.*?)^```|`([^`\n]+)`", README, re.MULTILINE | re.DOTALL):
+        for line in (block or span).splitlines():
+            command = re.sub(r"\s{2,}# .*", "", line.removeprefix("$ ")).strip()
+            if command.startswith(STARTS):
+                yield command
+
+
+class Shell:
+    """A shell in a copy of the checkout, with nothing of this project on its PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "checkout"
+        self.folder.mkdir()
+        for name in (
+            "Makefile",
+            "examples",
+            "worker",
+            "benchmarks",
+            "tests",
+            "pyproject.toml",
+            "requirements-dev.lock",
+        ):
+            (self.folder / name).symlink_to(ROOT / name)
+        self.home = folder / "home"
+        self.bin = self.home / ".local" / "bin"
+        own = Path(sys.prefix).resolve() / "bin"
+        path = [entry for entry in os.environ["PATH"].split(":") if Path(entry).resolve() != own]
+        self.environ = {
+            **os.environ,
+            "HOME": str(self.home),
+            "PATH": ":".join([str(self.bin), *path]),
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def run(self, command: str) -> str:
+        """Run one command; return what it printed."""
+        # The environment of this test stands in for the one that `make` would install: same recipes, no download.
+        make = f"make VENV={sys.prefix} -o {sys.prefix}/.installed -o {sys.prefix}/.installed-dev"
+        command = re.sub(r"^make", make, command)
+        command = re.sub(r"^python", sys.executable, command)
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=self.folder, env=self.environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text, "utf-8")
+
+    def rows(self, name: str) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.folder / name).read_bytes().splitlines()]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_every_command_of_the_readme_works_as_pasted(tmp_path: Path) -> None:
+    """In the order in which a new user pastes them; what the page names is prepared, as it says."""
+    todo = list(dict.fromkeys(commands()))
+    shell, done = Shell(tmp_path), list[str]()
+
+    def paste(command: str, instead: str | None = None) -> str:
+        assert command in todo, f"README no longer has {command!r}"
+        done.append(command)
+        return shell.run(instead or command)
+
+    assert "28 of the 253 lines are wrong on purpose" in paste("make run")
+    assert len(shell.rows("out.jsonl")) == 253
+    paste("make install")
+    assert (shell.bin / "inference-worker").is_symlink()
+    for command in NEEDS_MINUTES:
+        is_make = command.startswith("make")
+        paste(command, command.replace("make", "make --dry-run", 1) if is_make else f"{command} --short")
+    assert "make install" in paste("make help")
+
+    message = json.loads(re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[0])
+    lines = "".join(json.dumps({**message, "metadata": {"row": row}}) + "\n" for row in range(20))
+    shell.write("my-requests.jsonl", lines)
+    shell.write("requests.jsonl", lines)
+    shell.write("worker.yaml", re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[0])
+    shell.write("answer.json", '{"error": {"message": "slow down"}}')
+    with SimBackendThread(SimOptions.of(control_port=0)) as sim, LocalPubSubThread() as server:
+        local = "inference-worker local my-requests.jsonl answers.jsonl --backend-url http://127.0.0.1:8000 --concurrency 128"
+        paste(local, local.replace("http://127.0.0.1:8000", sim.base_url))
+        assert {row["status_code"] for row in shell.rows("answers.jsonl")} == {200}
+        paste("inference-worker report answers.jsonl --html report.html")
+        assert "<svg" in (shell.folder / "report.html").read_text("utf-8")
+        (shell.folder / "answers.jsonl").unlink()
+
+        # The page's own settings, with the addresses of this machine: `vllm` is a name of the reader's cluster.
+        shell.environ |= {
+            "PUBSUB_EMULATOR_HOST": server.address,
+            "WORKER_PUBSUB__PROJECT_ID": "readme",
+            "WORKER_BACKEND__BASE_URL": sim.base_url,
+            "WORKER_HTTP__HOST": "127.0.0.1",
+            "WORKER_HTTP__PORT": "0",
+        }
+        assert "to create" in paste("inference-worker setup --config worker.yaml --dry-run")
+        shell.run("inference-worker setup --config worker.yaml")
+        paste("inference-worker config check worker.yaml")
+        command = "inference-worker run --config worker.yaml"
+        assert command in todo
+        done.append(command)
+        log = tmp_path / "worker.log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                ["sh", "-c", f"exec {command}"], cwd=shell.folder, env=shell.environ, stderr=stream
+            )
+        try:
+            until(lambda: b"worker_started" in log.read_bytes() or process.poll() is not None, 30, "the worker starts")
+            paste("inference-worker submit requests.jsonl --config worker.yaml --wait answers.jsonl")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0, log.read_text()
+        finally:
+            process.kill()
+    assert sorted(row["metadata"]["row"] for row in shell.rows("answers.jsonl")) == list(range(20))  # type: ignore[index]
+    assert "complete" in paste("inference-worker completion bash")
+    assert "rate_limited" in paste("inference-worker policy explain --status 429 --body @answer.json")
+    assert sorted(done) == sorted(todo), "a command of the page is not executed here"
