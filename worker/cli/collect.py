@@ -7,20 +7,12 @@ The output is its own journal, so the same command continues after Ctrl-C, a cra
 import argparse
 import asyncio
 
+from worker.cli.answers import add_output_options, collect_run, interruptible, refuse_mixed_output, use_subscription
 from worker.cli.arguments import add_settings
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.loop import run_loop
 from worker.cli.parser import describe
-from worker.cli.runs import (
-    SUBSCRIPTION,
-    Teller,
-    add_output_options,
-    collect_run,
-    connected,
-    interruptible,
-    open_ledger,
-    run_settings,
-)
+from worker.cli.runs import Teller, connected, open_ledger, run_settings
 from worker.client.ledger import Ledger
 from worker.settings.schema import Settings
 from worker.telemetry.logs import configure_logs
@@ -61,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(namespace: argparse.Namespace) -> int:
     """Collect; return the exit code."""
     configure_logs("auto", "error")
+    refuse_mixed_output(namespace, namespace.output)
     settings, teller = run_settings(namespace), Teller(is_json=namespace.json)
 
     async def main() -> int:
@@ -73,5 +66,5 @@ def run(namespace: argparse.Namespace) -> int:
 async def _collect(namespace: argparse.Namespace, settings: Settings, ledger: Ledger, teller: Teller) -> int:
     if namespace.subscription:
         async with connected(settings) as broker:
-            ledger.note({SUBSCRIPTION: broker.full_subscription(namespace.subscription)})
+            use_subscription(ledger, broker.full_subscription(namespace.subscription))
     return await collect_run(namespace, settings, ledger, namespace.output, teller)

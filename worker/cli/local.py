@@ -31,12 +31,11 @@ from worker.cli.loop import on_signals, run_loop
 from worker.cli.parser import describe
 from worker.cli.preflight import PreflightError, ask, missing
 from worker.cli.preflight import describe as describe_server
+from worker.cli.receive import END, ReceivedAnswers
 from worker.cli.retryable import ALL, RETRYABLE, error_classes
 from worker.cli.target import PROJECT, REQUESTS, RESPONSES, Target, find_target
 from worker.client import (
-    AnswerHandler,
     BatchRun,
-    ClientError,
     Display,
     InputCount,
     Summary,
@@ -52,16 +51,10 @@ from worker.client.report.sample import read_sample
 from worker.client.resume import AnsweredLines, Resumed, drop_answers, refuse_same_file, resume_output
 from worker.client.summary import ErrorExample
 from worker.errors import SettingsError
-from worker.ports import Settlement
 from worker.settings.schema import PubSubSettings, refuse_own_headers
 from worker.telemetry.logs import configure_logs
-from worker.telemetry.metrics import Metrics
-from worker.wire.message import ReceivedMessage
 
 ANSWERS_IN_FLIGHT = 1000
-END = "end_of_answers"
-"""Attribute of the message that this process sends itself on the response topic when the worker has ended: what the
-worker published comes before it."""
 CHECK_SHOWN_S = 2.0
 """A check of the input that takes longer than this shows how far it is."""
 
@@ -382,7 +375,7 @@ async def run_local(options: argparse.Namespace, interrupts: Interrupts) -> int:
         stack.push_async_callback(publisher.aclose)
         stack.push_async_callback(ending.aclose)
         display = stack.enter_context(build_display(sys.stderr))
-        answers = _Answers(broker)
+        answers = ReceivedAnswers(broker)
         urls = {route.name: route.base_url for route in target.settings.all_routes()}
         if target.is_simulated:
             urls = {"default": flags["backend.base_url"]}
@@ -464,33 +457,6 @@ async def _run_beside(
         await asyncio.gather(supervised, answering, return_exceptions=True)
         display.close()
         print_summary(run.summary(), sys.stderr)
-
-
-class _Answers:
-    """
-    The messages of the response topic; see `worker.client.ports.Answers`.
-
-    Args:
-        broker: Connected to it.
-    """
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-        self.ended = asyncio.Event()
-        """The message with `END` has come, and with it all that were published before."""
-
-    async def __call__(self, handler: AnswerHandler) -> None:
-        async def take(message: ReceivedMessage) -> Settlement:
-            if END in message.attributes:
-                self.ended.set()
-                return Settlement.ACK
-            try:
-                await handler(message.data, message.attributes, message.message_id)
-            except ClientError:  # the run is ending and reports the reason itself
-                return Settlement.NACK
-            return Settlement.ACK
-
-        await self._broker.subscriber(Metrics()).run(take)
 
 
 def _open_log(path: str) -> BinaryIO:

@@ -10,30 +10,25 @@ import asyncio
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from worker.cli.answers import (
+    OWNS_SUBSCRIPTION,
+    SUBSCRIPTION,
+    add_output_options,
+    collect_run,
+    interruptible,
+    note_waiting,
+    prepare_subscription,
+    refuse_mixed_output,
+)
 from worker.cli.arguments import add_settings, at_least_one
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.inputs import add_input, input_of
 from worker.cli.loop import on_signals, run_loop
 from worker.cli.parser import describe
-from worker.cli.runs import (
-    OWNS_SUBSCRIPTION,
-    RETRYING,
-    SUBSCRIPTION,
-    Teller,
-    add_output_options,
-    collect_run,
-    connected,
-    interruptible,
-    ledger_path,
-    make_subscription,
-    named,
-    run_settings,
-    upload_to,
-)
+from worker.cli.runs import RETRYING, Teller, connected, ledger_path, named, run_settings, upload_to
 from worker.client.errors import InputError, LedgerError, OutputError, describe_os_error
 from worker.client.io.files import STANDARD, open_input
 from worker.client.io.tables import Source
@@ -91,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(namespace: argparse.Namespace) -> int:
     """Check and publish; return the exit code."""
     configure_logs("auto", "error")
+    refuse_mixed_output(namespace, namespace.wait)
     teller = Teller(is_json=namespace.json)
     settings = run_settings(namespace)
     namespace.is_by_reference = bool(settings.payloads.request_prefixes)
@@ -101,11 +97,10 @@ def run(namespace: argparse.Namespace) -> int:
     responses = namespace.response_topic or named(settings.pubsub.response_topic)
     if needs_subscription and responses is None:
         raise SettingsError(["--response-topic: is required to collect the answers (or pubsub.response_topic)"])
-    path = ledger_path(namespace, "stdin" if namespace.input == STANDARD else namespace.input)
-    input_path = _lines_of(namespace, path)
     if namespace.dry_run:
-        return _dry_run(namespace, input_path, topic, teller)
-    plan = _Plan(path, input_path, topic, responses)
+        return _dry_run(namespace, topic, teller)
+    path = ledger_path(namespace, "stdin" if namespace.input == STANDARD else namespace.input)
+    plan = _Plan(path, _lines_of(namespace, path), topic, responses)
     return run_loop(lambda: _submit(namespace, settings, plan, teller))
 
 
@@ -129,29 +124,62 @@ def _lines_of(namespace: argparse.Namespace, path: str) -> str:
     """
     Return the file of the request lines: the input, or a copy beside the ledger.
 
-    Standard input is copied once, since a resumed run needs it again.  The rows of a table are made lines again by
-    every command: the ledger notices a changed row or template.
+    A copy that a run has published lines of may only grow: what is read now must begin with it.
+
+    Raises:
+        InputError: The input cannot be read, or another one was submitted under this ledger.
+        OutputError: The copy cannot be written.
     """
     opened, copy = input_of(namespace), Path(path + COPY_SUFFIX)
-    if namespace.template is not None:
-        _write_copy(copy, lambda file: _write_rows(opened(), file))
-    elif namespace.input != STANDARD:
+    if namespace.template is None and namespace.input != STANDARD:
         return str(namespace.input)
-    elif not copy.exists():
-        _write_copy(copy, lambda file: shutil.copyfileobj(sys.stdin.buffer, file))
-    return str(copy)
 
+    def write(file: BinaryIO) -> None:
+        if namespace.template is not None:
+            _write_rows(opened(), file)
+        else:
+            shutil.copyfileobj(sys.stdin.buffer, file)
 
-def _write_copy(copy: Path, write: Callable[[BinaryIO], None]) -> None:
     half = copy.with_name(copy.name + ".new")
     try:
         with half.open("wb") as file:
             write(file)
-        half.replace(copy)
+        if not copy.exists():
+            half.replace(copy)
+            return str(copy)
+        changed, is_longer = _compare(copy, half)
+        if changed is not None and _has_published(path):
+            raise InputError(
+                f"{_name(namespace.input)}: line {changed} is not the one that was submitted before; "
+                f"name another ledger with --run (to continue without this input, submit {copy})"
+            )
+        if changed is not None or is_longer:
+            half.replace(copy)
     except OSError as error:
         raise OutputError(f"{copy}: {describe_os_error(error)}") from None
     finally:
         half.unlink(missing_ok=True)
+    return str(copy)
+
+
+def _compare(old: Path, new: Path) -> tuple[int | None, bool]:
+    """Return the number of the first line of a file that is not in the new one, and whether that one is longer."""
+    with old.open("rb") as before, new.open("rb") as after:
+        for number, line in enumerate(before, 1):
+            if line.removesuffix(b"\n") != after.readline().removesuffix(b"\n"):
+                return number, False
+        return None, old.stat().st_size < new.stat().st_size
+
+
+def _has_published(path: str) -> bool:
+    if not Path(path).exists():
+        return False
+    with Ledger(path) as ledger:
+        return ledger.totals().published > 0
+
+
+def _name(path: str) -> str:
+    return "standard input" if path == STANDARD else path
 
 
 def _write_rows(source: Source, file: BinaryIO) -> None:
@@ -196,11 +224,15 @@ def _checked(namespace: argparse.Namespace, input_path: str, ledger: Ledger, tel
 
 
 def _check_only(namespace: argparse.Namespace, teller: Teller) -> int:
+    return _tell_check(namespace.input, _checked_aside(namespace, teller), teller)
+
+
+def _checked_aside(namespace: argparse.Namespace, teller: Teller) -> CheckResult:
+    """Check the input, and leave nothing behind."""
     with tempfile.TemporaryDirectory() as folder:
         input_path = _lines_of(namespace, str(Path(folder) / "stdin"))
         with Ledger.create(str(Path(folder) / "check.run"), new_run(input_path, "")) as ledger:
-            result = _checked(namespace, input_path, ledger, teller)
-    return _tell_check(namespace.input, result, teller)
+            return _checked(namespace, input_path, ledger, teller)
 
 
 def _tell_check(input_path: str, result: CheckResult, teller: Teller) -> int:
@@ -210,14 +242,10 @@ def _tell_check(input_path: str, result: CheckResult, teller: Teller) -> int:
     return EXIT_FAILED if result.fault_count else 0
 
 
-def _dry_run(namespace: argparse.Namespace, input_path: str, topic: str, teller: Teller) -> int:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Ledger.create(str(Path(folder) / "check.run"), new_run(input_path, topic)) as ledger,
-    ):
-        result = _checked(namespace, input_path, ledger, teller)
+def _dry_run(namespace: argparse.Namespace, topic: str, teller: Teller) -> int:
+    result = _checked_aside(namespace, teller)
     if result.fault_count:
-        return _tell_check(input_path, result, teller)
+        return _tell_check(namespace.input, result, teller)
     text = f"would publish {result.lines:,} requests ({result.bytes:,} bytes) to {topic}"
     teller.event("dry_run", text, lines=result.lines, bytes=result.bytes, topic=topic)
     return 0
@@ -241,13 +269,22 @@ async def _submit(namespace: argparse.Namespace, settings: Settings, plan: _Plan
             with _ledger_of(plan.ledger, plan.input, publisher.topic) as ledger:
                 if _checked_into(namespace, plan.input, ledger, teller):
                     return EXIT_FAILED
-                if namespace.subscription:
-                    ledger.note({SUBSCRIPTION: broker.full_subscription(namespace.subscription)})
-                elif ledger.get(SUBSCRIPTION) is None and _needs_own(namespace, ledger):
-                    if plan.responses is None:
-                        raise SettingsError(["--response-topic: is required, where the answers come from"])
-                    name = await make_subscription(broker, ledger, broker.full_topic(plan.responses))
-                    teller.event("subscribed", f"made the subscription {name}", subscription=name)
+                wants_own = ledger.get(SUBSCRIPTION) is None and _wants_own(namespace, ledger)
+                if wants_own or namespace.subscription or ledger.first_unpublished() is not None:
+                    await prepare_subscription(
+                        broker,
+                        ledger,
+                        teller,
+                        name=namespace.subscription,
+                        responses=plan.responses,
+                        wants_own=wants_own,
+                    )
+                if ledger.get(SUBSCRIPTION) is None:
+                    teller.event(
+                        "no_subscription",
+                        "no subscription is named: `collect --subscription` gets only what one on the response topic "
+                        "has received from now on",
+                    )
                 code = await publish_run(ledger, plan.input, publisher.publish, teller, upload_to(settings, ledger))
                 if code or not namespace.wait:
                     return code
@@ -258,7 +295,7 @@ async def _submit(namespace: argparse.Namespace, settings: Settings, plan: _Plan
             await publisher.aclose()
 
 
-def _needs_own(namespace: argparse.Namespace, ledger: Ledger) -> bool:
+def _wants_own(namespace: argparse.Namespace, ledger: Ledger) -> bool:
     """
     Whether the run is to have a subscription of its own: it is asked for, or was, before `collect` removed it.
 
@@ -267,7 +304,7 @@ def _needs_own(namespace: argparse.Namespace, ledger: Ledger) -> bool:
     """
     if ledger.get(OWNS_SUBSCRIPTION) is not None:
         return ledger.first_unpublished() is not None or not ledger.totals().is_complete
-    if not (namespace.create_subscription or namespace.wait):
+    if namespace.subscription or not (namespace.create_subscription or namespace.wait):
         return False
     if ledger.totals().published:
         raise SettingsError(["--create-subscription: the run has begun without one, and would miss the answers so far"])
@@ -320,6 +357,8 @@ async def publish_run(
 
     Cancellation: what the broker has confirmed is recorded.
     """
+    if ledger.first_unpublished() is not None:
+        note_waiting(ledger)
     reader = open_input(input_path)
     submission = Submission(reader, ledger, publish, upload=upload)
     task = asyncio.ensure_future(submission.run())

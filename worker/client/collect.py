@@ -34,11 +34,13 @@ from worker.client.io.blocking import BlockingThread
 from worker.client.io.files import CHUNK_BYTES, STANDARD, LineWriter, open_output
 from worker.client.io.lines import Shape, parse_line_id
 from worker.client.io.outputs import Answer, decode_answer, error_message, output_line
-from worker.client.ledger import ROUND_1, Ledger, Outcome, Totals
+from worker.client.ledger import ROUND_1, Ledger, LineRow, Outcome, Totals
 from worker.client.ports import Answers, LineSink
 from worker.client.resume import Resumed, answered_id, output_lines, resume_output
 from worker.wire.message import LINE_ID, LINE_SHAPE, RUN_ID, RUN_ROUND
 
+ORDER = "order"
+"""Note in the ledger: whether the answers are written with `ordered` or `unordered`."""
 UNSORTED_SUFFIX = ".unsorted"
 """Of the file in which the answers of an ordered run are collected."""
 SORT_BYTES = 64 * 1024 * 1024
@@ -54,8 +56,12 @@ MAX_EXAMPLE_CHARS = 500
 class Files:
     """The outputs of a collection, open and repaired; both are the same for a run without a file for errors."""
 
+    name: str
+    """Of the output, for messages."""
     good: Resumed
     bad: Resumed
+    is_readable: bool
+    """No file is standard output or a pipe."""
     paths: tuple[str, ...]
     """Of every file that holds answers."""
     ordered: tuple[str, ...] = ()
@@ -73,6 +79,32 @@ class Files:
         finally:
             if self.bad is not self.good:
                 self.bad.writer.close()
+
+    def has(self, line_id: str) -> bool:
+        """Whether one of them has an answer to a line."""
+        return line_id in self.good.answered or line_id in self.bad.answered
+
+    def absent(self, ledger: Ledger) -> Iterator[int]:
+        """Yield the numbers of the lines that the ledger has as answered, and whose answers are in none of them."""
+        for number, digest in ledger.answered_lines():
+            if not self.has(f"line-{number}-{digest:08x}"):
+                yield number
+
+    def refuse_lacking(self, ledger: Ledger) -> None:
+        """
+        Refuse outputs that lack answers of the run: others were written, or these have lost some.
+
+        Raises:
+            OutputError: They do.  Never of standard output and of pipes, which cannot be read.
+        """
+        held = len(self.good.answered) + (0 if self.bad is self.good else len(self.bad.answered))
+        count = ledger.totals().answered
+        if not self.is_readable or held >= count:
+            return
+        raise OutputError(
+            f"{self.name}: lacks {count - held:,} of the {count:,} answers that were written; name the same OUTPUT "
+            "and --errors as before, or have these lines published again by `inference-worker retry-failed --lost`"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +156,27 @@ def open_outputs(output: str, errors: str | None, *, is_ordered: bool) -> Files:
             resumed.writer.close()
         raise
     readable = tuple(path for path in held if path != STANDARD and Path(path).is_file())
-    return Files(opened[0], opened[-1], readable, paths if is_ordered else ())
+    return Files(output, opened[0], opened[-1], len(readable) == len(held), readable, paths if is_ordered else ())
+
+
+def keep_order(ledger: Ledger, output: str, errors: str | None, *, is_ordered: bool) -> None:
+    """
+    Note in the ledger whether the answers are written in the order of the input.
+
+    Raises:
+        OutputError: They were begun in the other way; permanent.
+    """
+    order, begun = ("ordered" if is_ordered else "unordered"), ledger.get(ORDER)
+    paths = [Path(path) for path in (output, errors) if path is not None]
+    has_unsorted = any(Path(f"{path}{UNSORTED_SUFFIX}").exists() for path in paths)
+    if has_unsorted:
+        begun = "ordered"
+    is_begun = has_unsorted or ledger.totals().answered or any(path.is_file() and path.stat().st_size for path in paths)
+    if begun not in {None, order} and is_begun:
+        how = "with --ordered; continue it so" if begun == "ordered" else "without --ordered; continue it without"
+        raise OutputError(f"{output}: was begun {how}")
+    if ledger.get(ORDER) != order:
+        ledger.note({ORDER: order})
 
 
 class Collection:
@@ -162,7 +214,7 @@ class Collection:
         self._outcomes: list[Outcome] = []
         self._totals = ledger.totals()
         self._started = self._last_at = clock()
-        self._rounds = int(ledger.get("round") or ROUND_1)
+        self._rows = _Rows(ledger, self._thread)
         self._written = 0
         self._duplicates = 0
         self._foreign = 0
@@ -231,10 +283,11 @@ class Collection:
             return
         number, digest = key
         at_round = _round(attributes)
-        if await self._is_stale(number, digest, at_round):
-            self._duplicates += 1
+        row = await self._rows.get(number)
+        if row is None or int(row.digest, 16) != digest:
+            self._foreign += 1
             return
-        if line_id in self._files.good.answered or line_id in self._files.bad.answered:
+        if row.round != at_round or self._files.has(line_id):
             self._duplicates += 1
             return
         answer = decode_answer(data, attributes)
@@ -251,18 +304,47 @@ class Collection:
 
         await writer.write(line, written)
 
-    async def _is_stale(self, number: int, digest: int, at_round: int) -> bool:
-        """Whether the answer is to a message that was sent again since, or to no line of the run."""
-        if self._rounds == ROUND_1:
-            return False
-        row = (await self._thread.call(self._ledger.lines, number, number)).get(number)
-        return row is None or row.round != at_round or int(row.digest, 16) != digest
-
     async def _record(self) -> None:
         outcomes, self._outcomes = self._outcomes, []
         if outcomes:
             await self._thread.call(self._ledger.record_answers, outcomes)
         self._totals = await self._thread.call(self._ledger.totals)
+
+
+class _Rows:
+    """
+    Rows of the ledger, asked for by many at once and read together.
+
+    Args:
+        ledger: Of the run.
+        thread: Reads it.
+    """
+
+    def __init__(self, ledger: Ledger, thread: BlockingThread) -> None:
+        self._ledger = ledger
+        self._thread = thread
+        self._wanted: set[int] = set()
+        self._next: asyncio.Future[dict[int, LineRow]] | None = None
+        self._is_reading = asyncio.Lock()
+
+    async def get(self, number: int) -> LineRow | None:
+        """
+        Return the row of a line; `None` where the run has no such line.
+
+        Raises:
+            LedgerError: The ledger cannot be read.
+
+        Cancellation: the others get their rows all the same.
+        """
+        self._wanted.add(number)
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._read())
+        return (await asyncio.shield(self._next)).get(number)
+
+    async def _read(self) -> dict[int, LineRow]:
+        async with self._is_reading:
+            wanted, self._wanted, self._next = self._wanted, set(), None
+            return await self._thread.call(self._ledger.rows, wanted)
 
 
 def reconcile(ledger: Ledger, files: Files) -> int:

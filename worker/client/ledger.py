@@ -17,7 +17,7 @@ Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/pragma.html#prag
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,14 +228,11 @@ class Ledger:
                 else:
                     database.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, value))
 
-    def take_when_complete(self, key: str) -> str | None:
-        """Remove and return a note of a complete run; `None` while lines are unanswered."""
+    def rename_when_complete(self, key: str, other: str) -> None:
+        """Give a note of a complete run another key, in place of what that had; else do nothing."""
         with self._transaction() as database:
-            row = database.execute("SELECT value FROM run WHERE key = ?", (key,)).fetchone()
-            if row is None or not self.totals().is_complete:
-                return None
-            database.execute("DELETE FROM run WHERE key = ?", (key,))
-        return str(row[0])
+            if self.totals().is_complete:
+                database.execute("UPDATE OR REPLACE run SET key = ? WHERE key = ?", (other, key))
 
     def begin_check(self) -> None:
         """Forget every line that was not published, before the input is read again: it may have changed."""
@@ -297,11 +294,19 @@ class Ledger:
 
     def lines(self, first: int, last: int) -> dict[int, LineRow]:
         """Return the lines with these numbers, both ends included."""
+        return self._rows("number BETWEEN ? AND ?", (first, last))
+
+    def rows(self, numbers: Collection[int]) -> dict[int, LineRow]:
+        """Return the lines with these numbers, at most some thousand; numbers without a line are left out."""
+        marks = ",".join("?" * len(numbers))
+        return self._rows(f"number IN ({marks})", numbers)
+
+    def _rows(self, condition: str, values: Iterable[int]) -> dict[int, LineRow]:
         with self._errors():
             rows = self._database.execute(
-                "SELECT number, digest, round, message_id IS NOT NULL, status IS NOT NULL FROM lines "
-                "WHERE number BETWEEN ? AND ?",
-                (first, last),
+                "SELECT number, digest, round, message_id IS NOT NULL, status IS NOT NULL FROM lines "  # noqa: S608
+                f"WHERE {condition}",
+                tuple(values),
             )
             return {
                 number: LineRow(
@@ -313,6 +318,13 @@ class Ledger:
                 )
                 for number, digest, at_round, is_published, is_answered in rows
             }
+
+    def answered_lines(self) -> Iterator[tuple[int, int]]:
+        """Yield number and hash of the lines that have an answer, in order."""
+        with self._errors():
+            rows = self._database.execute("SELECT number, digest FROM lines WHERE status IS NOT NULL ORDER BY number")
+            for number, digest in rows:
+                yield number, int(digest, 16)
 
     def last_line(self) -> int:
         """Return the largest number of a line, 0 without one."""
@@ -332,16 +344,30 @@ class Ledger:
         with self._transaction() as database:
             done = 0
             for number, message_id in confirmed:
-                done += database.execute(
+                changed = database.execute(
                     "UPDATE lines SET message_id = ? WHERE number = ? AND message_id IS NULL", (message_id, number)
                 ).rowcount
+                done += changed
+                if not changed:  # its answer was quicker
+                    database.execute(
+                        "UPDATE lines SET message_id = ? WHERE number = ? AND message_id = ''", (message_id, number)
+                    )
             self._count(database, published=done)
 
     def record_answers(self, outcomes: Iterable[Outcome]) -> None:
-        """Note how lines were answered; a line that was answered before, or in an earlier round, stays as it is."""
+        """
+        Note how lines were answered; a line that was answered before, or in another round, stays as it is.
+
+        What is answered was published, also if a kill came before that was noted: its message id is then empty.
+        """
         with self._transaction() as database:
-            sums = dict.fromkeys(("answered", "failed", "input_tokens", "output_tokens"), 0)
+            sums = dict.fromkeys(("published", "answered", "failed", "input_tokens", "output_tokens"), 0)
             for outcome in outcomes:
+                sums["published"] += database.execute(
+                    "UPDATE lines SET message_id = '' "
+                    "WHERE number = ? AND round = ? AND status IS NULL AND message_id IS NULL",
+                    (outcome.number, outcome.round),
+                ).rowcount
                 changed = database.execute(
                     "UPDATE lines SET status = ?, error_class = ? WHERE number = ? AND round = ? AND status IS NULL",
                     (outcome.status, outcome.error_class, outcome.number, outcome.round),
@@ -405,6 +431,35 @@ class Ledger:
             database.execute(f"UPDATE failures SET count = 0 WHERE error_class IN ({marks})", wanted)  # noqa: S608
             self._count(database, published=-count, answered=-count, failed=-count)
         return count
+
+    def begin_again(self, absent: Iterable[int]) -> int:
+        """
+        Make the lines unpublished that were published and have no answer; return how many.
+
+        They stay in their round: an answer that comes after all is as good as the one to the second message.
+
+        Args:
+            absent: Lines that were answered, and whose answers are in no output any more.
+        """
+        with self._transaction() as database:
+            database.execute("CREATE TEMP TABLE absent (number INTEGER PRIMARY KEY)")
+            database.executemany("INSERT OR IGNORE INTO temp.absent VALUES (?)", ((number,) for number in absent))
+            chosen = "number IN (SELECT number FROM temp.absent) AND status IS NOT NULL"
+            failed = database.execute(
+                f"SELECT error_class, count(*) FROM lines WHERE {chosen} AND error_class IS NOT NULL "  # noqa: S608
+                "GROUP BY error_class"
+            ).fetchall()
+            for error_class, count in failed:
+                database.execute("UPDATE failures SET count = count - ? WHERE error_class = ?", (count, error_class))
+            gone = database.execute(
+                f"UPDATE lines SET message_id = NULL, status = NULL, error_class = NULL WHERE {chosen}"  # noqa: S608
+            ).rowcount
+            database.execute("DROP TABLE temp.absent")
+            waiting = database.execute(
+                "UPDATE lines SET message_id = NULL WHERE message_id IS NOT NULL AND status IS NULL"
+            ).rowcount
+            self._count(database, published=-gone - waiting, answered=-gone, failed=-sum(count for _, count in failed))
+        return gone + waiting
 
     @staticmethod
     def _count(database: sqlite3.Connection, **added: int) -> None:

@@ -121,6 +121,16 @@ async def test_every_answer_is_written_once_and_the_collection_ends_by_itself(ru
     assert (totals.answered, totals.failed, totals.input_tokens, totals.output_tokens) == (6, 0, 12, 18)
 
 
+async def test_the_ledger_decides_which_lines_are_the_runs(run):
+    """A message with the run's id and a line that the ledger does not have is not written."""
+    data, attributes = run.answer(2)
+    changed = f"line-2-{int(run.ids[2][-8:], 16) ^ 1:08x}"
+    foreign = [(data, {**attributes, "line_id": line_id}) for line_id in ("line-7-00000000", changed)]
+    done, progress = await run.collect(Topic([*foreign, *(run.answer(number) for number in range(1, 7))]))
+    assert (done, progress.foreign, progress.written) == (True, 2, 6)
+    assert sorted(run.numbers()) == [1, 2, 3, 4, 5, 6]
+
+
 async def test_a_batch_line_is_answered_in_openais_shape(tmp_path):
     """With the custom_id that the metadata brought back."""
     run = Run(tmp_path, count=2, batch=(2,))
@@ -180,7 +190,6 @@ async def test_a_late_answer_of_the_round_before_is_dropped(run):
     """A line that is sent again gets the answer to what was sent again."""
     await run.collect(Topic([run.answer(number, 504, "timeout") for number in range(1, 7)]), errors="errors.jsonl")
     run.ledger.begin_round(["timeout"])
-    run.ledger.note({"round": "2"})
     (run.folder / "errors.jsonl").unlink()
     run.publish()
     late = [run.answer(number, 504, "timeout", text="late") for number in (1, 2)]

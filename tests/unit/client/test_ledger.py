@@ -167,3 +167,29 @@ def test_the_totals_are_those_of_the_rows_whatever_happens(tmp_path_factory, tak
         totals = ledger.totals()
         assert (totals.lines, totals.published, totals.answered, totals.failed) == counted
         assert sum(each.count for each in ledger.failures()) == totals.failed
+
+
+def test_lines_that_will_not_be_answered_are_published_again_in_their_round(ledger):
+    """Those without an answer, and answered ones whose answer is in no output any more; the counts follow."""
+    ledger.add_lines([(number, f"{number:08x}", None) for number in range(1, 6)])
+    ledger.record_published([(number, "m") for number in range(1, 5)])
+    ledger.record_answers([an_outcome(1), an_outcome(2, "timeout"), an_outcome(3, "timeout")])
+    assert ledger.begin_again([2]) == 2
+    rows = ledger.rows([1, 2, 3, 4, 5, 9])
+    assert [number for number, row in rows.items() if row.is_published] == [1, 3]
+    assert {row.round for row in rows.values()} == {1}
+    totals = ledger.totals()
+    assert (totals.published, totals.answered, totals.failed) == (2, 2, 1)
+    assert [(each.error_class, each.count) for each in ledger.failures()] == [("timeout", 1)]
+    assert list(ledger.answered_lines()) == [(1, 1), (3, 3)]
+
+
+def test_a_line_whose_answer_is_quicker_than_its_note_was_published(ledger):
+    """Also if the note never comes; if it does, the message id is kept."""
+    ledger.add_lines([(1, "00000001", None), (2, "00000002", None)])
+    ledger.record_answers([an_outcome(1), an_outcome(2)])
+    assert (ledger.totals().published, ledger.first_unpublished()) == (2, None)
+    ledger.record_published([(2, "m2")])
+    assert ledger.totals().published == 2
+    ids = ledger._database.execute("SELECT message_id FROM lines ORDER BY number").fetchall()
+    assert ids == [("",), ("m2",)]
