@@ -7,6 +7,7 @@ import pytest
 from tests.chaos.scenarios import SCENARIOS, Scenario, play
 from tests.chaos.score import complaints
 from tests.chaos.server import ChaosServer
+from tests.chaos.soak import FAULTS, Soak
 from tests.support.emulator import NoEmulatorError, emulator
 from tests.support.rig import rig
 
@@ -39,3 +40,13 @@ def test_emulator(scenario: Scenario, tmp_path: Path) -> None:
         pytest.skip(f"Google's emulator: {error}")
     print(result)
     assert complaints(scenario.limits, result) == []
+
+
+def test_soak(tmp_path: Path) -> None:
+    """One round of every fault, one after the other: all is answered, and the samples are those of the process."""
+    with ChaosServer() as server, rig(server.address, tmp_path) as built:
+        soak = Soak(built, server, tmp_path, broken_s=1.0, mended_s=1.5)
+        soak.run(len(FAULTS) * 2.5)
+    assert built.answers.count == built.sent > 0
+    assert built.answers.malformed == 0
+    assert all(sample.rss_mb > 20 and sample.tasks > 0 and sample.descriptors > 5 for sample in soak.samples[1:])
