@@ -30,8 +30,9 @@ THE_MESSAGES_OWN = Limits(attempts=True, error_replies=True)
 REPEATED = Limits(attempts=True, wasted=None)
 CUT = Limits(attempts=True, wasted=None, duplicates=True)
 """What ends between a publish and its confirmation, or its ack, is done again."""
-PROBED_SELDOM = Limits(recovery_s=40.0)
-"""A quota is probed every 30 s: it seldom comes back sooner."""
+PROBED_SELDOM = Limits(recovery_s=52.0)
+"""A quota is probed about 7, 37 and 97 s after it was used up, each wait within a tenth: 60 s of it are noticed to be
+over 28 to 47 s later, by the probe and the requests after it."""
 
 
 @dataclass(frozen=True)
