@@ -18,12 +18,12 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker.brokers.connection import Broker
-from worker.cli.arguments import at_least_one
+from worker.cli.arguments import at_least_one, share
 from worker.cli.children import Child, ChildError, WorkerChild
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.inputs import add_input, input_of
@@ -42,8 +42,8 @@ from worker.client import (
     build_display,
     print_summary,
 )
-from worker.client.check import CheckedLines, CheckResult, LineCheck, ModelUse, check_lines
-from worker.client.first_answers import FirstAnswers, SameErrorsError
+from worker.client.check import CheckedLines, CheckResult, LineCheck, ModelUse, OutputMatch, check_lines
+from worker.client.first_answers import FIRST_ANSWERS, SAME_SHARE, FirstAnswers, SameErrorsError
 from worker.client.io.blocking import BlockingThread
 from worker.client.io.files import STANDARD, check_creatable
 from worker.client.ports import LineSource
@@ -137,6 +137,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="settings of the worker")
     parser.add_argument("--log", metavar="FILE", help="append the worker's log to this file")
     parser.add_argument(
+        "--stop-after",
+        metavar="N",
+        type=at_least_one,
+        default=FIRST_ANSWERS,
+        help=f"stop, with nothing written, if the first N answers are the same error ({FIRST_ANSWERS})",
+    )
+    parser.add_argument(
+        "--stop-share",
+        metavar="SHARE",
+        type=share,
+        default=SAME_SHARE,
+        help=f"how many of them must be the same, above 0 and up to 1 ({SAME_SHARE:g})",
+    )
+    parser.add_argument(
         "--keep-going",
         action="store_true",
         help="start although the server refuses or cannot be reached, and write the answers although the first ones "
@@ -227,13 +241,10 @@ class Input:
     reader: LineSource
     answered: Resumed | None
     """The output; `None` while there is none."""
-    check: CheckResult | None
+    check: CheckResult | None = None
     """`None` for a pipe."""
-
-    @property
-    def known(self) -> InputCount | None:
-        """What is known of the input."""
-        return None if self.check is None else self.check.count
+    known: InputCount | None = None
+    """As above."""
 
 
 async def open_run(options: argparse.Namespace, stack: AsyncExitStack) -> Input:
@@ -259,25 +270,26 @@ async def open_run(options: argparse.Namespace, stack: AsyncExitStack) -> Input:
         check_creatable(options.output)
     resumed = open_output(options.output, stack) if has_output else None
     answered = resumed.answered if resumed else AnsweredLines()
-    check = LineCheck(_name(options.input), options.output, answered, keeps_changed=options.replace_changed)
+    check = LineCheck()
+    match = OutputMatch(_name(options.input), options.output, answered, keeps_changed=options.replace_changed)
     stack.callback(check.close)
     if reader.bytes_total is None:
         if options.replace_changed or options.retry_errors:
             raise SettingsError(["--retry-errors and --replace-changed need a file as input: it is looked at before"])
-        return Input(reader=CheckedLines(reader, check), answered=resumed, check=None)
+        return Input(reader=CheckedLines(reader, check, match), answered=resumed)
     looking = opened()
     stack.callback(looking.close)
     thread = BlockingThread("check")
     stack.callback(thread.close)
-    await thread.call(check_lines, looking, check, _CheckDisplay(options.input))
+    known = await thread.call(check_lines, looking, check, match, _CheckDisplay(options.input))
     if resumed is not None and (options.replace_changed or options.retry_errors):
         resumed.writer.close()
-        dropped = await thread.call(drop_answers, options.output, _is_asked_again(options, check.ids))
+        dropped = await thread.call(drop_answers, options.output, _is_asked_again(options, match.ids))
         resumed = open_output(options.output, stack)
-        check.result.answered = len(resumed.answered)
+        known = replace(known, answered=len(resumed.answered))
         if dropped:
             _say(f"output: {dropped:,} answers were taken out of {options.output}; their lines are asked again")
-    return Input(reader=reader, answered=resumed, check=check.result)
+    return Input(reader=reader, answered=resumed, check=check.result, known=known)
 
 
 def _is_asked_again(options: argparse.Namespace, ids: AnsweredLines) -> Callable[[str, bytes], bool]:
@@ -323,12 +335,12 @@ class _CheckDisplay:
             _say(f"checking {self._name}: {reader.lines_read:,} lines ({share} %)")
 
 
-def _tell_input(name: str, check: CheckResult) -> None:
-    text = f"input: {name}; {check.lines:,} lines"
-    if check.answered:
-        text += f", {check.answered:,} of them answered before"
-    if check.bad and check.answered < check.lines:
-        text += f"; {check.bad:,} are no requests and get an error ({check.first_bad})"
+def _tell_input(name: str, check: CheckResult, known: InputCount) -> None:
+    text = f"input: {name}; {known.lines:,} lines"
+    if known.answered:
+        text += f", {known.answered:,} of them answered before"
+    if check.bad and known.answered < known.lines:
+        text += f"; {check.bad:,} are no requests and get an error ({check.faults[0]})"
     _say(text)
 
 
@@ -347,9 +359,9 @@ async def run_local(options: argparse.Namespace, interrupts: Interrupts) -> int:
     async with AsyncExitStack() as stack:
         log = stack.enter_context(_open_log(options.log)) if options.log else None
         opened = await open_run(options, stack)
-        if opened.check is not None:
-            _tell_input(_name(options.input), opened.check)
-            if opened.answered is not None and opened.check.answered == opened.check.lines:
+        if opened.check is not None and opened.known is not None:
+            _tell_input(_name(options.input), opened.check, opened.known)
+            if opened.answered is not None and opened.known.answered == opened.known.lines:
                 _say("nothing to answer")
                 return 0
         await look_at_server(target, _asked_for(options, opened.check), is_required=not options.keep_going)
@@ -389,7 +401,7 @@ async def run_local(options: argparse.Namespace, interrupts: Interrupts) -> int:
             known=opened.known,
             urls=urls,
             model=options.model,
-            first_answers=None if options.keep_going else FirstAnswers(),
+            first_answers=None if options.keep_going else FirstAnswers(options.stop_after, options.stop_share),
             on_progress=display,
             on_error=lambda name, example: display.say(_error_line(name, example)),
         )

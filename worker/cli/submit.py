@@ -29,12 +29,13 @@ from worker.cli.inputs import add_input, input_of
 from worker.cli.loop import on_signals, run_loop
 from worker.cli.parser import describe
 from worker.cli.runs import RETRYING, Teller, connected, ledger_path, named, run_settings, upload_to
+from worker.client.check import CheckResult
 from worker.client.errors import InputError, LedgerError, OutputError, describe_os_error
 from worker.client.io.files import STANDARD, open_input
 from worker.client.io.tables import Source
 from worker.client.ledger import Ledger, new_run
 from worker.client.ports import Publish
-from worker.client.submit import CheckResult, Submission, Upload, check
+from worker.client.submit import Submission, Upload, check
 from worker.errors import SettingsError
 from worker.settings.schema import Settings
 from worker.telemetry.logs import configure_logs

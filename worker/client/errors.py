@@ -44,6 +44,12 @@ class DamagedStreamError(ClientError):
         super().__init__(f"is damaged in the part that begins at byte {offset} ({detail})")
 
 
+def first_failure(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first failure of a task group, out of nested groups too."""
+    first = failures.exceptions[0]
+    return first_failure(first) if isinstance(first, BaseExceptionGroup) else first
+
+
 def describe_os_error(error: OSError) -> str:
     """Return a phrase about the file that an operating system's error is about, without a full stop."""
     match error:

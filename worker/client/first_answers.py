@@ -10,6 +10,7 @@ What the worker says about a line itself is no evidence about the command and is
 """
 
 import asyncio
+import math
 from collections import Counter
 
 from worker.client.errors import ClientError
@@ -18,12 +19,14 @@ from worker.client.summary import ErrorExample, example_of
 
 FIRST_ANSWERS = 20
 """House decision: some seconds of a run."""
-MAX_OTHERS = 2
-"""House decision, a tenth of them: odd lines do not hide a wrong model."""
+SAME_SHARE = 0.9
+"""House decision: odd lines, up to a tenth, do not hide a wrong model."""
 _OF_THE_LINE = frozenset({"bad_message", "deadline_exceeded", "idempotency_conflict", "reply_too_large"})
 """Error classes that the worker gives without asking a server, or that follow from the line."""
 _OF_THE_COMMAND = frozenset({"auth", "connect", "forbidden", "model_not_found", "quota"})
 """Error classes by which fewer than `FIRST_ANSWERS` lines are stopped too."""
+_ROUNDING = 1e-9
+"""20 * 0.9 is 18 and not a little more."""
 _NO_SUCH_PLACE = frozenset({404, 405})
 """Statuses that say the same: the address is not that of the API."""
 
@@ -49,13 +52,13 @@ class FirstAnswers:
     Holds back the first errors until it is known whether the command is wrong; not thread-safe.
 
     Args:
-        count: Answers after which it is decided.
-        others: Answers of another kind among them with which the run still stops.
+        count: Answers after which it is decided, from 1.
+        share: Share of them, above 0 and up to 1, that must be the same error for the run to stop.
     """
 
-    def __init__(self, count: int = FIRST_ANSWERS, others: int = MAX_OTHERS) -> None:
+    def __init__(self, count: int = FIRST_ANSWERS, share: float = SAME_SHARE) -> None:
         self._count = count
-        self._max_others = others
+        self._max_others = count - math.ceil(count * share - _ROUNDING)
         self._classes: Counter[str | None] = Counter()
         self._examples: dict[str, ErrorExample] = {}
         self._may_be_the_command = True

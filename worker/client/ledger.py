@@ -39,7 +39,6 @@ CREATE TABLE lines (
     number INTEGER PRIMARY KEY, digest TEXT NOT NULL, custom_id TEXT,
     round INTEGER NOT NULL DEFAULT 1, message_id TEXT, status INTEGER, error_class TEXT
 );
-CREATE UNIQUE INDEX custom_ids ON lines (custom_id) WHERE custom_id IS NOT NULL;
 CREATE INDEX unpublished ON lines (number) WHERE message_id IS NULL AND status IS NULL;
 CREATE TABLE failures (
     error_class TEXT PRIMARY KEY, count INTEGER NOT NULL, number INTEGER NOT NULL, message TEXT NOT NULL
@@ -242,19 +241,15 @@ class Ledger:
             ).rowcount
             self._count(database, lines=-gone)
 
-    def add_lines(self, lines: Sequence[tuple[int, str, str | None]]) -> tuple[int, str, int] | None:
+    def add_lines(self, lines: Sequence[tuple[int, str, str | None]]) -> None:
         """
         Add lines that were checked: number, digest, custom_id.
-
-        Returns:
-            Number and custom_id of the first line whose custom_id another line has, and that line's number; then
-            nothing was added.
 
         Raises:
             LedgerError: A published line has another digest now; permanent.
         """
         if not lines:
-            return None
+            return
         known = self.lines(lines[0][0], lines[-1][0])
         new = []
         for line in lines:
@@ -266,31 +261,10 @@ class Ledger:
                     f"{self.run.input_path}: line {line[0]} has changed since it was published; "
                     "use another ledger (--run) for a changed input"
                 )
-        if not new:
-            return None
-        try:
+        if new:
             with self._transaction() as database:
                 database.executemany("INSERT INTO lines (number, digest, custom_id) VALUES (?, ?, ?)", new)
                 self._count(database, lines=len(new))
-        except sqlite3.IntegrityError:
-            return self._first_repeated(new)
-        return None
-
-    def _first_repeated(self, lines: Sequence[tuple[int, str, str | None]]) -> tuple[int, str, int]:
-        seen: dict[str, int] = {}
-        for number, _, custom_id in lines:
-            if custom_id is None:
-                continue
-            if custom_id in seen:
-                return number, custom_id, seen[custom_id]
-            seen[custom_id] = number
-            with self._errors():
-                row = self._database.execute(
-                    "SELECT number FROM lines WHERE custom_id = ? AND number <> ?", (custom_id, number)
-                ).fetchone()
-            if row is not None:
-                return number, custom_id, row[0]
-        raise LedgerError(f"{self.path}: two lines have the same custom_id")
 
     def lines(self, first: int, last: int) -> dict[int, LineRow]:
         """Return the lines with these numbers, both ends included."""
@@ -472,8 +446,6 @@ class Ledger:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.IntegrityError:
-            raise
         except (sqlite3.Error, KeyError) as error:
             raise LedgerError(f"{self.path}: {error}") from None
 

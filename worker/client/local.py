@@ -11,27 +11,22 @@ run ends, it first writes the answers that have arrived.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass, replace
 
-from worker.client.errors import ClientError, InputError
+from worker.client.errors import ClientError, InputError, first_failure
 from worker.client.first_answers import FirstAnswers
 from worker.client.io.batched_writer import BatchedWriter
 from worker.client.io.blocking import BlockingThread
 from worker.client.io.lines import Prepared, RawLine, Shape, parse_line_id, prepare, refuse, rejected
 from worker.client.io.outputs import Answer, decode_answer, local_answer, output_line
 from worker.client.ports import Answers, LineSink, LineSource, Publish
+from worker.client.publishing import PATIENCE_S, LineWindow, Repetition
 from worker.client.summary import ErrorExample, InputCount, Progress, Summary, Tally
-from worker.errors import MessageRejectedError, PublishRetryableError
-from worker.policy.backoff import Backoff
+from worker.errors import MessageRejectedError
 from worker.wire.http import address_of
 from worker.wire.message import LINE_ID
-
-PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0)
-"""Between publishes of one line: short at first, since most failures are short; at most 10 s, so that a run notices a
-recovery soon."""
 
 OnProgress = Callable[[Progress], None]
 OnError = Callable[[str, ErrorExample], None]
@@ -40,15 +35,13 @@ OnError = Callable[[str, ErrorExample], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTuning:
-    """Bounds and times of a run; the defaults suit `local` and `submit`."""
+    """Bounds and times of a run; the defaults suit `local`."""
 
     window_bytes: int = 256 * 1024 * 1024
     """Bytes of unanswered lines."""
     progress_interval_s: float = 0.25
     """Between two reports of progress."""
-    publish_patience_s: float = 600.0
-    """How long the publish of one line is repeated; after that the run ends with the broker's error."""
-    publish_backoff: Backoff = PUBLISH_BACKOFF
+    publish_patience_s: float = PATIENCE_S
     close_grace_s: float = 5.0
     """How long an interrupted run waits for a blocked output before it gives up the remaining lines."""
 
@@ -62,52 +55,6 @@ class _Waiting:
     path: str
     size: int
     number: int
-
-
-class LineWindow:
-    """
-    Bounds the unanswered lines, by number and by bytes.
-
-    A line's bytes stand in the broker, in the worker and in the publisher's batches until it is answered; with the
-    embedded broker all of these are on one machine.  One task enters, any task leaves.
-
-    Args:
-        limit: Lines inside at once, at least 1.
-        limit_bytes: Their bytes together; a single larger line enters only when nothing else is inside.
-    """
-
-    def __init__(self, limit: int, limit_bytes: int) -> None:
-        if limit < 1:
-            raise ValueError("the window must be at least 1")
-        self._limit = limit
-        self._limit_bytes = limit_bytes
-        self._changed = asyncio.Event()
-        self.count = 0
-        self.bytes = 0
-
-    def has_room(self, size: int) -> bool:
-        """Whether a line of `size` bytes may enter now."""
-        return not self.count or (self.count < self._limit and self.bytes + size <= self._limit_bytes)
-
-    async def enter(self, size: int) -> None:
-        """Wait for room for `size` bytes and take it.  Cancellation: takes nothing."""
-        while not self.has_room(size):
-            self._changed.clear()
-            await self._changed.wait()
-        self.count += 1
-        self.bytes += size
-
-    def leave(self, size: int) -> None:
-        """Release the room of a line of `size` bytes."""
-        self.count -= 1
-        self.bytes -= size
-        self._changed.set()
-
-    async def wait_until_empty(self) -> None:
-        """Wait until no line is inside.  Cancellation: leaves nothing behind."""
-        while self.count:
-            self._changed.clear()
-            await self._changed.wait()
 
 
 class BatchRun:
@@ -162,8 +109,7 @@ class BatchRun:
         self._on_error = on_error
         self._tuning = tuning or RunTuning()
         self._clock = clock
-        self._sleep = sleep
-        self._rng = random.Random()  # noqa: S311 - jitter
+        self._repetition = Repetition(patience_s=self._tuning.publish_patience_s, clock=clock, sleep=sleep)
         self._window = LineWindow(window, self._tuning.window_bytes)
         self._writer = BatchedWriter(writer)
         self._tally = Tally(known)
@@ -202,7 +148,7 @@ class BatchRun:
                 for task in (*others, *self._publishing):
                     task.cancel()
         except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+            raise first_failure(failures) from None
         finally:
             await self._writer.aclose(self._tuning.close_grace_s)
             self._report()
@@ -223,11 +169,11 @@ class BatchRun:
 
     def summary(self) -> Summary:
         """Return the summary of the run so far; also after a failure or a cancellation."""
-        return self._tally.summary(duration_s=self._duration())
+        return self._tally.summary(duration_s=self._duration(), publish_retries=self._repetition.count)
 
     def progress(self) -> Progress:
         """Return the progress of the run so far."""
-        return self._tally.progress(duration_s=self._duration())
+        return self._tally.progress(duration_s=self._duration(), publish_retries=self._repetition.count)
 
     def _duration(self) -> float:
         return 0.0 if self._started is None else self._clock() - self._started
@@ -293,19 +239,10 @@ class BatchRun:
             await self._finish(prepared.line_id, local_answer(prepared.refusal))
 
     async def _publish_until_confirmed(self, prepared: Prepared) -> None:
-        began = self._clock()
-        failures = 0
-        while prepared.line_id in self._waiting:  # an unconfirmed publish may have arrived; its answer ends the loop
-            try:
-                await self._publish(prepared.data, prepared.attributes)
-            except PublishRetryableError:
-                if self._clock() - began >= self._tuning.publish_patience_s:
-                    raise
-                self._tally.publish_retries += 1
-                failures += 1
-                await self._sleep(self._tuning.publish_backoff.delay_s(failures, self._rng.random()))
-            else:
-                return
+        await self._repetition.until_done(
+            lambda: self._publish(prepared.data, prepared.attributes),
+            is_over=lambda: prepared.line_id not in self._waiting,  # an unconfirmed publish may have arrived
+        )
 
     async def _receive(self) -> None:
         await self._answers(self._take)
@@ -357,9 +294,3 @@ class BatchRun:
     def _report(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self.progress())
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first failure of a task group, out of nested groups too."""
-    first = failures.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -8,22 +8,22 @@ the same line id, by which `collect` drops the second answer.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 import msgspec
 
-from worker.client.errors import InputError, LedgerError
+from worker.client.check import CheckResult, LineCheck, examine
+from worker.client.errors import InputError, LedgerError, first_failure
 from worker.client.io.blocking import BlockingThread
-from worker.client.io.lines import Prepared, RawLine, prepare
+from worker.client.io.lines import Prepared, RawLine
 from worker.client.ledger import ROUND_1, Ledger, LineRow
-from worker.client.local import PUBLISH_BACKOFF, LineWindow
 from worker.client.ports import LineSource, Publish
-from worker.errors import MessageError, MessageRejectedError, PayloadError, PublishRetryableError
+from worker.client.publishing import PATIENCE_S, LineWindow, Repetition
+from worker.errors import MessageRejectedError
 from worker.wire.message import BODY_SHA256, RUN_ID, RUN_ROUND, decode_request
 
 WINDOW = 2000
@@ -31,16 +31,6 @@ WINDOW = 2000
 WINDOW_BYTES = 64 * 1024 * 1024
 RECORD_EVERY_S = 0.05
 """Between two transactions of the ledger."""
-PATIENCE_S = 600.0
-"""How long the publish of one line is repeated before the submission ends with the broker's error."""
-MAX_FAULTS = 20
-"""Faults of lines that are kept; all are counted."""
-
-TOO_LARGE = "request_too_large"
-"""The refusal of a line that does not fit into a message."""
-
-STORAGE_AWAY = "payload_unavailable"
-"""The fault of object storage that passes by itself."""
 
 Upload = Callable[[str, bytes], Awaitable[str]]
 """
@@ -49,35 +39,7 @@ Upload = Callable[[str, bytes], Awaitable[str]]
 Raises PayloadError.  Cancellation: the object may be there.
 """
 
-_decode_id = msgspec.json.Decoder(str | None).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineFault:
-    """Why a line cannot be published."""
-
-    number: int
-    field: str | None
-    """The key at fault; `None` for the line as a whole."""
-    message: str
-
-    def __str__(self) -> str:
-        field = f", {self.field}" if self.field else ""
-        return f"line {self.number}{field}: {self.message}"
-
-
-@dataclass(slots=True, kw_only=True)
-class CheckResult:
-    """What the check of a file found."""
-
-    lines: int = 0
-    """That are not blank."""
-    bytes: int = 0
-    """Of these lines."""
-    fault_count: int = 0
-    faults: list[LineFault]
-    """The first ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,27 +55,6 @@ class SubmitProgress:
     retries: int
     """Publishes that failed and were repeated."""
     duration_s: float
-
-
-def examine(line: RawLine, *, by_reference: bool = False) -> tuple[Prepared, LineFault | None]:
-    """
-    Return what would be published for a line, and why the worker or the broker would refuse it, if they would.
-
-    Args:
-        line: Not blank.
-        by_reference: A body that is too large for a message can go into object storage.
-    """
-    prepared = prepare(line)
-    refusal = prepared.refusal
-    if refusal is not None and by_reference and refusal.code == TOO_LARGE:
-        prepared, refusal = replace(prepared, data=line.data), None
-    if refusal is not None:
-        return prepared, LineFault(number=line.number, field=refusal.param, message=refusal.message)
-    try:
-        decode_request(prepared.data)
-    except MessageError as error:
-        return prepared, LineFault(number=line.number, field=error.param, message=error.reason)
-    return prepared, None
 
 
 def by_reference(data: bytes, uri: str) -> bytes:
@@ -147,43 +88,29 @@ def check(
         InputError: The input is damaged; permanent.
         LedgerError: A published line has changed or is gone; permanent.
     """
-    result = CheckResult(faults=[])
+    looking = LineCheck(by_reference=is_by_reference)
+    result = looking.result
     ledger.begin_check()
     last = 0
-    while lines := reader.read_lines():
-        if limit is not None:
-            lines = lines[: limit - result.lines]
-        good: list[tuple[int, str, str | None]] = []
-        for line in lines:
-            result.bytes += line.size
-            prepared, fault = examine(line, by_reference=is_by_reference)
-            if fault is not None:
-                _add(result, fault)
-            else:
-                good.append((line.number, line.digest, _decode_id(prepared.custom_id)))
-        result.lines += len(lines)
-        last = lines[-1].number
-        while (repeated := ledger.add_lines(good)) is not None:
-            number, custom_id, first = repeated
-            message = f"{custom_id!r} is the custom_id of line {first} too"
-            _add(result, LineFault(number=number, field="custom_id", message=message))
-            good = [line for line in good if line[0] != number]
-        on_progress(result.lines)
-        if limit is not None and result.lines >= limit:
-            break
-    else:
-        if ledger.last_line() > last:
-            raise LedgerError(
-                f"{ledger.run.input_path}: ends at line {last}, but line {ledger.last_line()} was published; "
-                "use another ledger (--run) for a changed input"
-            )
+    try:
+        while lines := reader.read_lines():
+            if limit is not None:
+                lines = lines[: limit - result.lines]
+            good = looking.see(lines)
+            last = lines[-1].number
+            digests = {line.number: line.digest for line in lines}
+            ledger.add_lines([(each.number, digests[each.number], each.custom_id) for each in good])
+            on_progress(result.lines)
+            if limit is not None and result.lines >= limit:
+                return result
+    finally:
+        looking.close()
+    if ledger.last_line() > last:
+        raise LedgerError(
+            f"{ledger.run.input_path}: ends at line {last}, but line {ledger.last_line()} was published; "
+            "use another ledger (--run) for a changed input"
+        )
     return result
-
-
-def _add(result: CheckResult, fault: LineFault) -> None:
-    result.fault_count += 1
-    if len(result.faults) < MAX_FAULTS:
-        result.faults.append(fault)
 
 
 class Submission:
@@ -196,7 +123,7 @@ class Submission:
         publish: Publishes one message to the request topic.
         upload: Takes the bodies that are too large for a message; `None`: there are none.
         window: Messages that may be unconfirmed at once.
-        patience_s: See `PATIENCE_S`.
+        patience_s: See `publishing.PATIENCE_S`.
         clock: Monotonic seconds.
         sleep: Waits between publishes.
     """
@@ -218,10 +145,8 @@ class Submission:
         self._publish = publish
         self._upload = upload
         self._window = LineWindow(window, WINDOW_BYTES)
-        self._patience_s = patience_s
         self._clock = clock
-        self._sleep = sleep
-        self._rng = random.Random()  # noqa: S311 - jitter
+        self._repetition = Repetition(patience_s=patience_s, clock=clock, sleep=sleep)
         self._thread = BlockingThread("ledger")
         self._confirmed: list[tuple[int, str]] = []
         self._writing: asyncio.Future[None] | None = None
@@ -229,7 +154,6 @@ class Submission:
         self._stopped = asyncio.Event()
         self._published = 0
         self._skipped = 0
-        self._retries = 0
         self._total = 0
 
     def stop(self) -> None:
@@ -242,7 +166,7 @@ class Submission:
             published=self._published,
             skipped=self._skipped,
             total=self._total,
-            retries=self._retries,
+            retries=self._repetition.count,
             duration_s=self._clock() - self._started,
         )
 
@@ -280,7 +204,7 @@ class Submission:
                 await self._window.wait_until_empty()
                 recording.cancel()
         except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+            raise first_failure(failures) from None
         finally:
             try:
                 await reading.call(lambda: None)  # the caller closes the file: no read may be under way then
@@ -292,9 +216,10 @@ class Submission:
     async def _publish_line(self, line: RawLine, row: LineRow) -> None:
         if line.digest != row.digest:
             raise InputError(f"{self._ledger.run.input_path}: line {line.number} has changed while it was submitted")
-        prepared, fault = examine(line, by_reference=self._upload is not None)
-        if fault is not None:  # the line was checked with object storage, and it is not at hand now
-            raise InputError(f"{self._ledger.run.input_path}: {fault}")
+        examined = examine(line, by_reference=self._upload is not None)
+        if examined.fault is not None:  # the line was checked with object storage, and it is not at hand now
+            raise InputError(f"{self._ledger.run.input_path}: {examined.fault}")
+        prepared = examined.prepared
         attributes = run_attributes(prepared, self._ledger.run.run_id, row.round)
         data = prepared.data
         if prepared.refusal is not None:
@@ -316,19 +241,12 @@ class Submission:
 
     async def _repeated(self, step: Callable[[], Awaitable[str]], line: RawLine) -> str:
         """Do a step until it succeeds, or until `patience_s` is over."""
-        began, failures = self._clock(), 0
-        while True:
-            try:
-                return await step()
-            except (PublishRetryableError, PayloadError) as error:
-                is_final = isinstance(error, PayloadError) and error.fault != STORAGE_AWAY
-                if is_final or self._clock() - began >= self._patience_s:
-                    raise
-                self._retries += 1
-                failures += 1
-                await self._sleep(PUBLISH_BACKOFF.delay_s(failures, self._rng.random()))
-            except MessageRejectedError as error:
-                raise InputError(f"{self._ledger.run.input_path}: line {line.number}: {error}") from None
+        try:
+            result = await self._repetition.until_done(step)
+        except MessageRejectedError as error:
+            raise InputError(f"{self._ledger.run.input_path}: line {line.number}: {error}") from None
+        assert result is not None  # it is never over
+        return result
 
     async def _record_often(self) -> None:
         while True:
@@ -353,8 +271,3 @@ def run_attributes(prepared: Prepared, run_id: str, round_number: int) -> Mappin
     if round_number != ROUND_1:
         attributes[RUN_ROUND] = str(round_number)
     return attributes
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = failures.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -127,7 +127,6 @@ class Tally:
         self.errors = 0
         self.duplicates = 0
         self.unmatched_answers = 0
-        self.publish_retries = 0
         self.is_input_read = False
         self.examples: dict[str, ErrorExample] = {}
         self._input_tokens: int | None = None
@@ -155,7 +154,7 @@ class Tally:
             self._output_tokens = (self._output_tokens or 0) + answer.output_tokens
         return example
 
-    def progress(self, *, duration_s: float) -> Progress:
+    def progress(self, *, duration_s: float, publish_retries: int = 0) -> Progress:
         """Return a view of the counts during a run."""
         is_known = self.is_input_read or self._known is not None
         return Progress(
@@ -164,7 +163,7 @@ class Tally:
             answered=self.answered,
             errors=self.errors,
             waiting=self.lines - self.skipped - self.answered,
-            publish_retries=self.publish_retries,
+            publish_retries=publish_retries,
             output_tokens=self._output_tokens or 0,
             duration_s=duration_s,
         )
@@ -178,7 +177,7 @@ class Tally:
     def _all_skipped(self) -> int:
         return self.skipped if self.is_input_read or self._known is None else max(self.skipped, self._known.answered)
 
-    def summary(self, *, duration_s: float) -> Summary:
+    def summary(self, *, duration_s: float, publish_retries: int = 0) -> Summary:
         """Return the view at the end of a run that took `duration_s` seconds."""
         span = max(duration_s, 1e-9)
         return Summary(
@@ -193,7 +192,7 @@ class Tally:
             examples=dict(self.examples),
             duplicates=self.duplicates,
             unmatched_answers=self.unmatched_answers,
-            publish_retries=self.publish_retries,
+            publish_retries=publish_retries,
             duration_s=duration_s,
             lines_per_s=self.answered / span,
             input_tokens=self._input_tokens,

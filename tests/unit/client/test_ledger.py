@@ -81,14 +81,6 @@ def test_a_ledger_is_not_made_twice_and_nothing_half_made_stays(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["a.run"]
 
 
-def test_a_repeated_custom_id_is_named_with_both_lines(ledger):
-    """Within a chunk and across chunks; nothing of the chunk is added."""
-    assert ledger.add_lines([(1, "a", "x"), (2, "b", "y")]) is None
-    assert ledger.add_lines([(3, "c", "z"), (4, "d", "y")]) == (4, "y", 2)
-    assert ledger.add_lines([(3, "c", "z"), (4, "d", "z")]) == (4, "z", 3)
-    assert ledger.totals().lines == 2
-
-
 def test_a_published_line_may_not_change_and_an_unpublished_one_may(ledger):
     """A new check forgets what was not published."""
     ledger.add_lines([(1, "aaaaaaaa", None), (2, "bbbbbbbb", None)])

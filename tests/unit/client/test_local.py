@@ -13,7 +13,9 @@ from tests.unit.client.fake_broker import FakeBroker, echo
 from worker.client.errors import ClientError, InputError, OutputError
 from worker.client.first_answers import FirstAnswers, SameErrorsError
 from worker.client.io.lines import RawLine
-from worker.client.local import BatchRun, LineWindow, RunTuning
+from worker.client.io.outputs import Answer
+from worker.client.local import BatchRun, RunTuning
+from worker.client.publishing import LineWindow
 from worker.client.resume import AnsweredLines
 from worker.client.summary import InputCount
 from worker.errors import MessageRejectedError, PublishRefusedError, PublishRetryableError
@@ -519,6 +521,22 @@ async def test_a_few_other_answers_do_not_hide_a_wrong_command():
     _, sink, error = await run_first(300, failing("invalid_request", 400, good={3, 5}), window=20)
     assert error is not None
     assert {line["status_code"] for line in sink.lines} <= {200}
+
+
+@pytest.mark.parametrize(
+    ("number", "needed", "good", "is_stopped"),
+    [(50, 0.9, 6, False), (50, 0.9, 5, True), (4, 1.0, 1, False), (4, 1.0, 0, True), (10, 0.5, 5, True)],
+)
+async def test_number_and_share_of_the_first_answers_are_the_users(number, needed, good, is_stopped):
+    """As `--stop-after` and `--stop-share` say; the run goes on with fewer equal errors, and not with as many."""
+    first = FirstAnswers(number, needed)
+    fine = Answer(status_code=200, body=b"{}")
+    bad = Answer(status_code=400, body=b"{}", error_class="invalid_request")
+    answers = [fine] * good + [bad] * (number - good)
+    admitted = await asyncio.gather(*map(first.admit, answers, range(number)), return_exceptions=True)
+    failures = [each for each in admitted if each is not None]
+    assert len(failures) == (number - good if is_stopped else 0)
+    assert all(isinstance(each, SameErrorsError) for each in failures)
 
 
 async def test_errors_among_good_answers_are_written():
