@@ -8,7 +8,7 @@ are off: the policy decides about reads, the pipeline repeats writes.
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -25,6 +25,9 @@ from worker.settings.schema import PayloadSettings
 from worker.wire.object_uri import ObjectUri
 
 _CHUNK_BYTES = 1 << 20
+_PART_BYTES = 8 << 20
+_PARTS = 2
+"""Of a streamed upload: so much of it is in memory at once; S3's least is 5 MiB, and 10,000 parts make 80 GB."""
 _MAX_DETAIL_CHARS = 300
 _NO_RETRIES = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
 _QUERY = re.compile(r"\?\S*")
@@ -71,6 +74,77 @@ class BucketStore:
                 await obstore.put_async(
                     self._store, key, data, attributes={"Content-Type": "application/json"}, use_multipart=False
                 )
+        except _OF_A_STORE as error:
+            raise _fault(error) from None
+
+    async def write_stream(self, key: str, chunks: AsyncIterable[bytes]) -> int:
+        """
+        Put an object of any length as its content comes; return its bytes.
+
+        Raises:
+            PayloadError: As `worker.ports.Payloads.write`.
+
+        Cancellation: nothing is put, as after an exception of `chunks`; a rule of the bucket removes parts of uploads.
+        """
+        size, broken = 0, list[Exception]()
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal size
+            try:
+                async for chunk in chunks:
+                    size += len(chunk)
+                    yield chunk
+            except Exception as error:  # the library would raise one of its own
+                broken.append(error)
+                raise
+
+        try:
+            await obstore.put_async(self._store, key, counted(), chunk_size=_PART_BYTES, max_concurrency=_PARTS)
+        except Exception as error:
+            if broken:
+                raise broken[0] from None
+            if isinstance(error, _OF_A_STORE):
+                raise _fault(error) from None
+            raise
+        return size
+
+    async def read(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        """
+        Yield a part of an object; see `worker.payloads.files.FileStore.read`.
+
+        One request for every few megabytes: a reader may take its time, and a request has `timeout_s`.
+
+        Raises:
+            PayloadError: As `worker.ports.Payloads.open`.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                size: int = (await obstore.head_async(self._store, key))["size"]
+            end = size if length is None else min(size, start + length)
+            for position in range(start, end, _PART_BYTES):
+                async with asyncio.timeout(self._timeout_s):
+                    part = await obstore.get_range_async(
+                        self._store, key, start=position, end=min(end, position + _PART_BYTES)
+                    )
+                yield bytes(part)
+        except _OF_A_STORE as error:
+            raise _fault(error) from None
+
+    async def delete(self, key: str) -> None:
+        """
+        Delete an object; one that is not there is deleted already.
+
+        Raises:
+            PayloadError: The bucket cannot be reached or written.
+
+        Cancellation: the object may or may not be deleted.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await obstore.delete_async(self._store, key)
+        except FileNotFoundError as error:
+            if any(sign in str(error) for sign in _NO_BUCKET):
+                raise _fault(error) from None
         except _OF_A_STORE as error:
             raise _fault(error) from None
 

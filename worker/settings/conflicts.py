@@ -4,7 +4,7 @@ Combinations of settings that cannot work together, though each value alone may 
 Called once at start by `worker.settings.load`; every conflict is one sentence that begins with the key to change.
 """
 
-from worker.settings.schema import RouteSettings, Settings, TlsSettings
+from worker.settings.schema import BatchesSettings, RouteSettings, Settings, TlsSettings
 
 
 def find_conflicts(settings: Settings) -> list[str]:
@@ -31,12 +31,19 @@ def find_conflicts(settings: Settings) -> list[str]:
         faults.append("request.tenant_metadata_key: the tenant is named by an attribute already (tenant_attribute)")
     if settings.dedupe.store == "redis" and settings.dedupe.redis_url is None:
         faults.append("dedupe.redis_url: is required with dedupe.store redis")
+    faults += _batches_conflicts(settings.batches)
     names = [route.name for route in settings.all_routes()]
     faults += [f"routes: the name {name!r} is used twice" for name in sorted({n for n in names if names.count(n) > 1})]
     for route in settings.all_routes():
         where = section_of(route, settings)
         faults += [f"{where}.{fault}" for fault in _route_conflicts(route, settings)]
     return faults
+
+
+def _batches_conflicts(batches: BatchesSettings) -> list[str]:
+    if batches.webhook_url is not None and batches.webhook_signing_key is None:
+        return ["batches.webhook_signing_key: is required with batches.webhook_url"]
+    return []
 
 
 def section_of(route: RouteSettings, settings: Settings) -> str:

@@ -23,7 +23,7 @@ CONFIG_VARIABLE = "WORKER_CONFIG"
 EMULATOR_VARIABLE = "PUBSUB_EMULATOR_HOST"
 NO_BACKEND = "http://unused"
 """Base URL of settings that name no backend, for commands that call none."""
-SECRET_KEYS = ("api_key", "proxy", "redis_url")
+SECRET_KEYS = ("api_key", "proxy", "redis_url", "database_url", "webhook_signing_key")
 """Last parts of keys whose values never stand in a message and are never read as YAML."""
 SECRET_MAPPINGS = ("headers", "gs_options", "s3_options", "az_options")
 """Last parts of keys whose values are secrets by name."""

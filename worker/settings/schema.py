@@ -11,6 +11,7 @@ of the classes as well; `make check` fails when the page is stale.  Loading is i
 reads nothing.
 """
 
+import base64
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -492,6 +493,109 @@ class SetupSettings(Section):
     roles are missing.  Empty: the credentials that run `setup` are checked instead."""
 
 
+class BatchesSettings(Section):
+    """
+    The OpenAI-compatible Files and Batches API (`batches serve`); the worker itself does not read it.
+
+    Needs the extra `batches`.
+    """
+
+    host: str = "0.0.0.0"  # noqa: S104 - clients come from outside the pod
+    """Address on which the API listens."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0 takes any free port and logs it."""
+    database_url: SecretStr = SecretStr("sqlite:///batches.db")
+    """Where batches, results that have arrived and API keys are kept: `sqlite:///FILE` for one machine, or
+    `postgresql://USER:PASSWORD@HOST/DATABASE` for several replicas."""
+    files: str = "batches-files"
+    """Where the contents of files are kept: a folder, `file:///folder`, or a prefix of a bucket (`gs://bucket/folder`,
+    `s3://bucket/folder`, `az://container/folder`; needs the extra `payloads`, and `payloads.*_options` hold for it).
+    Every replica must see the same."""
+    request_topic: TopicName = ""
+    """Topic that lines are published to: the one of the worker's request subscription."""
+    response_subscription: SubscriptionName = ""
+    """A subscription to the worker's response topic that only this API consumes; its filter may be
+    `hasPrefix(attributes.run_id, "batch_")`."""
+    endpoints: list[str] = [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/embeddings",
+        "/v1/moderations",
+        "/v1/images/generations",
+    ]
+    """Endpoints that a batch may name: those of OpenAI's list that the backend serves."""
+    models_url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")] | None = None
+    """Server whose `/v1/models` is passed through and names the models that lines may ask for.  Default: the `base_url`
+    of `backend`, if there is one; without either every model is accepted."""
+    check_models: bool = True
+    """Fail a batch that asks for a model that is not in the list; off, the backend answers such lines with an error
+    (models that are loaded on demand)."""
+    auth: Literal["keys", "none"] = "keys"
+    """`keys`: requests carry a key of `batches keys add`.  `none`: all who reach the port are one tenant."""
+    max_lines: Annotated[int, Field(ge=1, le=10_000_000)] = 50_000
+    """Lines of one input file; OpenAI's limit."""
+    max_file_bytes: Annotated[int, Field(ge=1_000, le=100_000_000_000)] = 209_715_200
+    """Bytes of one input file; OpenAI's 200 MB."""
+    max_embedding_inputs: Annotated[int, Field(ge=1)] = 50_000
+    """Inputs of one embeddings batch over all its lines; OpenAI's limit."""
+    window_s: Seconds = 86_400.0
+    """How long a batch may take before it expires, whatever `completion_window` says, which must be `24h`."""
+    file_retention_s: Annotated[int, Field(ge=3_600)] = 30 * DAY_S
+    """How long a file is kept, unless its upload or its batch asks for less; OpenAI's 30 days."""
+    outstanding_lines: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000
+    """Published lines without a result, over all batches.  They are shared between tenants and their batches, so that a
+    small batch does not wait for a large one, and a cancelled batch leaves little behind.  Several times as many as the
+    workers handle at once; no scaler sees a longer queue."""
+    drain_s: Seconds = 600.0
+    """How long a cancelled or expired batch waits for the results of its published lines."""
+    max_enqueued_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Prompt tokens of one tenant's unfinished batches, estimated from the size of their files; beyond it a batch is
+    refused with a 429."""
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = 6_000
+    """Requests of one tenant to one replica of the API."""
+    uploads_per_minute: Annotated[int, Field(ge=1)] | None = 1_000
+    """Uploads of one tenant to one replica; OpenAI's limit."""
+    creates_per_hour: Annotated[int, Field(ge=1)] | None = 2_000
+    """Batches that one tenant may create; OpenAI's limit."""
+    webhook_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
+    """Where an event is posted when a batch ends, in OpenAI's shape and signed like theirs."""
+    webhook_signing_key: SecretStr | None = None
+    """`whsec_` and the signing key in base64; needed with `webhook_url`."""
+    event_topic: TopicName | None = None
+    """Topic that the same events are published to."""
+    lease_s: Annotated[float, Field(ge=0.5, le=300)] = 10.0
+    """How long after the death of the coordinating replica another one takes over."""
+
+    @field_validator("endpoints")
+    @classmethod
+    def _usable_endpoints(cls, value: list[str]) -> list[str]:
+        for text in value:
+            if not text.startswith("/v1/"):
+                raise ValueError(f"{text!r} does not begin with /v1/")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _usable_database(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value().partition(":")[0] not in {"sqlite", "postgresql", "postgres"}:
+            raise ValueError("must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
+        return value
+
+    @field_validator("webhook_signing_key")
+    @classmethod
+    def _usable_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            prefix, _, key = value.get_secret_value().partition("_")
+            try:
+                is_usable = prefix == "whsec" and bool(base64.b64decode(key, validate=True))
+            except ValueError:
+                is_usable = False
+            if not is_usable:
+                raise ValueError("must be whsec_ and a key in base64")
+        return value
+
+
 class Settings(Section):
     """Everything."""
 
@@ -511,6 +615,7 @@ class Settings(Section):
     log: LogSettings = LogSettings()
     tracing: TracingSettings = TracingSettings()
     setup: SetupSettings = SetupSettings()
+    batches: BatchesSettings = BatchesSettings()
 
     def all_routes(self) -> tuple[RouteSettings, ...]:
         """Return every route in matching order; the short form, named `default`, comes last."""
