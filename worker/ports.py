@@ -44,6 +44,8 @@ class BackendRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The same in every attempt at a message; empty where it has no other."""
     headers: Mapping[str, str] = {}
     """Beside those of the route; names in lower case."""
+    metadata: bytes = b"{}"
+    """Of the message, a JSON object: for settings that take a text out of it."""
     timeout_s: float | None = None
     """What is left until the request's deadline; `None` for the route's own limit alone."""
     resume_point: ResumePoint | None = None
@@ -93,6 +95,10 @@ class AttemptResult(msgspec.Struct, kw_only=True):
     """What another attempt can go on from; `None` when it would have to start anew."""
     salvaged_tokens: int | None = None
     """Tokens of an earlier attempt that this answer begins with; `None` when it was generated in one go."""
+    attributes: Mapping[str, str] = {}
+    """What a service says beside the answer, as attributes of the reply."""
+    variant: str | None = None
+    """Which of a service's variants of the model answered; `None` where it has none."""
     _usage: Usage | None = None
 
     @property

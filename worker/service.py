@@ -32,7 +32,7 @@ from worker.policy.engine import load_policy
 from worker.policy.hook import HookOutcome, HookReport
 from worker.ports import Payloads, Publisher, Subscriber
 from worker.settings.conflicts import section_of
-from worker.settings.schema import Settings
+from worker.settings.schema import RequestSettings, RouteSettings, Settings
 from worker.supervisor import Supervisor
 from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.logs import get_logger
@@ -40,6 +40,7 @@ from worker.telemetry.metrics import Metrics
 from worker.telemetry.probes import Probes
 from worker.telemetry.record import Recorder
 from worker.telemetry.tracing import Tracer
+from worker.wire.sagemaker import FIELDS
 
 START_RETRY_S = 2.0
 """Wait between attempts to reach Pub/Sub at start; the startup probe ends them after two minutes."""
@@ -144,7 +145,7 @@ class Service:
         backends, deduper, payloads = list[HttpBackend](), None, None
         for route in settings.all_routes():
             try:
-                backends.append(HttpBackend(route))
+                backends.append(_build_backend(route))
             except SettingsError as error:
                 faults += [f"{section_of(route, settings)}.{fault}" for fault in error.faults]
         try:
@@ -213,7 +214,7 @@ class Service:
             attempts=attempts,
             replier=replier,
             recorder=recorder,
-            rules=Rules(request=settings.request, limits=limits, settle_s=settings.drain.settle_s),
+            rules=Rules(request=_allowed_headers(settings), limits=limits, settle_s=settings.drain.settle_s),
             deduper=deduper,
             bodies=self._build_bodies(payloads, recorder),
             dead_letters=self._build_dead_letters(broker),
@@ -309,6 +310,29 @@ class Service:
     def _set_gauges(self) -> None:
         if self._supervisor is not None:
             self._supervisor.set_gauges()
+
+
+def _build_backend(route: RouteSettings) -> HttpBackend:
+    """
+    Return the backend of a route.
+
+    Raises:
+        SettingsError: A file cannot be read, or an extra is missing.
+    """
+    if not route.is_sagemaker:
+        return HttpBackend(route)
+    try:
+        from worker.backends.sagemaker import SageMakerBackend  # noqa: PLC0415 - of an extra
+    except ImportError:
+        raise SettingsError(["sagemaker: needs the extra `sagemaker` to be installed"]) from None
+    return SageMakerBackend(route)
+
+
+def _allowed_headers(settings: Settings) -> RequestSettings:
+    """Return the settings of requests, with the headers by which messages may set fields of SageMaker on any route."""
+    fields = {FIELDS[name].header for route in settings.all_routes() for name in route.sagemaker.message_fields}
+    allowed = [*settings.request.allowed_headers, *sorted(fields - set(settings.request.allowed_headers))]
+    return settings.request.model_copy(update={"allowed_headers": allowed})
 
 
 def _build_payloads(settings: Settings) -> Payloads | None:

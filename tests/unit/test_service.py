@@ -5,14 +5,17 @@ import json
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from tests.support.admin import Admin
+from tests.support.aws_tokens import use_keys
 from tests.support.waiting import eventually
 from worker.emulators.openai import SimBackendThread, SimOptions
+from worker.emulators.openai.options import EXAMPLE_KEY
 from worker.emulators.pubsub import LocalPubSubThread
 from worker.errors import BrokerResourceError, SettingsError
 from worker.service import Service
@@ -223,6 +226,54 @@ async def test_redis_without_its_library_is_a_fault_of_the_settings(
     dedupe = DedupeSettings(store="redis", redis_url="redis://r")
     with pytest.raises(SettingsError, match="needs the extra"):
         await Service(bench.settings(dedupe=dedupe)).run()
+
+
+async def test_sagemaker_without_its_library_is_a_fault_of_the_settings(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Likewise, under the route that needs it."""
+    for name in [name for name in sys.modules if name.startswith(("botocore", "worker.backends.sagemaker"))]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("worker.backends.http.aws", "worker.backends.streams.eventstream"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "botocore", None)
+    route = RouteSettings.model_validate({"name": "aws", "sagemaker": {"endpoint": "e", "region": "us-east-1"}})
+    with pytest.raises(SettingsError, match=r"routes\[aws\]\.sagemaker: needs the extra `sagemaker`"):
+        await Service(bench.settings(routes=[route])).run()
+
+
+@pytest.mark.slow
+async def test_a_message_is_answered_by_an_endpoint_of_sagemaker(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From topic to topic: with the field that the message may set, and not with another one."""
+    use_keys(monkeypatch, tmp_path, *EXAMPLE_KEY.split(":"))
+    header = "X-Amzn-SageMaker-Target-Variant"
+    with SimBackendThread(SimOptions.of(sagemaker=True, variants="blue,green")) as sim:
+        route = RouteSettings.model_validate(
+            {
+                "name": "aws",
+                "base_url": sim.base_url,
+                "sagemaker": {
+                    "endpoint": "e",
+                    "custom_attributes": "n={metadata.n}",
+                    "message_fields": ["target_variant"],
+                },
+            }
+        )
+        running = bench.start(service := Service(bench.settings(routes=[route])))
+        request = json.loads(REQUEST)
+        for number, headers in enumerate(({header: "green"}, {"X-Amzn-SageMaker-Session-Id": "s"})):
+            message = {**request, "metadata": {"n": number}, "headers": headers}
+            await bench.publish(json.dumps(message).encode())
+        answers = sorted(await bench.answers(2), key=lambda answer: answer.attributes["status_code"])
+        service.stop()
+        assert await running == 0
+    good, bad = answers
+    assert (good.attributes["backend"], good.attributes["sagemaker_variant"]) == ("aws", "green")
+    assert good.attributes["sagemaker_custom_attributes"] == "n=0"
+    assert json.loads(good.data)["body"]["choices"]
+    assert (bad.attributes["error_class"], json.loads(bad.data)["status_code"]) == ("bad_message", 400)
 
 
 async def test_a_broker_that_is_away_is_waited_for_and_told(bench: Bench) -> None:

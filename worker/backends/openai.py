@@ -6,8 +6,11 @@ Any `httpx.AsyncBaseTransport` may take their place.  What is the same for every
 bytes.
 
 One attempt is one call of `invoke`, and one request unless the server refuses a form of streaming before it generates
-anything (`negotiation`).  The answer is pushed into an `_Answer` as it arrives; one that comes as a stream is assembled
+anything (`negotiation`).  The answer is pushed into an `Answer` as it arrives; one that comes as a stream is assembled
 by `streams.reading`.  The fault of a failure and the phase that was reached tell whether a GPU may have worked.
+
+`backends.sagemaker` is the same with other requests and with frames around its streams: what differs are the methods
+`_plan`, `_outgoing` and `_new_answer`.
 
 ADR 0001 has the reasons for doing without httpx's client, ADR 0018 for our own connections.
 """
@@ -141,7 +144,7 @@ class HttpBackend:
         timer = AttemptTimer(self._timeouts, limit)
         plan, broken = None, None
         try:
-            plan = self._negotiator.plan(request)
+            plan = self._plan(request)
             async with timer:
                 while True:
                     plan.reset(result)
@@ -181,11 +184,10 @@ class HttpBackend:
     ) -> BackendError | None:
         """Send the plan's call and read the answer to it; returns how a stream broke that came to its end."""
         result.phase = Phase.PREPARE
-        outgoing = self._request("POST", self.target(request.path), request.headers, plan.call.body)
-        self._key_used = self._key.current()
+        outgoing = self._outgoing(request, plan)
         result.phase = Phase.CONNECT
         timer.await_first_byte()
-        answer = _Answer(request, plan, result, timer, self._max_bytes)
+        answer = self._new_answer(request, plan, result, timer)
         try:
             await self._exchange(outgoing, answer, self._connect_s)
             answer.end()
@@ -198,6 +200,23 @@ class HttpBackend:
         finally:
             answer.close()
         return None
+
+    def _plan(self, request: BackendRequest) -> Plan:
+        return self._negotiator.plan(request)
+
+    def _outgoing(self, request: BackendRequest, plan: Plan) -> Request:
+        """
+        Return the plan's call as it goes over the wire.
+
+        Raises:
+            BackendError: The service would refuse it; nothing is sent.
+        """
+        outgoing = self._request("POST", self.target(request.path), request.headers, plan.call.body)
+        self._key_used = self._key.current()
+        return outgoing
+
+    def _new_answer(self, request: BackendRequest, plan: Plan, result: AttemptResult, timer: AttemptTimer) -> "Answer":
+        return Answer(request, plan, result, timer, self._max_bytes)
 
     async def probe(self) -> bool | None:
         """
@@ -266,7 +285,7 @@ def escaped(target: str) -> bytes:
     return (quote(path, safe=_PATH_SAFE) + mark + quote(query, safe=_QUERY_SAFE)).encode()
 
 
-class _Answer:
+class Answer:
     """Receives one answer, and reads it as what its first bytes say it is, whatever its label; see `Sink`."""
 
     def __init__(
@@ -302,11 +321,15 @@ class _Answer:
         result.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
         result.backend_request_id = request_id_of(result.headers)
         self._is_undecided = is_success(status)
-        self._is_labelled = is_labelled_stream(result)
+        self._is_labelled = self._is_announced()
         if self._is_labelled:
             result.phase, result.streamed = Phase.STREAM, True
         else:
             self._timer.restart_idle()
+
+    def _is_announced(self) -> bool:
+        """Whether the headers announce a stream of events."""
+        return is_labelled_stream(self._result)
 
     def feed(self, data: bytes) -> float | None:
         """Take a part of the body; of an error's, no more than anything looks at."""

@@ -59,6 +59,8 @@ async def ask(route: RouteSettings) -> Server:
 
     Cancellation: closes the connection.
     """
+    if route.is_sagemaker:
+        return Server(base_url=f"the SageMaker endpoint {route.sagemaker.endpoint}", models=None)
     backend = HttpBackend(route)
     url = address_of(route.base_url, MODELS)
     try:

@@ -46,6 +46,7 @@ def add_simbackend(parser: argparse.ArgumentParser) -> None:
             "inference-worker simbackend",
             "inference-worker simbackend --latency lognormal:2s,0.8 --max-concurrency 16",
             "inference-worker simbackend --error-rate 0.05 --rate 50/s",
+            "inference-worker simbackend --sagemaker --variants blue,green",
         ],
         exits=_EXITS,
     )
@@ -63,6 +64,8 @@ def run_simbackend(namespace: argparse.Namespace) -> int:
             f"control and statistics:             {backend.control_url}/sim/control and /sim/stats",
             flush=True,
         )
+        if options.sagemaker:
+            print(f"simulated SageMaker runtime:        {backend.base_url}/endpoints/NAME/invocations", flush=True)
 
     try:
         options = options_from(namespace)

@@ -75,6 +75,7 @@ class Attempts:
             body=request.body,
             message_id=message.message_id,
             headers=headers,
+            metadata=request.metadata,
             timeout_s=None if request.deadline is None else max(0.0, request.deadline - self._wall_clock()),
             resume_point=delivery.resume_point,
             on_connected=permit.connected if permit.is_probe else None,

@@ -46,6 +46,7 @@ from worker.wire.message import (
     encode_response,
     message_bytes,
 )
+from worker.wire.sagemaker import CONTENT_TYPE_ATTRIBUTE, REPLY_ATTRIBUTES
 
 PUBLISH_BACKOFF = Backoff(base_s=0.1, max_s=10.0, jitter=0.5)
 """Between publishes of one answer: short at first, as most failures are; 10 s so that a recovery is noticed."""
@@ -68,6 +69,8 @@ _OWN_ATTRIBUTES = frozenset(
         "delivery_attempt",
         "backend",
         "backend_request_id",
+        CONTENT_TYPE_ATTRIBUTE,
+        *REPLY_ATTRIBUTES.values(),
     }
 )
 """Never copied from a request: a consumer must be able to rely on them."""
@@ -281,6 +284,8 @@ class Replier:
             attributes["backend"] = delivery.backend
         if delivery.result is not None and delivery.result.backend_request_id is not None:
             attributes["backend_request_id"] = delivery.result.backend_request_id
+        if delivery.result is not None and delivery.result.attributes:
+            attributes |= delivery.result.attributes
         if message.attributes:  # after the worker's own: what is too many is left out at the end
             attributes |= self._copied(message.attributes)
         self._recorder.add_trace_context(delivery, attributes)

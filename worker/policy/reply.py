@@ -25,7 +25,7 @@ from worker.policy.normalise import (
     bounded_bytes,
     normalise,
 )
-from worker.policy.table import ROWS
+from worker.policy.table import REFUSED_BEFORE, ROWS
 from worker.wire.body import RequestBody, is_json_object
 from worker.wire.http import request_id_of
 
@@ -86,6 +86,7 @@ def error_reply(
         attempts=attempts,
         retryable=decision.retryable,
         partial=partial,
+        is_ours=event.fault in REFUSED_BEFORE,
     )
 
 
@@ -179,11 +180,12 @@ def _envelope(
     attempts: int = 0,
     retryable: bool = False,
     partial: bytes | None = None,
+    is_ours: bool = False,
 ) -> bytes:
     envelope: dict[str, Any] = {
         "error": {
             "message": bounded(message or ROWS[error_class].says, MAX_MESSAGE_BYTES),
-            "type": "worker_error" if error_class in _OURS else "backend_error",
+            "type": "worker_error" if is_ours or error_class in _OURS else "backend_error",
             "param": None if param is None else bounded(param, 256),
             "code": code or error_class.value,
             "backend": backend,

@@ -122,13 +122,14 @@ SIGNALS: tuple[Signal, ...] = (
     Signal(
         error_class=ErrorClass.RATE_LIMITED,
         statuses=_statuses(400, 429, 503),
-        names=_names("throttlingexception", "throttling", "toomanyrequestsexception"),
+        names=_names("requestlimitexceeded throttledexception throttling throttlingexception toomanyrequestsexception"),
         source=_AWS_ERRORS,
     ),
     Signal(
         error_class=ErrorClass.AUTH,
         statuses=_statuses(400, 403),
         names=_names(
+            "accessdenied",
             "accessdeniedexception",
             "expiredtoken",
             "expiredtokenexception",
@@ -139,6 +140,9 @@ SIGNALS: tuple[Signal, ...] = (
             "missingauthenticationtokenexception",
             "notauthorized",
             "optinrequired",
+            "requestexpired",
+            "requesttimetooskewed",
+            "signaturedoesnotmatch",
             "unrecognizedclientexception",
         ),
         source=_AWS_ERRORS,

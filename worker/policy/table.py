@@ -211,6 +211,9 @@ _FAULTS: Mapping[Fault, ErrorClass] = {
     Fault.DECODING: ErrorClass.MALFORMED,
     Fault.RESPONSE_TOO_LARGE: ErrorClass.REPLY_TOO_LARGE,
     Fault.STREAM_BROKEN: ErrorClass.STREAM_BROKEN,
+    Fault.REQUEST_UNUSABLE: ErrorClass.INVALID_REQUEST,
+    Fault.REQUEST_TOO_LARGE: ErrorClass.INVALID_REQUEST,
+    Fault.CREDENTIALS: ErrorClass.AUTH,
     Fault.PAYLOAD_NOT_FOUND: ErrorClass.PAYLOAD_NOT_FOUND,
     Fault.PAYLOAD_TOO_LARGE: ErrorClass.PAYLOAD_TOO_LARGE,
     Fault.PAYLOAD_MISMATCH: ErrorClass.PAYLOAD_MISMATCH,
@@ -218,6 +221,9 @@ _FAULTS: Mapping[Fault, ErrorClass] = {
     Fault.PAYLOAD_UNAVAILABLE: ErrorClass.PAYLOAD_UNAVAILABLE,
     Fault.INTERNAL: ErrorClass.INTERNAL_ERROR,
 }
+
+REFUSED_BEFORE: Mapping[Fault, int] = {Fault.REQUEST_UNUSABLE: 400, Fault.REQUEST_TOO_LARGE: 413}
+"""Status of the answer to a request that the worker refuses in the service's place; the message has its own words."""
 
 _STATUSES: Mapping[int, ErrorClass] = {
     401: ErrorClass.AUTH,
@@ -395,7 +401,7 @@ def _scope(error_class: ErrorClass, event: ErrorEvent, row: Row) -> Scope:
     return row.scope
 
 
-def _message(event: ErrorEvent, facts: Facts, row: Row) -> str:
+def _message(event: ErrorEvent, facts: Facts, row: Row) -> str:  # noqa: PLR0911 - one return a source of words
     """Return the backend's words where they are an error's and may be shown, ours with what broke otherwise."""
     status = event.status or 0
     if status in _REDIRECTS:
@@ -403,6 +409,8 @@ def _message(event: ErrorEvent, facts: Facts, row: Row) -> str:
         return f"The backend redirects ({status}) to {to}; base_url should be the address that answers."
     if not row.expose_backend:
         return row.says
+    if event.fault in REFUSED_BEFORE and event.detail:
+        return bounded(event.detail, _MAX_DETAIL_BYTES)
     is_error = facts.is_error or event.in_stream or 400 <= status <= _LAST_STATUS  # noqa: PLR2004
     if is_error and facts.message and event.fault is not Fault.STREAM_BROKEN:
         return facts.message
@@ -414,6 +422,8 @@ def _message(event: ErrorEvent, facts: Facts, row: Row) -> str:
 
 
 def _own_status(event: ErrorEvent, facts: Facts, fallback: int) -> int:
+    if event.fault is not None and event.fault in REFUSED_BEFORE:
+        return REFUSED_BEFORE[event.fault]
     status = facts.status or event.status or 0
     if status < 400:  # noqa: PLR2004 inside a stream, or under a success status, only the body names one
         status = facts.status_hint or 0

@@ -4,7 +4,7 @@ Combinations of settings that cannot work together, though each value alone may 
 Called once at start by `worker.settings.load`; every conflict is one sentence that begins with the key to change.
 """
 
-from worker.settings.schema import BatchesSettings, RouteSettings, Settings, TlsSettings
+from worker.settings.schema import BatchesSettings, RouteSettings, SageMakerSettings, Settings, TlsSettings
 
 
 def find_conflicts(settings: Settings) -> list[str]:
@@ -54,11 +54,12 @@ def section_of(route: RouteSettings, settings: Settings) -> str:
 def _route_conflicts(route: RouteSettings, settings: Settings) -> list[str]:
     faults: list[str] = []
     timeouts, window, drain = route.timeouts, route.window, settings.drain
-    if not route.base_url:
+    if not route.base_url and not route.is_sagemaker:
         faults.append("base_url: is required")
     if route.api_key is not None and route.api_key_file is not None:
         faults.append("api_key: excludes api_key_file")
     faults += _tls_conflicts(route)
+    faults += _sagemaker_conflicts(route, route.sagemaker)
     faults += [
         f"timeouts.{name}: must not exceed timeouts.total_s ({timeouts.total_s:g} s)"
         for name in ("connect_s", "first_byte_s")
@@ -87,6 +88,30 @@ def _tls_conflicts(route: RouteSettings) -> list[str]:
     faults: list[str] = []
     if route.tls.key_file is not None and route.tls.cert_file is None:
         faults.append("tls.key_file: needs tls.cert_file")
-    if route.tls != TlsSettings() and not route.base_url.startswith("https:"):
+    is_https = route.base_url.startswith("https:") or (route.is_sagemaker and not route.base_url)
+    if route.tls != TlsSettings() and not is_https:
         faults.append("tls: needs a base_url that begins with https")
+    return faults
+
+
+def _sagemaker_conflicts(route: RouteSettings, sagemaker: SageMakerSettings) -> list[str]:
+    if not route.is_sagemaker:
+        return [] if sagemaker == SageMakerSettings() else ["sagemaker.endpoint: is required for SageMaker"]
+    faults = [
+        f"{name}: has no meaning for SageMaker{why}"
+        for name, is_set, why in (
+            ("api_key", route.api_key is not None, ", which takes AWS's credentials"),
+            ("api_key_file", route.api_key_file is not None, ", which takes AWS's credentials"),
+            ("headers", bool(route.headers), ": they do not reach the container; custom_attributes does"),
+            ("breaker.health_path", route.breaker.health_path is not None, ": an endpoint has none"),
+        )
+        if is_set
+    ]
+    if sagemaker.variants and sagemaker.target_variant:
+        faults.append("sagemaker.variants: excludes sagemaker.target_variant")
+    faults += [
+        f"sagemaker.response_stream: SageMaker streams no answer to a request with {name}"
+        for name in ("target_model", "enable_explanations")
+        if getattr(sagemaker, name) and sagemaker.response_stream
+    ]
     return faults

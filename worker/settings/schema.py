@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 
 from worker.wire.http import is_header, is_usable_key
 from worker.wire.object_uri import parse_object_prefix
+from worker.wire.placeholders import Template
+from worker.wire.sagemaker import FIELDS
 
 DAY_S = 86_400
 MAX_RETENTION_S = 31 * DAY_S
@@ -180,12 +182,104 @@ class TlsSettings(Section):
     read again when they have changed, for the connections that are made from then on."""
 
 
+SageMakerField = Literal[
+    "custom_attributes",
+    "target_variant",
+    "target_model",
+    "target_container_hostname",
+    "inference_component_name",
+    "session_id",
+    "inference_id",
+    "prefix_aware_id",
+    "enable_explanations",
+]
+"""Fields of a request that a message may set where an operator allows it."""
+
+
+class SageMakerSettings(Section):
+    """
+    An endpoint of Amazon SageMaker in place of an OpenAI-compatible server: see docs/sagemaker.md.
+
+    Needs the extra `sagemaker`.  Credentials come by AWS's own chain: environment, files, web identity, container,
+    machine.
+    """
+
+    endpoint: Annotated[str, Field(pattern=rf"^(?:{FIELDS['target_variant'].pattern})?$", max_length=63)] = ""
+    """Name of the endpoint, in the region and account of the credentials.  Empty: the backend is not SageMaker."""
+    region: Annotated[str, Field(pattern=r"^[a-z0-9]+(?:-[a-z0-9]+)+$")] | None = None
+    """Default: `AWS_REGION` or `AWS_DEFAULT_REGION` of the environment, or the profile's."""
+    profile: str | None = None
+    """Profile of AWS's configuration files, for example one that assumes a role.  Default: `AWS_PROFILE`, or none."""
+    answers: Literal["openai", "json", "text"] = "openai"
+    """What the container answers.  `openai`: the APIs that request paths name, streams as server-sent events; `json`:
+    any JSON, `text`: any text, both on any path, as the `output` of the reply's body unless that is an object
+    already."""
+    response_stream: bool = False
+    """Invoke with a response stream also where no stream is asked for, so that a whole answer may take longer than the
+    60 s that SageMaker otherwise allows."""
+    content_type: str = "application/json"
+    """`ContentType` of the request."""
+    accept: str | None = None
+    """`Accept`.  Default: `text/event-stream` where a stream is asked for, else `application/json`."""
+    custom_attributes: str = ""
+    """`CustomAttributes`, at most 1,024 visible ASCII characters: the one text beside the body that reaches the
+    container.  Like all fields below a template: `{message_id}`, `{attempt_id}` (another one for each attempt),
+    `{model}`, `{metadata.KEY}` with dots for inner keys.  A field whose text is empty is not sent."""
+    target_variant: str = ""
+    """`TargetVariant`: the production variant that answers.  Empty: SageMaker chooses by the variants' weights."""
+    variants: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Names of production variants and their weights, to compare them: `{blue: 9, green: 1}`.  A message has the same
+    one in every attempt.  In place of `target_variant`."""
+    target_model: str = ""
+    """`TargetModel`: the file of a multi-model endpoint.  Such a request is never streamed."""
+    target_container_hostname: str = ""
+    """`TargetContainerHostname` of a multi-container endpoint."""
+    inference_component_name: str = ""
+    """`InferenceComponentName`; required by endpoints that host inference components."""
+    session_id: str = ""
+    """`SessionId` of a stateful session; `NEW_SESSION` opens one."""
+    inference_id: str = "{message_id}"
+    """`InferenceId`, at most 64 characters: stands in the endpoint's captured data."""
+    prefix_aware_id: str = ""
+    """`PrefixAwareId`: requests with the same one are sent to the same instance, for its cache of prefixes."""
+    enable_explanations: str = ""
+    """`EnableExplanations` of SageMaker Clarify.  Such a request is never streamed."""
+    message_fields: list[SageMakerField] = []
+    """Fields that a message may set in its `headers`, under the names of the service's headers
+    (`X-Amzn-SageMaker-Target-Variant`); they win over the ones above.  None by default: a requester could reach other
+    models."""
+
+    @field_validator(*(name for name in FIELDS if name not in {"content_type", "accept"}))
+    @classmethod
+    def _usable_template(cls, value: str) -> str:
+        Template(value)
+        return value
+
+    @field_validator("content_type", "accept")
+    @classmethod
+    def _usable_type(cls, value: str | None) -> str | None:
+        fault = None if value is None else FIELDS["accept"].fault(value)
+        if fault is not None:
+            raise ValueError(fault)
+        return value
+
+    @field_validator("variants")
+    @classmethod
+    def _usable_variants(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value:
+            fault = FIELDS["target_variant"].fault(name)
+            if fault is not None:
+                raise ValueError(f"{name!r} {fault}")
+        return value
+
+
 class BackendSettings(Section):
-    """One OpenAI-compatible server, or a service in front of several."""
+    """One OpenAI-compatible server, a service in front of several, or an endpoint of Amazon SageMaker."""
 
     base_url: str = ""
     """`http://host:port`, with a prefix if the server has one.  A prefix that ends in `/v1` is not doubled with the
-    `/v1` of the request's path.  Required."""
+    `/v1` of the request's path.  Required, but for SageMaker: there the default is the region's public address."""
+    sagemaker: SageMakerSettings = SageMakerSettings()
     api_key: SecretStr | None = None
     """Sent as `Authorization: Bearer`.  Prefer `api_key_file`."""
     api_key_file: str | None = None
@@ -211,6 +305,11 @@ class BackendSettings(Section):
     `vllm`, `sglang`: in that server's own way, for chats and completions; `prompt`: completions only, on any server."""
     max_response_bytes: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 64_000_000
     """A longer response, of a stream all its events together, is cut off and answered as an error; bounds memory."""
+
+    @property
+    def is_sagemaker(self) -> bool:
+        """Whether it is an endpoint of SageMaker."""
+        return bool(self.sagemaker.endpoint)
 
     @field_validator("base_url")
     @classmethod

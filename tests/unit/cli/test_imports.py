@@ -75,7 +75,8 @@ def test_a_command_of_production_loads_no_emulator_and_no_client(command: str, t
     else:
         modules = loaded_by(*command.split(), *([] if "policy" in command else [str(file)]))
         assert of(modules, NETWORK) == set()
-    assert of(modules, OTHERS | {"worker.payloads", "obstore", "shtab", "difflib"}) == set()
+    unneeded = {"worker.payloads", "obstore", "worker.backends.sagemaker", "botocore", "boto3", "shtab", "difflib"}
+    assert of(modules, OTHERS | unneeded) == set()
 
 
 @pytest.mark.slow

@@ -46,6 +46,15 @@ async def test_a_good_answer_is_replied_and_served() -> None:
     pipeline.assert_nothing_leaks()
 
 
+@virtual_time
+async def test_the_backend_gets_the_metadata() -> None:
+    """For settings that take a text out of it; the body is what it was."""
+    pipeline = Pipeline()
+    await _make(pipeline, structs.replace(REQUEST, metadata=b'{"trace":"t"}'))
+    (sent,) = pipeline.backend.requests
+    assert (sent.metadata, sent.body) == (b'{"trace":"t"}', REQUEST.body)
+
+
 @pytest.mark.parametrize(("asked", "is_good"), [("[]", True), ('["a"]', False)])
 def test_no_embeddings_are_the_right_answer_to_no_texts(asked: str, is_good: bool) -> None:
     """And to texts they are an empty answer, which is tried again."""

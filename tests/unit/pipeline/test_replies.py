@@ -53,6 +53,18 @@ async def test_the_answer_is_published_as_the_wire_has_it() -> None:
 
 
 @virtual_time
+async def test_what_a_service_says_beside_the_answer_is_in_the_attributes() -> None:
+    """Its own, never what the request's attributes claim in its name."""
+    pipeline = Pipeline(copy_attributes=("*",))
+    delivery = _delivery(sagemaker_variant="forged", mine="kept")
+    assert pipeline.replier.attributes(delivery, REPLY).keys() >= {"mine"}
+    assert "sagemaker_variant" not in pipeline.replier.attributes(delivery, REPLY)
+    delivery.result = AttemptResult(attributes={"sagemaker_variant": "blue", "sagemaker_custom_attributes": "a b"})
+    attributes = pipeline.replier.attributes(delivery, REPLY)
+    assert (attributes["sagemaker_variant"], attributes["sagemaker_custom_attributes"]) == ("blue", "a b")
+
+
+@virtual_time
 async def test_a_hiccup_is_tried_again_without_pausing() -> None:
     """One or two failures say nothing yet; the waits are short at first."""
     pipeline = Pipeline(publisher=FakePublisher(*[PublishRetryableError("a")] * (PAUSE_AFTER_ATTEMPTS - 1)))

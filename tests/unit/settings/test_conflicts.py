@@ -55,6 +55,30 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
         {"drain": {"termination_grace_period_s": 580}},
         "drain: grace_s + settle_s (580 s) must be less than the pod's termination grace period (580 s)",
     ),
+    "SageMaker with a key": (
+        {"backend": {"base_url": "", "api_key": "k", "sagemaker": {"endpoint": "e"}}},
+        "backend.api_key: has no meaning for SageMaker, which takes AWS's credentials",
+    ),
+    "SageMaker without an endpoint": (
+        {"backend": {"sagemaker": {"region": "eu-west-1"}}},
+        "backend.sagemaker.endpoint: is required",
+    ),
+    "SageMaker with headers": (
+        {"backend": {"base_url": "", "headers": {"x-a": "b"}, "sagemaker": {"endpoint": "e"}}},
+        "backend.headers: has no meaning for SageMaker: they do not reach the container",
+    ),
+    "SageMaker with a health path": (
+        {"backend": {"base_url": "", "breaker": {"health_path": "/h"}, "sagemaker": {"endpoint": "e"}}},
+        "backend.breaker.health_path: has no meaning for SageMaker: an endpoint has none",
+    ),
+    "two choices of a variant": (
+        {"backend": {"sagemaker": {"endpoint": "e", "variants": {"a": 1}, "target_variant": "a"}}},
+        "backend.sagemaker.variants: excludes sagemaker.target_variant",
+    ),
+    "a stream of what is not streamed": (
+        {"backend": {"sagemaker": {"endpoint": "e", "target_model": "m", "response_stream": True}}},
+        "backend.sagemaker.response_stream: SageMaker streams no answer to a request with target_model",
+    ),
     "two names of a tenant": (
         {"request": {"tenant_attribute": "t", "tenant_metadata_key": "t"}},
         "request.tenant_metadata_key: the tenant is named by an attribute already",

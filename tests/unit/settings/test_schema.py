@@ -36,6 +36,26 @@ def test_secrets_never_survive_repr(field: str) -> None:
     assert "**********" in repr(settings)
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"endpoint": "a b"},
+        {"endpoint": "e", "custom_attributes": "{nothing}"},
+        {"endpoint": "e", "inference_id": "{message_id"},
+        {"endpoint": "e", "variants": {"a b": 1}},
+        {"endpoint": "e", "variants": {"a": 0}},
+        {"endpoint": "e", "accept": "a\nb"},
+        {"endpoint": "e", "message_fields": ["content_type"]},
+        {"endpoint": "e", "answers": "xml"},
+        {"endpoint": "e", "region": "Ireland"},
+    ],
+)
+def test_what_no_endpoint_of_sagemaker_can_be_asked_with(section: dict[str, Any]) -> None:
+    """Found at the start, not by the first message."""
+    with pytest.raises(ValidationError, match="sagemaker"):
+        BackendSettings.model_validate({"sagemaker": section})
+
+
 def test_header_values_are_readable_by_the_backend() -> None:
     """A masked header still has its value."""
     headers = a_settings(backend={"headers": {"X-Key": "a b"}}).all_routes()[0].headers

@@ -38,6 +38,7 @@ from worker.telemetry.logs import get_logger
 from worker.wire.body import RequestBody
 from worker.wire.endpoints import Endpoint, endpoint_of
 from worker.wire.http import is_success
+from worker.wire.sagemaker import MODEL_ERROR_STATUS
 from worker.wire.usage import NO_USAGE
 
 MAX_REMEMBERED = 1000
@@ -165,6 +166,8 @@ class Plan:
     Attributes:
         call: What is to be sent now.
         broken: How the stream broke for which a whole answer is asked now.
+        may_fall_back: Whether the form may be the reason for how the call ended; not where a service in front of the
+            server ended it.
     """
 
     def __init__(self, negotiator: Negotiator, request: BackendRequest) -> None:
@@ -176,6 +179,7 @@ class Plan:
         self._is_about_form = True
         self._kept: AttemptResult | None = None
         self.broken: BackendError | None = None
+        self.may_fall_back = True
         form = negotiator.form(self._endpoint, request.body)
         self._follows_silence = (
             form is not Form.UNARY and request.resume_point is None and negotiator.is_silent(request.message_id)
@@ -201,7 +205,7 @@ class Plan:
             result: Of the call.
             broken: How its stream broke by its own fault; `None` if it did not.
         """
-        if self.call.form is Form.UNARY:
+        if self.call.form is Form.UNARY or not self.may_fall_back:
             self._learn(result)
             return False
         if self.call.salvaged_tokens is not None:
@@ -264,7 +268,7 @@ class Plan:
     def _start_anew(self, result: AttemptResult) -> bool:
         """Give up a continuation that was refused, or answered as if it were a request of its own."""
         is_good = is_success(result.status)
-        if result.streamed or not (is_good or result.status in _REFUSALS):
+        if result.streamed or not (is_good or _status_of(result) in _REFUSALS):
             return False
         reason = "no stream" if is_good else _message_of(result)
         self._negotiator.note_refused_continuation(self._key, reason)
@@ -297,7 +301,7 @@ class Plan:
 
     def _named_form(self, result: AttemptResult) -> Form | None:
         """Return the form to ask for instead when the answer names this one as its reason."""
-        if result.status not in _REFUSALS and not _is_first_event(result):
+        if _status_of(result) not in _REFUSALS and not _is_first_event(result):
             return None
         facts = normalise(result.status, result.headers, result.body)
         text = f"{facts.param or ''} {facts.message}"
@@ -312,7 +316,7 @@ class Plan:
 
     def _is_refused(self, result: AttemptResult, *, has_streamed: bool) -> bool:
         """Whether the answer is an error that a whole answer might not be."""
-        status = result.status or 0
+        status = _status_of(result) or 0
         if is_success(status):
             if result.streamed and not _is_first_event(result):
                 return False
@@ -352,6 +356,13 @@ class Plan:
                 return
         if is_good and self._is_about_form:
             self._negotiator.remember(self._key, self.call.form, self._refusal[:300])
+
+
+def _status_of(result: AttemptResult) -> int | None:
+    """Return the status of the server: SageMaker has it inside an error of its own."""
+    if result.status != MODEL_ERROR_STATUS:
+        return result.status
+    return normalise(result.status, result.headers, result.body).status
 
 
 def _is_first_event(result: AttemptResult) -> bool:

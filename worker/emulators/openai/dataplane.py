@@ -8,8 +8,10 @@ with the caller's request id put in: it is for measuring the caller, so requests
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import Mapping
+from email.utils import formatdate
 from typing import Any
 
 import msgspec
@@ -19,14 +21,34 @@ from aiohttp.web_request import BaseRequest
 from worker.emulators.openai.answers import Identity
 from worker.emulators.openai.control import Controls
 from worker.emulators.openai.dialects import DIALECTS, Answer, Kind, SimError, error_answer
-from worker.emulators.openai.faults import Behaviour, Drop, Facts, Hang, Stage, replacement, retry_after_header
+from worker.emulators.openai.faults import (
+    Behaviour,
+    Drop,
+    Facts,
+    Hang,
+    ServiceError,
+    Stage,
+    frame_fault,
+    replacement,
+    retry_after_header,
+)
 from worker.emulators.openai.generation import generate, subject
 from worker.emulators.openai.options import SimOptions
+from worker.emulators.openai.sagemaker import (
+    SERVICE,
+    Invocation,
+    ServiceRefusalError,
+    check_invocation,
+    invocation_of,
+    path_of,
+    variant_of,
+)
 from worker.emulators.openai.seeded import Draws
 from worker.emulators.openai.serving import Exchange, Serving, Slots, unary_body
+from worker.emulators.openai.sigv4 import Key, SignatureError, verify
 from worker.emulators.openai.stats import Stats
 from worker.emulators.openai.timing import TokenBucket
-from worker.emulators.openai.transport import SENT, SENT_AND_CLOSE, Sender, response_head
+from worker.emulators.openai.transport import SENT, SENT_AND_CLOSE, InvocationSender, Sender, response_head
 from worker.emulators.openai.validation import (
     Call,
     Endpoint,
@@ -36,8 +58,10 @@ from worker.emulators.openai.validation import (
     endpoint_of,
     split_continuation,
 )
+from worker.wire.sagemaker import FIELDS
 
 _MODELS = "/v1/models"
+_HEADER = re.compile(r"[ -~]*")
 _DEFAULT_MODEL = "simulated"
 _LIMIT_WAIT_S = 1.0
 """What `auto` tells a client that found no free slot: when one will be free is unknown."""
@@ -140,6 +164,10 @@ class DataPlane:
             return exchange, self._refuse(exchange, SimError(Kind.TOO_LARGE))
         digest = hashlib.sha256(data).digest()
         body_key = int.from_bytes(digest[:8], "big")
+        invocation = invocation_of(path) if options.sagemaker else None
+        if invocation is not None:
+            given_id = _clean(request.headers.get(FIELDS["inference_id"].header))
+            path = path_of(_object(data))
         seen = self._stats.identify(given_id, body_key) if endpoint_of(path) is not None else 0
         identity = given_id or Draws(options.seed, digest, seen).hex("id")
         exchange = Exchange(
@@ -151,14 +179,26 @@ class DataPlane:
             digest=digest,
             seen=seen,
         )
+        sender: InvocationSender | None = None
+        if invocation is not None:
+            sender = _invocation_sender(request, identity, invocation, options, body_key)
+            exchange.sender = sender
         if self._controls.behaviours:
-            facts = _facts(request, path, data)
+            facts = _facts(request, path, data, framed=invocation is not None and invocation.is_streamed)
             exchange.streamed = facts.stream
             exchange.behaviour = self._controls.choose(facts)
             if exchange.behaviour is not None:
                 self._stats.by_mode[exchange.behaviour.mode.name] += 1
                 if exchange.behaviour.mode.stage is Stage.INSTEAD:
                     return exchange, await self._misbehave(exchange, exchange.behaviour, facts)
+        if sender is not None and invocation is not None:
+            sender.fault = frame_fault(exchange.behaviour)
+            try:
+                _admit_invocation(request, invocation, data, options)
+            except ServiceRefusalError as refusal:
+                answer = refusal.answer()
+                exchange.status = str(answer.status)
+                return exchange, sender.refuse(answer)
         try:
             return exchange, await self._route(request, exchange, data)
         except SimError as error:
@@ -180,6 +220,11 @@ class DataPlane:
             window=exchange.options.context_window,
             now_s=time.time(),
         )
+        if isinstance(result, ServiceError):
+            exchange.status = str(result.answer.status)
+            sender = exchange.sender
+            send = sender.refuse if isinstance(sender, InvocationSender) else sender.answer
+            return send(result.answer)
         if isinstance(result, Answer):
             exchange.status = str(result.status)
             return exchange.sender.answer(result)
@@ -201,7 +246,8 @@ class DataPlane:
         options, path = exchange.options, exchange.path
         if path == "/health":
             return exchange.send_json({"status": "ok"})
-        _check_key(request, options)
+        if not isinstance(exchange.sender, InvocationSender):  # those are signed
+            _check_key(request, options)
         if path == _MODELS or path.startswith(_MODELS + "/"):
             if request.method != "GET":
                 raise SimError(Kind.METHOD, headers={"Allow": "GET"}, method=request.method, path=path)
@@ -255,13 +301,53 @@ def _clean(request_id: str | None) -> str | None:
     return request_id if request_id.isascii() else request_id.encode("ascii", "replace").decode()
 
 
-def _facts(request: BaseRequest, path: str, data: bytes) -> Facts:
-    """Return what filters can see; a body that is not a JSON object has no model, no stream and no metadata."""
+def _invocation_sender(
+    request: BaseRequest, identity: str, invocation: Invocation, options: SimOptions, body_key: int
+) -> InvocationSender:
+    """Return what answers an invocation; one that asks for a variant that does not exist is refused later."""
+    headers = _lower(request)
+    try:
+        variant = variant_of(headers, options.variants, body_key)
+    except ServiceRefusalError:
+        variant = options.variants[0]
+    own = {"Date": formatdate(time.time() + options.clock_skew_s, usegmt=True)}
+    attributes = FIELDS["custom_attributes"].header
+    if attributes in headers and _HEADER.fullmatch(headers[attributes]):
+        own[attributes] = headers[attributes]
+    return InvocationSender(request, identity, variant=variant, is_framed=invocation.is_streamed, headers=own)
+
+
+def _admit_invocation(request: BaseRequest, invocation: Invocation, data: bytes, options: SimOptions) -> None:
+    """Raise ServiceRefusalError unless the service passes the request on to the container."""
+    headers = _lower(request)
+    if request.method != "POST":
+        raise ServiceRefusalError("UnknownOperationException", f"There is no {request.method} here.", 404)
+    try:
+        key = Key(*options.aws_key.split(":"))
+        now = time.time() + options.clock_skew_s
+        verify(request.method, request.raw_path, headers, data, key=key, service=SERVICE, now_unix=now)
+    except SignatureError as error:
+        raise ServiceRefusalError(error.name, error.message, 403) from None
+    check_invocation(invocation, headers, len(data), options.endpoints)
+    variant_of(headers, options.variants, 0)
+
+
+def _lower(request: BaseRequest) -> dict[str, str]:
+    return {name.lower(): value for name, value in request.headers.items()}
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body; an empty one where it is none."""
     try:
         body: Any = msgspec.json.decode(data) if data else {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        body = {}
-    body = body if isinstance(body, dict) else {}
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _facts(request: BaseRequest, path: str, data: bytes, *, framed: bool) -> Facts:
+    """Return what filters can see; a body that is not a JSON object has no model, no stream and no metadata."""
+    body = _object(data)
     model, metadata = body.get("model"), body.get("metadata")
     return Facts(
         path=path,
@@ -271,6 +357,7 @@ def _facts(request: BaseRequest, path: str, data: bytes) -> Facts:
         data=data,
         metadata=metadata if isinstance(metadata, dict) else {},
         is_inference=endpoint_of(path) is not None,
+        framed=framed,
     )
 
 

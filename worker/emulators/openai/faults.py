@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from worker.emulators.openai.dialects import Answer, Kind, SimError, error_answer
 from worker.emulators.openai.options import Reader, choice, flag, headers, integer, optional, text, texts
+from worker.emulators.openai.sagemaker import ERRORS, FrameBreak, FrameFault
+from worker.emulators.openai.sagemaker import error_answer as service_error
 from worker.emulators.openai.seeded import Draws
 from worker.emulators.openai.sse import LINE_ENDINGS, PLAIN, Break, StreamFault
 from worker.emulators.openai.timing import RetryAfter, parse_duration, parse_retry_after
@@ -31,6 +33,8 @@ class Stage(StrEnum):
     """After a request was served; what is sent is changed or delayed."""
     STREAM = "stream"
     """The same, for requests with `"stream": true` only; others are not matched."""
+    FRAMES = "frames"
+    """The same, for answers in the frames of SageMaker's `InvokeEndpointWithResponseStream` only."""
     LISTENER = "listener"
     """It concerns the socket, not requests."""
 
@@ -81,6 +85,14 @@ _STREAM_PARAMS: Mapping[str, Param] = {
     "split_bytes": Param(optional(integer(1))),
     "multiline": Param(flag, default=False),
     "usage_on": Param(optional(_USAGE_ON)),
+}
+
+_FRAME_PARAMS: Mapping[str, Param] = {
+    "break": Param(choice(*(kind.value for kind in FrameBreak)), "none"),
+    "after_bytes": _SIZE,
+    "error_code": Param(text, "ModelInvocationTimeExceeded"),
+    "message": Param(text, "The simulated service broke the stream."),
+    "part_bytes": Param(optional(integer(1))),
 }
 
 _OUTAGE = {"status": Param(integer(500, 599), 500), "message": _MESSAGE, "retry_after": _HINT}
@@ -149,6 +161,18 @@ _ROWS = (
     Mode("slow_body", Stage.ALTER, "waits between head and body", {"delay_s": Param(parse_duration, 10.0)}),
     Mode("stream", Stage.STREAM, "breaks or distorts streams", _STREAM_PARAMS),
     Mode(
+        "sagemaker_error",
+        Stage.INSTEAD,
+        "an error of SageMaker itself",
+        {
+            "error": Param(choice(*ERRORS), "ServiceUnavailable"),
+            "message": _MESSAGE,
+            "original_status": Param(optional(integer(0, 599)), None),
+            "original_message": _MESSAGE,
+        },
+    ),
+    Mode("frames", Stage.FRAMES, "breaks SageMaker's event stream", _FRAME_PARAMS),
+    Mode(
         "refuse",
         Stage.LISTENER,
         "closes the listening socket: connections are refused",
@@ -172,6 +196,8 @@ class Facts:
     metadata: Mapping[str, Any]
     """The body's own `metadata` object; empty when there is none."""
     is_inference: bool
+    framed: bool = False
+    """The answer comes in frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +273,7 @@ class Behaviour:
     def takes(self, facts: Facts, now_s: float, seed: int) -> bool:
         """Return whether it hits this request; a match is counted."""
         wrong_form = facts.stream if self.mode.unary_only else self.mode.stage is Stage.STREAM and not facts.stream
+        wrong_form = wrong_form or (self.mode.stage is Stage.FRAMES and not facts.framed)
         in_scope = facts.is_inference or self.mode.whole_server or self.match.path is not None
         if self.state(now_s) != "active" or not in_scope or wrong_form:
             return False
@@ -299,6 +326,13 @@ class Hang:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceError:
+    """An answer of the service in front of the server: it is sent as it is."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
 class SendPlan:
     """An answer and how much of it is sent: with `sent` below its length the connection closes early."""
 
@@ -330,7 +364,7 @@ def retry_after_header(retry_after: RetryAfter | None, wait_s: float, now_s: flo
 
 def replacement(  # noqa: PLR0911 - one return per mode
     behaviour: Behaviour, dialect: str, *, path: str, streamed: bool, model: str | None, window: int, now_s: float
-) -> Answer | Drop | Hang:
+) -> Answer | Drop | Hang | ServiceError:
     """
     Return what an `instead` mode does to a request.
 
@@ -355,6 +389,8 @@ def replacement(  # noqa: PLR0911 - one return per mode
             return Answer(params["status"], params["body"].encode(), params["content_type"], params["headers"])
         case "hang":
             return Hang(params["hang_s"])
+        case "sagemaker_error":
+            return _service_error(params)
         case "reset":
             return Drop("reset")
         case "close":
@@ -369,6 +405,19 @@ def replacement(  # noqa: PLR0911 - one return per mode
         tokens=window + 1,
     )
     return error_answer(dialect, error, path=path, streamed=streamed)
+
+
+def _service_error(params: Mapping[str, Any]) -> ServiceError:
+    status, message = ERRORS[params["error"]]
+    fields = {"Message": params["message"] or message}
+    if params["error"] == "ModelError":
+        original = params["original_message"]
+        given = params["original_status"]
+        fields |= {
+            "OriginalStatusCode": 500 if given is None else given,
+            "OriginalMessage": "oops" if original is None else original,
+        }
+    return ServiceError(service_error(params["error"], status, fields))
 
 
 def altered_body(behaviour: Behaviour | None, body: dict[str, Any]) -> dict[str, Any]:
@@ -426,3 +475,11 @@ def stream_fault(behaviour: Behaviour | None) -> StreamFault:
         return PLAIN
     params = dict(behaviour.params)
     return StreamFault(break_=Break(params.pop("break")), **{**params, "error": Kind(params["error"])})
+
+
+def frame_fault(behaviour: Behaviour | None) -> FrameFault:
+    """Return how the frames around an answer are to be broken."""
+    if behaviour is None or behaviour.mode.stage is not Stage.FRAMES:
+        return FrameFault()
+    params = dict(behaviour.params)
+    return FrameFault(break_=FrameBreak(params.pop("break")), **params)

@@ -119,6 +119,38 @@ def optional(read: Reader) -> Reader:
     return lambda value: None if value is None or value == "none" else read(value)
 
 
+def some_names(value: object) -> tuple[str, ...]:
+    """Read a list of at least one name."""
+    listed = names(value)
+    if not listed:
+        raise ValueError("must have at least one name")
+    return listed
+
+
+def seconds(value: object) -> float:
+    """Read a number of seconds, which may be negative."""
+    try:
+        number = float(cast("Any", value))
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ValueError(f"must be a number of seconds, not {value!r}")
+    return number
+
+
+def aws_key(value: object) -> str:
+    """Read credentials of AWS; their values never stand in the error."""
+    text = secret(value)
+    parts = text.split(":")
+    if len(parts) not in {2, 3} or not all(parts):
+        raise ValueError("must be ID:SECRET or ID:SECRET:TOKEN")
+    return text
+
+
+EXAMPLE_KEY = "AKIAIOSFODNN7EXAMPLE:wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+"""AWS's own example (https://docs.aws.amazon.com/IAM/latest/UserGuide/security-creds.html)."""
+
+
 @dataclass(frozen=True, slots=True)
 class SimOptions:
     """
@@ -160,6 +192,16 @@ class SimOptions:
     """Required as `Authorization: Bearer KEY` (or Azure's `api-key: KEY`); None requires no key. Never shown."""
     models: tuple[str, ...] = ()
     """Model names that exist (404 for others); empty accepts every name."""
+    sagemaker: bool = False
+    """Serve Amazon SageMaker's `/endpoints/NAME/invocations` and `.../invocations-response-stream` as well."""
+    aws_key: str = field(default=EXAMPLE_KEY, repr=False)
+    """`ID:SECRET` or `ID:SECRET:TOKEN` with which those must be signed.  Never shown, unless it is the example."""
+    endpoints: tuple[str, ...] = ()
+    """Names of SageMaker endpoints that exist; empty accepts every name."""
+    variants: tuple[str, ...] = ("AllTraffic",)
+    """Names of their production variants."""
+    clock_skew_s: float = 0.0
+    """Seconds by which the clock that signatures are compared with differs from this machine's."""
     context_window: int = 131_072
     """Tokens of prompt plus `max_tokens` that fit; more is a 400 with the dialect's context-length error."""
     dialect: str = "openai"
@@ -180,7 +222,7 @@ class SimOptions:
         return with_changes(cls(), settings)
 
 
-FIXED = frozenset({"zero_cost", "control_port"})
+FIXED = frozenset({"zero_cost", "control_port", "sagemaker"})
 """Settings that a running server does not change."""
 
 
@@ -201,6 +243,11 @@ SETTINGS: Mapping[str, Reader] = {
     "capacity": parse_capacity,
     "api_key": optional(secret),
     "models": names,
+    "sagemaker": flag,
+    "aws_key": aws_key,
+    "endpoints": names,
+    "variants": some_names,
+    "clock_skew_s": seconds,
     "context_window": integer(1),
     "dialect": choice(*DIALECTS),
     "zero_cost": flag,
@@ -250,6 +297,8 @@ def as_json(options: SimOptions) -> dict[str, Any]:
         shown[item.name] = value
     if options.api_key is not None:
         shown["api_key"] = "********"
+    if options.aws_key != EXAMPLE_KEY:
+        shown["aws_key"] = options.aws_key.partition(":")[0] + ":********"
     return shown
 
 
@@ -269,6 +318,10 @@ _ARGUMENTS: tuple[tuple[str, str, str], ...] = (
     ("capacity", "PLAN", "hidden capacity SECONDS:KNEE/LIMIT,...: for example 0:16/32,30:4/8 (default: unlimited)"),
     ("api-key", "KEY", "require Authorization: Bearer KEY (default: none)"),
     ("models", "A,B", "model names that exist (default: every name is accepted)"),
+    ("aws-key", "ID:SECRET", "with which requests to SageMaker must be signed (default: AWS's example)"),
+    ("endpoints", "A,B", "SageMaker endpoints that exist (default: every name is accepted)"),
+    ("variants", "A,B", "production variants of them (default: AllTraffic)"),
+    ("clock-skew-s", "S", "by how much SageMaker's clock differs from this one (default: 0)"),
     ("context-window", "N", "tokens of prompt and answer that fit (default: 131072)"),
     ("dialect", "NAME", f"{'|'.join(DIALECTS)}: error bodies and stream shapes (default: openai)"),
     ("seed", "S", "same seed and request, same answer (default: 0)"),
@@ -282,6 +335,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 is any (default: 8000)")
     for name, shape, meaning in _ARGUMENTS:
         parser.add_argument(f"--{name}", metavar=shape, default=None, help=meaning)
+    parser.add_argument(
+        "--sagemaker", action="store_true", help="serve the operations of Amazon SageMaker's runtime as well"
+    )
     parser.add_argument(
         "--zero-cost", action="store_true", help="prepared answers, requests unread: for benchmarks of the caller"
     )

@@ -259,7 +259,7 @@ class Serving:
         try:
             await _send_steps(body, steps, due, tokens)
             response = await body.end(ending.how)
-            whole = ending.how == "done" and body.tokens >= tokens
+            whole = ending.how == "done" and body.tokens >= tokens and not body.is_cut
         finally:
             if whole:
                 self._stats.complete(exchange.body_key, tokens)

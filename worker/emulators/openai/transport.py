@@ -22,7 +22,9 @@ from aiohttp.http import HttpVersion11
 from aiohttp.web_request import BaseRequest
 
 from worker.emulators.openai.dialects import Answer
+from worker.emulators.openai.sagemaker import FrameFault, Framer, model_error
 from worker.emulators.openai.sse import Ending
+from worker.wire.sagemaker import EVENT_STREAM, STREAM_CONTENT_TYPE
 
 if TYPE_CHECKING:
     from aiohttp.web import Server
@@ -295,6 +297,11 @@ class StreamSender:
         self.tokens = 0
         """Tokens whose events were written."""
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether something that was written was left out on purpose."""
+        return False
+
     async def write(self, data: bytes) -> None:
         """Add data to the body; cancellation: what was not flushed is not sent."""
         self._buffer += chunk(data) if self._chunked else data
@@ -328,3 +335,84 @@ class StreamSender:
         if how == "rst":
             reset(self._request.transport)
         return SENT if self._keep else SENT_AND_CLOSE
+
+
+class InvocationSender(Sender):
+    """
+    The answering side of one request to SageMaker: the container's answers as the service passes them on.
+
+    Attributes:
+        fault: How the frames of the answer are broken.
+    """
+
+    __slots__ = ("_is_framed", "_own", "_variant", "fault")
+
+    def __init__(
+        self, request: BaseRequest, request_id: str, *, variant: str, is_framed: bool, headers: Mapping[str, str]
+    ) -> None:
+        """Answer `request` in the name of a variant; `headers` go into every answer."""
+        super().__init__(request, request_id)
+        self._variant = variant
+        self._is_framed = is_framed
+        self._own = headers
+        self.fault = FrameFault()
+
+    def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        own = {"x-amzn-RequestId": self._request_id, "x-Amzn-Invoked-Production-Variant": self._variant}
+        return {**own, **self._own, **headers}
+
+    def refuse(self, answer: Answer) -> web.StreamResponse:
+        """Send an answer of the service itself."""
+        return super().answer(answer)
+
+    def answer(self, answer: Answer) -> web.StreamResponse:
+        """Send a whole answer of the container: an error inside one of the service, a good one in frames if asked."""
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            return super().answer(model_error(answer.status, answer.body, self._variant))
+        if not self._is_framed:
+            return super().answer(answer)
+        framer = Framer(self.fault)
+        body = framer.feed(answer.body)
+        headers = {**answer.headers, STREAM_CONTENT_TYPE: answer.content_type}
+        head = response_head(200, EVENT_STREAM, self._headers(headers), length=None, chunked=True, close=True)
+        self._write(head + chunk(body) + LAST_CHUNK)
+        return SENT_AND_CLOSE
+
+    async def answer_slowly(self, answer: Answer, delay_s: float, sent: int | None) -> web.StreamResponse:
+        """See `Sender.answer_slowly`; in frames, an answer that stops early stops inside a chunk."""
+        if not self._is_framed:
+            return await super().answer_slowly(answer, delay_s, sent)
+        headers = self._headers({**answer.headers, STREAM_CONTENT_TYPE: answer.content_type})
+        self._write(response_head(200, EVENT_STREAM, headers, length=None, chunked=True, close=True))
+        if delay_s:
+            await asyncio.sleep(delay_s)
+        body = chunk(Framer(self.fault).feed(answer.body[:sent]))
+        self._write(body + (LAST_CHUNK if sent is None else b""))
+        return SENT_AND_CLOSE
+
+    def begin_stream(self, ending: Ending) -> "StreamSender":
+        """Send the head of a stream: its events in frames, or as the one body of an unstreamed invocation."""
+        if not self._is_framed:
+            return super().begin_stream(ending)
+        chunked = ending != "unframed"
+        keep = chunked and self._request.keep_alive and ending == "done"
+        headers = self._headers({STREAM_CONTENT_TYPE: "text/event-stream"})
+        head = response_head(200, EVENT_STREAM, headers, length=None, chunked=chunked, close=not keep)
+        return _FrameSender(self._request, head, chunked=chunked, keep=keep, framer=Framer(self.fault))
+
+
+class _FrameSender(StreamSender):
+    """The body of one stream in frames."""
+
+    def __init__(self, request: BaseRequest, head: bytes, *, chunked: bool, keep: bool, framer: Framer) -> None:
+        super().__init__(request, head, chunked=chunked, keep=keep)
+        self._framer = framer
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the frames were broken on purpose."""
+        return self._framer.is_over
+
+    async def write(self, data: bytes) -> None:
+        """See `StreamSender.write`."""
+        await super().write(self._framer.feed(data))
