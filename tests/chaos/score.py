@@ -1,6 +1,6 @@
 """
-What a disaster cost, counted where it cannot be argued about: at the broker, at the backend, and by who reads the
-answers.
+What a disaster cost, counted where it cannot be argued about: at the broker, at the backend, and on the response
+topic.
 
 Delivery attempts are those of the broker's own count where it has one (the embedded server), so that what comes again
 after its answer counts as well; Google's emulator tells them with the answers only.

@@ -22,7 +22,7 @@ Not the worker's: Cloud Monitoring's metrics of Pub/Sub (https://cloud.google.co
 under their PromQL names, and KEDA's operator's (https://keda.sh/docs/latest/integrations/prometheus/).
 """
 TARGET_LABELS = {"namespace", "pod", "job", "instance"}
-"""Given by whoever scrapes."""
+"""Given by the scraper."""
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"')
 _GROUPINGS = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
 _SELECTORS = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\s*\{([^}]*)\}")

@@ -1,4 +1,4 @@
-"""The connections to one server: how they come about, how long they are kept, and who waits for them."""
+"""The connections to one server: how they come about, how long they are kept, and which requests wait for them."""
 
 import asyncio
 import socket

@@ -55,7 +55,7 @@ async def test_twenty_megabytes_in_and_out(server: ObjectStorage, scheme: str) -
 
 
 @pytest.mark.parametrize("key", ["requests/2026-11-29/1.json", "a~b@c=d,e:f_g-.json", "deep/" * 20 + "x"])
-async def test_an_object_that_somebody_else_wrote(server: ObjectStorage, key: str) -> None:
+async def test_an_object_that_another_client_wrote(server: ObjectStorage, key: str) -> None:
     """Whatever characters a key may have, each means itself."""
     server.put(f"bucket/{key}", b'{"a":1}')
     settings = PayloadSettings(request_prefixes=["s3://bucket"], s3_options=server.s3_options)

@@ -26,7 +26,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
 def test_every_row_names_tests_that_exist() -> None:
-    """A threat without a test is a wish."""
+    """Each threat names a test that exists."""
     assert len(ROWS) > 20
     missing = []
     for attempt, _, tests in ROWS:

@@ -364,7 +364,7 @@ async def test_too_few_ids_are_no_confirmation(topic: FakeTopic, opened: Open) -
 
 
 async def test_a_channel_closed_under_a_publish_cancels_nobody(topic: FakeTopic, opened: Open) -> None:
-    """grpc cancels the RPC; who waits for the publish was not cancelled and must not look so."""
+    """grpc cancels the RPC; the caller that waits for the publish was not cancelled and must not look so."""
     publisher = opened()
     topic.gate.clear()
     (task,) = publish_all(publisher, b"0")
@@ -432,7 +432,7 @@ async def test_closing_waits_for_busy_rpcs_and_what_was_collected_behind_them(
 async def test_closing_waits_for_no_answer_that_was_given_up(
     topic: FakeTopic, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broker that does not answer has had its time when the drain is over; only who still waits is waited for."""
+    """A broker that does not answer has had its time when the drain is over; only callers that still wait are waited for."""
     monkeypatch.setattr(module, "MAX_RPCS", 1)
     publisher = opened(batch_delay_s=0)
     topic.gate.clear()

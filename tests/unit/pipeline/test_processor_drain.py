@@ -1,4 +1,4 @@
-"""A drain in every state: who waits goes back, who runs ends, and the last attempt is answered."""
+"""A drain in every state: what waits goes back, what runs ends, and the last attempt is answered."""
 
 import asyncio
 

@@ -79,7 +79,7 @@ async def test_a_key_used_for_another_request_is_a_conflict_that_changes_nothing
 
 @virtual_time
 async def test_a_request_sent_again_after_a_retryable_error_is_tried_again() -> None:
-    """A key whose answer was a 503 is not used up: whoever sends it again wants another try."""
+    """A key whose answer was a 503 is not used up: a publisher that sends it again wants another try."""
     pipeline = Pipeline(FakeBackend(status(500)), dedupe=DedupeSettings(metadata_key="id"))
     assert await pipeline.handle(message(message_id="a", attempt=5)) is ACK
     assert await pipeline.handle(message(message_id="a", attempt=6)) is ACK  # a redelivery: known

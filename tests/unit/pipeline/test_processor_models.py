@@ -1,4 +1,4 @@
-"""A model that is away behind a backend that works: what the breaker of the one model does, and who hears of it."""
+"""A model that is away behind a backend that works: what the breaker of the one model does, and which parts learn of it."""
 
 import asyncio
 from typing import Any

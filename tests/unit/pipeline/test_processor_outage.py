@@ -165,7 +165,7 @@ async def test_one_failure_among_successes_is_the_messages() -> None:
 
 @virtual_time
 async def test_poison_does_not_keep_the_breaker_open() -> None:
-    """Who fails as the probe steps back: another message is the next probe and closes the breaker."""
+    """The message whose probe failed steps back: another message is the next probe and closes the breaker."""
 
     def answer(request: BackendRequest) -> Answer:
         return status(500) if b"poison" in request.body.data or loop_time() < 30 else GOOD

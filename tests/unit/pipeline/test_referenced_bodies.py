@@ -325,7 +325,7 @@ async def test_a_redelivery_of_what_was_answered_fetches_nothing() -> None:
 
 @virtual_time
 async def test_an_operators_rule_has_the_last_word() -> None:
-    """Here: what is refused is a role that somebody will grant."""
+    """Here: what is refused is a role that an operator will grant."""
     policy = ErrorPolicy(parse_rules([{"name": "wait", "match": {"class": "payload_refused"}, "do": "hold"}]))
     payloads = FakePayloads(a=RAW)
     payloads.failures.extend([PayloadError(Fault.PAYLOAD_REFUSED, "403")] * 3)

@@ -80,7 +80,7 @@ def test_a_hold_that_just_fits_stands(changes):
 
 
 def test_retry_after_longer_than_the_hold_budget_is_nacked():
-    """Without a delay from the caller the backend's own wish must fit."""
+    """Without a delay from the caller the backend's own hint must fit."""
     decision = a_decision(HOLD, retry_after_s=2000.0)
     assert apply_budgets(decision, a_budget()).disposition is NACK
 

@@ -1,4 +1,4 @@
-"""What the backend wishes about the next try."""
+"""The backend's hint about the next attempt."""
 
 import pytest
 from hypothesis import given
@@ -38,7 +38,7 @@ NOW = 784_111_777.0
     ],
 )
 def test_retry_after(value, expected):
-    """Seconds and all three forms of an HTTP date are understood and capped at a day; anything else is no wish."""
+    """Seconds and all three forms of an HTTP date are understood and capped at a day; anything else is no hint."""
     assert retry_after_s({"retry-after": value}, now_unix=NOW) == expected
 
 
@@ -64,9 +64,9 @@ def test_should_retry(value, expected):
 
 @given(st.text(max_size=60), st.text(max_size=20))
 def test_no_header_breaks_it(seconds, milliseconds):
-    """Whatever stands in the headers, the wish is none or between zero and the cap."""
-    wish = retry_after_s({"retry-after": seconds, "retry-after-ms": milliseconds}, now_unix=NOW)
-    assert wish is None or 0.0 <= wish <= MAX_RETRY_AFTER_S
+    """Whatever stands in the headers, the hint is none or between zero and the cap."""
+    hint = retry_after_s({"retry-after": seconds, "retry-after-ms": milliseconds}, now_unix=NOW)
+    assert hint is None or 0.0 <= hint <= MAX_RETRY_AFTER_S
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ _NAMES_OPTIONS = re.compile(r"\bstream_options\b|\binclude_usage\b")
 _NAMES_STREAM = re.compile(r"\bstream(?:ing|ed|s)?\b", re.IGNORECASE)
 
 _ABOUT_STREAM = frozenset({Fault.CONNECTION_LOST, Fault.DECODING, Fault.IDLE_TIMEOUT, Fault.STREAM_BROKEN})
-"""Faults that a whole answer might not have.  Whoever was too slow for the first byte is no faster with all of it."""
+"""Faults that a whole answer might not have.  A server too slow for the first byte is no faster with the rest."""
 
 _SERVER_ERROR = 500
 
