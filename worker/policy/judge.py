@@ -45,9 +45,9 @@ CONTRADICTED_PROBE_WAIT_S = 1.0
 """After a probe whose failure says nothing: until the next probe, which is another message where one waits."""
 PAUSING_MESSAGES = 2
 """So many messages must be refused with Retry-After, none served between them, before the window pauses for it."""
-MAX_OUTAGE_RETRIES_AFTER_CRASH = 5
-"""The same for failures that look as if the request had taken the server down: each costs a restart, which is minutes
-of GPU time, where an error that was answered costs nothing."""
+MAX_COSTLY_OUTAGE_RETRIES = 5
+"""The same for failures that cost the server something: a restart where the request may have taken it down, which is
+minutes of GPU time, or the generation of an answer that cannot be read.  A refusal costs nothing."""
 MAX_CONTINUATIONS = 5
 """Times one delivery is held to be resumed, whatever its class allows: a connection that breaks again and again may
 hold elsewhere."""
@@ -58,15 +58,14 @@ MAX_RETRY_AFTER_PAUSE_S = 60.0
 MIN_PROBE_WAIT_S = 0.1
 _MAX_DOUBLINGS = 10
 
-_ANSWERED = frozenset({ErrorClass.MALFORMED, ErrorClass.EMPTY_ANSWER})
-"""A backend that answers with success, only not what was asked for, is not away: more likely it is the request."""
-_CRASHES = frozenset(
+_COSTLY = frozenset(
     {
         ErrorClass.CONNECTION_LOST,
         ErrorClass.ABORTED,
         ErrorClass.STREAM_BROKEN,
         ErrorClass.STREAM_IDLE,
         ErrorClass.TIMEOUT,
+        ErrorClass.MALFORMED,
     }
 )
 _ERRORS = 400
@@ -302,9 +301,7 @@ def _own(decision: Decision, budget: Budget, blame: Blame) -> tuple[Decision, Bu
 def _may_be_outage(decision: Decision, blame: Blame) -> bool:
     """Say whether others may fail in the same way."""
     # Contradicted once is not enough: at the beginning of an outage, what began a little later is still served.
-    if blame.is_own or decision.error_class in _ANSWERED:
-        return False
-    return decision.breaker is BreakerAction.COUNT
+    return not blame.is_own and decision.breaker is BreakerAction.COUNT
 
 
 def _is_heard_by_several(blame: Blame) -> bool:
@@ -326,7 +323,7 @@ def _own_backoff(decision: Decision, blame: Blame) -> Decision:
 
 
 def _max_outage_retries(decision: Decision, budget: Budget) -> int:
-    most = MAX_OUTAGE_RETRIES_AFTER_CRASH if decision.error_class in _CRASHES else MAX_OUTAGE_RETRIES
+    most = MAX_COSTLY_OUTAGE_RETRIES if decision.error_class in _COSTLY else MAX_OUTAGE_RETRIES
     if budget.max_delivery_attempts is None:
         return most
     return min(most, OUTAGE_RETRIES_PER_ATTEMPT * budget.max_delivery_attempts)

@@ -17,8 +17,8 @@ from worker.policy.judge import (
     DEADLINE_MARGIN_S,
     HEALTHY,
     MAX_CONTINUATIONS,
+    MAX_COSTLY_OUTAGE_RETRIES,
     MAX_OUTAGE_RETRIES,
-    MAX_OUTAGE_RETRIES_AFTER_CRASH,
     MAX_OWN_FAILURES,
     MAX_RETRY_AFTER_PAUSE_S,
     AttemptEnd,
@@ -89,9 +89,10 @@ def test_a_failure_among_failures_is_an_outage():
     [
         (ErrorClass.SERVER_ERROR, 2 * 5),
         (ErrorClass.CONNECT, 2 * 5),
-        (ErrorClass.CONNECTION_LOST, MAX_OUTAGE_RETRIES_AFTER_CRASH),
-        (ErrorClass.TIMEOUT, MAX_OUTAGE_RETRIES_AFTER_CRASH),
-        (ErrorClass.STREAM_BROKEN, MAX_OUTAGE_RETRIES_AFTER_CRASH),
+        (ErrorClass.CONNECTION_LOST, MAX_COSTLY_OUTAGE_RETRIES),
+        (ErrorClass.TIMEOUT, MAX_COSTLY_OUTAGE_RETRIES),
+        (ErrorClass.MALFORMED, MAX_COSTLY_OUTAGE_RETRIES),
+        (ErrorClass.STREAM_BROKEN, MAX_COSTLY_OUTAGE_RETRIES),
     ],
 )
 def test_outage_retries_run_out(error_class, limit):
@@ -162,11 +163,12 @@ def test_an_own_failure_is_answered_where_nothing_counts_delivery_attempts():
             assert judge(end, uncounted).decision.disposition is expected
 
 
-@pytest.mark.parametrize("error_class", [ErrorClass.MALFORMED, ErrorClass.EMPTY_ANSWER])
-def test_a_server_that_answers_is_no_outage(error_class):
-    """A useless answer is more likely the request's: it is nacked at once, whatever the breaker says."""
-    verdict = judge(an_end(replace(FAILED, error_class=error_class), is_outage_checked=False), FIRST, DOWN)
-    assert (verdict.decision.disposition, verdict.needs_outage_check) == (NACK, False)
+def test_unreadable_answers_are_an_outage_when_others_get_them_too():
+    """A proxy whose page says 200: with the breaker open the message is held, and spends no attempt."""
+    end = an_end(replace(FAILED, error_class=ErrorClass.MALFORMED))
+    verdict = judge(end, FIRST, DOWN)
+    assert (verdict.decision.disposition, verdict.is_outage) == (HOLD, True)
+    assert judge(structs.replace(end, blame=OWN), FIRST, DOWN).decision.disposition is NACK
 
 
 @pytest.mark.parametrize("changes", [{"breaker": BreakerAction.NONE}, {"disposition": REPLY}, {"disposition": HOLD}])
