@@ -206,7 +206,7 @@ def plot(samples: Sequence[Sample]) -> str:
         parts.append(
             f'<path d="M{left},{top} V{top + height} H{width - 10}" fill="none" stroke="#888"/>'
             f'<polyline points="{points}" fill="none" stroke="#1f6feb" stroke-width="1.5"/>'
-            f'<text x="{left + 6}" y="{top + 12}" font-weight="600">{label}</text>'
+            f'<text x="{left}" y="{top - 5}" font-weight="600">{label}</text>'
             f'<text x="{left - 6}" y="{top + 10}" text-anchor="end">{ceiling:.0f}</text>'
             f'<text x="{left - 6}" y="{top + height}" text-anchor="end">0</text>'
         )
@@ -214,8 +214,8 @@ def plot(samples: Sequence[Sample]) -> str:
     parts.append(f'<text x="{left}" y="{foot}">0</text>')
     parts.append(f'<text x="{width - 10}" y="{foot}" text-anchor="end">{end / 60:.0f} min</text>')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {foot + 10}" font-family="sans-serif" '
-        f'font-size="12"><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -12 {width} {foot + 22}" font-family="sans-serif" '
+        f'font-size="12"><rect y="-12" width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
     )
 
 
