@@ -171,7 +171,7 @@ async def check_resource(channel: grpc.aio.Channel, name: str) -> bool:
             return False
         return await _check_exists(channel, name, kind)
     if permission not in answer.permissions:
-        raise BrokerResourceError(f"{name}: the worker lacks {permission}; grant it {role}")
+        raise BrokerResourceError(f"{name}: {permission} is not granted; {role} has it")
     return True
 
 
@@ -329,6 +329,10 @@ class Broker:
         is_certain = await check_resource(self._channel, self.names.subscription)
         await check_resource(self._channel, self.names.topic)
         return is_certain
+
+    async def check_topic(self, name: str) -> None:
+        """Check that a topic, short or full, can be published to; see `check_resource`, also for cancellation."""
+        await check_resource(self._channel, self.full_topic(name))
 
     async def create_local(self, project: str, requests: str, responses: str) -> LocalNames:
         """Create what a local run needs in the embedded server; see `create_local_resources`, also for cancellation."""

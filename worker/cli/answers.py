@@ -10,8 +10,8 @@ import argparse
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 
@@ -24,7 +24,8 @@ from worker.brokers.connection import Broker
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from worker.cli.loop import on_signals
 from worker.cli.receive import ReceivedAnswers
-from worker.cli.runs import Teller, connected, describe, failure_line
+from worker.cli.retryable import RETRYABLE
+from worker.cli.runs import Teller, connected, describe, failure_lines
 from worker.client.collect import (
     Collection,
     CollectProgress,
@@ -216,8 +217,35 @@ async def _look_for_gone(broker: Broker, ledger: Ledger, name: str, teller: Tell
         teller.event("answers_expired", text, subscription=name, retention_s=state.retention_s, age_s=round(age_s))
 
 
+@contextmanager
+def run_outputs(namespace: argparse.Namespace, ledger: Ledger, output: str) -> Iterator[Files]:
+    """
+    Open the outputs of a run, and tell the ledger what stands in them; a failure leaves no new and empty file.
+
+    Args:
+        namespace: With the options of `add_output_options`.
+        ledger: Of the run.
+        output: Path of the answers.
+
+    Raises:
+        OutputError: One cannot be opened or continued.
+        LedgerError: The ledger cannot be read or written.
+    """
+    keep_order(ledger, output, namespace.errors, is_ordered=namespace.ordered)
+    files = open_outputs(output, namespace.errors, is_ordered=namespace.ordered)
+    try:
+        reconcile(ledger, files)
+        files.refuse_lacking(ledger)
+        yield files
+    except BaseException:
+        files.close()
+        files.remove_new()
+        raise
+    files.close()
+
+
 async def collect_run(
-    namespace: argparse.Namespace, settings: Settings, ledger: Ledger, output: str, teller: Teller
+    namespace: argparse.Namespace, settings: Settings, ledger: Ledger, files: Files, teller: Teller
 ) -> int:
     """
     Collect the answers of a run; return the exit code.
@@ -226,7 +254,7 @@ async def collect_run(
         namespace: With the options of `add_output_options`.
         settings: How Pub/Sub is reached.
         ledger: Of the run; its notes name the subscription.
-        output: Path of the answers.
+        files: The outputs; are closed.
         teller: Is told how it goes.
 
     Raises:
@@ -234,12 +262,8 @@ async def collect_run(
 
     Cancellation: what has arrived is written; the same command continues.
     """
-    keep_order(ledger, output, namespace.errors, is_ordered=namespace.ordered)
-    files = open_outputs(output, namespace.errors, is_ordered=namespace.ordered)
     progress: CollectProgress | None = None
     try:
-        reconcile(ledger, files)
-        files.refuse_lacking(ledger)
         if not ledger.totals().is_complete:
             subscription = ledger.get(SUBSCRIPTION)
             if subscription is None and ledger.get(PLANNED) is not None:
@@ -262,7 +286,7 @@ async def collect_run(
         ledger.note({RETRY: None})
         sort_outputs(files)
         await _remove_subscription(settings, ledger, teller)
-    tell_result(teller, ledger, output, progress)
+    tell_result(teller, ledger, files.name, progress)
     return 0 if is_complete else EXIT_FAILED
 
 
@@ -311,11 +335,17 @@ def tell_result(teller: Teller, ledger: Ledger, output: str, progress: CollectPr
         lines.append("  the input is not submitted to its end: run `submit` again")
     elif totals.published < totals.lines:
         lines.append(f"  {totals.lines - totals.published:,} lines are not published: run `submit` again")
-    lines += [failure_line(failure) for failure in failures]
+    for failure in failures:
+        lines += failure_lines(failure)
     if progress is not None and (progress.duplicates or progress.foreign):
         lines.append(f"  dropped: {progress.duplicates:,} duplicates, {progress.foreign:,} of other runs")
     if failures:
-        lines.append("  `inference-worker retry-failed` sends those again that may succeed")
+        count = sum(failure.count for failure in failures if failure.error_class in RETRYABLE)
+        lines.append(
+            f"  `inference-worker retry-failed` sends {count:,} of them again"
+            if count
+            else "  to send them again when the cause is mended: `retry-failed --classes`"
+        )
     teller.event(
         state,
         "\n".join(lines),

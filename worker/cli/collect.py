@@ -7,7 +7,14 @@ The output is its own journal, so the same command continues after Ctrl-C, a cra
 import argparse
 import asyncio
 
-from worker.cli.answers import add_output_options, collect_run, interruptible, refuse_mixed_output, use_subscription
+from worker.cli.answers import (
+    add_output_options,
+    collect_run,
+    interruptible,
+    refuse_mixed_output,
+    run_outputs,
+    use_subscription,
+)
 from worker.cli.arguments import add_settings
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.loop import run_loop
@@ -67,4 +74,5 @@ async def _collect(namespace: argparse.Namespace, settings: Settings, ledger: Le
     if namespace.subscription:
         async with connected(settings) as broker:
             use_subscription(ledger, broker.full_subscription(namespace.subscription))
-    return await collect_run(namespace, settings, ledger, namespace.output, teller)
+    with run_outputs(namespace, ledger, namespace.output) as files:
+        return await collect_run(namespace, settings, ledger, files, teller)

@@ -20,6 +20,7 @@ from worker.cli.answers import (
     interruptible,
     prepare_subscription,
     refuse_mixed_output,
+    run_outputs,
 )
 from worker.cli.arguments import add_settings
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
@@ -111,8 +112,7 @@ async def _retry(namespace: argparse.Namespace, settings: Settings, ledger: Ledg
     if is_under_way:
         teller.event("continuing", "continuing the retry that was interrupted", selected=list(chosen))
     elif begun is None and chosen != LOST and ledger.first_unpublished() is None and not _any(ledger, classes):
-        text = f"no line has failed with {', '.join(classes)}" if classes else "no line has failed"
-        teller.event("nothing", text, classes=list(classes))
+        teller.event("nothing", _nothing(ledger, chosen), classes=list(classes))
         return 0
     if not is_under_way or ledger.first_unpublished() is not None:
         code = await _publish(namespace, settings, ledger, teller, None if is_under_way else (chosen, classes))
@@ -121,8 +121,19 @@ async def _retry(namespace: argparse.Namespace, settings: Settings, ledger: Ledg
     if not namespace.wait:
         ledger.note({RETRY: None})
         return 0
-    collecting = asyncio.ensure_future(collect_run(namespace, settings, ledger, namespace.output, teller))
-    return await interruptible(collecting, teller)  # the signals are this one's from now on
+    with run_outputs(namespace, ledger, namespace.output) as files:
+        collecting = asyncio.ensure_future(collect_run(namespace, settings, ledger, files, teller))
+        return await interruptible(collecting, teller)  # the signals are this one's from now on
+
+
+def _nothing(ledger: Ledger, chosen: tuple[str, ...]) -> str:
+    """Say that nothing is sent again, and what might be."""
+    failures = ledger.failures()
+    if not failures:
+        return "nothing to send again: no line has failed"
+    which = "that may succeed when repeated" if chosen == RETRYABLE else f"of {', '.join(chosen)}"
+    others = ", ".join(f"{each.count:,} x {each.error_class}" for each in failures)
+    return f"nothing to send again: no line has failed with an error {which}; there are {others} (--classes)"
 
 
 def _any(ledger: Ledger, classes: tuple[str, ...]) -> bool:
@@ -157,6 +168,7 @@ async def _publish(
     """
     responses = namespace.response_topic or named(settings.pubsub.response_topic)
     async with connected(settings) as broker:
+        await broker.check_topic(ledger.run.topic)
         await prepare_subscription(
             broker, ledger, teller, name=namespace.subscription, responses=responses, wants_own=True
         )

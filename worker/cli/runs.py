@@ -8,6 +8,7 @@ for each event on standard output.
 import argparse
 import json
 import sys
+import textwrap
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from worker.cli.arguments import settings_from
 from worker.client.errors import LedgerError
 from worker.client.ledger import Failure, Ledger, Totals
 from worker.client.submit import Upload
+from worker.client.summary import one_line
 from worker.errors import SettingsError, WorkerError
 from worker.settings.schema import Settings
 from worker.wire.object_uri import ObjectUri, parse_object_prefix
@@ -28,6 +30,8 @@ RETRYING = "retrying"
 """Note in the ledger: what `retry-failed` is taking out of the outputs."""
 ANSWERS_IN_FLIGHT = 1000
 SHOW_EVERY_S = 0.25
+_TO_END = "\x1b[K"
+"""Clears a terminal's line from the cursor on, with what the terminal has put there itself (`^C`)."""
 _UNUSED = "unused"
 _NAMES = ("pubsub.request_subscription", "pubsub.response_topic", "backend.base_url")
 
@@ -114,7 +118,7 @@ class Teller:
         self._is_json = is_json
         self._is_live = not is_json and not is_quiet and sys.stderr.isatty()
         self._shown_at = -SHOW_EVERY_S
-        self._width = 0
+        self._is_shown = False
 
     def event(self, name: str, text: str, **fields: Any) -> None:
         """Tell something that happened once: as JSON with its fields, or as text for a person."""
@@ -123,7 +127,7 @@ class Teller:
             sys.stdout.write(json.dumps({"event": name, **fields}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         else:
-            sys.stderr.write(text + "\n")
+            sys.stderr.write((_wrapped(text) if sys.stderr.isatty() else text) + "\n")
             sys.stderr.flush()
 
     def progress(self, name: str, text: str, **fields: Any) -> None:
@@ -135,16 +139,23 @@ class Teller:
         if self._is_json:
             self.event(name, text, **fields)
         elif self._is_live:
-            text = text[:79]
-            sys.stderr.write("\r" + text.ljust(self._width))
+            sys.stderr.write(f"\r{text[:79]}{_TO_END}")
             sys.stderr.flush()
-            self._width = len(text)
+            self._is_shown = True
 
     def clear(self) -> None:
         """Remove the line of progress."""
-        if self._width:
-            sys.stderr.write("\r" + " " * self._width + "\r")
-            self._width = 0
+        if self._is_shown:
+            sys.stderr.write(f"\r{_TO_END}")
+            self._is_shown = False
+
+
+def _wrapped(text: str) -> str:
+    """Break long lines between words, for a terminal of 80 columns."""
+    return "\n".join(
+        textwrap.fill(line, 79, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
 def duration(seconds: float | None) -> str:
@@ -168,10 +179,12 @@ def describe(totals: Totals, per_s: float | None = None) -> str:
     return text
 
 
-def failure_line(failure: Failure) -> str:
-    """Return one class of errors with its example, for a person."""
-    example = " ".join(failure.message.split())
-    return f"  {failure.count:,} x {failure.error_class}, e.g. line {failure.number}: {example}"
+def failure_lines(failure: Failure) -> list[str]:
+    """Return one class of errors with its example, for a person: at most three lines of at most 79 characters."""
+    text = f"{failure.count:,} x {failure.error_class}, e.g. line {failure.number}: {one_line(failure.message)}"
+    return textwrap.wrap(
+        text, 79, initial_indent="  ", subsequent_indent="    ", max_lines=3, placeholder=" …", break_on_hyphens=False
+    )
 
 
 @asynccontextmanager

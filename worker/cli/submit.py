@@ -10,6 +10,8 @@ import asyncio
 import shutil
 import sys
 import tempfile
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -22,6 +24,7 @@ from worker.cli.answers import (
     note_waiting,
     prepare_subscription,
     refuse_mixed_output,
+    run_outputs,
 )
 from worker.cli.arguments import add_settings, at_least_one
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
@@ -30,7 +33,7 @@ from worker.cli.loop import on_signals, run_loop
 from worker.cli.parser import describe
 from worker.cli.runs import RETRYING, Teller, connected, ledger_path, named, run_settings, upload_to
 from worker.client.check import CheckResult
-from worker.client.errors import InputError, LedgerError, OutputError, describe_os_error
+from worker.client.errors import ClientError, InputError, LedgerError, OutputError, describe_os_error
 from worker.client.io.files import STANDARD, open_input
 from worker.client.io.tables import Source
 from worker.client.ledger import Ledger, new_run
@@ -102,7 +105,11 @@ def run(namespace: argparse.Namespace) -> int:
         return _dry_run(namespace, topic, teller)
     path = ledger_path(namespace, "stdin" if namespace.input == STANDARD else namespace.input)
     plan = _Plan(path, _lines_of(namespace, path), topic, responses)
-    return run_loop(lambda: _submit(namespace, settings, plan, teller))
+
+    async def main() -> int:
+        return await interruptible(asyncio.ensure_future(_submit(namespace, settings, plan, teller)), teller)
+
+    return run_loop(main)
 
 
 def request_topic(name: str | None, settings: Settings) -> str:
@@ -133,6 +140,9 @@ def _lines_of(namespace: argparse.Namespace, path: str) -> str:
     """
     opened, copy = input_of(namespace), Path(path + COPY_SUFFIX)
     if namespace.template is None and namespace.input != STANDARD:
+        if Path(namespace.input).exists() and not Path(namespace.input).is_file():
+            raise InputError(f"{namespace.input}: is no file; it is read twice (- reads standard input into a copy)")
+        open_input(namespace.input).close()
         return str(namespace.input)
 
     def write(file: BinaryIO) -> None:
@@ -195,8 +205,25 @@ def _write_rows(source: Source, file: BinaryIO) -> None:
         source.close()
 
 
-def _checked(namespace: argparse.Namespace, input_path: str, ledger: Ledger, teller: Teller) -> CheckResult:
-    """Check the input into the ledger; tell its faults."""
+def _checked(
+    namespace: argparse.Namespace,
+    input_path: str,
+    ledger: Ledger,
+    teller: Teller,
+    stopped: threading.Event | None = None,
+) -> CheckResult:
+    """
+    Check the input into the ledger; tell its faults.
+
+    Raises:
+        ClientError: It was stopped, or as `check`.
+    """
+
+    def show(lines: int) -> None:
+        if stopped is not None and stopped.is_set():
+            raise ClientError("the check was interrupted")
+        teller.progress("checking", f"checking: {lines:,} lines", lines=lines)
+
     reader = open_input(input_path)
     try:
         result = check(
@@ -204,7 +231,7 @@ def _checked(namespace: argparse.Namespace, input_path: str, ledger: Ledger, tel
             ledger,
             limit=namespace.limit,
             is_by_reference=namespace.is_by_reference,
-            on_progress=lambda lines: teller.progress("checking", f"checking: {lines:,} lines", lines=lines),
+            on_progress=show,
         )
     finally:
         reader.close()
@@ -265,11 +292,14 @@ class _Plan(NamedTuple):
 
 async def _submit(namespace: argparse.Namespace, settings: Settings, plan: _Plan, teller: Teller) -> int:
     async with connected(settings) as broker:
+        await broker.check_topic(plan.topic)
         publisher = broker.publisher(plan.topic)
         try:
-            with _ledger_of(plan.ledger, plan.input, publisher.topic) as ledger:
-                if _checked_into(namespace, plan.input, ledger, teller):
+            with ExitStack() as stack:
+                ledger = stack.enter_context(_ledger_of(plan.ledger, plan.input, publisher.topic))
+                if await _checked_into(namespace, plan.input, ledger, teller):
                     return EXIT_FAILED
+                files = stack.enter_context(run_outputs(namespace, ledger, namespace.wait)) if namespace.wait else None
                 wants_own = ledger.get(SUBSCRIPTION) is None and _wants_own(namespace, ledger)
                 if wants_own or namespace.subscription or ledger.first_unpublished() is not None:
                     await prepare_subscription(
@@ -283,14 +313,13 @@ async def _submit(namespace: argparse.Namespace, settings: Settings, plan: _Plan
                 if ledger.get(SUBSCRIPTION) is None:
                     teller.event(
                         "no_subscription",
-                        "no subscription is named: `collect --subscription` gets only what one on the response topic "
-                        "has received from now on",
+                        "no subscription is named: make one before workers answer (docs/submit.md)",
                     )
                 code = await publish_run(ledger, plan.input, publisher.publish, teller, upload_to(settings, ledger))
-                if code or not namespace.wait:
+                if code or files is None:
                     return code
                 return await interruptible(
-                    asyncio.ensure_future(collect_run(namespace, settings, ledger, namespace.wait, teller)), teller
+                    asyncio.ensure_future(collect_run(namespace, settings, ledger, files, teller)), teller
                 )
         finally:
             await publisher.aclose()
@@ -315,8 +344,6 @@ def _wants_own(namespace: argparse.Namespace, ledger: Ledger) -> bool:
 def _ledger_of(path: str, input_path: str, topic: str) -> Ledger:
     """Open the ledger of this input and topic, or make it."""
     if not Path(path).exists():
-        if not Path(input_path).is_file():
-            raise InputError(f"{input_path}: is no file")
         return Ledger.create(path, new_run(input_path, topic))
     ledger = Ledger(path)
     fault = None
@@ -332,14 +359,25 @@ def _ledger_of(path: str, input_path: str, topic: str) -> Ledger:
     return ledger
 
 
-def _checked_into(namespace: argparse.Namespace, input_path: str, ledger: Ledger, teller: Teller) -> bool:
-    """Check the input, unless the ledger knows this very file; return whether it has faults."""
-    status = Path(input_path).stat()
+async def _checked_into(namespace: argparse.Namespace, input_path: str, ledger: Ledger, teller: Teller) -> bool:
+    """
+    Check the input, unless the ledger knows this very file; return whether it has faults.
+
+    Cancellation: the check has ended; the next one begins anew.
+    """
+    status = await asyncio.to_thread(Path(input_path).stat)
     stamp = f"{status.st_size}-{status.st_mtime_ns}-{namespace.limit or ''}-{namespace.is_by_reference}"
     if ledger.get("is_input_read") == stamp:
         return False
     ledger.note({"is_input_read": None})
-    result = _checked(namespace, input_path, ledger, teller)
+    stopped = threading.Event()
+    checking = asyncio.ensure_future(asyncio.to_thread(_checked, namespace, input_path, ledger, teller, stopped))
+    try:
+        result = await asyncio.shield(checking)
+    except asyncio.CancelledError:
+        stopped.set()
+        await asyncio.gather(checking, return_exceptions=True)  # the ledger is not closed before
+        raise
     if result.fault_count:
         _tell_check(input_path, result, teller)
         return True
@@ -363,7 +401,7 @@ async def publish_run(
     reader = open_input(input_path)
     submission = Submission(reader, ledger, publish, upload=upload)
     task = asyncio.ensure_future(submission.run())
-    presses = 0
+    presses, is_outage_told = 0, False
 
     def interrupt() -> None:
         nonlocal presses
@@ -378,7 +416,7 @@ async def publish_run(
     try:
         while not task.done():
             await asyncio.wait({task}, timeout=0.25)
-            _show(submission, teller)
+            is_outage_told = _show(submission, teller, is_outage_told=is_outage_told)
         task.result()
     except asyncio.CancelledError:
         if not presses:
@@ -390,9 +428,11 @@ async def publish_run(
         teller.clear()
     progress, totals = submission.progress(), ledger.totals()
     rate = progress.published / progress.duration_s if progress.duration_s else 0.0
-    text = f"published {totals.published:,} of {totals.lines:,} lines to {ledger.run.topic} ({rate:,.0f} lines/s)"
+    text = f"published {totals.published:,} of {totals.lines:,} lines to {ledger.run.topic}"
+    if progress.published:
+        text += f" ({rate:,.0f} lines/s)"
     if progress.skipped:
-        text += f", {progress.skipped:,} of them before"
+        text += f", {progress.skipped:,} of them before" if progress.published else ", all of them before"
     teller.event(
         "published" if totals.published == totals.lines else "interrupted",
         text,
@@ -407,8 +447,11 @@ async def publish_run(
     return EXIT_INTERRUPTED if presses else EXIT_FAILED
 
 
-def _show(submission: Submission, teller: Teller) -> None:
+def _show(submission: Submission, teller: Teller, *, is_outage_told: bool) -> bool:
+    """Show how far it is; return whether a failed publish was told."""
     progress = submission.progress()
+    if progress.retries and not is_outage_told:
+        teller.event("repeating", f"a publish failed and is repeated: {progress.reason}", reason=progress.reason)
     rate = progress.published / progress.duration_s if progress.duration_s > 1 else 0.0
     done = progress.skipped + progress.published
     text = f"{done:,}/{progress.total:,} published"
@@ -418,3 +461,4 @@ def _show(submission: Submission, teller: Teller) -> None:
     if progress.retries:
         text += f", {progress.retries:,} repeated"
     teller.progress("publishing", text, published=done, lines=progress.total)
+    return bool(progress.retries)

@@ -9,7 +9,7 @@ from typing import Any
 
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.parser import describe
-from worker.cli.runs import duration, failure_line
+from worker.cli.runs import duration, failure_lines
 from worker.client.ledger import Ledger, Totals
 
 EVERY_S = 0.5
@@ -96,7 +96,8 @@ def view(ledger: Ledger, rates: Rates | None) -> list[str]:
     ]
     if rates is not None:
         rows.append(f"time left  {duration(left_s):>12}")
-    rows += [failure_line(failure) for failure in failures]
+    for failure in failures:
+        rows += failure_lines(failure)
     return [row[:79] for row in rows]
 
 

@@ -62,6 +62,8 @@ class Files:
     bad: Resumed
     is_readable: bool
     """No file is standard output or a pipe."""
+    new: tuple[str, ...]
+    """Paths of those that were not there before."""
     paths: tuple[str, ...]
     """Of every file that holds answers."""
     ordered: tuple[str, ...] = ()
@@ -79,6 +81,12 @@ class Files:
         finally:
             if self.bad is not self.good:
                 self.bad.writer.close()
+
+    def remove_new(self) -> None:
+        """Remove those that were not there before and have got no answer; call it when they are closed."""
+        for path in self.new:
+            if Path(path).is_file() and not Path(path).stat().st_size:
+                Path(path).unlink()
 
     def has(self, line_id: str) -> bool:
         """Whether one of them has an answer to a line."""
@@ -139,6 +147,7 @@ def open_outputs(output: str, errors: str | None, *, is_ordered: bool) -> Files:
     if is_ordered and any(path == STANDARD or (Path(path).exists() and not Path(path).is_file()) for path in paths):
         raise OutputError("an ordered output must be a file")
     suffix = UNSORTED_SUFFIX if is_ordered else ""
+    new = tuple(path + suffix for path in paths if path != STANDARD and not Path(path + suffix).exists())
     opened: list[Resumed] = []
     held: list[str] = []
     try:
@@ -156,7 +165,7 @@ def open_outputs(output: str, errors: str | None, *, is_ordered: bool) -> Files:
             resumed.writer.close()
         raise
     readable = tuple(path for path in held if path != STANDARD and Path(path).is_file())
-    return Files(output, opened[0], opened[-1], len(readable) == len(held), readable, paths if is_ordered else ())
+    return Files(output, opened[0], opened[-1], len(readable) == len(held), new, readable, paths if is_ordered else ())
 
 
 def keep_order(ledger: Ledger, output: str, errors: str | None, *, is_ordered: bool) -> None:

@@ -150,8 +150,12 @@ class Ledger:
             raise
 
     def _read_run(self) -> Run:
-        with self._errors():
+        try:
             is_ledger = self._number("PRAGMA application_id") == APPLICATION_ID
+        except sqlite3.OperationalError as error:
+            raise LedgerError(f"{self.path}: {error}") from None
+        except sqlite3.DatabaseError:
+            is_ledger = False
         if not is_ledger:
             raise LedgerError(f"{self.path}: is no ledger of a run")
         with self._errors():
@@ -175,6 +179,8 @@ class Ledger:
         target = Path(path)
         if target.exists():
             raise LedgerError(f"{path}: exists")
+        if not target.parent.is_dir():
+            raise LedgerError(f"{path}: its directory does not exist")
         half = target.with_name(f"{target.name}.{secrets.token_hex(4)}.new")
         try:
             database = sqlite3.connect(half, isolation_level=None)

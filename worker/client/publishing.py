@@ -86,6 +86,8 @@ class Repetition:
         self._rng = random.Random()  # noqa: S311 - jitter
         self.count = 0
         """Tries that failed and were repeated, of all steps."""
+        self.reason = ""
+        """Why the last one failed."""
 
     async def until_done(
         self, step: Callable[[], Awaitable[str]], *, is_over: Callable[[], bool] = lambda: False
@@ -113,6 +115,7 @@ class Repetition:
                 if is_final or self._clock() - began >= self._patience_s:
                     raise
                 self.count += 1
+                self.reason = str(error)
                 failures += 1
                 await self._sleep(PUBLISH_BACKOFF.delay_s(failures, self._rng.random()))
         return None

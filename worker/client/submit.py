@@ -23,7 +23,7 @@ from worker.client.io.lines import Prepared, RawLine
 from worker.client.ledger import ROUND_1, Ledger, LineRow
 from worker.client.ports import LineSource, Publish
 from worker.client.publishing import PATIENCE_S, LineWindow, Repetition
-from worker.errors import MessageRejectedError
+from worker.errors import MessageRejectedError, PayloadError
 from worker.wire.message import BODY_SHA256, RUN_ID, RUN_ROUND, decode_request
 
 WINDOW = 2000
@@ -54,6 +54,8 @@ class SubmitProgress:
     """Lines that are to be published, both included."""
     retries: int
     """Publishes that failed and were repeated."""
+    reason: str
+    """Why the last one failed."""
     duration_s: float
 
 
@@ -157,7 +159,7 @@ class Submission:
         self._total = 0
 
     def stop(self) -> None:
-        """Publish no further line; `run` returns when what is on its way is confirmed."""
+        """Publish no further line, repeat no publish; `run` returns when what is on its way is confirmed."""
         self._stopped.set()
 
     def progress(self) -> SubmitProgress:
@@ -167,6 +169,7 @@ class Submission:
             skipped=self._skipped,
             total=self._total,
             retries=self._repetition.count,
+            reason=self._repetition.reason,
             duration_s=self._clock() - self._started,
         )
 
@@ -175,9 +178,8 @@ class Submission:
         Publish everything that is unpublished, or what was begun before `stop`.
 
         Raises:
-            InputError: The input is damaged, or has changed since it was checked; permanent.
+            InputError: The input is damaged or has changed since it was checked, or object storage refuses a body.
             PublishError: The broker refused a message, or did not confirm it within `patience_s`.
-            PayloadError: Object storage did not take a body.
             LedgerError: The ledger cannot be written.
 
         Cancellation: stops reading, and records what the broker has confirmed.
@@ -221,32 +223,38 @@ class Submission:
             raise InputError(f"{self._ledger.run.input_path}: {examined.fault}")
         prepared = examined.prepared
         attributes = run_attributes(prepared, self._ledger.run.run_id, row.round)
-        data = prepared.data
+        data: bytes | None = prepared.data
         if prepared.refusal is not None:
             data, attributes = await self._by_reference(line, attributes)
-        message_id = await self._repeated(lambda: self._publish(data, attributes), line)
-        self._confirmed.append((line.number, message_id))
-        self._published += 1
+        message_id = None if data is None else await self._repeated(lambda: self._publish(data, attributes), line)
+        if message_id is not None:
+            self._confirmed.append((line.number, message_id))
+            self._published += 1
         self._window.leave(line.size)
 
-    async def _by_reference(self, line: RawLine, attributes: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
-        """Put the body of a line into object storage; return the message that names it."""
+    async def _by_reference(
+        self, line: RawLine, attributes: Mapping[str, str]
+    ) -> tuple[bytes | None, Mapping[str, str]]:
+        """Put the body of a line into object storage; return the message that names it, `None` after `stop`."""
         request, upload = decode_request(line.data), self._upload
         assert request.body is not None  # it was examined
         assert upload is not None
         body = request.body.data
         uri = await self._repeated(lambda: upload(line.line_id, body), line)
         digest = await asyncio.to_thread(lambda: sha256(body).hexdigest())
-        return by_reference(line.data, uri), {**attributes, BODY_SHA256: digest}
+        message = None if uri is None else by_reference(line.data, uri)
+        return message, {**attributes, BODY_SHA256: digest}
 
-    async def _repeated(self, step: Callable[[], Awaitable[str]], line: RawLine) -> str:
-        """Do a step until it succeeds, or until `patience_s` is over."""
+    async def _repeated(self, step: Callable[[], Awaitable[str]], line: RawLine) -> str | None:
+        """Do a step until it succeeds, until `patience_s` is over, or, if it has failed, until `stop`: then `None`."""
         try:
-            result = await self._repetition.until_done(step)
+            return await self._repetition.until_done(step, is_over=self._stopped.is_set)
         except MessageRejectedError as error:
             raise InputError(f"{self._ledger.run.input_path}: line {line.number}: {error}") from None
-        assert result is not None  # it is never over
-        return result
+        except PayloadError as error:
+            raise InputError(
+                f"{self._ledger.run.input_path}: line {line.number}: object storage does not take the body: {error}"
+            ) from None
 
     async def _record_often(self) -> None:
         while True:

@@ -258,6 +258,56 @@ def test_failed_lines_of_an_ordered_run_that_is_not_complete_can_be_sent_again(r
     assert (code, rig.numbers()) == (0, [1, 2, 3, 4, 5]), said
 
 
+def test_an_output_that_cannot_be_used_is_told_before_anything_is_published(rig):
+    """Of `submit --wait`; and a collection that is refused leaves no empty file."""
+    for output, words in ((rig.folder / "none" / "o", "its directory does not exist"), (rig.folder, "is a directory")):
+        code, said = rig.submit("--wait", output)
+        assert (code, words in said) == (1, True), said
+    assert (rig.admin.take_once(rig.queue, 0.2), rig.subscriptions()) == ([], [])
+    rig.submit("--create-subscription")
+    rig.answer()
+    assert rig.collect()[0] == 0
+    other = rig.folder / "other.jsonl"
+    code, said = rig.run("collect", other, "--run", rig.ledger)
+    assert (code, "lacks 5 of the 5 answers" in said, other.exists()) == (1, True, False), said
+
+
+def test_a_mistyped_topic_or_input_leaves_no_ledger(rig):
+    """The next command can have the right ones."""
+    code, said = rig.submit("--topic", "none")
+    assert (code, "the topic projects/exam/topics/none does not exist" in said) == (1, True), said
+    code, said = rig.run("submit", rig.folder / "in.json")
+    assert (code, "in.json: does not exist; did you mean in.jsonl?" in said) == (1, True), said
+    code, said = rig.run("submit", rig.folder)
+    assert (code, "is no file" in said) == (1, True), said
+    assert not Path(rig.ledger).exists()
+    code, said = rig.submit("--run", rig.folder / "none" / "x.run")
+    assert (code, "its directory does not exist" in said) == (1, True), said
+    code, said = rig.submit("--run", rig.input)
+    assert (code, "in.jsonl: is no ledger of a run" in said) == (1, True), said
+    rig.submit()
+    rig.input.rename(rig.folder / "moved")
+    code, said = rig.submit()
+    assert (code, "in.jsonl: does not exist" in said) == (1, True), said
+
+
+def test_a_server_that_is_away_is_told_at_once(rig, monkeypatch):
+    """Nothing is left behind."""
+    monkeypatch.setattr("worker.brokers.connection.TIMEOUT_S", 0.2)
+    code, said = rig.submit("--create-subscription", **{"pubsub.emulator_host": "127.0.0.1:1"})
+    assert (code, "Pub/Sub cannot be reached" in said, Path(rig.ledger).exists()) == (1, True, False), said
+
+
+def test_what_a_retry_finds_nothing_of_is_told_with_what_there_is(rig):
+    """And the end of a collection says which way leads on."""
+    rig.submit("--create-subscription")
+    rig.answer(fails={2, 4})
+    code, said = rig.collect()
+    assert (code, "`inference-worker retry-failed` sends 2 of them again" in said) == (0, True), said
+    code, said = rig.retry("--classes", "auth")
+    assert (code, "no line has failed with an error of auth; there are 2 x timeout" in said) == (0, True), said
+
+
 def feed(monkeypatch, text):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
 
@@ -334,6 +384,31 @@ def test_a_retry_that_waits_is_interrupted_and_goes_on_where_it_was(rig):
     assert rig.published == {1: 1, 2: 2, 3: 1, 4: 2, 5: 1}
     code, said = rig.retry()
     assert (code, "sending 1 lines again" in said) == (0, True), said
+
+
+def test_an_interrupted_check_ends_at_once_and_publishes_nothing(rig):
+    """Also of a file that takes minutes; the next command checks it anew."""
+    with rig.input.open("w") as file:
+        for number in range(1, 60_001):
+            file.write(rig.line(number))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-m", "worker", "submit", str(rig.input), "--json", *rig.settings()]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            first = process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, json.loads(first)["event"]) == (130, "checking"), said
+    assert json.loads(said.splitlines()[-1])["event"] == "interrupted"
+    with Ledger(rig.ledger) as ledger:
+        assert (ledger.totals().published, ledger.totals().is_input_read) == (0, False)
+        assert ledger.totals().lines < 60_000
+    rig.input.write_text(rig.line(1))
+    assert rig.submit()[0] == 0
 
 
 def is_pulled(rig):

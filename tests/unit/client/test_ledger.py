@@ -76,7 +76,7 @@ def test_a_ledger_is_not_made_twice_and_nothing_half_made_stays(tmp_path):
     Ledger.create(path, new_run("a", "t")).close()
     with pytest.raises(LedgerError, match="exists"):
         Ledger.create(path, new_run("a", "t"))
-    with pytest.raises(LedgerError, match="cannot be written"):
+    with pytest.raises(LedgerError, match="its directory does not exist"):
         Ledger.create(str(tmp_path / "missing" / "a.run"), new_run("a", "t"))
     assert [each.name for each in tmp_path.iterdir()] == ["a.run"]
 

@@ -204,6 +204,25 @@ async def test_a_stop_waits_for_what_is_on_its_way(run_of):
     assert ledger.totals().published == len(topic.published) == 8
 
 
+async def test_a_stop_does_not_wait_for_the_end_of_an_outage(run_of):
+    """What has failed is not repeated any more; what was confirmed is recorded."""
+    path, ledger = run_of([a_line(number) for number in range(20)])
+    topic = Topic(failures=[None] * 5 + [PublishRetryableError("away")] * 1000)
+    reader = open_input(str(path))
+
+    async def no_sleep(_):
+        await asyncio.sleep(0)
+
+    submission = Submission(reader, ledger, topic.publish, window=8, sleep=no_sleep)
+    running = asyncio.ensure_future(submission.run())
+    await eventually(lambda: submission.progress().retries > 3)
+    submission.stop()
+    await running
+    reader.close()
+    assert submission.progress().reason == "away"
+    assert ledger.totals().published == len(topic.published) == 5
+
+
 async def test_a_cancellation_records_what_was_confirmed(run_of):
     """Nothing that the broker has confirmed is published again."""
     path, ledger = run_of([a_line(number) for number in range(100)])
@@ -280,3 +299,19 @@ async def test_a_body_over_the_limit_goes_into_object_storage_and_the_message_na
     assert json.loads(data) == {
         "path": "/v1/x", "priority": 3, "metadata": {"n": 1}, "body_uri": f"gs://bucket/run/{line_id}.json"
     }  # fmt: skip
+
+
+async def test_a_bucket_that_refuses_ends_the_submission_with_the_line(tmp_path):
+    """At once, and nothing is published."""
+    path = tmp_path / "large.jsonl"
+    path.write_bytes(b'{"path":"/v1/x","body":{"t":"%s"}}\n' % (b"x" * 10_100_000))
+
+    async def upload(line_id, body):
+        raise PayloadError(Fault.PAYLOAD_REFUSED, "no permission")
+
+    topic = Topic()
+    with Ledger.create(str(tmp_path / "large.run"), new_run(str(path), "t")) as ledger:
+        assert check_file(path, ledger, is_by_reference=True).faults == []
+        with pytest.raises(InputError, match=r"line 1: object storage does not take the body: .*no permission"):
+            await submit(path, ledger, topic, upload=upload)
+    assert topic.published == []
