@@ -49,7 +49,7 @@ from worker.client.io.files import STANDARD, check_creatable
 from worker.client.ports import LineSource
 from worker.client.report.sample import read_sample
 from worker.client.resume import AnsweredLines, Resumed, drop_answers, refuse_same_file, resume_output
-from worker.client.summary import ErrorExample
+from worker.client.summary import ErrorExample, say
 from worker.errors import SettingsError
 from worker.settings.schema import PubSubSettings, refuse_own_headers
 from worker.telemetry.logs import configure_logs
@@ -57,11 +57,6 @@ from worker.telemetry.logs import configure_logs
 ANSWERS_IN_FLIGHT = 1000
 CHECK_SHOWN_S = 2.0
 """A check of the input that takes longer than this shows how far it is."""
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -169,7 +164,7 @@ def run(namespace: argparse.Namespace) -> int:
         try:
             return await interrupts.task
         except asyncio.CancelledError:
-            _say("interrupted; the same command continues this run")
+            say("interrupted; the same command continues this run")
             return EXIT_INTERRUPTED
 
     return run_loop(main)
@@ -213,19 +208,19 @@ async def look_at_server(target: Target, asked_for: Mapping[str, ModelUse], *, i
     Cancellation: leaves nothing behind.
     """
     if target.is_simulated:
-        _say("server: simulated; --backend-url names a real one")
+        say("server: simulated; --backend-url names a real one")
         return
     try:
         servers = [await ask(route) for route in target.settings.all_routes()]
     except PreflightError as error:
         if is_required:
             raise PreflightError(f"{error}; --keep-going starts all the same") from None
-        _say(f"warning: {error}")
+        say(f"warning: {error}")
         return
     for server in servers:
-        _say(describe_server(server) + (f" (from {target.remark})" if target.remark else ""))
+        say(describe_server(server) + (f" (from {target.remark})" if target.remark else ""))
     for warning in missing(servers, asked_for):
-        _say(warning)
+        say(warning)
 
 
 def _asked_for(options: argparse.Namespace, check: CheckResult | None) -> Mapping[str, ModelUse]:
@@ -288,7 +283,7 @@ async def open_run(options: argparse.Namespace, stack: AsyncExitStack) -> Input:
         resumed = open_output(options.output, stack)
         known = replace(known, answered=len(resumed.answered))
         if dropped:
-            _say(f"output: {dropped:,} answers were taken out of {options.output}; their lines are asked again")
+            say(f"output: {dropped:,} answers were taken out of {options.output}; their lines are asked again")
     return Input(reader=reader, answered=resumed, check=check.result, known=known)
 
 
@@ -332,7 +327,7 @@ class _CheckDisplay:
         if time.monotonic() >= self._due and reader.bytes_total:
             self._due = time.monotonic() + CHECK_SHOWN_S
             share = 100 * reader.bytes_read // reader.bytes_total
-            _say(f"checking {self._name}: {reader.lines_read:,} lines ({share} %)")
+            say(f"checking {self._name}: {reader.lines_read:,} lines ({share} %)")
 
 
 def _tell_input(name: str, check: CheckResult, known: InputCount) -> None:
@@ -341,7 +336,7 @@ def _tell_input(name: str, check: CheckResult, known: InputCount) -> None:
         text += f", {known.answered:,} of them answered before"
     if check.bad and known.answered < known.lines:
         text += f"; {check.bad:,} are no requests and get an error ({check.faults[0]})"
-    _say(text)
+    say(text)
 
 
 async def run_local(options: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -362,7 +357,7 @@ async def run_local(options: argparse.Namespace, interrupts: Interrupts) -> int:
         if opened.check is not None and opened.known is not None:
             _tell_input(_name(options.input), opened.check, opened.known)
             if opened.answered is not None and opened.known.answered == opened.known.lines:
-                _say("nothing to answer")
+                say("nothing to answer")
                 return 0
         await look_at_server(target, _asked_for(options, opened.check), is_required=not options.keep_going)
         resumed = opened.answered or open_output(options.output, stack)

@@ -19,7 +19,7 @@ from worker.cli.arguments import settings_from
 from worker.client.errors import LedgerError
 from worker.client.ledger import Failure, Ledger, Totals
 from worker.client.submit import Upload
-from worker.client.summary import one_line
+from worker.client.summary import one_line, say
 from worker.errors import SettingsError, WorkerError
 from worker.settings.schema import Settings
 from worker.wire.object_uri import ObjectUri, parse_object_prefix
@@ -46,9 +46,10 @@ def run_settings(namespace: argparse.Namespace) -> Settings:
     try:
         return settings_from(namespace, needs_backend=False)
     except SettingsError as error:
-        missing = [fault.partition(":")[0] for fault in error.faults if ": is required" in fault]
-        if len(missing) != len(error.faults) or not set(missing) <= set(_NAMES):
-            raise
+        missing = [name for name in _NAMES if any(fault.startswith(f"{name}: is required") for fault in error.faults)]
+        others = [fault for fault in error.faults if not fault.startswith(tuple(f"{name}: is" for name in missing))]
+        if others:
+            raise SettingsError(others) from None
     values = {name: "http://unused" if name == "backend.base_url" else _UNUSED for name in missing}
     filled = argparse.Namespace(
         config=namespace.config, set=[*namespace.set, *(f"{name}={value}" for name, value in values.items())]
@@ -127,8 +128,7 @@ class Teller:
             sys.stdout.write(json.dumps({"event": name, **fields}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         else:
-            sys.stderr.write((_wrapped(text) if sys.stderr.isatty() else text) + "\n")
-            sys.stderr.flush()
+            say(text)
 
     def progress(self, name: str, text: str, **fields: Any) -> None:
         """Show how far it is; not more often than `SHOW_EVERY_S`, and as JSON once a second."""
@@ -148,14 +148,6 @@ class Teller:
         if self._is_shown:
             sys.stderr.write(f"\r{_TO_END}")
             self._is_shown = False
-
-
-def _wrapped(text: str) -> str:
-    """Break long lines between words, for a terminal of 80 columns."""
-    return "\n".join(
-        textwrap.fill(line, 79, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        for line in text.split("\n")
-    )
 
 
 def duration(seconds: float | None) -> str:

@@ -347,6 +347,8 @@ def _ledger_of(path: str, input_path: str, topic: str) -> Ledger:
         return Ledger.create(path, new_run(input_path, topic))
     ledger = Ledger(path)
     fault = None
+    if ledger.run.input_path != str(Path(input_path).resolve()) and not Path(ledger.run.input_path).exists():
+        ledger.move_input(input_path)  # every line is compared with the one that was published
     if ledger.run.input_path != str(Path(input_path).resolve()):
         fault = f"is the ledger of {ledger.run.input_path}"
     elif ledger.run.topic != topic:

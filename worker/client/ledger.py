@@ -19,7 +19,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,6 +44,8 @@ CREATE TABLE failures (
     error_class TEXT PRIMARY KEY, count INTEGER NOT NULL, number INTEGER NOT NULL, message TEXT NOT NULL
 ) WITHOUT ROWID;
 """
+_BESIDE = ("-wal", "-shm")
+"""Files that SQLite keeps beside an open database, and that a kill leaves there."""
 _TOTALS = ("lines", "published", "answered", "failed", "input_tokens", "output_tokens")
 
 
@@ -199,6 +201,8 @@ class Ledger:
                     database.executemany("INSERT INTO totals VALUES (?, 0)", [(name,) for name in _TOTALS])
             finally:
                 database.close()
+            for suffix in _BESIDE:  # of a ledger that was killed and deleted: they would be read as this one's
+                Path(f"{target}{suffix}").unlink(missing_ok=True)
             half.rename(target)
         except (OSError, sqlite3.Error) as error:
             raise LedgerError(f"{path}: cannot be written: {error}") from None
@@ -217,6 +221,12 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def move_input(self, input_path: str) -> None:
+        """Note that the input is elsewhere now, and that its lines are to be looked at."""
+        path = str(Path(input_path).resolve())
+        self.note({"input_path": path, "is_input_read": None})
+        self.run = replace(self.run, input_path=path)
 
     def get(self, key: str) -> str | None:
         """Return a note about the run; `None` where there is none."""

@@ -5,6 +5,8 @@ The counts of a run, two frozen views of them, and the table at the end.
 into a sketch, and each error class keeps one example.
 """
 
+import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -213,6 +215,17 @@ def one_line(text: str) -> str:
     words = " ".join(text[: 4 * _MAX_EXAMPLE_CHARS].split())
     shown = "".join(char if char.isprintable() else "\ufffd" for char in words)
     return shown if len(shown) <= _MAX_EXAMPLE_CHARS else shown[: _MAX_EXAMPLE_CHARS - 1] + "…"
+
+
+def say(text: str) -> None:
+    """Write lines to standard error; for a terminal of 80 columns they are broken between words."""
+    if sys.stderr.isatty():
+        text = "\n".join(
+            textwrap.fill(line, 79, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            for line in text.split("\n")
+        )
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def print_summary(summary: Summary, stream: TextIO) -> None:

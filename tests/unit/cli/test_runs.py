@@ -308,6 +308,31 @@ def test_what_a_retry_finds_nothing_of_is_told_with_what_there_is(rig):
     assert (code, "no line has failed with an error of auth; there are 2 x timeout" in said) == (0, True), said
 
 
+def test_only_faults_of_settings_that_a_run_needs_are_told(rig):
+    """A backend and a subscription of requests are not needed."""
+    code = run_command(["submit", str(rig.input), "--check-only", "--set", "pubsub.projct_id=3"])
+    said = rig.capsys.readouterr().err
+    assert (code, "did you mean project_id?" in said, "is required" in said) == (2, True, False), said
+
+
+def test_a_file_that_was_moved_with_its_ledger_is_continued(rig):
+    """Its lines are compared; another file in its place is refused, and so is one while the first is still there."""
+    rig.submit("--limit", 2)
+    moved, ledger = rig.folder / "moved.jsonl", ("--run", rig.ledger)
+    moved.write_text(rig.line(1) + rig.line(9))
+    code, said = rig.run("submit", moved, *ledger)
+    assert (code, "is the ledger of" in said) == (1, True), said
+    lines = rig.input.read_text()
+    rig.input.unlink()
+    code, said = rig.run("submit", moved, *ledger)
+    assert (code, "line 2 has changed" in said) == (1, True), said
+    moved.write_text(lines)
+    code, said = rig.run("submit", moved, *ledger)
+    assert code == 0, said
+    rig.answer()
+    assert rig.published == dict.fromkeys(range(1, 6), 1)
+
+
 def feed(monkeypatch, text):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
 

@@ -185,3 +185,19 @@ def test_a_line_whose_answer_is_quicker_than_its_note_was_published(ledger):
     assert ledger.totals().published == 2
     ids = ledger._database.execute("SELECT message_id FROM lines ORDER BY number").fetchall()
     assert ids == [("",), ("m2",)]
+
+
+def test_a_ledger_whose_file_was_deleted_leaves_nothing_to_the_next_one(tmp_path):
+    """What a kill leaves beside the file is not read as a part of the new ledger."""
+    path = tmp_path / "a.run"
+    killed = Ledger.create(str(path), new_run("a", "t"))
+    killed.add_lines([(number, f"{number:08x}", None) for number in range(1, 500)])
+    left = (tmp_path / "a.run-wal").read_bytes()
+    killed.close()
+    path.unlink()
+    (tmp_path / "a.run-wal").write_bytes(left)
+    with Ledger.create(str(path), new_run("a", "t")) as made:
+        assert made.totals().lines == 0
+        made.add_lines([(1, "00000001", None)])
+    with Ledger(str(path)) as found:
+        assert found.totals().lines == 1
