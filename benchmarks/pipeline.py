@@ -3,7 +3,8 @@ The whole pipeline: 20,000 messages through `inference-worker run`, every part i
 
 Embedded Pub/Sub server, simulated backend without latency (`--zero-cost`), one worker, and this process, which
 publishes beforehand and counts answers.  Measured between the first and the last answer: messages/s; CPU of the worker
-process by the kernel's count; its resident memory at the end.  `python -m benchmarks.pipeline [--messages N]`.
+process by the kernel's count; its resident memory at the end.
+`python -m benchmarks.pipeline [--messages N] [--window N] [--body-bytes N]`.
 """
 
 import argparse
@@ -26,7 +27,15 @@ from worker.brokers.connection import Broker
 from worker.settings.schema import PubSubSettings
 from worker.wire.message import encode_request
 
-BODY = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % (b"a" * 900)
+DEFAULT_BODY_BYTES = 950
+
+
+def body_of(size: int) -> bytes:
+    """Return the body of a request of about this many bytes."""
+    frame = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}'
+    return frame % (b"a" * max(0, size - len(frame)))
+
+
 _Pull, _Pulled = types.PullRequest.pb(), types.PullResponse.pb()
 _Ack = types.AcknowledgeRequest.pb()
 
@@ -71,15 +80,16 @@ def rss_mb(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-async def _publish(broker: Broker, topic: str, count: int) -> None:
+async def _publish(broker: Broker, topic: str, count: int, body: bytes) -> None:
     publisher = broker.publisher(topic)
-    for start in range(0, count, 2000):
+    at_once = max(20, min(2000, 20_000_000 // len(body)))
+    for start in range(0, count, at_once):
         await asyncio.gather(
             *(
                 publisher.publish(
-                    encode_request(path="/v1/chat/completions", body=BODY, metadata=b'{"i":%d}' % index), {}
+                    encode_request(path="/v1/chat/completions", body=body, metadata=b'{"i":%d}' % index), {}
                 )
-                for index in range(start, min(start + 2000, count))
+                for index in range(start, min(start + at_once, count))
             )
         )
     await publisher.aclose()
@@ -108,7 +118,7 @@ async def _count(admin: Admin, subscription: str, wanted: int, worker: WorkerPro
     return Figures(done / elapsed, (cpu_s(pid) - first_cpu) / done * 1000, rss_mb(pid), first_at - started)
 
 
-async def measure(messages: int, window: int) -> Figures:
+async def measure(messages: int, window: int, body_bytes: int = DEFAULT_BODY_BYTES) -> Figures:
     """Run one round."""
     with (
         server("127.0.0.1", "localpubsub", "--port", "0") as address,
@@ -119,7 +129,7 @@ async def measure(messages: int, window: int) -> Figures:
         requests, responses = admin.topic("requests"), admin.topic("responses")
         pulled, answered = admin.subscription(requests, ack_deadline_seconds=60), admin.subscription(responses)
         broker = await Broker.connect(PubSubSettings(emulator_host=address, project_id="bench"))
-        await _publish(broker, requests, messages)
+        await _publish(broker, requests, messages, body_of(body_bytes))
         settings = {
             "pubsub.project_id": "bench",
             "pubsub.emulator_host": address,
@@ -147,14 +157,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline")
     parser.add_argument("--messages", type=int, default=20_000)
     parser.add_argument("--window", type=int, default=64)
+    parser.add_argument("--body-bytes", type=int, default=DEFAULT_BODY_BYTES, help="of each request")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    rounds = [asyncio.run(measure(options.messages, options.window)) for _ in range(options.rounds)]
-    print("| messages | in flight | messages/s | CPU s per 1,000 | RSS MB | start to first answers s |")
-    print("|---|---|---|---|---|---|")
+    rounds = [asyncio.run(measure(options.messages, options.window, options.body_bytes)) for _ in range(options.rounds)]
+    print("| messages | bytes | in flight | messages/s | CPU s per 1,000 | RSS MB | start to first answers s |")
+    print("|---|---|---|---|---|---|---|")
     median = [statistics.median(getattr(each, name) for each in rounds) for name in Figures.__dataclass_fields__]
     rate, cpu, memory, start = median
-    print(f"| {options.messages} | {options.window} | {rate:,.0f} | {cpu:.3f} | {memory:.0f} | {start:.1f} |")
+    run = f"{options.messages} | {options.body_bytes} | {options.window}"
+    print(f"| {run} | {rate:,.0f} | {cpu:.3f} | {memory:.0f} | {start:.1f} |")
 
 
 if __name__ == "__main__":
