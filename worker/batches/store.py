@@ -435,22 +435,22 @@ class Store:
         with self._writing() as connection:
             self._add_file(connection, file, is_ready=False)
 
-    def finish_file(self, file_id: str, size: int) -> File | None:
+    def finish_file(self, file_id: str, size: int, *, expires_at: int | None = None) -> File | None:
         """
         Show a file whose content is written; return it.
 
         Args:
             file_id: Of `begin_file`.
             size: Bytes of the content.
+            expires_at: Takes the place of what `begin_file` said; a form may tell it after the content.
 
         Returns:
             `None`: it was removed in the meantime.
         """
+        values = {"is_ready": True, "bytes": size} | ({} if expires_at is None else {"expires_at": expires_at})
         with self._writing() as connection:
             connection.execute(
-                sa.update(t.files)
-                .where(t.files.c.id == file_id, ~t.files.c.is_removed)
-                .values(is_ready=True, bytes=size)
+                sa.update(t.files).where(t.files.c.id == file_id, ~t.files.c.is_removed).values(**values)
             )
             return self._file(connection, t.files.c.id == file_id)
 

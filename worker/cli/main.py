@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, Command] = {
     "collect": Command("write the answers of a submitted file", "collect"),
     "watch": Command("a live view of a submitted file", "watch"),
     "retry-failed": Command("send the failed lines of a submitted file again", "retry"),
+    "batches": Command("OpenAI's Files and Batches API in front of the topics", "batches"),
     "localpubsub": Command(
         "the embedded Pub/Sub server, for development", "servers", "add_localpubsub", "run_localpubsub"
     ),

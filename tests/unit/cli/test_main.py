@@ -35,7 +35,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert COMMANDS[command].help in " ".join(capsys.readouterr().out.split())
 
 
-ACTIONS = [*((name,) for name in COMMANDS), ("config", "check"), ("config", "show"), ("policy", "explain")]
+ACTIONS = [
+    *((name,) for name in COMMANDS),
+    *(("config", "check"), ("config", "show"), ("policy", "explain")),
+    *(("batches", "migrate"), ("batches", "keys")),
+    *(("batches", "keys", "add"), ("batches", "keys", "list"), ("batches", "keys", "revoke")),
+]
 
 
 @pytest.mark.parametrize("command", ACTIONS, ids=" ".join)

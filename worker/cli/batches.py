@@ -1,0 +1,185 @@
+"""`inference-worker batches`: the database of the OpenAI-compatible Files and Batches API, and its keys."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from worker.cli.arguments import add_settings
+from worker.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
+from worker.cli.parser import Parser, describe
+from worker.errors import SettingsError, WorkerError
+
+if TYPE_CHECKING:
+    from worker.batches.store import Store
+    from worker.settings.schema import Settings
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the command's actions."""
+    describe(
+        parser,
+        "OpenAI's Files and Batches API in front of the topics: each line of an uploaded file becomes one message to "
+        "the worker. Needs the extra `batches`. docs/batches.md has the whole of it.",
+        examples=[
+            "inference-worker batches migrate --config worker.yaml",
+            "inference-worker batches keys add acme ci",
+        ],
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True, help="what to do")
+    _add_migrate(actions.add_parser("migrate", help="create or update the tables of the database"))
+    _add_keys(actions.add_parser("keys", help="add, list and revoke API keys"))
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Run the action."""
+    try:
+        import sqlalchemy  # noqa: F401, PLC0415 - of the extra
+        import starlette  # noqa: F401, PLC0415
+    except ImportError:
+        raise SettingsError(
+            ["batches: needs the extra `batches` (pip install 'pubsub-inference-worker[batches]')"]
+        ) from None
+    code: int = namespace.action(namespace)
+    return code
+
+
+def _add_migrate(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Create the tables of the database, or bring those of an earlier version up to date. Does nothing when they "
+        "are; several may do it at once.",
+        examples=["inference-worker batches migrate --config worker.yaml"],
+        exits={0: "done", EXIT_FAILED: "the database cannot be reached", EXIT_USAGE: "settings cannot be used"},
+    )
+    add_settings(parser)
+    parser.set_defaults(action=_migrate)
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    exits = {0: "done", EXIT_FAILED: "there is no such key, or no database", EXIT_USAGE: "settings cannot be used"}
+    describe(
+        parser,
+        "Manage the keys of the API. The database has only their hashes.",
+        examples=["inference-worker batches keys add acme ci", "inference-worker batches keys revoke acme ci"],
+        exits=exits,
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True, help="what to do")
+    add = actions.add_parser("add", help="make a key for a tenant and print it, once")
+    describe(
+        add,
+        "Make a key and print it; it is not stored and cannot be shown again. A tenant sees its own files and batches, "
+        "whichever of its keys is used.",
+        examples=["inference-worker batches keys add acme ci --config worker.yaml"],
+        exits=exits,
+    )
+    _add_name(add)
+    add.set_defaults(action=_add_key)
+    listed = actions.add_parser("list", help="list tenants and names of the keys")
+    describe(
+        listed, "List every key, without the key itself.", examples=["inference-worker batches keys list"], exits=exits
+    )
+    add_settings(listed)
+    listed.set_defaults(action=_list_keys)
+    revoke = actions.add_parser("revoke", help="end a key")
+    describe(
+        revoke,
+        "End a key; servers refuse it within 30 s. The tenant's files and batches stay.",
+        examples=["inference-worker batches keys revoke acme ci --config worker.yaml"],
+        exits=exits,
+    )
+    _add_name(revoke)
+    revoke.set_defaults(action=_revoke_key)
+
+
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tenant", metavar="TENANT", type=_word, help="who owns the files and batches")
+    parser.add_argument("name", metavar="NAME", type=_word, help="what tells the tenant's keys apart")
+    add_settings(parser)
+
+
+def _word(text: str) -> str:
+    if not text or len(text) > 100 or not text.isprintable() or " " in text:  # noqa: PLR2004 - told in the message
+        raise argparse.ArgumentTypeError("must be a word of at most 100 characters")
+    return text
+
+
+@contextmanager
+def _opened_store(namespace: argparse.Namespace) -> Iterator["Store"]:
+    from worker.batches.migrate import migrate  # noqa: PLC0415 - of the extra, as all below
+    from worker.batches.store import Store, open_engine  # noqa: PLC0415
+
+    engine = open_engine(_database_url(namespace))
+    store = Store(engine)
+    try:
+        if engine.dialect.name == "sqlite":
+            migrate(engine)
+        else:
+            store.check()
+        yield store
+    finally:
+        store.close()
+
+
+def _settings(namespace: argparse.Namespace) -> "Settings":
+    """Return the settings; those that only a worker needs may be missing."""
+    from worker.cli.runs import run_settings  # noqa: PLC0415
+
+    return run_settings(namespace)
+
+
+def _database_url(namespace: argparse.Namespace) -> str:
+    return _settings(namespace).batches.database_url.get_secret_value()
+
+
+def _migrate(namespace: argparse.Namespace) -> int:
+    import sqlalchemy as sa  # noqa: PLC0415
+
+    from worker.batches.migrate import head_revision, migrate  # noqa: PLC0415
+    from worker.batches.store import open_engine  # noqa: PLC0415
+
+    engine = open_engine(_database_url(namespace))
+    try:
+        migrate(engine)
+    except sa.exc.SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise WorkerError(f"the database cannot be changed: {reason}") from None
+    finally:
+        engine.dispose()
+    print(f"the database is at {head_revision()}")
+    return 0
+
+
+def _add_key(namespace: argparse.Namespace) -> int:
+    from worker.batches.api.auth import hash_of, new_key  # noqa: PLC0415
+
+    key = new_key()
+    with _opened_store(namespace) as store:
+        taken = [each for each in store.list_keys() if (each.tenant, each.name) == (namespace.tenant, namespace.name)]
+        if any(each.revoked_at is None for each in taken):
+            raise WorkerError(f"{namespace.tenant} has a key named {namespace.name} already")
+        store.add_key(key_hash=hash_of(key), tenant=namespace.tenant, name=namespace.name)
+    print(key)
+    print("keep it: it cannot be shown again", file=sys.stderr)
+    return 0
+
+
+def _list_keys(namespace: argparse.Namespace) -> int:
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    with _opened_store(namespace) as store:
+        keys = store.list_keys()
+    for key in keys:
+        made = datetime.fromtimestamp(key.created_at, UTC).isoformat(" ").removesuffix("+00:00")
+        state = "revoked" if key.revoked_at is not None else "good"
+        print(f"{key.tenant}\t{key.name}\t{made}\t{state}")
+    return 0
+
+
+def _revoke_key(namespace: argparse.Namespace) -> int:
+    with _opened_store(namespace) as store:
+        if not store.revoke_keys(tenant=namespace.tenant, name=namespace.name):
+            raise WorkerError(f"{namespace.tenant} has no key named {namespace.name} that is not revoked")
+    print("revoked", file=sys.stderr)
+    return 0
