@@ -50,6 +50,10 @@ METRICS_INTRO = """\
 Served at `/metrics` of the worker's HTTP port (`http.port`), in Prometheus' text format or as OpenMetrics.  Durations
 are seconds.  A histogram `x` is scraped as `x_bucket`, `x_sum` and `x_count`.  Labels come from closed sets: never a
 message id; a path or model that no setting names becomes `other` beyond a small number of distinct values.
+
+The process itself is shown by prometheus-client's own collector: `process_cpu_seconds_total`,
+`process_resident_memory_bytes`, `process_virtual_memory_bytes`, `process_open_fds`, `process_max_fds` and
+`process_start_time_seconds`.
 """
 
 ARCHITECTURE_INTRO = """\

@@ -107,6 +107,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """Of that object."""
     metadata: bytes = b"{}"
     error_class: str | None = None
+    reason: str = ""
+    """What is wrong, in words for the log, where no decision about an attempt has them."""
     truncated: bool = False
     stats: bytes | None = None
     retryable: bool = False
@@ -161,6 +163,7 @@ def bad_message(error: MessageError) -> Reply:
         body=bad_message_body(error.reason, param=error.param),
         metadata=error.metadata,
         error_class=ErrorClass.BAD_MESSAGE,
+        reason=error.reason,
     )
 
 
@@ -171,4 +174,5 @@ def conflict(key: str, metadata: bytes) -> Reply:
         body=idempotency_conflict_body(key),
         metadata=metadata,
         error_class=ErrorClass.IDEMPOTENCY_CONFLICT,
+        reason="the idempotency key was used with another body",
     )

@@ -16,6 +16,8 @@ import time
 from importlib.metadata import version
 from typing import Any
 
+from prometheus_client import ProcessCollector
+
 from worker.backends.openai import HttpBackend
 from worker.brokers.connection import Broker
 from worker.delivery import Limits
@@ -35,7 +37,7 @@ from worker.settings.conflicts import section_of
 from worker.settings.schema import RequestSettings, RouteSettings, Settings
 from worker.supervisor import Supervisor
 from worker.telemetry.error_share import ErrorShare
-from worker.telemetry.logs import get_logger
+from worker.telemetry.logs import StateLog, get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.probes import Probes
 from worker.telemetry.record import Recorder
@@ -50,6 +52,7 @@ HURRY_SETTLE_S = 2.0
 """Time for the last answers after a second SIGTERM."""
 
 _log = get_logger("service")
+_state_log = StateLog("service")
 
 
 class Service:
@@ -66,6 +69,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._metrics = Metrics()
+        ProcessCollector(registry=self._metrics.registry)
         self._stopping = asyncio.Event()
         self._stops = 0
         self._subscriber: Subscriber | None = None
@@ -123,7 +127,7 @@ class Service:
             if limits is None or self._stopping.is_set():  # nothing is leased yet, and nothing needs to be
                 return 0
             self._build(broker, publisher, limits, backends, deduper, payloads=payloads)
-            _log.info(
+            _state_log.info(
                 "worker_started", http_port=port, subscription=broker.names.subscription, topic=broker.names.topic
             )
             return await self._serve()
@@ -193,6 +197,7 @@ class Service:
             paths=tuple(settings.request.allowed_paths),
             models=tuple(model for route in settings.all_routes() for model in route.match.models),
             include_stats=settings.reply.include_stats,
+            answer_ratio=settings.log.answer_ratio,
         )
         routes = tuple(
             build_route(route, backend, clock, on_breaker_change=recorder.breaker_changed)
@@ -268,7 +273,7 @@ class Service:
             await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
             self._metrics.draining.set(1)
             started = loop.time()
-            _log.info("drain_started", grace_s=self._settings.drain.grace_s)
+            _state_log.info("drain_started", grace_s=self._settings.drain.grace_s)
             await self._subscriber.drain(self._settings.drain.grace_s)
             await pulling
         finally:
@@ -276,7 +281,7 @@ class Service:
             for task in (pulse, stopping, pulling):
                 task.cancel()
             await asyncio.gather(pulse, stopping, pulling, return_exceptions=True)
-        _log.info("drain_finished", seconds=round(loop.time() - started, 3))
+        _state_log.info("drain_finished", seconds=round(loop.time() - started, 3))
         return 0
 
     async def _aclose(self) -> None:

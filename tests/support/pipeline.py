@@ -100,6 +100,7 @@ class Pipeline:
             self.error_share,
             tracer=more.pop("tracer", None),
             include_stats=more.pop("include_stats", False),
+            answer_ratio=more.pop("answer_ratio", 1.0),
             clock=loop_time,
             wall_clock=unix_time,
         )

@@ -150,7 +150,7 @@ def logged(node: ast.Call) -> Iterator[tuple[str, str]]:
     if not isinstance(method, ast.Attribute) or method.attr not in LEVELS:
         return
     owner = ast.unparse(method.value)
-    if owner not in {"_log", "_frequent_log"} and not owner.startswith("get_logger("):
+    if owner not in {"_log", "_frequent_log", "_state_log"} and not owner.startswith("get_logger("):
         return
     first = node.args[0]
     for event in (first.body, first.orelse) if isinstance(first, ast.IfExp) else (first,):

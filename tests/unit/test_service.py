@@ -120,7 +120,10 @@ async def test_a_message_is_answered_and_a_stop_lets_it_finish(bench: Bench) -> 
     await bench.publish(REQUEST)
     await eventually(lambda: service._metrics.in_flight.value == 1)
     assert (await _get(service, "/readyz"))[0] == 200
-    assert 'inference_worker_model_in_flight{backend="default",model="m"} 1.0' in await _scrape(service)
+    scraped = await _scrape(service)
+    assert 'inference_worker_model_in_flight{backend="default",model="m"} 1.0' in scraped
+    for name in ("cpu_seconds_total", "resident_memory_bytes", "open_fds", "start_time_seconds"):
+        assert f"\nprocess_{name} " in scraped
     service.stop()
     assert (await _get(service, "/readyz"))[0] == 503
     assert await running == 0

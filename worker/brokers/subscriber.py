@@ -231,7 +231,10 @@ class PubSubSubscriber:
                 raise BrokerResourceError(f"the subscription {self.subscription} does not exist") from error
             raise ConnectionError(f"{self.subscription}: {_text(error)}") from error
         policy = found.dead_letter_policy
-        return (policy.max_delivery_attempts or 5) if policy.dead_letter_topic else None  # 0 means 5
+        if not policy.dead_letter_topic:
+            _log.warning("dead_letter_policy_missing", subscription=self.subscription)
+            return None
+        return policy.max_delivery_attempts or 5  # 0 means 5
 
     async def _read_subscription(self) -> Any:
         self._has_asked = True

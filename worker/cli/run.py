@@ -4,8 +4,9 @@ import argparse
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from worker.cli.arguments import add_settings, settings_from
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
@@ -51,7 +52,7 @@ def run(namespace: argparse.Namespace) -> int:
 
 def _run(namespace: argparse.Namespace) -> int:
     with without("rich"):
-        from worker.telemetry.logs import configure_logs, get_logger  # noqa: PLC0415 - on demand, as all below
+        from worker.telemetry.logs import configure_logs, get_logger, is_for_machines  # noqa: PLC0415 - on demand, as all below
     try:
         settings = settings_from(namespace)
     except SettingsError as error:
@@ -60,7 +61,7 @@ def _run(namespace: argparse.Namespace) -> int:
         configure_logs("json", "info")  # a pod's log, where a line is a record
         get_logger("service").error("startup_failed", error=error.one_line)
         return EXIT_USAGE
-    configure_logs(settings.log.format, settings.log.level)
+    lines = configure_logs(settings.log.format, settings.log.level)
     from worker.service import Service  # noqa: PLC0415 - most of the imports; unusable settings are told before
 
     service: Service | None = None
@@ -72,7 +73,11 @@ def _run(namespace: argparse.Namespace) -> int:
         on_signals(service.stop)
         return await service.run()
 
-    get_logger("service").info("settings_loaded", **settings.model_dump(mode="json"))
+    if is_for_machines(settings.log.format, lines):
+        in_force = settings.model_dump(mode="json")
+    else:  # a person knows the defaults, or asks `config show`
+        in_force = dict(flat(settings.model_dump(mode="json", exclude_defaults=True)))
+    get_logger("service").info("settings_loaded", **in_force)
     try:
         code = run_loop(serve)
     except WorkerError as error:
@@ -87,6 +92,15 @@ def _run(namespace: argparse.Namespace) -> int:
         with suppress(OSError, ValueError):  # a full disk or a closed pipe changes no exit code
             stream.flush()
     os._exit(code)
+
+
+def flat(sections: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each key of nested sections with its full path, `backend.window.max`, and its value."""
+    for key, value in sections.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{path}{key}.")
+        else:
+            yield path + key, value
 
 
 @contextmanager

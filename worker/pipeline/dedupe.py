@@ -24,7 +24,7 @@ from worker.delivery import Delivery, Reply
 from worker.errors import SettingsError
 from worker.policy.model import ErrorClass
 from worker.settings.schema import DedupeSettings
-from worker.telemetry.logs import get_logger
+from worker.telemetry.logs import StateLog, get_logger
 from worker.telemetry.metrics import Metrics
 from worker.wire.message import metadata_value
 
@@ -38,6 +38,7 @@ _NO_FINGERPRINT = "-"
 """The fingerprint of a message id: the data of a message never changes."""
 
 _log = get_logger("dedupe")
+_state_log = StateLog("dedupe")
 
 
 class Dedupe(StrEnum):
@@ -193,7 +194,7 @@ class RedisStore:
             return None
         if retry_at is not None:
             self._retry_at = None
-            _log.info("dedupe_store_recovered")
+            _state_log.info("dedupe_store_recovered")
         return answer
 
 

@@ -36,7 +36,7 @@ from worker.policy.model import ErrorClass
 from worker.policy.reply import reply_refused_body, reply_too_large_body
 from worker.policy.table import ROWS
 from worker.ports import Payloads, Publisher
-from worker.telemetry.logs import get_logger
+from worker.telemetry.logs import StateLog, get_logger
 from worker.telemetry.record import Recorder
 from worker.wire.message import (
     BODY_SHA256,
@@ -77,6 +77,7 @@ _OWN_ATTRIBUTES = frozenset(
 _REPLACEMENTS = frozenset({ErrorClass.REPLY_TOO_LARGE, ErrorClass.REPLY_REFUSED})
 
 _log = get_logger("replies")
+_state_log = StateLog("replies")
 
 
 class Replier:
@@ -229,7 +230,7 @@ class Replier:
     def _recovered(self) -> None:
         self._stuck.clear()
         self._intake.set(UNPUBLISHABLE, holds=False)
-        _log.info("publish_recovered")
+        _state_log.info("publish_recovered")
 
     def _forget(self, delivery: Delivery) -> None:
         """Stop counting a delivery as stuck; after the last one only a new message can find out more: resume."""
@@ -254,17 +255,18 @@ class Replier:
             return None if reply.metadata == b"{}" else structs.replace(reply, metadata=b"{}")
         if isinstance(error, MessageTooLargeError):
             _log.error("reply_too_large", message_id=delivery.message.message_id, bytes=size)
-            error_class = ErrorClass.REPLY_TOO_LARGE
+            error_class, reason = ErrorClass.REPLY_TOO_LARGE, f"the answer has {size} bytes"
             body = reply_too_large_body(size, MAX_PUBSUB_MESSAGE_BYTES, attempts=delivery.attempts)
         else:
             _log.error("reply_refused", message_id=delivery.message.message_id, error=str(error))
-            error_class = ErrorClass.REPLY_REFUSED
+            error_class, reason = ErrorClass.REPLY_REFUSED, str(error)
             body = reply_refused_body(attempts=delivery.attempts)
         return Reply(
             status_code=ROWS[error_class].fixed_status,
             body=body,
             metadata=reply.metadata,
             error_class=error_class,
+            reason=reason,
             stats=_with_error_class(reply.stats, error_class),
         )
 

@@ -541,7 +541,11 @@ class LogSettings(Section):
     """`auto`: JSON unless standard error is a terminal."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level written: info for an answer, warning for a delivery that is nacked or held, error for what an
-    operator must look at.  Libraries write from warning on."""
+    operator must look at.  Libraries write from warning on.  Lines about the worker itself (started, draining, drained,
+    a breaker closed) are written at every level."""
+    answer_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of good answers whose line is written: 0.01 is every hundredth, 0 none.  Answers that are errors, nacks and
+    holds always have their line."""
 
 
 class TracingSettings(Section):

@@ -3,6 +3,9 @@ Logging: structlog, JSON lines unless standard error is a terminal, and one cano
 
 Library loggers go through the same pipe.  Bodies and keys never appear: nothing here is given them.
 Writing must not end the worker: a full disk or a closed pipe drops lines, counted in `dropped_lines`.
+
+A terminal gets one short line an event: the time of day, the event, and the fields that say what happened; ids and the
+parts of durations are in the JSON only.
 """
 
 import json
@@ -27,6 +30,75 @@ def _name_logger(_: Any, __: str, line: EventDict) -> EventDict:
     if _NAME in line:
         line["logger"] = line.pop(_NAME)
     return line
+
+
+_FIRST = ("status_code", "reason", "error_class", "model", "backend")
+"""Fields of a console line that come first, where they are there; `error`, the longest, comes last."""
+_JSON_ONLY = frozenset(
+    {
+        "path",
+        "delivery_attempt",
+        "request_id",
+        "backend_request_id",
+        "trace_id",
+        "disposition",
+        "rule",
+        "bytes",
+        "queue_s",
+        "attempt_s",
+        "ttft_s",
+        "backend_status",
+    }
+)
+"""Fields of the canonical line that a terminal does not get: a person at one looks for what happened, not for ids."""
+_MAX_CONSOLE_CHARS = 160
+"""Of one value on a terminal."""
+_COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
+_RESET = "\x1b[0m"
+
+
+def _plain(value: object) -> str:
+    """Return a value as one line of bounded length, without control characters."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    if len(text) > _MAX_CONSOLE_CHARS:
+        text = text[: _MAX_CONSOLE_CHARS - 1] + "…"
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _quoted(value: object) -> str:
+    """Return the same, in quotes where it has blanks."""
+    text = _plain(value)
+    return f'"{text}"' if " " in text or not text else text
+
+
+class _ConsoleRenderer:
+    """
+    Renders a line for a person: `14:03:31 delivery_answered status_code=200 model=m total_s=0.6 message_id=7`.
+
+    Args:
+        colours: Whether warnings are yellow and errors red.
+    """
+
+    def __init__(self, *, colours: bool) -> None:
+        self._colours = colours
+
+    def __call__(self, _: Any, __: str, line: EventDict) -> str:
+        """Return the line; a traceback follows on lines of its own."""
+        time = str(line.pop("timestamp", ""))[11:19]
+        event, level = _plain(line.pop("event", "")), str(line.pop("level", "info"))
+        logger, exception, stack = (line.pop(key, None) for key in ("logger", "exception", "stack"))
+        keys = [key for key in _FIRST if key in line]
+        keys += [key for key in line if key not in {*_FIRST, *_JSON_ONLY, "error"}]
+        keys += ["error"] if "error" in line else []
+        fields = [f"{key}={_quoted(line[key])}" for key in keys if line[key] is not None]
+        if " " in event:  # a library's sentence
+            fields.append(f"({logger})")
+        if level in _COLOURS:
+            event = f"{level.upper()} {event}"
+            if self._colours:
+                event = _COLOURS[level] + event + _RESET
+        text = " ".join([time, event, *fields])
+        return "\n".join([text, *(str(part) for part in (stack, exception) if part)])
 
 
 class SafeStream:
@@ -92,6 +164,11 @@ class _Lines(structlog.PrintLoggerFactory):
         self.level = level
 
 
+def is_for_machines(log_format: str, stream: SafeStream) -> bool:
+    """Say whether lines are JSON: where that is asked for, and by default off a terminal."""
+    return log_format == "json" or (log_format == "auto" and not stream.isatty())
+
+
 def configure_logs(log_format: str, level: str, stream: TextIO | None = None) -> SafeStream:
     """
     Set up structlog and the standard library's logging, once per process.
@@ -106,18 +183,17 @@ def configure_logs(log_format: str, level: str, stream: TextIO | None = None) ->
     """
     safe = SafeStream(stream or sys.stderr)
     number = getattr(logging, level.upper())
-    is_json = log_format == "json" or (log_format == "auto" and not safe.isatty())
+    is_json = is_for_machines(log_format, safe)
     shared: list[Processor] = [
         _name_logger,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: list[Processor] = (
-        [structlog.processors.format_exc_info, _RENDER_JSON]
-        if is_json
-        # The default formatter of tracebacks shows local variables: bodies and keys.
-        else [structlog.dev.ConsoleRenderer(colors=safe.isatty(), exception_formatter=structlog.dev.plain_traceback)]
-    )
+    # `format_exc_info` and not structlog's own formatter for terminals, which shows local variables: bodies and keys.
+    renderer: list[Processor] = [
+        structlog.processors.format_exc_info,
+        _RENDER_JSON if is_json else _ConsoleRenderer(colours=safe.isatty()),
+    ]
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -177,3 +253,26 @@ class FrequentLog:
             else:
                 lines.stream.write(line.decode() + "\n")
                 lines.stream.flush()
+
+
+class StateLog:
+    """
+    The logger of lines that say what state the worker is in; `log.level` does not keep them back.
+
+    They are few (a start, a drain, the end of a trouble whose beginning was a warning), and a log without them does not
+    say whether the worker runs.
+
+    Args:
+        name: As for `get_logger`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Write a line of level info, whatever the lowest level is."""
+        config = structlog.get_config()
+        logger = structlog.wrap_logger(
+            config["logger_factory"](), processors=config["processors"], wrapper_class=structlog.BoundLogger
+        )
+        logger.info(event, **{_NAME: self._name}, **fields)

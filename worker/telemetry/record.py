@@ -3,7 +3,8 @@ What is recorded about deliveries: metrics, the share of errors, `stats`, one ca
 
 The recorder is the one observer of the pipeline, which says what happened; which metric, log field or span that becomes
 is known only here and in the tracer behind the recorder.  An observer never writes to the delivery.
-Levels: info = answered, warning = nacked or held, error = a person must look.  Bodies and keys never appear.
+Levels: info = answered, warning = nacked or held, error = a person must look.  Bodies and keys never appear.  Of good
+answers a share may be written (`answer_ratio`): a million lines that say "200" cost more to keep than they tell.
 
 `measure` computes what one attempt measured, for `stats`, metrics, log and spans alike, so that a report over the
 answers and the live metrics of the same run agree.  What is not known is `None`, never 0.
@@ -31,7 +32,7 @@ from worker.policy.model import Decision, Disposition
 from worker.policy.normalise import bounded
 from worker.ports import AttemptResult, Settlement
 from worker.telemetry.error_share import ErrorShare
-from worker.telemetry.logs import FrequentLog, get_logger
+from worker.telemetry.logs import FrequentLog, StateLog, get_logger
 from worker.telemetry.metrics import LabelCap, Metrics
 from worker.telemetry.series import Counter, Histogram
 from worker.telemetry.tracing import Tracer
@@ -40,8 +41,11 @@ from worker.wire.usage import NO_USAGE, Usage
 _OK = 200
 
 _log = get_logger("worker")
+_state_log = StateLog("worker")
 _frequent_log = FrequentLog("worker")
 
+_MAX_LOGGED_ERROR_BYTES = 300
+"""Of an error's text in a log line."""
 MAX_LOGGED_MODEL_BYTES = 256
 """Of the name of a model in a log line: it comes from a requester."""
 
@@ -135,6 +139,7 @@ class Recorder:
         paths: Paths that may stand in a label.
         models: Models that may stand in a label; a few others may as well.
         include_stats: Whether answers carry `stats`.
+        answer_ratio: Share of good answers whose line is written, 0 to 1; those of errors always are.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
     """
@@ -148,6 +153,7 @@ class Recorder:
         paths: tuple[str, ...] = (),
         models: tuple[str, ...] = (),
         include_stats: bool = False,
+        answer_ratio: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -157,6 +163,9 @@ class Recorder:
         self._paths = LabelCap(paths, limit=0)
         self._models = LabelCap(models)
         self._include_stats = include_stats
+        self._answer_ratio = answer_ratio
+        self._due_lines = 1.0 - answer_ratio if answer_ratio else 0.0
+        """Lines of good answers not written yet, a fraction; the first answer's is written unless none is."""
         self._clock = clock
         self._wall_clock = wall_clock
         self._routes: dict[tuple[str, str, str], _RouteSeries] = {}
@@ -222,7 +231,7 @@ class Recorder:
             self._metrics.breaker_trips_total.labels(backend, change.error_class).inc()
             _log.warning("breaker_opened", **fields)
         else:
-            _log.info("breaker_closed", **fields, open_s=round(change.open_s, 3))
+            _state_log.info("breaker_closed", **fields, open_s=round(change.open_s, 3))
 
     def duplicate(self, kind: str) -> None:
         """Count a delivery that needs no backend: `in_flight` or `answered`."""
@@ -285,8 +294,15 @@ class Recorder:
             metrics.partial_responses_total.labels(error_class or "none").inc()
         measures = self._measures(delivery)
         self._measured(delivery, route, measures)
+        if error_class is None:
+            self._due_lines += self._answer_ratio
+            if self._due_lines < 1.0:
+                return
+            self._due_lines -= 1.0
         line = self._line(delivery)
         line["status_code"] = status
+        if error_class is not None and "error_class" not in line:  # no decision about an attempt says it
+            line |= {"error_class": str(error_class), "error": bounded(reply.reason, _MAX_LOGGED_ERROR_BYTES)}
         line["bytes"] = len(reply.body)
         if measures.usage.output is not None:
             line["output_tokens"] = measures.usage.output
@@ -396,7 +412,10 @@ class Recorder:
             line["disposition"] = decision.disposition.value
             if decision.error_class is not None:
                 line |= {"error_class": decision.error_class.value, "rule": decision.rule}
-                line |= {"error": decision.message[:300], "backend_status": result.status if result else None}
+                line |= {
+                    "error": decision.message[:_MAX_LOGGED_ERROR_BYTES],
+                    "backend_status": result.status if result else None,
+                }
         return line
 
 

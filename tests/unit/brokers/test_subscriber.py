@@ -234,13 +234,17 @@ async def test_a_hurry_in_the_moment_that_ends_the_last_wait_is_harmless(party: 
 @pytest.mark.parametrize(
     ("policy", "attempts"), [(7, 7), (0, 5), (None, None)], ids=["set", "the service's default", "no policy"]
 )
-async def test_the_limit_of_attempts_is_read(google: Google, policy: int | None, attempts: int | None) -> None:
-    """From the dead-letter policy; 0 there means 5."""
+async def test_the_limit_of_attempts_is_read(
+    google: Google, policy: int | None, attempts: int | None, logs: list[Any]
+) -> None:
+    """From the dead-letter policy; 0 there means 5.  Without one nothing counts deliveries, which is a warning."""
     await google.publisher.create_topic(name="projects/any/topics/dead")
     dead = {"dead_letter_topic": "projects/any/topics/dead", "max_delivery_attempts": policy or 0}
     await google.set_up(**({} if policy is None else {"dead_letter_policy": dead}))
     party = Party(google)
     assert await party.subscriber.max_delivery_attempts() == attempts
+    warned = [line["subscription"] for line in logs if line["event"] == "dead_letter_policy_missing"]
+    assert warned == ([SUBSCRIPTION] if policy is None else [])
     await party.subscriber.drain(0)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.conftest import GOOD, Run
-from worker.cli.run import YOUNG_OBJECTS, tune_collector
+from worker.cli.run import YOUNG_OBJECTS, flat, tune_collector
 
 
 @pytest.mark.slow
@@ -78,6 +78,35 @@ run_command(["run", "--config", {str(config)!r}])
     last = json.loads(ended.stderr.splitlines()[-1])
     assert last["event"] == "worker_failed"
     assert "ZeroDivisionError: bug" in last["exception"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_the_start_tells_the_settings_in_force(config: Path, taken_port: int, run: Run, log_format: str) -> None:
+    """A person gets those that differ from the defaults, on one short line; a machine gets all of them; no secrets."""
+    options = (
+        "--set",
+        f"http.port={taken_port}",
+        "--set",
+        f"log.format={log_format}",
+        "--set",
+        "backend.window.max=32",
+    )
+    ended = run("run", "--config", str(config), *options, PUBSUB_EMULATOR_HOST="127.0.0.1:1")
+    (line,) = [line for line in ended.stderr.splitlines() if "settings_loaded" in line]
+    assert "secret" not in line
+    if log_format == "json":
+        told = json.loads(line)
+        assert (told["backend"]["window"]["max"], told["drain"]["grace_s"]) == (32, 540.0)
+    else:
+        assert "backend.window.max=32 " in line
+        assert "grace_s" not in line
+        assert len(line) < 600
+
+
+def test_sections_are_told_by_the_full_path_of_their_keys() -> None:
+    """As `--set` takes them; an empty mapping is a value."""
+    assert dict(flat({"a": {"b": {"c": 1}, "d": {}}, "e": [1]})) == {"a.b.c": 1, "a.d": {}, "e": [1]}
 
 
 @pytest.fixture

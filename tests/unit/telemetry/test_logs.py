@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from worker.telemetry.logs import FrequentLog, SafeStream, configure_logs, get_logger
+from worker.telemetry.logs import FrequentLog, SafeStream, StateLog, configure_logs, get_logger
 
 _log = get_logger("made at import", part="x")
 
@@ -93,7 +93,7 @@ def test_a_frequent_line_is_what_structlog_writes(log_format: str, fields: dict[
     configure_logs(log_format, "info", stream := Terminal())
     get_logger("name").info("event", **fields)
     FrequentLog("name").info("event", fields)
-    first, second = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", stream.getvalue()).splitlines()
+    first, second = re.sub(r"[\d-]*T?\d\d:\d\d:[\d.]+Z?", "TIME", stream.getvalue()).splitlines()
     assert first == second
     assert "TIME" in first
 
@@ -111,6 +111,68 @@ def test_a_frequent_line_is_dropped_and_counted_like_others() -> None:
     safe = configure_logs("json", "info", Broken())
     FrequentLog("name").info("event", {})
     assert safe.dropped_lines == 1
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_state_is_told_at_every_level(level: str, log_format: str) -> None:
+    """A log that says nothing of start and drain does not say whether the worker runs; it is the same line as any."""
+    configure_logs(log_format, level, stream := io.StringIO())
+    StateLog("name").info("worker_started", http_port=1)
+    configure_logs(log_format, "info", plain := io.StringIO())
+    get_logger("name").info("worker_started", http_port=1)
+    first, second = [re.sub(r"[\dT:.-]{8,}Z?", "TIME", each.getvalue()) for each in (stream, plain)]
+    assert first == second
+    assert first.count("worker_started") == 1
+
+
+ANSWERED = {
+    "message_id": "17",
+    "delivery_attempt": 1,
+    "backend": "default",
+    "path": "/v1/chat/completions",
+    "model": "llama 3",
+    "attempts": 1,
+    "total_s": 0.68,
+    "queue_s": 0.006,
+    "request_id": "1b671a64-40d5-591e-99b0-da01ff1f3341",
+    "disposition": "reply",
+    "status_code": 500,
+    "error": "no",
+    "bytes": 709,
+    "error_class": "server_error",
+}
+
+
+def console_line(event: str, write: str = "info", colours: bool = False, **fields: Any) -> str:
+    configure_logs("console", "info", stream := (Terminal() if colours else io.StringIO()))
+    getattr(get_logger("name"), write)(event, **fields)
+    return re.sub(r"^\d\d:\d\d:\d\d", "TIME", stream.getvalue())
+
+
+def test_a_terminal_gets_one_short_line_an_event() -> None:
+    """What happened comes first, the error's text last; ids and parts of durations are in the JSON only."""
+    assert console_line("delivery_answered", **ANSWERED) == (
+        'TIME delivery_answered status_code=500 error_class=server_error model="llama 3" backend=default '
+        "message_id=17 attempts=1 total_s=0.68 error=no\n"
+    )
+    assert console_line("worker_started", http_port=8080, nothing=None) == "TIME worker_started http_port=8080\n"
+
+
+def test_a_terminal_shows_what_needs_attention() -> None:
+    """By a word, and by a colour where there are any; a library's sentence names the library."""
+    assert console_line("attempt_held", "warning") == "TIME WARNING attempt_held\n"
+    assert console_line("x_failed", "error", colours=True) == "TIME \x1b[31mERROR x_failed\x1b[0m\n"
+    assert console_line("slow task", "warning") == "TIME WARNING slow task (name)\n"
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "\r\n14:00:00 ERROR forged", "\u2028", "\ud800", "x" * 10_000])
+def test_no_value_controls_a_terminal_or_forges_a_line(text: str) -> None:
+    """Control characters are written as escapes, and what is long is cut."""
+    line = console_line("delivery_answered", model=text, list=[text])
+    assert line.endswith("\n")
+    assert line[:-1].isprintable()
+    assert len(line) < 400
 
 
 def test_library_loggers_go_through_the_same_pipe() -> None:

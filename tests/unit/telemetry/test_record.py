@@ -66,6 +66,60 @@ async def test_an_error_answer_says_class_rule_and_the_backends_words(logs) -> N
     assert (line["backend_status"], line["status_code"], line["disposition"]) == (400, 400, "reply")
 
 
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [(b"{", "truncated"), (b'{"path":"/v1/x"}', "body is missing"), (b'{"body":{}}', "path is missing")],
+)
+@virtual_time
+async def test_what_is_no_request_is_told_with_class_and_reason(logs, payload: bytes, words: str) -> None:
+    """The line alone says what is wrong with the producer's messages."""
+    await Pipeline().handle(message(payload))
+    (line,) = _settlements(logs)
+    assert (line["status_code"], line["error_class"]) == (400, "bad_message")
+    assert words in line["error"]
+
+
+@virtual_time
+async def test_an_answer_that_takes_anothers_place_is_told_with_its_class(logs) -> None:
+    """The attempt was good; the answer was too large for the broker."""
+    pipeline = Pipeline(FakeBackend(Answer(body=b'{"choices":[{"a":"%s"}]}' % (b"x" * 10_000_000))))
+    await pipeline.handle()
+    (line,) = _settlements(logs)
+    assert (line["status_code"], line["error_class"]) == (502, "reply_too_large")
+    assert line["error"].startswith("the answer has 10000")
+
+
+@pytest.mark.parametrize(("ratio", "lines"), [(1.0, 100), (0.5, 50), (0.25, 25), (0.01, 1), (0.0, 0)])
+@virtual_time
+async def test_of_good_answers_a_share_has_a_line(logs, ratio: float, lines: int) -> None:
+    """Evenly spread, beginning with the first; metrics count them all."""
+    pipeline = Pipeline(FakeBackend(), answer_ratio=ratio)
+    for number in range(100):
+        await pipeline.handle(message(message_id=str(number)))
+    written = [int(line["message_id"]) for line in _settlements(logs)]
+    assert written == [number * round(1 / ratio) for number in range(lines)] if ratio else not written
+    assert pipeline.count("deliveries_total", "ack", "ok") == 100
+
+
+@virtual_time
+async def test_errors_nacks_and_duplicates_always_have_a_line(logs) -> None:
+    """However few of the good ones do."""
+    pipeline = Pipeline(FakeBackend(status(400), status(503), GOOD, status(500)), answer_ratio=0)
+    received = message(attempt=1)
+    await pipeline.handle(message(attempt=1))
+    await pipeline.handle(received)
+    await pipeline.handle(received)
+    await pipeline.handle(message(attempt=1))
+    await pipeline.handle(message(b"{"))
+    assert [(line["event"], line.get("status_code")) for line in logs] == [
+        ("delivery_answered", 400),
+        ("attempt_held", None),
+        ("duplicate_acked", None),
+        ("delivery_nacked", None),
+        ("delivery_answered", 400),
+    ]
+
+
 @virtual_time
 async def test_a_late_answer_is_told_as_what_it_is(logs) -> None:
     """Not as the hold that came before it."""
