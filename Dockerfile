@@ -27,9 +27,11 @@ RUN python3 -m venv /tools \
 # Then what a running worker never opens goes, 200 MB become 125: symbol tables, the second zstd binding, stubs, and
 # the libraries' sources, for which byte code beside them stands in (a traceback still names file and line).
 # unchecked-hash: byte code is used without a look at the source's date, which a layer may change.
-COPY requirements.lock ./
+# REQUIREMENTS=requirements-core.lock leaves out what operators switch on by a setting: tracing, Redis, object storage.
+ARG REQUIREMENTS=requirements.lock
+COPY requirements.lock requirements-core.lock ./
 RUN /tools/bin/pip install --require-hashes --only-binary :all: --no-compile --target /app/lib \
-        --requirement requirements.lock \
+        --requirement "${REQUIREMENTS}" \
     && python3 -m compileall -q -b --invalidation-mode unchecked-hash /app/lib \
     && find /app/lib -type f -regex '.*\.\(py\|pyi\|pyx\|pxd\|pxi\|h\)' -delete \
     && find /app/lib -type f -name '*.so*' -exec strip --strip-unneeded {} + \

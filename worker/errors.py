@@ -45,6 +45,18 @@ def did_you_mean_file(path: str) -> str:
         return ""
 
 
+def how_to_get(extra: str, *, is_in_image: bool = True) -> str:
+    """
+    Return how an operator gets an extra that is missing, to end a message about it.
+
+    It names no distribution to install from an index: this one is on none, and whoever took the name could put anything
+    there.
+    """
+    checkout = f"in a checkout: .venv/bin/pip install --constraint requirements-dev.lock --editable '.[{extra}]'"
+    image = "the image has it unless it was built with requirements-core.lock; "
+    return f"the extra `{extra}` is not installed; {image if is_in_image else ''}{checkout}"
+
+
 class WorkerError(Exception):
     """Root of everything this program raises deliberately."""
 

@@ -81,6 +81,13 @@ def test_every_extension_loads(engine: Engine, image: str):
     assert int(text.split()[-1]) >= 15
 
 
+def test_every_setting_finds_its_packages(engine: Engine, image: str):
+    """Tracing, Redis and object storage are switched on by a setting alone."""
+    program = "import redis.asyncio, worker.payloads.objects, worker.telemetry.otel; print('there')"
+    code, text = engine.run("--network=none", *HARDENED, "--entrypoint=python3", image, "-c", program)
+    assert (code, text.strip()) == (0, "there")
+
+
 def test_everything_is_compiled(engine: Engine, image: str):
     """A start compiles nothing: every module of the program has byte code that is not checked against its source."""
     program = (

@@ -10,7 +10,9 @@ import pytest
 from tests.deploy.tools import DEPLOY, ROOT, call, need_tool
 
 DOCKERFILE = ROOT / "Dockerfile"
-LOCKS = ("requirements.lock", "requirements-build.lock")
+LOCKS = ("requirements.lock", "requirements-core.lock", "requirements-build.lock")
+OF_A_CHECKOUT = {"parquet"}
+"""Extras of commands that nobody runs in the image."""
 DEV_LOCK = "requirements-dev.lock"
 SCRIPTS = sorted([*ROOT.glob(".ci/run"), *(ROOT / "tests" / "deploy").rglob("*.sh"), *DEPLOY.rglob("*.sh")])
 YAMLLINT = """
@@ -80,13 +82,49 @@ def test_the_lock_holds_every_dependency():
         *itertools.chain.from_iterable(project["optional-dependencies"].values()),
         *itertools.chain.from_iterable(groups.values()),
     ]
-    for name, wanted in zip(
-        (*LOCKS, DEV_LOCK), (project["dependencies"], document["build-system"]["requires"], everything), strict=True
-    ):
-        pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", (ROOT / name).read_text(), re.MULTILINE))
+    core, extras = project["dependencies"], project["optional-dependencies"]
+    in_image = [text for extra, wanted in extras.items() if extra not in OF_A_CHECKOUT for text in wanted]
+    locked = ([*core, *in_image], core, document["build-system"]["requires"], everything)
+    for name, wanted in zip((*LOCKS, DEV_LOCK), locked, strict=True):
+        pins = _pins(name)
         for text in wanted:
             requirement = requirements.Requirement(text)
+            if requirement.name == project["name"]:  # an extra that is made of others
+                continue
             assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
+
+
+def _pins(name: str) -> dict[str, str]:
+    return dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", (ROOT / name).read_text(), re.MULTILINE))
+
+
+def test_the_image_has_every_extra_that_a_setting_switches_on():
+    """`image` names them all, so that a setting never fails for want of a package; without them it is the same image."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.fullmatch(r"[a-z-]+\[([a-z,]+)\]", extras["image"][0])
+    assert named
+    assert set(named[1].split(",")) == extras.keys() - OF_A_CHECKOUT - {"image"}
+    whole, core = (ROOT / LOCKS[0]).read_text(), (ROOT / LOCKS[1]).read_text()
+    for entry in re.split(r"\n(?=[A-Za-z0-9])", core.strip()):
+        assert entry in whole, "the same version and hashes in both"
+    assert len(_pins(LOCKS[1])) < len(_pins(LOCKS[0]))
+    text = DOCKERFILE.read_text()
+    assert f"ARG REQUIREMENTS={LOCKS[0]}\n" in text
+    assert f"COPY {LOCKS[0]} {LOCKS[1]} ./" in text
+
+
+def test_nobody_is_sent_to_an_index_for_this_project():
+    """Its name belongs to nobody there: whoever takes it could have anything installed."""
+    files = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *DEPLOY.rglob("*.md"),
+        *(ROOT / "worker").rglob("*.py"),
+    ]
+    for path in files:
+        assert not re.search(r"(pip|uv|pipx)\b[^\n]*install[^\n]*pubsub-inference-worker", path.read_text("utf-8")), (
+            path
+        )
 
 
 def test_the_lock_of_a_checkout_names_no_host():

@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Protocol
 
-from worker.errors import PayloadError, SettingsError
+from worker.errors import PayloadError, SettingsError, how_to_get
 from worker.payloads.files import FileStore
 from worker.policy.model import Fault
 from worker.ports import OpenPayload, StoredPayload
@@ -75,7 +75,7 @@ def build_store(prefix: ObjectUri, settings: PayloadSettings) -> Store:
     try:
         from worker.payloads.objects import build_bucket_store  # noqa: PLC0415 - of an extra
     except ImportError:
-        raise SettingsError([f"payloads: {prefix} needs the extra `payloads` to be installed"]) from None
+        raise SettingsError([f"payloads: {prefix}: {how_to_get('payloads')}"]) from None
     return build_bucket_store(prefix, settings)
 
 

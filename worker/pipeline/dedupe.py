@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from worker.delivery import Delivery, Reply
-from worker.errors import SettingsError
+from worker.errors import SettingsError, how_to_get
 from worker.policy.model import ErrorClass
 from worker.settings.schema import DedupeSettings
 from worker.telemetry.logs import StateLog, get_logger
@@ -142,7 +142,7 @@ class RedisStore:
         try:
             from redis import asyncio as redis  # noqa: PLC0415 - an extra
         except ImportError:
-            raise SettingsError(["dedupe.store: redis needs the extra `redis` to be installed"]) from None
+            raise SettingsError([f"dedupe.store: redis: {how_to_get('redis')}"]) from None
         assert settings.redis_url is not None
         self._ttl_ms = int(settings.ttl_s * 1000)
         self._metrics = metrics

@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from importlib.metadata import version
 
-from worker.errors import SettingsError
+from worker.errors import SettingsError, how_to_get
 from worker.settings.schema import Settings, TracingSettings
 
 FLUSH_S = 5.0
@@ -27,8 +27,7 @@ try:
 
     from worker.telemetry.spans import SpanTracer
 except ImportError as error:
-    how = "pip install 'pubsub-inference-worker[otel]'"
-    raise SettingsError([f"tracing.enabled: needs the extra otel, {error.name} is missing: {how}"]) from None
+    raise SettingsError([f"tracing.enabled: {error.name} is missing: {how_to_get('otel')}"]) from None
 
 
 def build_tracer(settings: Settings) -> SpanTracer:

@@ -162,7 +162,7 @@ def test_an_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     """Folders need none."""
     monkeypatch.setitem(__import__("sys").modules, "worker.payloads.objects", None)
     build_payloads(Settings(payloads=PayloadSettings(request_prefixes=["file:///srv"])))
-    with pytest.raises(SettingsError, match="gs://one/ needs the extra `payloads`"):
+    with pytest.raises(SettingsError, match="gs://one/: the extra `payloads` is not installed"):
         build_payloads(Settings(payloads=PayloadSettings(request_prefixes=["gs://one"])))
 
 

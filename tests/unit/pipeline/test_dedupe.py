@@ -324,7 +324,7 @@ async def test_a_redis_that_hangs_costs_one_message_a_wait(server: _Server) -> N
 def test_redis_without_its_library_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """An extra that is not installed is a fault of the settings."""
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(SettingsError, match=r"dedupe\.store: redis needs the extra"):
+    with pytest.raises(SettingsError, match=r"dedupe\.store: redis: the extra `redis` is not installed"):
         build_store(REDIS, Metrics())
 
 

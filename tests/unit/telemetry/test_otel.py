@@ -48,7 +48,7 @@ def test_without_the_extra_tracing_is_refused_at_start(monkeypatch):
     for name in [name for name in sys.modules if name == "worker.telemetry.otel"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(SettingsError, match=r"tracing\.enabled: needs the extra otel, .* pip install"):
+    with pytest.raises(SettingsError, match=r"tracing\.enabled: .* is missing: the extra `otel` .* the image has it"):
         Service(settings(enabled=True))
 
 

@@ -23,6 +23,7 @@ from worker.client.io.files import STANDARD, ByteReader, LineReader, open_bytes,
 from worker.client.io.lines import MAX_LINE_BYTES, RawLine
 from worker.client.io.template import Row, Template
 from worker.client.ports import LineSource
+from worker.errors import how_to_get
 
 BATCH_ROWS = 256
 _DELIMITERS = (",", ";", "\t")
@@ -266,9 +267,7 @@ class _ParquetRows(_Rows):
         try:
             import pyarrow.parquet as parquet  # noqa: PLC0415, PLR0402 - an extra
         except ImportError:
-            raise InputError(
-                f"{path}: Parquet needs the extra: pip install 'pubsub-inference-worker[parquet]'"
-            ) from None
+            raise InputError(f"{path}: Parquet: {how_to_get('parquet', is_in_image=False)}") from None
         try:
             self._file = parquet.ParquetFile(path)
         except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors

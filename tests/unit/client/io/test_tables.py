@@ -173,7 +173,9 @@ def test_what_is_wrong_with_a_parquet_file_is_told(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="it must be a file"):
         read("-", form=Form.PARQUET)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(InputError, match=r"pip install 'pubsub-inference-worker\[parquet\]'"):
+    with pytest.raises(
+        InputError, match=r"the extra `parquet` is not installed; in a checkout: .* --editable '\.\[parquet\]'"
+    ):
         read(path)
 
 
