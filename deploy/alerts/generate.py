@@ -1,11 +1,12 @@
 # ruff: noqa: INP001 - a script beside what it writes
 """
-Write rules.yaml as Kubernetes objects: gmp.yaml for Google's managed Prometheus, prometheus-operator.yaml for that.
+Write rules.yaml as Kubernetes objects, for Google's managed Prometheus and for prometheus-operator.
 
 `python deploy/alerts/generate.py` writes them, `--check` fails when one is stale.  Which object a group needs follows
 from whose metrics it asks for: Google's `Rules` see their own namespace only, `ClusterRules` their cluster, and
 `GlobalRules` everything the project has, Cloud Monitoring's own metrics included
-(https://cloud.google.com/stackdriver/docs/managed-prometheus/rules-managed).
+(https://cloud.google.com/stackdriver/docs/managed-prometheus/rules-managed).  The latter two have no namespace, so they
+are no part of an overlay, which gives everything its own.
 """
 
 import sys
@@ -15,7 +16,8 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
-HEADER = "# Made from rules.yaml by `python deploy/alerts/generate.py`; do not edit.\n"
+KUSTOMIZE = HERE.parent / "kustomize"
+HEADER = "# Made from deploy/alerts/rules.yaml by `python deploy/alerts/generate.py`; do not edit.\n"
 NAME = "inference-worker"
 LABELS = {"app.kubernetes.io/name": NAME}
 GMP_KINDS = {
@@ -44,12 +46,18 @@ _Dumper.add_representer(str, _text)
 
 
 def render() -> dict[str, str]:
-    """Return the text of each file by its name."""
+    """Return the text of each file by its path below deploy/kustomize."""
     groups = yaml.safe_load((HERE / "rules.yaml").read_text())["groups"]
     by_name = {group["name"]: group for group in groups}
-    gmp = [_object("monitoring.googleapis.com/v1", kind, name, [by_name[name]]) for name, kind in GMP_KINDS.items()]
+    own, *wider = [
+        _object("monitoring.googleapis.com/v1", kind, name, [by_name[name]]) for name, kind in GMP_KINDS.items()
+    ]
     operator = _object("monitoring.coreos.com/v1", "PrometheusRule", NAME, [by_name[name] for name in OPERATOR_GROUPS])
-    return {"gmp.yaml": _dump(gmp), "prometheus-operator.yaml": _dump([operator])}
+    return {
+        "components/alerts-gmp/rules.yaml": _dump([own]),
+        "cluster-alerts/rules.yaml": _dump(wider),
+        "components/alerts-prometheus-operator/rules.yaml": _dump([operator]),
+    }
 
 
 def _object(version: str, kind: str, name: str, groups: list[Any]) -> dict[str, Any]:
@@ -69,14 +77,14 @@ def main() -> int:
     """Write the files, or with `--check` compare them; return the exit code."""
     stale = []
     for name, text in render().items():
-        path = HERE / name
+        path = KUSTOMIZE / name
         if path.exists() and path.read_text() == text:
             continue
         if "--check" in sys.argv:
             stale.append(name)
         else:
             path.write_text(text)
-            sys.stdout.write(f"deploy/alerts/{name} written\n")
+            sys.stdout.write(f"deploy/kustomize/{name} written\n")
     if stale:
         sys.stderr.write(f"stale, run `python deploy/alerts/generate.py`: {', '.join(stale)}\n")
     return int(bool(stale))

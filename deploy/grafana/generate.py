@@ -2,14 +2,18 @@
 """
 Write the Grafana dashboard, dashboard.json, from the catalogue of metrics.
 
-`python deploy/grafana/generate.py` writes it, `--check` fails when it is stale.  Every metric has exactly one panel and
-no panel asks for anything else; which query a metric gets follows from its kind.  `ROWS` orders them; a metric that is
-in no row stands in the last one, so that none is forgotten.
+`python deploy/grafana/generate.py` writes it, `--check` fails when it is stale.  On top is a row of big numbers, then
+every metric has exactly one graph and no graph asks for anything else; which query a metric gets follows from its kind.
+`ROWS` orders them; a metric that is in no row stands in the last one, so that none is forgotten.
+
+No panel that is shown is empty: a count that nothing was counted in is 0, and graphs of what not everyone uses
+(streams, object storage) are in rows that are closed until somebody opens them.
 """
 
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,26 +33,28 @@ ROWS: Mapping[str, tuple[str, ...]] = {
         "model_held_messages",
         "model_failing_share",
     ),
-    "Time": (
-        "queue_wait_seconds",
-        "held_seconds",
-        "request_duration_seconds",
-        "time_to_first_token_seconds",
-        "time_per_output_token_seconds",
-    ),
-    "Publishing": ("publish_duration_seconds", "publish_failures_total", "intake_paused", "dead_letter_copies_total"),
-    "Object storage": ("payload_duration_seconds", "payload_bytes_total", "payload_memory_bytes"),
-    "Tokens": ("tokens_total", "salvaged_tokens_total", "partial_responses_total", "missing_done_total"),
+    "Time and tokens": ("queue_wait_seconds", "request_duration_seconds", "publish_duration_seconds", "tokens_total"),
+    "Publishing": ("publish_failures_total", "intake_paused", "dead_letter_copies_total", "dedupe_skipped_total"),
     "The worker itself": (
         "lost_leases_total",
         "subscription_reopens_total",
         "internal_errors_total",
-        "policy_hook_total",
-        "dedupe_skipped_total",
         "draining",
         "build_info",
     ),
+    "Holds and streams": (
+        "held_seconds",
+        "time_to_first_token_seconds",
+        "time_per_output_token_seconds",
+        "salvaged_tokens_total",
+        "partial_responses_total",
+        "missing_done_total",
+    ),
+    "Object storage": ("payload_duration_seconds", "payload_bytes_total", "payload_memory_bytes"),
+    "Hooks": ("policy_hook_total",),
 }
+CLOSED = {"Holds and streams", "Object storage", "Hooks"}
+"""Rows of what not every worker does; closed, so that nothing of them is shown or asked for."""
 REST = "More"
 GROUPED_BY: Mapping[str, tuple[str, ...]] = {
     "requests_total": ("outcome", "status_code"),
@@ -95,9 +101,38 @@ WORDS: Mapping[str, str] = {
 """Titles that the name alone does not give."""
 QUANTILES = (0.5, 0.95, 0.99)
 WIDTH, HEIGHT, COLUMNS = 6, 7, 24
+NUMBER_HEIGHT = 4
 RATE = "$__rate_interval"
 POD_FILTER = '{namespace=~"$namespace"}'
 STATES = {"0": "closed", "1": "half open", "2": "open"}
+
+
+class Number(NamedTuple):
+    """A big number on top: what an operator looks at first."""
+
+    title: str
+    meaning: str
+    expr: str
+    """`METRIC` and `BUCKET` are written as `{METRIC}`; it always has a value."""
+    unit: str = "short"
+    warn: float | None = None
+    """Yellow from here on."""
+    alarm: float | None = None
+    """Red from here on."""
+
+
+def _answers(outcome: str = 'outcome!="nack"') -> str:
+    return f'sum(rate({PREFIX}requests_total{{namespace=~"$namespace",{outcome}}}[{RATE}]))'
+
+
+def _p95(name: str) -> str:
+    """Return a quantile over all backends; where nothing was observed there is none, and 0 is shown."""
+    buckets = f"sum by (le) (rate({PREFIX}{name}_bucket{POD_FILTER}[{RATE}]))"
+    return f"(histogram_quantile(0.95, {buckets}) >= 0) or on () vector(0)"
+
+
+def _total(name: str) -> str:
+    return f"sum({PREFIX}{name}{POD_FILTER}) or on () vector(0)"
 
 
 class Metric(NamedTuple):
@@ -115,21 +150,50 @@ class Metric(NamedTuple):
         return GROUPED_BY.get(self.name, default)
 
 
+def numbers() -> tuple[Number, ...]:
+    """Return the row on top."""
+    errors = _answers('outcome="error_reply"')
+    running, limit = f"sum({PREFIX}in_flight{POD_FILTER})", f"sum({PREFIX}window_limit{POD_FILTER})"
+    opened = f"count({PREFIX}breaker_state{POD_FILTER} == 2) or on () vector(0)"
+    share = f"({errors} / ({_answers()} > 0)) or on () vector(0)"
+    return (
+        Number("Answers a second", "Good ones and errors.", f"{_answers()} or on () vector(0)"),
+        Number("Errors", "Share of the answers.", share, "percentunit", warn=0.01, alarm=0.05),
+        Number("Wait, p95", "In the queue, to the first attempt.", _p95("queue_wait_seconds"), "s"),
+        Number("Attempt, p95", "One attempt at a backend.", _p95("request_duration_seconds"), "s"),
+        Number("Running", "Attempts at backends now.", f"{running} or on () vector(0)"),
+        Number(
+            "Of the windows",
+            "Share of what may run at once.",
+            f"({running} / ({limit} > 0)) or on () vector(0)",
+            "percentunit",
+        ),
+        Number("Held", "Waiting for a backend to recover.", _total("held_messages"), warn=1),
+        Number("Open breakers", "Pods and backends that get probes only.", opened, warn=1, alarm=1),
+    )
+
+
 def queries(metric: Metric) -> Iterator[tuple[str, str]]:
-    """Yield `(PromQL, legend)` of each line: rate for a counter, quantiles for a histogram, else the value."""
+    """Yield `(PromQL, legend)` of each line: rate for a counter, quantiles for a histogram, else the value, or 0."""
     by = f" by ({', '.join(metric.groups)})" if metric.groups else ""
     legend = " ".join(f"{{{{{name}}}}}" for name in metric.groups)
     full = PREFIX + metric.name
     if metric.kind == "counter" and metric.name not in RARE:
         function = "avg" if metric.name == "paused_seconds_total" else "sum"
-        yield f"{function}{by} (rate({full}{POD_FILTER}[{RATE}]))", legend or _words(metric.name)
+        yield _or_zero(f"{function}{by} (rate({full}{POD_FILTER}[{RATE}]))", metric), legend or _words(metric.name)
     elif metric.kind == "histogram":
         buckets = f"sum by ({', '.join(('le', *metric.groups))}) (rate({full}_bucket{POD_FILTER}[{RATE}]))"
         for quantile in QUANTILES:
             yield f"histogram_quantile({quantile:g}, {buckets})", f"p{quantile * 100:g} {legend}".rstrip()
     else:
         function = "max" if metric.name in LARGEST else "sum"
-        yield f"{function}{by} ({full}{POD_FILTER})", legend or _words(metric.name)
+        yield _or_zero(f"{function}{by} ({full}{POD_FILTER})", metric), legend or _words(metric.name)
+
+
+def _or_zero(expr: str, metric: Metric) -> str:
+    """Return what has a value also where nothing was counted yet: 0, called `none`."""
+    zero = f'label_replace(vector(0), "{metric.groups[0]}", "none", "", "")' if metric.groups else "vector(0)"
+    return f"{expr} or on () {zero}"
 
 
 def unit(metric: Metric) -> str:
@@ -174,6 +238,36 @@ def _panel(number: int, metric: Metric, x: int, y: int) -> dict[str, Any]:
     }
 
 
+def _number(number: int, shown: Number, x: int, width: int) -> dict[str, Any]:
+    steps = [{"color": "text", "value": None}]
+    steps += [{"color": color, "value": at} for color, at in (("yellow", shown.warn), ("red", shown.alarm)) if at]
+    return {
+        "id": number,
+        "type": "stat",
+        "title": shown.title,
+        "description": shown.meaning,
+        "datasource": {"type": "prometheus", "uid": "$datasource"},
+        "gridPos": {"x": x, "y": 0, "w": width, "h": NUMBER_HEIGHT},
+        "fieldConfig": {
+            "defaults": {
+                "unit": shown.unit,
+                "decimals": 0 if shown.title in {"Running", "Held", "Open breakers"} else None,
+                "thresholds": {"mode": "absolute", "steps": steps},
+            },
+            "overrides": [],
+        },
+        "options": {
+            "colorMode": "value",
+            "graphMode": "area",
+            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+            "textMode": "value",
+        },
+        "targets": [
+            {"refId": "A", "expr": shown.expr, "legendFormat": shown.title, "editorMode": "code", "range": True}
+        ],
+    }
+
+
 def rows() -> dict[str, list[Metric]]:
     """Return every metric of the catalogue, by row."""
     known = {item[0].removeprefix(PREFIX): Metric(item[0].removeprefix(PREFIX), *item[1:]) for item in catalogue()}
@@ -183,25 +277,32 @@ def rows() -> dict[str, list[Metric]]:
 
 def dashboard() -> dict[str, Any]:
     """Return the dashboard as Grafana imports it."""
-    panels: list[dict[str, Any]] = []
-    y = 0
+    ids = count(1)
+    first = numbers()
+    width = COLUMNS // len(first)
+    panels = [_number(next(ids), shown, at * width, width) for at, shown in enumerate(first)]
+    y = NUMBER_HEIGHT
     for title, metrics in rows().items():
-        panels.append(
-            {
-                "id": len(panels) + 1,
-                "type": "row",
-                "title": title,
-                "collapsed": False,
-                "gridPos": {"x": 0, "y": y, "w": COLUMNS, "h": 1},
-                "panels": [],
-            }
-        )
+        row = {
+            "id": next(ids),
+            "type": "row",
+            "title": title,
+            "collapsed": title in CLOSED,
+            "gridPos": {"x": 0, "y": y, "w": COLUMNS, "h": 1},
+            "panels": [],
+        }
+        panels.append(row)
         y += 1
         per_line = COLUMNS // WIDTH
-        for at, metric in enumerate(metrics):
-            across, down = at % per_line * WIDTH, y + at // per_line * HEIGHT
-            panels.append(_panel(len(panels) + 1, metric, across, down))
-        y += -(-len(metrics) // per_line) * HEIGHT
+        graphs = [
+            _panel(next(ids), metric, at % per_line * WIDTH, y + at // per_line * HEIGHT)
+            for at, metric in enumerate(metrics)
+        ]
+        if title in CLOSED:  # Grafana keeps the panels of a closed row inside it
+            row["panels"] = graphs
+        else:
+            panels += graphs
+            y += -(-len(metrics) // per_line) * HEIGHT
     return {
         "uid": "inference-worker",
         "title": TITLE,

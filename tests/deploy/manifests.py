@@ -27,6 +27,8 @@ STACKS: dict[str, tuple[str, ...]] = {
     "with-podmonitor": ("keda", "podmonitor", "values"),
     "with-spot": ("keda", "gmp", "networkpolicy", "spot", "values"),
     "with-api-key": ("api-key", "values"),
+    "with-alerts-gmp": ("alerts-gmp", "values"),
+    "with-alerts-operator": ("alerts-prometheus-operator", "values"),
 }
 """Components on the base with the values of overlays/gke; together with the overlays every component occurs."""
 VARIANTS = (*OVERLAYS, *STACKS)

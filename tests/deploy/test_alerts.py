@@ -5,11 +5,13 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.deploy.crds import custom_faults
+from tests.deploy.manifests import KUSTOMIZE, kustomize, variant
 from tests.deploy.promql import FOREIGN, asked, faults
 from tests.deploy.tools import DEPLOY, ROOT, call, need_tool
 from worker.policy.model import ErrorClass
@@ -139,15 +141,41 @@ def _generator() -> ModuleType:
 
 
 def test_the_objects_for_clusters_are_up_to_date() -> None:
-    """gmp.yaml and prometheus-operator.yaml are what the generator makes of rules.yaml."""
+    """The components and `cluster-alerts` have what the generator makes of rules.yaml."""
     for name, text in _generator().render().items():
-        assert (ALERTS / name).read_text() == text, f"{name} is stale: python deploy/alerts/generate.py"
+        assert (KUSTOMIZE / name).read_text() == text, f"{name} is stale: python deploy/alerts/generate.py"
+
+
+def _objects(*folders: str) -> list[dict[str, Any]]:
+    return [each for name in folders for each in yaml.safe_load_all((KUSTOMIZE / name / "rules.yaml").read_text())]
+
+
+@pytest.mark.parametrize("name", ["with-alerts-gmp", "with-alerts-operator"])
+def test_links_of_rendered_alerts_are_absolute(name: str) -> None:
+    """They lead to the page that the values name, each to its own section."""
+    runbook = yaml.safe_load((KUSTOMIZE / "overlays" / "gke" / "values.yaml").read_text())["spec"]["alerts"]["runbook"]
+    rules = [
+        rule
+        for each in variant(name).of_kind("Rules", "PrometheusRule")
+        for group in each["spec"]["groups"]
+        for rule in group["rules"]
+    ]
+    assert len(rules) > 10
+    for rule in rules:
+        assert rule["annotations"]["runbook_url"] == f"{runbook}#{rule['alert'].lower()}"
+
+
+def test_links_of_alerts_for_the_cluster_are_absolute() -> None:
+    """These have no namespace, so they are rendered apart."""
+    text = kustomize(KUSTOMIZE / "cluster-alerts")
+    assert "namespace" not in {key for each in yaml.safe_load_all(text) for key in each["metadata"]}
+    assert text.count("runbook_url: https://") == text.count("runbook_url: ") > 3
 
 
 def test_google_takes_the_objects() -> None:
-    """Every object of gmp.yaml has the shape of the definition of Rules; the wider kinds have the same."""
+    """Every object has the shape of the definition of Rules; the wider kinds have the same."""
     pytest.importorskip("jsonschema", reason="jsonschema is not installed")
-    objects = list(yaml.safe_load_all((ALERTS / "gmp.yaml").read_text()))
+    objects = _objects("components/alerts-gmp", "cluster-alerts")
     assert [each["kind"] for each in objects] == ["Rules", "ClusterRules", "GlobalRules"]
     for each in objects:
         assert custom_faults({**each, "kind": "Rules"}) == []
@@ -156,11 +184,11 @@ def test_google_takes_the_objects() -> None:
 
 def test_each_object_sees_its_metrics() -> None:
     """Rules see their namespace only: what Cloud Monitoring or KEDA has stands in the wider kinds, and nowhere else."""
-    for each in yaml.safe_load_all((ALERTS / "gmp.yaml").read_text()):
+    for each in _objects("components/alerts-gmp", "cluster-alerts"):
         for rule in each["spec"]["groups"][0]["rules"]:
             foreign = {name.partition("_")[0] for name in asked(rule["expr"]).metrics & FOREIGN}
             assert foreign == {"Rules": set(), "ClusterRules": {"keda"}, "GlobalRules": {"pubsub"}}[each["kind"]]
-    (operator,) = yaml.safe_load_all((ALERTS / "prometheus-operator.yaml").read_text())
+    (operator,) = _objects("components/alerts-prometheus-operator")
     exprs = [rule["expr"] for group in operator["spec"]["groups"] for rule in group["rules"]]
     assert not any("googleapis" in expr for expr in exprs)
     assert len(exprs) == sum(len(group["rules"]) for group in GROUPS if group["name"] != "inference-worker-pubsub")

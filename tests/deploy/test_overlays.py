@@ -10,7 +10,11 @@ from tests.deploy.manifests import COMPONENTS, KUSTOMIZE, OVERLAYS, STACKS, Vari
 
 VERSIONS = ("1.31.0", "1.34.0", "1.37.0")
 """The oldest that matters, one between, the newest there are schemas for."""
-WITHOUT_SCHEMA = {"AutoscalingMetric": "with-hpa-gke", "PodMonitor": "with-podmonitor"}
+WITHOUT_SCHEMA = {
+    "AutoscalingMetric": "with-hpa-gke",
+    "PodMonitor": "with-podmonitor",
+    "PrometheusRule": "with-alerts-operator",
+}
 """Kinds nobody publishes data for here, and the only variant each may occur in; deploy/README.md says so."""
 
 

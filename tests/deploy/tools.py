@@ -24,8 +24,21 @@ def need_tool(name: str) -> str:
     return found
 
 
-def call(*command: str | Path, **options: object) -> "subprocess.CompletedProcess[str]":
-    """Run a program to its end; its output is text, its exit code the caller's to judge."""
-    return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        [str(part) for part in command], capture_output=True, text=True, check=False, timeout=300, **options
+def call(
+    *command: str | Path,
+    limit_s: float = 300,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    text: str = "",
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end, with a text as its input; its output is text, its exit code the caller's to judge."""
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=limit_s,
+        cwd=cwd,
+        env=env,
+        input=text,
     )
