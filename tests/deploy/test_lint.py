@@ -21,7 +21,7 @@ rules:
   document-start: disable
   line-length: {max: 120, allow-non-breakable-words: true, allow-non-breakable-inline-mappings: true}
   comments: {min-spaces-from-content: 1}
-ignore: [rules_test.yaml, helm/inference-worker/templates]
+ignore: [rules_test.yaml, templates/]
 """
 
 

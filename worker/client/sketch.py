@@ -50,6 +50,14 @@ class QuantileSketch:
         self.minimum = min(self.minimum, value)
         self.maximum = max(self.maximum, value)
 
+    def merge(self, other: "QuantileSketch") -> None:
+        """Count the values of another sketch as well."""
+        self._buckets.update(other._buckets)  # noqa: SLF001 - of its own kind
+        self.count += other.count
+        self.sum += other.sum
+        self.minimum = min(self.minimum, other.minimum)
+        self.maximum = max(self.maximum, other.maximum)
+
     @property
     def mean(self) -> float | None:
         """The exact mean; `None` without any value."""

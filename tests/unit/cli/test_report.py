@@ -33,6 +33,36 @@ def test_json_is_one_object(answers: Path, capsys: pytest.CaptureFixture[str]) -
     assert (report["total"]["answers"], report["min_tail"]) == (400, 4)
 
 
+@pytest.mark.parametrize(
+    ("options", "cost"),
+    [
+        (["--price", "1,10"], 0.0798),
+        (["--price", "1,0.5,10"], 0.0798),
+        (["--price", "large=1,10", "--price", "small=0,0"], None),
+        ([], None),
+    ],
+)
+def test_a_price_gives_a_cost(
+    answers: Path, capsys: pytest.CaptureFixture[str], options: list[str], cost: float | None
+) -> None:
+    """Of a million input and output tokens, for all models or for some."""
+    assert run_command(["report", str(answers), "--json", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    if cost is not None or not options:
+        assert report["total"]["cost"] == (pytest.approx(cost) if cost is not None else None)
+    else:
+        assert report["models"]["small"]["cost"] == 0
+        assert report["total"]["cost"] == report["models"]["large"]["cost"] > 0
+
+
+@pytest.mark.parametrize("text", ["", "1", "1,2,3,4", "a,b", "-1,2", "nan,1", "m=1"])
+def test_a_price_that_is_none_is_refused(answers: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """With what it should be like."""
+    with pytest.raises(SystemExit, match="2"):
+        run_command(["report", str(answers), f"--price={text}"])
+    assert "is not like 0.15,0.60" in capsys.readouterr().err
+
+
 def test_html_goes_to_a_file_or_to_standard_output(answers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The file is named on standard error; nothing else is said."""
     page = answers.with_suffix(".html")

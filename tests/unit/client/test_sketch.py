@@ -75,3 +75,17 @@ def test_histogram_has_every_value_in_its_bar(values, bars):
     for bar in histogram:
         inside = [value for value in values if bar.low * (1 + 1e-9) < value <= bar.high * (1 - 1e-9)]
         assert bar.count >= len(inside)
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=60), st.lists(st.floats(0, 1e6), max_size=60))
+def test_merged_sketches_are_one_of_all_values(first, second):
+    """In every number that they tell."""
+    parts = [QuantileSketch(), QuantileSketch()]
+    whole = QuantileSketch()
+    for sketch, values in zip(parts, (first, second), strict=True):
+        for value in values:
+            sketch.add(value)
+            whole.add(value)
+    parts[0].merge(parts[1])
+    assert (parts[0].count, parts[0].minimum, parts[0].maximum) == (whole.count, whole.minimum, whole.maximum)
+    assert [parts[0].percentile(p) for p in (1, 50, 99)] == [whole.percentile(p) for p in (1, 50, 99)]

@@ -18,6 +18,8 @@ from worker.client.summary import ErrorExample
 PERCENTS = (50, 90, 99)
 DURATIONS = ("ttft_s", "ttlt_s", "tpot_s", "queue_s", "held_s")
 """Names of measured durations, as in `stats`; docs/report.md has the meaning of each."""
+SIZES = ("output_tokens", "output_tokens_per_s")
+"""Of one good answer: how long it is, and how fast it came, in output tokens by its time to the last token."""
 TOKEN_KINDS = ("input", "output", "input_cached", "output_reasoning")
 MIN_TAIL = 5
 HISTOGRAM_BARS = 40
@@ -88,6 +90,25 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What a million tokens cost, in a currency that the reader knows."""
+
+    input: float
+    output: float
+    cached: float
+    """Of input tokens that came from a cache; they are part of the input tokens."""
+
+    def of(self, tokens: Mapping[str, Tokens]) -> float | None:
+        """Return what tokens cost; `None` where none were counted."""
+        counts = {kind: tokens[kind].total for kind in TOKEN_KINDS}
+        if counts["input"] is None and counts["output"] is None:
+            return None
+        cached = min(counts["input_cached"] or 0, counts["input"] or 0)
+        fresh = (counts["input"] or 0) - cached
+        return (fresh * self.input + cached * self.cached + (counts["output"] or 0) * self.output) / 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupReport:
     """A group of answers: all of them, those of a model, or those of an error class."""
 
@@ -106,8 +127,14 @@ class GroupReport:
     """By kind, of `TOKEN_KINDS`."""
     durations: Mapping[str, Spread]
     """By name, of `DURATIONS`: of good answers; in the group of an error class, of its errors."""
+    sizes: Mapping[str, Spread]
+    """By name, of `SIZES`: of good answers."""
+    finish_reasons: Mapping[str, int]
+    """Choices of good answers by the reason that the server gave for their end; the most frequent first."""
     example: ErrorExample | None
     """Of an error class."""
+    cost: float | None = None
+    """Of its tokens; `None` without a price."""
 
     @property
     def error_rate(self) -> float:
@@ -127,6 +154,9 @@ class GroupReport:
             "statuses": dict(self.statuses),
             "tokens": {kind: tokens.as_dict() for kind, tokens in self.tokens.items()},
             "durations": {name: spread.as_dict() for name, spread in self.durations.items()},
+            "sizes": {name: spread.as_dict() for name, spread in self.sizes.items()},
+            "finish_reasons": dict(self.finish_reasons),
+            "cost": self.cost,
             **example,
         }
 
@@ -140,6 +170,12 @@ class Bin:
     good: int
     errors: int
     output_tokens: int
+    attempts: int
+    """That these answers took; known only when they are complete."""
+    ttlt_p50: float | None
+    """Median time to the last token of the good ones, seconds; `None` without any."""
+    ttlt_p90: float | None
+    """`None` with fewer than ten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +201,7 @@ class RunReport:
     """The most frequent first."""
     error_classes: tuple[GroupReport, ...]
     histograms: Mapping[str, tuple[Bar, ...]]
-    """By name of a duration, over good answers; seconds."""
+    """By name of a duration or size, over good answers; seconds, tokens, tokens a second."""
     bin_s: float
     """Width of a bin of the timeline."""
     bins: tuple[Bin, ...]
@@ -205,7 +241,8 @@ class RunReport:
                 "bin_s": self.bin_s,
                 "bins": [
                     {"start": iso_time(item.start), "good": item.good, "errors": item.errors}
-                    | {"output_tokens": item.output_tokens}
+                    | {"output_tokens": item.output_tokens, "attempts": item.attempts}
+                    | {"ttlt_p50": item.ttlt_p50, "ttlt_p90": item.ttlt_p90}
                     for item in self.bins
                 ],
             },

@@ -6,6 +6,7 @@ precedence, so that a report and the live metrics agree; without them the body i
 unknown value is `None`, never 0.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -47,6 +48,8 @@ class Sample:
     tokens: Usage
     measured: "Measured | None"
     """`None` when the line has no `stats`."""
+    finish_reasons: tuple[str, ...] = ()
+    """Of a good answer: why the generation of each choice ended, as the server says it."""
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -113,8 +116,25 @@ class _Body(msgspec.Struct):
     truncated: Any = None
 
 
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Incomplete(msgspec.Struct):
+    reason: str | None = None
+
+
+class _Finished(msgspec.Struct):
+    """What chat completions and completions (`choices`) and the Responses API (`status`) say about the end."""
+
+    choices: list[_Choice] | None = None
+    status: str | None = None
+    incomplete_details: _Incomplete | None = None
+
+
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_finished = msgspec.json.Decoder(_Finished).decode
 
 
 def read_sample(line: bytes) -> Sample:
@@ -181,7 +201,22 @@ def _sample(line: _Line, status: int | None, body: bytes, *, is_error: bool, cod
         is_truncated=is_error and parsed.truncated is True,
         tokens=usage or NO_USAGE,
         measured=stats,
+        finish_reasons=() if is_error else tuple(_finish_reasons(body)),
     )
+
+
+def _finish_reasons(body: bytes) -> Iterator[str]:
+    """Yield why each choice of a good answer ended; nothing where the API has no such thing, or another shape."""
+    try:
+        found = _decode_finished(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return
+    for choice in found.choices or ():
+        if (reason := _name(choice.finish_reason)) is not None:
+            yield reason
+    if found.choices is None and (status := _name(found.status)) is not None:
+        details = found.incomplete_details
+        yield _name(details.reason if details is not None else None) or status
 
 
 def _read_body(body: bytes) -> _Body:

@@ -7,7 +7,8 @@ stand with their class.  Tokens are those of all answers, as in the worker's met
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from worker.client.errors import InputError
 from worker.client.io.files import open_input
@@ -17,10 +18,12 @@ from worker.client.report.results import (
     HISTOGRAM_BARS,
     MIN_TAIL,
     PERCENTS,
+    SIZES,
     TOKEN_KINDS,
     Bin,
     GroupReport,
     Percentile,
+    Price,
     RunReport,
     Spread,
     Tokens,
@@ -33,6 +36,10 @@ from worker.client.summary import ErrorExample
 
 MAX_GROUPS = 50
 """Models or error classes that are counted separately; requesters choose the names, so their number has no bound."""
+MAX_FINISH_REASONS = 12
+"""Reasons that are counted separately; servers choose them."""
+DEFAULT_PRICE = ""
+"""Key of the price of models that have none of their own."""
 OTHERS = "(others)"
 UNKNOWN = "(unknown)"
 WIDTHS_S = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 86400, 7 * 86400, 28 * 86400, 364 * 86400)
@@ -41,7 +48,9 @@ MAX_BINS = 240
 """More would be narrower than a plot can show; only short runs have fewer than `MAX_BINS / 6`."""
 
 
-def read_report(path: str, *, min_tail: int = MIN_TAIL) -> tuple[RunReport, InputError | None]:
+def read_report(
+    path: str, *, min_tail: int = MIN_TAIL, prices: Mapping[str, Price] | None = None
+) -> tuple[RunReport, InputError | None]:
     """
     Return the report of an output file, and the error that ended the reading early.
 
@@ -50,6 +59,7 @@ def read_report(path: str, *, min_tail: int = MIN_TAIL) -> tuple[RunReport, Inpu
     Args:
         path: A file (`.gz` and `.zst` are read as such), a named pipe, or `-` for standard input.
         min_tail: Values that must lie beyond a percentile for it not to be marked as weak.
+        prices: By model, or `DEFAULT_PRICE` for all others; without one nothing is said of costs.
 
     Raises:
         InputError: The file cannot be opened; permanent.
@@ -71,7 +81,7 @@ def read_report(path: str, *, min_tail: int = MIN_TAIL) -> tuple[RunReport, Inpu
         failure = error
     finally:
         reader.close()
-    return statistics.report("standard input" if path == "-" else path, min_tail), failure
+    return statistics.report("standard input" if path == "-" else path, min_tail, prices or {}), failure
 
 
 class Group:
@@ -86,6 +96,8 @@ class Group:
     def __init__(self, name: str, *, is_of_errors: bool = False) -> None:
         self.name = name
         self.sketches = {duration: QuantileSketch() for duration in DURATIONS}
+        self.sizes = {size: QuantileSketch() for size in SIZES}
+        self._finish_reasons: Counter[str] = Counter()
         self._is_of_errors = is_of_errors
         self.example: ErrorExample | None = None
         self.answers = 0
@@ -111,6 +123,8 @@ class Group:
             self._tokens[kind] += count
             if measured is not None and measured.ended is not None:
                 self._timed_tokens[kind] += count
+        if not sample.is_error:
+            self._add_output(sample)
         if measured is None:
             return
         self._retried += (measured.attempts or 0) > 1
@@ -121,9 +135,22 @@ class Group:
                 if value is not None:
                     sketch.add(value)
 
+    def _add_output(self, sample: Sample) -> None:
+        """Count what a good answer says: how much, how fast, and why it ended."""
+        for reason in sample.finish_reasons:
+            is_known = reason in self._finish_reasons or len(self._finish_reasons) < MAX_FINISH_REASONS
+            self._finish_reasons[reason if is_known else OTHERS] += 1
+        output, measured = sample.tokens.output, sample.measured
+        if output is None or output < 0:
+            return
+        self.sizes["output_tokens"].add(output)
+        if measured is not None and measured.ttlt_s:
+            self.sizes["output_tokens_per_s"].add(output / measured.ttlt_s)
+
     def report(self, min_tail: int, duration_s: float | None) -> GroupReport:
         """Return the counts; rates are over `duration_s` seconds."""
-        population = self._errors if self._is_of_errors else self.answers - self._errors
+        good = self.answers - self._errors
+        population = self._errors if self._is_of_errors else good
         return GroupReport(
             name=self.name,
             answers=self.answers,
@@ -135,6 +162,8 @@ class Group:
             tokens={kind: self._tokens_of(kind, duration_s) for kind in TOKEN_KINDS},
             example=self.example,
             durations={name: _spread(sketch, population, min_tail) for name, sketch in self.sketches.items()},
+            sizes={name: _spread(sketch, good, min_tail) for name, sketch in self.sizes.items()},
+            finish_reasons=dict(self._finish_reasons.most_common()),
         )
 
     def _tokens_of(self, kind: str, duration_s: float | None) -> Tokens:
@@ -144,6 +173,24 @@ class Group:
             missing=self.answers - counted,
             per_s=self._timed_tokens[kind] / duration_s if counted and duration_s else None,
         )
+
+
+@dataclass(slots=True)
+class _Interval:
+    """What is counted in one bin."""
+
+    good: int = 0
+    errors: int = 0
+    output_tokens: int = 0
+    attempts: int = 0
+    ttlt: QuantileSketch = field(default_factory=QuantileSketch)
+
+    def merge(self, other: "_Interval") -> None:
+        self.good += other.good
+        self.errors += other.errors
+        self.output_tokens += other.output_tokens
+        self.attempts += other.attempts
+        self.ttlt.merge(other.ttlt)
 
 
 class Timeline:
@@ -156,7 +203,7 @@ class Timeline:
 
     def __init__(self) -> None:
         self._level = 0
-        self._bins: dict[int, list[int]] = {}
+        self._bins: dict[int, _Interval] = {}
         self._first = self._last = 0
 
     @property
@@ -164,15 +211,25 @@ class Timeline:
         """Width of a bin now."""
         return WIDTHS_S[self._level]
 
-    def add(self, moment: float, *, is_error: bool, output_tokens: int) -> None:
+    def add(
+        self, moment: float, *, is_error: bool, output_tokens: int, attempts: int = 1, ttlt_s: float | None = None
+    ) -> None:
         """Count one answer that ended at `moment`, Unix seconds."""
         index = math.floor(moment / self.width_s)
         if not self._bins:
             self._first = self._last = index
         self._first, self._last = min(self._first, index), max(self._last, index)
-        counts = self._bins.setdefault(index, [0, 0, 0])
-        counts[1 if is_error else 0] += 1
-        counts[2] += output_tokens
+        counts = self._bins.get(index)
+        if counts is None:
+            counts = self._bins[index] = _Interval()
+        if is_error:
+            counts.errors += 1
+        else:
+            counts.good += 1
+            if ttlt_s is not None:
+                counts.ttlt.add(ttlt_s)
+        counts.output_tokens += output_tokens
+        counts.attempts += attempts
         while self._last - self._first >= MAX_BINS and self._level + 1 < len(WIDTHS_S):
             self._coarsen()
 
@@ -181,16 +238,22 @@ class Timeline:
         if not self._bins:
             return
         for index in range(self._first, self._last + 1):
-            good, errors, tokens = self._bins.get(index, (0, 0, 0))
-            yield Bin(start=index * self.width_s, good=good, errors=errors, output_tokens=tokens)
+            counts = self._bins.get(index) or _Interval()
+            yield Bin(
+                start=index * self.width_s,
+                good=counts.good,
+                errors=counts.errors,
+                output_tokens=counts.output_tokens,
+                attempts=counts.attempts,
+                ttlt_p50=counts.ttlt.percentile(50),
+                ttlt_p90=counts.ttlt.percentile(90) if is_shown(counts.ttlt.count, 90) else None,
+            )
 
     def _coarsen(self) -> None:
         factor = round(WIDTHS_S[self._level + 1] / self.width_s)
-        merged: dict[int, list[int]] = {}
+        merged: dict[int, _Interval] = {}
         for index, counts in self._bins.items():
-            target = merged.setdefault(index // factor, [0, 0, 0])
-            for kind, count in enumerate(counts):
-                target[kind] += count
+            merged.setdefault(index // factor, _Interval()).merge(counts)
         self._bins = merged
         self._first //= factor
         self._last //= factor
@@ -230,7 +293,13 @@ class Statistics:
         self._first_start = min(self._first_start, measured.started)
         self._last_start = max(self._last_start, measured.started)
         self._last_end = max(self._last_end, measured.ended)
-        self._timeline.add(measured.ended, is_error=sample.is_error, output_tokens=sample.tokens.output or 0)
+        self._timeline.add(
+            measured.ended,
+            is_error=sample.is_error,
+            output_tokens=sample.tokens.output or 0,
+            attempts=measured.attempts or 1,
+            ttlt_s=measured.ttlt_s,
+        )
 
     def add_unreadable(self, number: int, reason: str) -> None:
         """Count a line that is not an answer; `number` is its place in the file, from 1."""
@@ -238,16 +307,20 @@ class Statistics:
         if self._first_unreadable is None:
             self._first_unreadable = (number, reason)
 
-    def report(self, source: str, min_tail: int = MIN_TAIL) -> RunReport:
+    def report(self, source: str, min_tail: int = MIN_TAIL, prices: Mapping[str, Price] | None = None) -> RunReport:
         """
         Return the report of the answers counted so far.
 
         Args:
             source: Name of the file, for the title.
             min_tail: Values that must lie beyond a percentile for it not to be weak.
+            prices: As for `read_report`.
         """
         started = self._first_start
         duration_s = None if started is None else self._last_end - started
+        models = tuple(_priced(group, prices or {}) for group in _ordered(self._models, min_tail, duration_s))
+        costs = [group.cost for group in models if group.cost is not None]
+        sketches = {**self._total.sketches, **self._total.sizes}
         return RunReport(
             source=source,
             min_tail=min_tail,
@@ -257,10 +330,10 @@ class Statistics:
             started=started,
             ended=None if started is None else self._last_end,
             send_window_s=None if started is None else self._last_start - started,
-            total=self._total.report(min_tail, duration_s),
-            models=_ordered(self._models, min_tail, duration_s),
+            total=replace(self._total.report(min_tail, duration_s), cost=sum(costs) if costs else None),
+            models=models,
             error_classes=_ordered(self._classes, min_tail, duration_s),
-            histograms={name: sketch.histogram(HISTOGRAM_BARS) for name, sketch in self._total.sketches.items()},
+            histograms={name: sketch.histogram(HISTOGRAM_BARS) for name, sketch in sketches.items()},
             bin_s=self._timeline.width_s,
             bins=tuple(self._timeline.bins()),
         )
@@ -277,6 +350,12 @@ def _group(groups: dict[str, Group], name: str, *, is_of_errors: bool = False) -
 def _ordered(groups: dict[str, Group], min_tail: int, duration_s: float | None) -> tuple[GroupReport, ...]:
     ordered = sorted(groups.values(), key=lambda group: (group.name == OTHERS, -group.answers, group.name))
     return tuple(group.report(min_tail, duration_s) for group in ordered)
+
+
+def _priced(group: GroupReport, prices: Mapping[str, Price]) -> GroupReport:
+    """Return a model's report with what its tokens cost, where a price is known."""
+    price = prices.get(group.name, prices.get(DEFAULT_PRICE))
+    return group if price is None else replace(group, cost=price.of(group.tokens))
 
 
 def _spread(sketch: QuantileSketch, population: int, min_tail: int) -> Spread:

@@ -8,7 +8,7 @@ Source: names for drawings, https://www.w3.org/TR/svg-aam-1.0/ and https://www.w
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from itertools import pairwise
 
@@ -52,6 +52,11 @@ class Drawing:
     def line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
         """Add a straight line."""
         self._parts.append(f'<line class="{style}" x1="{_at(x1)}" y1="{_at(y1)}" x2="{_at(x2)}" y2="{_at(y2)}"/>')
+
+    def path(self, points: Sequence[tuple[float, float]], style: str) -> None:
+        """Add a line through points."""
+        places = " ".join(f"{_at(x)},{_at(y)}" for x, y in points)
+        self._parts.append(f'<polyline class="{style}" points="{places}"/>')
 
     def circle(self, x: float, y: float, radius: float, style: str, *, tip: str = "") -> None:
         """Add a dot."""
@@ -99,13 +104,15 @@ def logarithmic(low: float, high: float, start: float, end: float) -> Scale:
     return lambda value: inner(math.log(max(value, low)))
 
 
-def vertical_axis(drawing: Drawing, highest: float, *, top: float = TOP) -> Scale:
-    """Draw the grid of an axis upwards from 0 to at least `highest`, ending at `top`, and return its scale."""
-    steps = list(round_steps(highest))
+def vertical_axis(
+    drawing: Drawing, highest: float, label: Callable[[float], str], *, top: float = TOP, unit: float = 1.0
+) -> Scale:
+    """Draw the grid of an axis upwards from 0 to at least `highest`, in round units, and return its scale."""
+    steps = [step * unit for step in round_steps(highest / unit)]
     y = linear(0, steps[-1], drawing.height - BOTTOM, top)
     for value in steps:
         drawing.line(LEFT, y(value), drawing.width - RIGHT, y(value), "axis" if value == 0 else "grid")
-        drawing.text(LEFT - 8, y(value) + 4, f"{value:,g}", anchor="end")
+        drawing.text(LEFT - 8, y(value) + 4, label(value), anchor="end")
     return y
 
 
@@ -131,9 +138,11 @@ def _round_up(value: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value * (1 - 1e-9))
 
 
-def log_ticks(low: float, high: float, x: Scale) -> list[tuple[float, str]]:
+def log_ticks(
+    low: float, high: float, x: Scale, label: Callable[[float], str], *, is_time: bool = False
+) -> list[tuple[float, str]]:
     """
-    Return round values between two positive ones, each with its label in seconds, for a logarithmic axis.
+    Return round values between two positive ones, each with its label, for a logarithmic axis.
 
     The finest of these whose labels do not touch: tens of powers of ten, powers of ten, with 2 and 5 times those,
     every multiple of them, and for values that are close together equal steps.
@@ -142,12 +151,15 @@ def log_ticks(low: float, high: float, x: Scale) -> list[tuple[float, str]]:
     powers = [10.0**power for power in range(first, last + 1)]
     sets = [[value for value in powers if round(math.log10(value)) % every == 0] for every in (6, 3, 2, 1)]
     sets += [[factor * power for power in powers for factor in factors] for factors in ((1, 2, 5), range(1, 10))]
+    if is_time and high > _MINUTE_S:  # seconds are decimal, minutes and hours are not
+        below = [[value for value in values if value < _MINUTE_S] for values in sets]
+        sets = [[*values, *_LOG_TIMES[::every]] for values in below for every in (4, 2, 1)]
     for count in (3, 4, 5, 6):
         step = _round_up((high - low) / count)
         sets.append([index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)])
     fitting: list[tuple[float, str]] = []
     for values in sets:
-        labels = [(value, f"{value:,.6g} s") for value in values if low <= value <= high]
+        labels = [(value, label(value)) for value in values if low <= value <= high]
         if len(labels) > len(fitting) and all(_is_apart(x, *pair) for pair in pairwise(labels)):
             fitting = labels
     return fitting
@@ -157,6 +169,13 @@ def _is_apart(x: Scale, left: tuple[float, str], right: tuple[float, str]) -> bo
     return x(right[0]) - x(left[0]) > CHAR_WIDTH * ((len(left[1]) + len(right[1])) / 2 + 1)
 
 
+_MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86_400.0
+_LOG_TIMES = (
+    *(_MINUTE_S * count for count in (1, 5, 10, 30)),
+    *(_HOUR_S * count for count in (1, 4, 12)),
+    *(_DAY_S * count for count in (2, 7, 28, 91, 364, 3640)),
+)
+"""Round times from a minute on, for a logarithmic axis; every second or fourth where all are too many."""
 _TIME_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 4 * 3600, 6 * 3600)
 _LONG_STEPS = (12 * 3600, 86400, 2 * 86400, 7 * 86400, 28 * 86400, 91 * 86400, 364 * 86400)
 

@@ -27,7 +27,7 @@ _GAP = "  "
 
 def render_text(report: RunReport) -> str:
     """Return the report with its last newline."""
-    blocks = [_summary(report), _models(report), _tokens(report), _durations(report)]
+    blocks = [_summary(report), _models(report), _tokens(report), _durations(report), _outputs(report)]
     if report.error_classes:
         blocks.append(_errors(report))
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
@@ -66,10 +66,12 @@ def _summary(report: RunReport) -> list[str]:
     lines = [f"{report.source}: {headline(report)}"]
     if report.started is not None:
         start, end = iso_time(report.started), iso_time(report.ended)
-        lines.append(f"{start} to {end}, {span(report.duration_s)}")
+        lines.append(f"{start} to {end}, {duration(report.duration_s)}")
         output = report.total.tokens["output"].per_s
         tokens = f", {amount(output)} output tokens/s" if output is not None else ""
         lines.append(f"{amount(report.answers_per_s)} answers/s{tokens}")
+    if report.total.cost is not None:
+        lines.append(f"cost of the tokens: {money(report.total.cost)}")
     if report.total.answers:
         statuses = ", ".join(f"{status}: {count(number)}" for status, number in report.total.statuses.items())
         lines.append(f"by status: {statuses}")
@@ -127,6 +129,25 @@ def _durations(report: RunReport) -> list[str]:
             lines.append(cut(shown, COLUMNS))
         lines.append(_GAP + line)
     return [*lines, *legend(report, rows)]
+
+
+def _outputs(report: RunReport) -> list[str]:
+    """Return how long good answers are, how fast they came and why they ended."""
+    rows = []
+    for name, title in (("output_tokens", "output tokens"), ("output_tokens_per_s", "output tokens/s")):
+        spread = report.total.sizes[name]
+        if spread.maximum:
+            shown = [percentile(spread.percentiles[percent]) for percent in PERCENTS]
+            rows.append([title, count(spread.count), amount(spread.mean), *shown, amount(spread.maximum)])
+    lines = (
+        ["One answer", *table(["", "n", "mean", "p50", "p90", "p99", "max"], rows), *legend(report, rows)]
+        if rows
+        else []
+    )
+    if report.total.finish_reasons:
+        reasons = ", ".join(f"{name}: {count(number)}" for name, number in report.total.finish_reasons.items())
+        lines += textwrap.wrap(f"ended by {reasons}", COLUMNS, subsequent_indent="  ")
+    return lines
 
 
 def _errors(report: RunReport) -> list[str]:
@@ -224,11 +245,61 @@ def percentile(found: Percentile | None) -> str:
     return NOTHING if found is None else amount(found.value) + (WEAK if found.is_weak else "")
 
 
-def span(seconds: float | None) -> str:
-    """Return a duration in days, hours, minutes or seconds."""
+_UNITS = (
+    (1e-6, 0.9995e-3, "µs"),
+    (1e-3, 0.9995, "ms"),
+    (1.0, 120.0, "s"),
+    (60.0, 7200.0, "min"),
+    (3600.0, 172_800.0, "h"),
+)
+"""Size of a unit of time, and the duration from which the next one suits better."""
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    return next(((size, unit) for size, limit, unit in _UNITS if seconds < limit), (86_400.0, "d"))
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration in the unit that suits it, with three significant digits: 350 µs, 12.3 ms, 2.04 s, 3.20 min."""
     if seconds is None:
         return NOTHING
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{amount(seconds)} s"
+    if seconds == 0:
+        return "0 s"
+    size, unit = _unit(seconds)
+    return f"{amount(seconds / size)} {unit}"
+
+
+def round_duration(seconds: float) -> str:
+    """Return a round duration for an axis: 0, 5 ms, 2 s, 1 min."""
+    if seconds == 0:
+        return "0"
+    whole = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"))
+    size, unit = next((pair for pair in whole if seconds % pair[0] == 0), None) or _unit(seconds)
+    return f"{seconds / size:,.6g} {unit}"
+
+
+def unit_of(seconds: float) -> float:
+    """Return the size of the unit in which such durations are told."""
+    return _unit(seconds)[0]
+
+
+def compact(value: float) -> str:
+    """Return a round number for an axis, short whatever its size: 250, 20k, 1.5M."""
+    for size, least, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e3, 1e4, "k")):
+        if value >= least:
+            return f"{value / size:,.6g}{unit}"
+    return f"{value:,.6g}"
+
+
+def money(value: float | None) -> str:
+    """Return a cost, with cents, or with four digits where it is less than one."""
+    return NOTHING if value is None else f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.4f}"
+
+
+def measure(name: str, value: float | None) -> str:
+    """Return a value of one of the measures that a report has, with its unit."""
+    if name == "output_tokens_per_s":
+        return NOTHING if value is None else f"{amount(value)} tokens/s"
+    if name == "output_tokens":
+        return NOTHING if value is None else f"{amount(value)} tokens" if value < 10 else f"{value:,.0f} tokens"  # noqa: PLR2004
+    return duration(value)

@@ -8,7 +8,11 @@ T0 = "2026-11-20T20:42:{:06.3f}Z"
 
 def a_line(number=1, status=200, *, model="m", error_class=None, stats=True, **measured):
     """Return one message line as `local` writes it."""
-    body = {"choices": [{}]} if status < 300 else {"error": {"code": error_class or "x", "message": "m"}}
+    body = (
+        {"choices": [{"finish_reason": measured.pop("finish_reason", "stop")}]}
+        if status < 300
+        else {"error": {"code": error_class or "x", "message": "m"}}
+    )
     line = {"id": f"line-{number}-0", "status_code": status, "metadata": {}, "body": body}
     if stats:
         tokens = measured.pop("tokens", {"input": 10, "output": 20, "input_cached": None, "output_reasoning": 5})

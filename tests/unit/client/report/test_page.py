@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.client.report.answers import a_line, a_run
 from tests.unit.client.report.test_statistics import report_of
-from worker.client.report import render_page
+from worker.client.report import Price, render_page
 
 VOID = {"meta", "br", "link", "img", "input"}
 
@@ -54,9 +54,11 @@ def test_every_part_of_a_run_is_drawn_and_tabled():
     reader = Reader(page)
     drawings = [ET.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
     keys = [drawing.get("aria-labelledby").split()[0] for drawing in drawings]
+    both = [f"plot-{name}{size}-t" for name in ("answers", "times", "attempts", "tokens") for size in ("", "-small")]
     assert keys == [
-        "plot-answers-t", "plot-tokens-t", "plot-ttft-s-t", "plot-ttlt-s-t", "plot-tpot-s-t", "plot-queue-s-t",
-        "plot-models-ttft-s-t", "plot-models-ttlt-s-t", "plot-models-tpot-s-t", "plot-errors-t",
+        *both, "plot-ttft-s-t", "plot-ttlt-s-t", "plot-tpot-s-t", "plot-queue-s-t",
+        "plot-output-tokens-t", "plot-output-tokens-per-s-t", "plot-finish-reasons-t", "plot-finish-reasons-small-t",
+        "plot-models-ttft-s-t", "plot-models-ttlt-s-t", "plot-models-tpot-s-t", "plot-errors-t", "plot-errors-small-t",
     ]  # fmt: skip
     assert len(reader.ids) == len(set(reader.ids))
     for drawing in drawings:
@@ -67,12 +69,51 @@ def test_every_part_of_a_run_is_drawn_and_tabled():
     assert "1 line is not an answer" in page
 
 
+def test_times_have_their_units_and_headers_are_words():
+    """Nothing is told in thousandths of a second, and no column is an abbreviation."""
+    page = render_page(report_of([a_line(number, tpot_s=0.000_35, ttlt_s=0.2, queue_s=200.0) for number in range(200)]))
+    for text in ("350 µs", "200 ms", "3.33 min"):
+        assert text in page
+    headers = re.findall(r"<th[^>]*>([^<]*)</th>", page)
+    assert {"Measure", "Median", "90th percentile", "Output tokens a second", "Share of errors"} <= set(headers)
+    assert not {"p50", "p90", "ttft", "tpot"} & set(headers)
+    assert page.count("logarithmic") >= 6
+
+
+def test_rows_on_a_phone_name_their_values():
+    """Each value has the heading of its column beside it, since the row of headings is not shown there."""
+    tags = Reader(render_page(report_of(a_run()))).tags
+    cells = [attrs for tag, attrs in tags if tag == "td"]
+    assert cells
+    assert all(attrs["data-label"] for attrs in cells)
+
+
+def test_a_long_table_is_folded():
+    """Its rows are there, behind a line that says how many."""
+    page = render_page(report_of(a_run()))
+    folded = re.search(r"<details><summary>([^<]*)</summary>(.*?)</details>", page, re.DOTALL)
+    rows = folded[2].count("<tr>") - 1 - folded[2].count('<tbody class="group">')
+    assert f"({rows} rows)" in folded[1]
+    assert rows == 18
+
+
+def test_costs_are_shown_where_there_is_a_price():
+    """Of each model and of all; without one nothing is said about them."""
+    assert "Cost" not in render_page(report_of(a_run()))
+    page = render_page(report_of(a_run(), prices={"": Price(input=1.0, output=10.0, cached=1.0)}))
+    assert "<dt>Cost</dt><dd>0.0798</dd>" in page  # 3,800 input and 7,600 output tokens
+    assert ">Cost</th>" in page
+
+
 def test_bars_add_up_to_the_answers():
     """What is drawn is what was counted."""
     page = render_page(report_of(a_run()))
     drawing = re.search(r'<svg[^>]*"plot-answers-t.*?</svg>', page, re.DOTALL)[0]
     good = [int(number) for number in re.findall(r"<rect class=\"good\"[^<]*><title>[^:]*: (\d+) good", drawing)]
     assert sum(good) == 380
+    drawing = re.search(r'<svg[^>]*"plot-attempts-t.*?</svg>', page, re.DOTALL)[0]
+    attempts = [int(number) for number in re.findall(r": (\d+) for \d+ answers</title>", drawing)]
+    assert sum(attempts) == 400
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", '" onload="x', "a & b", "\u202egpj"])

@@ -101,3 +101,28 @@ def test_what_is_no_answer_is_refused(line):
     """Torn lines, requests, other programs' lines; never a guess."""
     with pytest.raises(NoAnswerError):
         read_sample(line)
+
+
+@pytest.mark.parametrize("make", [a_message, a_batch_line])
+@pytest.mark.parametrize(
+    ("body", "reasons"),
+    [
+        ({"choices": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}, ("stop", "length")),
+        ({"choices": [{"finish_reason": None}, {}]}, ()),
+        ({"choices": [{"finish_reason": "a\x1bb"}]}, ("a\ufffdb",)),
+        ({"status": "completed", "output": []}, ("completed",)),
+        ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, ("max_output_tokens",)),
+        ({"data": [{"embedding": [1]}]}, ()),
+        ({"choices": "odd"}, ()),
+    ],
+    ids=["chat", "unknown", "control characters", "responses", "responses, cut", "embeddings", "another shape"],
+)
+def test_why_a_generation_ended_is_read_from_the_answer(make, body, reasons):
+    """Of each choice, in the words of the server; with and without measurements."""
+    assert make(body=body).finish_reasons == reasons
+    assert make(body=body, stats=STATS).finish_reasons == reasons
+
+
+def test_an_error_has_no_finish_reason():
+    """Whatever its body holds."""
+    assert a_message(500, {"choices": [{"finish_reason": "stop"}]}).finish_reasons == ()

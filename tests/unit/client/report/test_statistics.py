@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from tests.unit.client.report.answers import a_line, a_run
 from worker.client.errors import InputError
 from worker.client.io.lines import RawLine
-from worker.client.report.results import DURATIONS, is_shown, is_weak
+from worker.client.report.results import DURATIONS, Price, is_shown, is_weak
 from worker.client.report.sample import NoAnswerError, read_sample
 from worker.client.report.statistics import (
     MAX_BINS,
+    MAX_FINISH_REASONS,
     MAX_GROUPS,
     OTHERS,
     UNKNOWN,
@@ -170,7 +171,10 @@ def test_the_machine_form_names_every_duration_and_kind():
     assert list(exported["total"]["tokens"]) == ["input", "output", "input_cached", "output_reasoning"]
     assert exported["models"]["large"]["durations"]["ttft_s"].keys() >= {"count", "missing", "mean", "p50", "weak"}
     assert exported["started"] == "2026-11-20T20:42:00.100Z"
-    assert exported["timeline"]["bins"][0].keys() == {"start", "good", "errors", "output_tokens"}
+    assert exported["timeline"]["bins"][0].keys() == {
+        "start", "good", "errors", "output_tokens", "attempts", "ttlt_p50", "ttlt_p90",
+    }  # fmt: skip
+    assert list(exported["total"]["sizes"]) == ["output_tokens", "output_tokens_per_s"]
 
 
 def _keys(value):
@@ -239,6 +243,55 @@ def test_nothing_is_lost_when_bins_are_merged(moments):
         inside = [moment for moment in moments if item.start + 0.01 < moment < item.start + timeline.width_s - 0.01]
         assert item.good >= len(inside)
     assert timeline_of(moments[::-1]).width_s == timeline.width_s
+
+
+@given(moments, st.lists(positive, min_size=1, max_size=200))
+def test_times_of_merged_bins_are_those_of_their_answers(moments, values):
+    """The median of a bin is that of all answers in it, however often bins were merged; attempts add up."""
+    timeline = Timeline()
+    for moment, value in zip(itertools.cycle(moments), values, strict=False):
+        timeline.add(moment, is_error=False, output_tokens=0, attempts=2, ttlt_s=value)
+    bins = [item for item in timeline.bins() if item.good]
+    assert sum(item.attempts for item in bins) == 2 * len(values)
+    if len(bins) == 1:
+        assert bins[0].ttlt_p50 == pytest.approx(sorted(values)[(len(values) + 1) // 2 - 1], rel=0.02)
+        assert (bins[0].ttlt_p90 is None) == (len(values) < 10)
+    assert all(min(values) * 0.99 <= item.ttlt_p50 <= max(values) * 1.01 for item in bins)
+
+
+def test_lengths_speeds_and_ends_of_good_answers():
+    """Tokens of one answer by its time to the last one; an error says nothing about them."""
+    lines = [
+        a_line(1, tokens={"output": 30}, ttlt_s=2.0),
+        a_line(2, tokens={"output": 10}, ttlt_s=0.5, finish_reason="length"),
+        a_line(3, tokens={"output": None}),
+        a_line(4, 500, error_class="x", tokens={"output": 99}),
+    ]
+    total = report_of(lines).total
+    assert (total.sizes["output_tokens"].count, total.sizes["output_tokens"].missing) == (2, 1)
+    assert total.sizes["output_tokens"].mean == 20
+    assert total.sizes["output_tokens_per_s"].mean == pytest.approx((15 + 20) / 2)
+    assert total.finish_reasons == {"stop": 2, "length": 1}
+
+
+def test_reasons_are_bounded_for_any_words():
+    """Servers choose them."""
+    report = report_of(a_line(number, finish_reason=f"reason-{number}") for number in range(40))
+    assert len(report.total.finish_reasons) == MAX_FINISH_REASONS + 1
+    assert report.total.finish_reasons[OTHERS] == 40 - MAX_FINISH_REASONS
+
+
+def test_a_price_is_that_of_the_model_or_of_all_others():
+    """Cached input tokens have their own; what no price is known for costs nothing that could be told."""
+    tokens = {"input": 1_000_000, "output": 500_000, "input_cached": 400_000}
+    lines = [a_line(1, model="a", tokens=tokens), a_line(2, model="b", tokens=tokens)]
+    price = Price(input=1.0, output=2.0, cached=0.5)
+    report = report_of(lines, prices={"a": price})
+    assert {group.name: group.cost for group in report.models} == {"a": pytest.approx(0.6 + 0.2 + 1.0), "b": None}
+    assert report.total.cost == pytest.approx(1.8)
+    assert report_of(lines, prices={"a": price, "": price}).total.cost == pytest.approx(3.6)
+    assert report_of(lines).total.cost is None
+    assert report_of([a_line(1, stats=False)], prices={"": price}).total.cost is None
 
 
 def test_a_long_run_has_enough_bins_to_see_something():

@@ -30,12 +30,12 @@ def test_round_steps_are_round_and_reach_the_top(top):
     assert min(abs(digits - round_one) for round_one in (1, 2, 5, 10)) < 1e-6
 
 
-@given(st.floats(1e-5, 1e5), st.floats(1.02, 1e6))
-def test_log_ticks_stay_inside_and_apart(low, ratio):
+@given(st.floats(1e-5, 1e5), st.floats(1.02, 1e6), st.booleans())
+def test_log_ticks_stay_inside_and_apart(low, ratio, is_time):
     """Labels never touch, and a plot of any range has some."""
     high = low * ratio
     x = logarithmic(low, high, 0, 400)
-    ticks = log_ticks(low, high, x)
+    ticks = log_ticks(low, high, x, "{:,.6g} s".format, is_time=is_time)
     assert all(low * 0.999 <= value <= high * 1.001 for value, _ in ticks)
     assert all(x(b[0]) - x(a[0]) > 7 * len(a[1]) / 2 for a, b in itertools.pairwise(ticks))
     assert ticks

@@ -7,7 +7,8 @@ import pytest
 
 from tests.unit.client.report.answers import a_line, a_run
 from tests.unit.client.report.test_statistics import report_of
-from worker.client.report.text import amount, count, render_text, share, span, table
+from worker.client.report.results import Price
+from worker.client.report.text import amount, compact, duration, render_text, round_duration, share, table
 
 
 @pytest.mark.parametrize(
@@ -31,13 +32,42 @@ def test_a_share_that_is_not_nothing_is_not_shown_as_nothing(value, text):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "-"), (0.5, "0.500 s"), (119, "119 s"), (121, "2.0 min"), (9000, "2.5 hours")]
+    ("seconds", "text"),
+    [
+        (None, "-"), (0, "0 s"), (3e-7, "0.300 µs"), (0.000_35, "350 µs"), (0.012_34, "12.3 ms"), (0.9999, "1.000 s"),
+        (2.044, "2.04 s"), (119, "119 s"), (192, "3.20 min"), (9000, "2.50 h"), (5 * 86_400, "5.00 d"),
+    ],
+)  # fmt: skip
+def test_durations_have_the_unit_that_suits_them(seconds, text):
+    """From microseconds to days, three digits each."""
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0"), (5e-6, "5 µs"), (0.05, "50 ms"), (20, "20 s"), (60, "1 min"), (150, "2.5 min"), (7200, "2 h"), (2 * 86_400, "2 d")],
+)  # fmt: skip
+def test_round_durations_are_short(seconds, text):
+    """As they stand on an axis."""
+    assert round_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.5, "0.5"), (1500, "1,500"), (20_000, "20k"), (1.5e6, "1.5M"), (2e9, "2G")]
 )
-def test_spans_have_the_unit_that_suits_them(seconds, text):
-    """Seconds up to two minutes, then minutes, hours, days."""
-    assert span(seconds) == text
-    assert span(5 * 86_400) == "5.0 days"
-    assert count(1234) == "1,234"
+def test_numbers_on_an_axis_fit_beside_it(value, text):
+    """However large they are."""
+    assert compact(value) == text
+
+
+def test_what_answers_say_is_told():
+    """Length and speed of one answer, and why it ended; what it cost, with a price."""
+    lines = [a_line(number, finish_reason="stop" if number % 4 else "length") for number in range(200)]
+    text = render_text(report_of(lines, prices={"m": Price(input=1000.0, output=0.0, cached=0.0)}))
+    assert re.search(r"^output tokens +200 +20\.0 +20\.0 ", text, re.MULTILINE)
+    assert re.search(r"^output tokens/s +200 +20\.0 ", text, re.MULTILINE)
+    assert "ended by stop: 150, length: 50" in text
+    assert "cost of the tokens: 2.00" in text
 
 
 def test_the_report_says_what_a_person_asks_first():
