@@ -21,7 +21,7 @@ from prometheus_client import ProcessCollector
 from worker.backends.openai import HttpBackend
 from worker.brokers.connection import Broker
 from worker.delivery import Limits
-from worker.errors import BrokerResourceError, SettingsError
+from worker.errors import BrokerResourceError, SettingsError, how_to_get
 from worker.flow.clock import LoopClock, wait_for
 from worker.pipeline.attempt import Attempts
 from worker.pipeline.dead_letters import DeadLetters
@@ -329,7 +329,7 @@ def _build_backend(route: RouteSettings) -> HttpBackend:
     try:
         from worker.backends.sagemaker import SageMakerBackend  # noqa: PLC0415 - of an extra
     except ImportError:
-        raise SettingsError(["sagemaker: needs the extra `sagemaker` to be installed"]) from None
+        raise SettingsError([f"sagemaker: {how_to_get('sagemaker')}"]) from None
     return SageMakerBackend(route)
 
 

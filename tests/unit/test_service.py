@@ -241,7 +241,7 @@ async def test_sagemaker_without_its_library_is_a_fault_of_the_settings(
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "botocore", None)
     route = RouteSettings.model_validate({"name": "aws", "sagemaker": {"endpoint": "e", "region": "us-east-1"}})
-    with pytest.raises(SettingsError, match=r"routes\[aws\]\.sagemaker: needs the extra `sagemaker`"):
+    with pytest.raises(SettingsError, match=r"routes\[aws\]\.sagemaker: the extra `sagemaker` is not installed"):
         await Service(bench.settings(routes=[route])).run()
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from pathlib import Path
 from typing import Protocol
 
-from worker.errors import PayloadError, SettingsError
+from worker.errors import PayloadError, SettingsError, how_to_get
 from worker.payloads.files import FileStore
 from worker.policy.model import Fault
 from worker.settings.schema import PayloadSettings
@@ -79,7 +79,7 @@ def open_objects(place: str, settings: PayloadSettings) -> Objects:
     try:
         from worker.payloads.objects import build_bucket_store  # noqa: PLC0415 - of an extra
     except ImportError:
-        raise SettingsError([f"batches.files: {prefix} needs the extra `payloads` to be installed"]) from None
+        raise SettingsError([f"batches.files: {prefix}: {how_to_get('payloads')}"]) from None
     return build_bucket_store(prefix, settings)
 
 
