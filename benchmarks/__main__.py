@@ -52,6 +52,11 @@ BENCHMARKS = {
     "window": Benchmark(
         title="The adaptive window", command=["benchmarks/window.py"], short=["--seeds", "1", "--only", "short"]
     ),
+    "batches": Benchmark(
+        title="Files and batches",
+        command=["-m", "benchmarks.batches"],
+        short=["--lines", "2000", "--batches", "2000", "--requests", "50", "--fair-lines", "2000"],
+    ),
     "mixed": Benchmark(
         title="Messages that always fail beside healthy ones",
         command=["-m", "benchmarks.mixed", "--attempts", "5", "--scenario", "fresh"],

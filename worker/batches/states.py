@@ -1,7 +1,7 @@
 """
 The statuses of a batch and how it moves between them; pure.
 
-Source: section 1.5 of the contract (docs/decisions/0021).  `worker.batches.store` is the only place that moves a batch,
+Source: section 1.5 of the contract (docs/decisions/0023).  `worker.batches.store` is the only place that moves a batch,
 always by comparing the stored status first.
 """
 

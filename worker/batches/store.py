@@ -983,25 +983,42 @@ class Store:
     def _insert_outcomes(self, connection: sa.Connection, outcomes: Sequence[Outcome]) -> dict[str, list[int]]:
         """Insert what is new; return, for each batch, how many of them are good and how many are not."""
         stored: dict[str, list[int]] = {}
-        rows = (msgspec.structs.asdict(outcome) for outcome in sorted(outcomes, key=_key))
-        for some in _chunks(rows, INSERT_ROWS):
-            insert = self._insert(t.outcomes).values(some).on_conflict_do_nothing()
-            returned = connection.execute(insert.returning(t.outcomes.c.batch_id, t.outcomes.c.is_ok))
+        rows = [msgspec.structs.asdict(outcome) for outcome in sorted(outcomes, key=_key)]
+        if rows:
+            if self._is_postgresql:
+                returned = connection.execute(_INSERT_ARRAYS, _columns_of(rows))
+            else:
+                returned = connection.execute(_INSERT_ROWS, rows)
             for batch_id, is_ok in returned:
                 stored.setdefault(batch_id, [0, 0])[0 if is_ok else 1] += 1
         return stored
 
-    def outcomes_of(self, batch_id: str, *, after: int, limit: int) -> list[Outcome]:
-        """Return results of a batch in the order of its records, from the one after `after`."""
+    def outcomes_of(
+        self, batch_id: str, *, after: int, limit: int = INSERT_ROWS, max_bytes: int | None = None
+    ) -> list[Outcome]:
+        """
+        Return results of a batch in the order of its records.
+
+        Args:
+            batch_id: Whose.
+            after: The record before the first one.
+            limit: Results at most.
+            max_bytes: Of their bodies together, unless a single one is larger.
+        """
         columns = t.outcomes.c
-        query = (
-            sa.select(*_OUTCOME_COLUMNS)
-            .where(columns.batch_id == batch_id, columns.record > after)
-            .order_by(columns.record)
-            .limit(limit)
-        )
+        of_batch = (columns.batch_id == batch_id, columns.record > after)
+        query = sa.select(*_OUTCOME_COLUMNS).where(*of_batch).order_by(columns.record)
         with self._reading() as connection:
-            return [Outcome(**row) for row in connection.execute(query).mappings()]
+            if max_bytes is not None:
+                sizes = sa.select(sa.func.coalesce(sa.func.length(columns.body), 0))
+                total = count = 0
+                for size in connection.scalars(sizes.where(*of_batch).order_by(columns.record).limit(limit)):
+                    total += size
+                    if count and total > max_bytes:
+                        break
+                    count += 1
+                limit = count
+            return [Outcome(**row) for row in connection.execute(query.limit(limit)).mappings()]
 
     def failures_of(self, batch_id: str) -> list[dict[str, Any]]:
         """Return the failures of a running batch by code, `[{"code", "count", "example_line", "example_message"}]`."""
@@ -1032,22 +1049,22 @@ class Store:
         with self._reading() as connection:
             return bool(connection.scalar(query))
 
-    def forget_outcomes(self, limit: int = 5_000) -> int:
-        """Delete results of a batch that has ended, whose files hold them; return how many."""
+    def forget_outcomes(self, limit: int = 5_000) -> bool:
+        """Delete some results of a batch that has ended, whose files hold them; return whether there may be more."""
         columns = t.outcomes.c
         with self._writing() as connection:
             batch_id = connection.scalar(
                 sa.select(t.batches.c.id).where(t.batches.c.is_final, ~t.batches.c.is_tidy).limit(1)
             )
             if batch_id is None:
-                return 0
+                return False
             some = sa.select(columns.record).where(columns.batch_id == batch_id).order_by(columns.record).limit(limit)
             found = connection.execute(
                 sa.delete(t.outcomes).where(columns.batch_id == batch_id, columns.record.in_(some))
             )
             if found.rowcount < limit:
                 connection.execute(sa.update(t.batches).where(t.batches.c.id == batch_id).values(is_tidy=True))
-            return found.rowcount
+            return True
 
     # Events.
 
@@ -1140,6 +1157,31 @@ class Store:
                 .values(revoked_at=int(self._now(connection)))
             )
             return found.rowcount
+
+
+def _insert_arrays() -> Any:
+    """
+    Return the INSERT of many outcomes on PostgreSQL: an array for each column.
+
+    A parameter for each value would make statements of thousands of parameters, which the driver takes apart each time.
+    """
+    arrays = [
+        sa.bindparam(
+            column.name, type_=postgresql.ARRAY(t.CleanText() if isinstance(column.type, t.Id) else column.type)
+        )
+        for column in _OUTCOME_COLUMNS
+    ]
+    rows = sa.func.unnest(*arrays).table_valued(*Outcome.__struct_fields__).render_derived()
+    insert = postgresql.insert(t.outcomes).from_select(Outcome.__struct_fields__, sa.select(rows))
+    return insert.on_conflict_do_nothing().returning(t.outcomes.c.batch_id, t.outcomes.c.is_ok)
+
+
+_INSERT_ARRAYS = _insert_arrays()
+_INSERT_ROWS = sqlite.insert(t.outcomes).on_conflict_do_nothing().returning(t.outcomes.c.batch_id, t.outcomes.c.is_ok)
+
+
+def _columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in Outcome.__struct_fields__}
 
 
 def _batch(row: Any) -> Batch:

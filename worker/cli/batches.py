@@ -25,9 +25,11 @@ def add_arguments(parser: Parser) -> None:
         examples=[
             "inference-worker batches migrate --config worker.yaml",
             "inference-worker batches keys add acme ci",
+            "inference-worker batches serve --config worker.yaml",
         ],
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True, help="what to do")
+    _add_serve(actions.add_parser("serve", help="serve the API, publish lines, collect answers"))
     _add_migrate(actions.add_parser("migrate", help="create or update the tables of the database"))
     _add_keys(actions.add_parser("keys", help="add, list and revoke API keys"))
 
@@ -43,6 +45,53 @@ def run(namespace: argparse.Namespace) -> int:
         ) from None
     code: int = namespace.action(namespace)
     return code
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Serve the API until SIGTERM. A process has every role unless some are named: api answers clients, coordinator "
+        "validates files, publishes lines and ends batches, collector stores answers. Each may run several times.",
+        examples=[
+            "inference-worker batches serve --config worker.yaml",
+            "inference-worker batches serve --config worker.yaml --role api",
+        ],
+        exits={
+            0: "stopped",
+            EXIT_FAILED: "the topic or subscription is gone or refused, or the tables are of another version",
+            EXIT_USAGE: "settings cannot be used",
+        },
+    )
+    parser.add_argument(
+        "--role",
+        action="append",
+        choices=["api", "coordinator", "collector"],
+        help="what this process does; may be repeated (all three)",
+    )
+    add_settings(parser)
+    parser.set_defaults(action=_serve)
+
+
+def _serve(namespace: argparse.Namespace) -> int:
+    from worker.batches.serve import ALL_ROLES, BatchServer, Role  # noqa: PLC0415 - of the extra, as all below
+    from worker.cli.loop import on_signals, run_loop  # noqa: PLC0415
+    from worker.telemetry.logs import configure_logs, get_logger  # noqa: PLC0415
+
+    settings = _settings(namespace)
+    configure_logs(settings.log.format, settings.log.level)
+    roles = [Role(role) for role in namespace.role] if namespace.role else ALL_ROLES
+
+    async def serve() -> int:
+        server = BatchServer(settings, roles=roles)
+        on_signals(server.stop)
+        await server.run()
+        return 0
+
+    try:
+        return run_loop(serve)
+    except WorkerError as error:
+        get_logger("batches").error("startup_failed", error=error.one_line)
+        return EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED
 
 
 def _add_migrate(parser: argparse.ArgumentParser) -> None:

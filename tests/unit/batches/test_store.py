@@ -419,6 +419,16 @@ def test_results_come_in_the_order_of_their_records(store):
     assert [each.record for each in store.outcomes_of(batch.id, after=1, limit=2)] == [2, 4]
 
 
+def test_results_are_read_in_bounded_memory(store):
+    batch = start(store, 5)
+    store.record([outcome(batch, n, body=b"x" * 100) for n in range(1, 5)] + [outcome(batch, 5, is_ok=False)])
+    read = lambda after, bytes_: [o.record for o in store.outcomes_of(batch.id, after=after, limit=9, max_bytes=bytes_)]  # noqa: E731
+    assert read(0, 250) == [1, 2]
+    assert read(2, 50) == [3]
+    assert read(3, 10**6) == [4, 5]
+    assert read(5, 10) == []
+
+
 def test_failures_are_told_by_code(store):
     batch = start(store, 4)
     store.record([outcome(batch, n, is_ok=False, code="a", message=f"m{n}") for n in (2, 3)])
@@ -434,9 +444,10 @@ def test_results_are_forgotten_after_the_end(store):
     done, running = start(store, 3), start(store, 1)
     store.record([outcome(done, n) for n in (1, 2, 3)])
     store.record([outcome(running, 1)])
-    assert store.forget_outcomes() == 0
+    assert not store.forget_outcomes()
     complete(store, done)
-    assert [store.forget_outcomes(2) for _ in range(3)] == [2, 1, 0]
+    assert [store.forget_outcomes(2) for _ in range(3)] == [True, True, False]
+    assert store.outcomes_of(done.id, after=0) == []
     assert len(store.outcomes_of(running.id, after=0, limit=9)) == 1
 
 

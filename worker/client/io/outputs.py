@@ -143,7 +143,17 @@ def local_answer(refusal: Refusal) -> Answer:
 
 def error_message(answer: Answer) -> str:
     """Return the words of an error answer, as they stand in `error.message` of a batch line."""
-    return _explain(answer, _object(answer.body))["message"]
+    return error_of(answer)["message"]
+
+
+def error_of(answer: Answer) -> dict[str, str]:
+    """Return `{"code", "message"}` of an error answer, neither empty, as they stand in a batch line."""
+    return _explain(answer, _object(answer.body))
+
+
+def has_response(answer: Answer) -> bool:
+    """Whether an error answer is what a server answered, rather than what the worker says of its own accord."""
+    return not answer.is_local and _is_servers_answer(_object(answer.body))
 
 
 def output_line(line_id: str, shape: Shape, custom_id: bytes, answer: Answer) -> bytes:

@@ -1,0 +1,151 @@
+"""
+Collects answers: each is stored as the result of its line, and acknowledged after that.
+
+Answers that wait are stored together, in one transaction: the more come, the more share one.  While the store is away
+they are kept, with their leases, and stored when it is back: that costs no delivery attempt.  Any number of processes
+may collect; the first stored result of a line counts.
+"""
+
+import asyncio
+import random
+from collections import deque
+
+import msgspec
+
+from worker.batches.lines import outcome_of
+from worker.batches.store import Outcome, Recorded, Store, StoreUnavailableError
+from worker.flow.clock import wait_for
+from worker.policy.backoff import Backoff
+from worker.ports import Settlement, Subscriber
+from worker.telemetry.logs import get_logger
+from worker.wire.message import ReceivedMessage
+
+MAX_ROWS = 500
+MAX_BYTES = 16 << 20
+"""Of one transaction."""
+GATHER_S = 0.005
+"""How long the first answer waits for others."""
+STORE_BACKOFF = Backoff(base_s=0.2, max_s=5.0, jitter=0.5)
+"""While the store is away; 5 s, so that it is soon noticed when it is back."""
+
+_log = get_logger("batches.collector")
+
+
+class CollectorCounts(msgspec.Struct, kw_only=True):
+    """Messages since the start, by what became of them."""
+
+    stored: int = 0
+    repeated: int = 0
+    """Their line had a result already."""
+    late: int = 0
+    """Their batch had ended."""
+    unknown: int = 0
+    """There is no such batch or line."""
+    foreign: int = 0
+    """They are no answers to lines of batches."""
+    nacked: int = 0
+    """The store was away when this process stopped."""
+
+
+class Collector:
+    """
+    Stores the answers of a subscription.
+
+    Args:
+        store: Gets the results.
+        subscriber: Of the response topic.
+    """
+
+    def __init__(self, store: Store, subscriber: Subscriber) -> None:
+        self.counts = CollectorCounts()
+        self._store = store
+        self._subscriber = subscriber
+        self._waiting: deque[tuple[Outcome, asyncio.Future[Settlement]]] = deque()
+        self._has_waiting = asyncio.Event()
+        self._is_stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """
+        Collect until `drain`.
+
+        Raises:
+            BrokerResourceError: The subscription is gone or refused; permanent.
+
+        Cancellation: answers that are not stored are nacked.
+        """
+        writing = asyncio.create_task(self._write())
+        try:
+            await self._subscriber.run(self.handle)
+        finally:
+            self._is_stopping.set()
+            self._has_waiting.set()
+            await writing
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more answers, store those that are here within so many seconds.  Cancellation: the drain goes on."""
+        await self._subscriber.drain(grace_s)
+
+    async def handle(self, message: ReceivedMessage) -> Settlement:
+        """
+        Store one answer; return how its message is settled.
+
+        Cancellation: the answer may be stored.
+        """
+        outcome = outcome_of(message.data, message.attributes)
+        if outcome is None:
+            self.counts.foreign += 1
+            _log.debug("batch_answer_foreign", message_id=message.message_id)
+            return Settlement.ACK
+        stored: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
+        self._waiting.append((outcome, stored))
+        self._has_waiting.set()
+        return await stored
+
+    async def _write(self) -> None:
+        """Store what waits, again and again, until the end."""
+        while True:
+            await self._has_waiting.wait()
+            if not self._waiting and self._is_stopping.is_set():
+                return
+            if len(self._waiting) < MAX_ROWS:
+                await wait_for(self._is_stopping, GATHER_S)
+            some, size = list[tuple[Outcome, asyncio.Future[Settlement]]](), 0
+            while self._waiting and len(some) < MAX_ROWS and size < MAX_BYTES:
+                some.append(self._waiting.popleft())
+                size += len(some[-1][0].body or b"")
+            if not self._waiting and not self._is_stopping.is_set():
+                self._has_waiting.clear()
+            settlement = await self._record([outcome for outcome, _ in some])
+            for _, stored in some:
+                if not stored.done():  # a handler that was cancelled
+                    stored.set_result(settlement)
+
+    async def _record(self, outcomes: list[Outcome]) -> Settlement:
+        failures = 0
+        while True:
+            try:
+                self._count(await asyncio.to_thread(self._store.record, outcomes))
+            except StoreUnavailableError as error:
+                failures += 1
+                if failures == 1:
+                    _log.warning("batch_store_away", role="collector", error=str(error))
+                if self._is_stopping.is_set():
+                    self.counts.nacked += len(outcomes)
+                    return Settlement.NACK
+                await wait_for(self._is_stopping, STORE_BACKOFF.delay_s(failures, random.random()))  # noqa: S311 - no secret
+            except Exception:  # noqa: BLE001 - the answers come again, and the others go on
+                _log.exception("batch_results_not_stored", results=len(outcomes))
+                self.counts.nacked += len(outcomes)
+                return Settlement.NACK
+            else:
+                if failures:
+                    _log.info("batch_store_back", role="collector")
+                return Settlement.ACK
+
+    def _count(self, recorded: Recorded) -> None:
+        for name in ("stored", "repeated", "late", "unknown"):
+            setattr(self.counts, name, getattr(self.counts, name) + getattr(recorded, name))
+        if recorded.unknown:
+            _log.warning("batch_answers_unknown", answers=recorded.unknown)
+        if recorded.late:
+            _log.info("batch_answers_late", answers=recorded.late)
