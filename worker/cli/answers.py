@@ -49,6 +49,8 @@ LEFT = "left_subscription"
 """Note in the ledger: a subscription that the run made, does not need any more, and has still to remove."""
 RETRY = "retry"
 """Note in the ledger: what `retry-failed` has published again and what is not answered to the end."""
+LAST_S = 10.0
+"""How long `collect` waits for one more answer of a subscription that gets no new ones."""
 _DAY_S = 86_400
 
 
@@ -107,22 +109,25 @@ async def prepare_subscription(
     """
     topic = broker.full_topic(responses) if responses is not None else None
     async with _administration(broker) as channel:
-        if (left := ledger.get(LEFT)) is not None:
-            await delete_run_subscription(channel, left)
-            ledger.note({LEFT: None})
+        await _remove_left(channel, ledger, teller)
         if name is not None:
             await _use(channel, ledger, broker.full_subscription(name), topic)
             return
         noted = ledger.get(SUBSCRIPTION)
         if noted is not None:
-            fault = (await look_at_subscription(channel, noted)).fault
-            if fault is None:
+            state = await look_at_subscription(channel, noted)
+            if state.fault is None:
                 return
             if ledger.get(OWNS_SUBSCRIPTION) is None:
-                raise BrokerResourceError(f"{noted} {fault}: nothing is published, since its answer would be lost")
+                raise _useless(noted, state.fault)
             totals = ledger.totals()
-            if waiting := totals.published - totals.answered:
-                teller.event("answers_lost", _gone(noted, fault, waiting), subscription=noted, lines=waiting)
+            waiting = totals.published - totals.answered
+            if waiting and state.holds_messages:
+                raise BrokerResourceError(f"{noted} {state.fault}; `collect` takes those that it has: run it first")
+            if waiting:
+                teller.event("answers_lost", _gone(noted, state.fault, waiting), subscription=noted, lines=waiting)
+            ledger.note({SUBSCRIPTION: None, LEFT: noted})
+            await _remove_left(channel, ledger, teller)
         elif not (wants_own or ledger.get(PLANNED) is not None):
             return
         if topic is None:
@@ -133,15 +138,21 @@ async def prepare_subscription(
 
 async def _use(channel: grpc.aio.Channel, ledger: Ledger, name: str, topic: str | None) -> None:
     """Note a subscription that somebody made, if answers can come over it."""
-    use_subscription(ledger, name)
     state = await look_at_subscription(channel, name)
     if state.fault is not None:
-        raise BrokerResourceError(f"{name} {state.fault}: nothing is published, since its answer would be lost")
+        raise _useless(name, state.fault)
     if topic is not None and state.topic not in {"", topic}:
         raise SettingsError([f"--subscription: {name} is of {state.topic}, the answers go to {topic}"])
+    use_subscription(ledger, name)
     if (planned := ledger.get(PLANNED)) is not None:
         await delete_run_subscription(channel, planned)
         ledger.note({PLANNED: None})
+
+
+def _useless(name: str, fault: str) -> BrokerResourceError:
+    return BrokerResourceError(
+        f"{name} {fault}: nothing is published, since its answer would be lost; name another with --subscription"
+    )
 
 
 def use_subscription(ledger: Ledger, name: str) -> None:
@@ -179,10 +190,23 @@ async def _administration(broker: Broker) -> AsyncIterator[grpc.aio.Channel]:
         await channel.close(None)
 
 
-def _gone(name: str, fault: str, waiting: int) -> str:
+async def _remove_left(channel: grpc.aio.Channel, ledger: Ledger, teller: Teller) -> None:
+    """Remove the subscription that the run does not need any more; what cannot be removed is told, and stays noted."""
+    if (name := ledger.get(LEFT)) is None:
+        return
+    try:
+        await delete_run_subscription(channel, name)
+    except WorkerError as error:
+        teller.event("subscription_left", f"the subscription {name} is left: {error}", subscription=name)
+    else:
+        ledger.note({LEFT: None})
+
+
+def _gone(name: str, fault: str, waiting: int, *, is_taken: bool = False) -> str:
     """Say that answers are gone, and what helps."""
+    what = "what it held is collected" if is_taken else "the answers that it held are gone"
     return (
-        f"{name} {fault}: the answers that it held are gone; "
+        f"{name} {fault}: {what}; "
         f"`inference-worker retry-failed --lost` publishes the {waiting:,} lines again that have none"
     )
 
@@ -194,9 +218,9 @@ def note_waiting(ledger: Ledger) -> None:
         ledger.note({WAITING_SINCE: repr(time.time())})
 
 
-async def _look_for_gone(broker: Broker, ledger: Ledger, name: str, teller: Teller) -> None:
+async def _look_for_gone(broker: Broker, ledger: Ledger, name: str, teller: Teller) -> str | None:
     """
-    Look whether answers are gone that the run waits for, and tell it.
+    Look whether answers are gone that the run waits for, and tell it; return why none come any more but those held.
 
     Raises:
         BrokerResourceError: No answer can come any more; permanent.
@@ -205,7 +229,7 @@ async def _look_for_gone(broker: Broker, ledger: Ledger, name: str, teller: Tell
     waiting = totals.published - totals.answered
     async with _administration(broker) as channel:
         state = await look_at_subscription(channel, name)
-    if state.fault is not None:
+    if state.fault is not None and not state.holds_messages:
         raise BrokerResourceError(_gone(name, state.fault, waiting))
     age_s = time.time() - float(ledger.get(WAITING_SINCE) or time.time())
     if waiting and state.retention_s is not None and age_s > state.retention_s:
@@ -215,6 +239,7 @@ async def _look_for_gone(broker: Broker, ledger: Ledger, name: str, teller: Tell
             "`inference-worker retry-failed --lost` publishes them again"
         )
         teller.event("answers_expired", text, subscription=name, retention_s=state.retention_s, age_s=round(age_s))
+    return state.fault
 
 
 @contextmanager
@@ -263,6 +288,7 @@ async def collect_run(
     Cancellation: what has arrived is written; the same command continues.
     """
     progress: CollectProgress | None = None
+    subscription = fault = None
     try:
         if not ledger.totals().is_complete:
             subscription = ledger.get(SUBSCRIPTION)
@@ -273,9 +299,10 @@ async def collect_run(
                     ["--subscription: name a subscription of the response topic that is for this run alone"]
                 )
             async with connected(settings, subscription=subscription) as broker:
-                await _look_for_gone(broker, ledger, subscription, teller)
+                fault = await _look_for_gone(broker, ledger, subscription, teller)
+                idle_s = namespace.idle_timeout if fault is None else min(namespace.idle_timeout or LAST_S, LAST_S)
                 try:
-                    progress = await _collect(namespace, ledger, files, broker, teller)
+                    progress = await _collect(namespace, ledger, files, broker, teller, idle_timeout_s=idle_s)
                 except BrokerResourceError:
                     await _look_for_gone(broker, ledger, subscription, teller)
                     raise
@@ -286,12 +313,21 @@ async def collect_run(
         ledger.note({RETRY: None})
         sort_outputs(files)
         await _remove_subscription(settings, ledger, teller)
+    elif fault is not None:
+        assert subscription is not None  # it has the fault
+        await _give_up(settings, ledger, subscription, fault, teller)
     tell_result(teller, ledger, files.name, progress)
     return 0 if is_complete else EXIT_FAILED
 
 
 async def _collect(
-    namespace: argparse.Namespace, ledger: Ledger, files: Files, broker: Broker, teller: Teller
+    namespace: argparse.Namespace,
+    ledger: Ledger,
+    files: Files,
+    broker: Broker,
+    teller: Teller,
+    *,
+    idle_timeout_s: float | None,
 ) -> CollectProgress:
     began, before = time.monotonic(), ledger.totals().answered
 
@@ -305,7 +341,7 @@ async def _collect(
 
     collection = Collection(ledger, files, ReceivedAnswers(broker), fsync=namespace.fsync, on_progress=show)
     try:
-        await collection.run(timeout_s=namespace.timeout, idle_timeout_s=namespace.idle_timeout)
+        await collection.run(timeout_s=namespace.timeout, idle_timeout_s=idle_timeout_s)
     finally:
         teller.clear()
     return collection.progress()
@@ -315,15 +351,20 @@ async def _remove_subscription(settings: Settings, ledger: Ledger, teller: Telle
     """Remove the subscription that the run made; what cannot be removed is told and does not fail the run."""
     if ledger.get(OWNS_SUBSCRIPTION) is not None:
         ledger.rename_when_complete(SUBSCRIPTION, LEFT)  # lines that are submitted from now on get another one
-    if (name := ledger.get(LEFT)) is None:
-        return
-    try:
+    if ledger.get(LEFT) is not None:
         async with connected(settings) as broker, _administration(broker) as channel:
-            await delete_run_subscription(channel, name)
-    except WorkerError as error:
-        teller.event("subscription_left", f"the subscription {name} is left: {error}", subscription=name)
-    else:
-        ledger.note({LEFT: None})
+            await _remove_left(channel, ledger, teller)
+
+
+async def _give_up(settings: Settings, ledger: Ledger, name: str, fault: str, teller: Teller) -> None:
+    """Tell that a subscription has nothing more, and remove one that the run made: the next lines get another one."""
+    totals = ledger.totals()
+    waiting = totals.published - totals.answered
+    teller.event("answers_lost", _gone(name, fault, waiting, is_taken=True), subscription=name, lines=waiting)
+    if ledger.get(OWNS_SUBSCRIPTION) is not None:
+        ledger.note({SUBSCRIPTION: None, LEFT: name})
+        async with connected(settings) as broker, _administration(broker) as channel:
+            await _remove_left(channel, ledger, teller)
 
 
 def tell_result(teller: Teller, ledger: Ledger, output: str, progress: CollectProgress | None) -> None:

@@ -183,7 +183,14 @@ async def _publish(
         publisher = broker.publisher(ledger.run.topic)
         try:
             upload = upload_to(settings, ledger)
-            code = await publish_run(ledger, ledger.run.input_path, publisher.publish, teller, upload)
+            code = await publish_run(
+                ledger,
+                ledger.run.input_path,
+                publisher.publish,
+                teller,
+                upload=upload,
+                goes_on=namespace.wait,
+            )
         finally:
             await publisher.aclose()
     return code or None

@@ -315,7 +315,14 @@ async def _submit(namespace: argparse.Namespace, settings: Settings, plan: _Plan
                         "no_subscription",
                         "no subscription is named: make one before workers answer (docs/submit.md)",
                     )
-                code = await publish_run(ledger, plan.input, publisher.publish, teller, upload_to(settings, ledger))
+                code = await publish_run(
+                    ledger,
+                    plan.input,
+                    publisher.publish,
+                    teller,
+                    upload=upload_to(settings, ledger),
+                    goes_on=files is not None,
+                )
                 if code or files is None:
                     return code
                 return await interruptible(
@@ -388,10 +395,24 @@ async def _checked_into(namespace: argparse.Namespace, input_path: str, ledger: 
 
 
 async def publish_run(
-    ledger: Ledger, input_path: str, publish: Publish, teller: Teller, upload: Upload | None = None
+    ledger: Ledger,
+    input_path: str,
+    publish: Publish,
+    teller: Teller,
+    *,
+    upload: Upload | None = None,
+    goes_on: bool = False,
 ) -> int:
     """
     Publish what is unpublished; return the exit code.
+
+    Args:
+        ledger: Of the run.
+        input_path: Of its lines.
+        publish: Publishes one message to the request topic.
+        teller: Is told how it goes.
+        upload: Takes the bodies that are too large for a message.
+        goes_on: The command has more to do: Ctrl-C ends it, although the last lines were confirmed meanwhile.
 
     Raises:
         WorkerError: The input, the ledger or the broker failed; what was confirmed is recorded.
@@ -443,7 +464,7 @@ async def publish_run(
         published=totals.published,
         lines=totals.lines,
     )
-    if totals.published == totals.lines:
+    if totals.published == totals.lines and not (presses and goes_on):
         return 0
     teller.event("continue", "the same command continues this run")
     return EXIT_INTERRUPTED if presses else EXIT_FAILED

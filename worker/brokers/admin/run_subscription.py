@@ -37,7 +37,9 @@ class SubscriptionState:
     """What Pub/Sub says about a subscription; without the permission to ask, nothing."""
 
     fault: str | None = None
-    """Why it delivers no (further) answer: a phrase about it; `None` where nothing is known to be wrong."""
+    """Why it gets no further message: a phrase about it; `None` where nothing is known to be wrong."""
+    holds_messages: bool = True
+    """Those that it got before a fault can still be had."""
     topic: str = ""
     """Full name; empty for an unknown one."""
     filter: str = ""
@@ -114,17 +116,23 @@ async def look_at_subscription(channel: grpc.aio.Channel, name: str) -> Subscrip
         )
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.NOT_FOUND:
-            return SubscriptionState(fault="does not exist")
+            return SubscriptionState(fault="does not exist", holds_messages=False)
         if error.code() is grpc.StatusCode.PERMISSION_DENIED:  # to consume is another permission
             return SubscriptionState()
         raise _failure(error, name, "looked at") from error
     fault = None
     if found.topic == DELETED_TOPIC:
-        fault = "gets no messages any more: its topic was deleted"
+        fault = "gets no answers any more: its topic was deleted"
     elif found.detached:
         fault = "was detached from its topic"
     retention_s = found.message_retention_duration.ToTimedelta().total_seconds()
-    return SubscriptionState(fault=fault, topic=found.topic, filter=found.filter, retention_s=retention_s or None)
+    return SubscriptionState(
+        fault=fault,
+        holds_messages=not found.detached,
+        topic=found.topic,
+        filter=found.filter,
+        retention_s=retention_s or None,
+    )
 
 
 async def delete_run_subscription(channel: grpc.aio.Channel, name: str) -> None:
