@@ -21,7 +21,8 @@ import msgspec
 from tests.support.fakes import GOOD, GOOD_BODY, REFUSED, Answer, FakeBackend, FakePublisher, FakeSubscriber
 from tests.support.pipeline import Pipeline, data
 from tests.support.virtual_time import VirtualLoop, loop_time
-from worker.policy.model import Fault, Phase
+from worker.policy.model import BreakerAction, ErrorClass, Fault, Phase
+from worker.policy.table import ROWS
 from worker.ports import BackendRequest, Settlement
 from worker.settings.schema import RouteMatch
 
@@ -31,8 +32,10 @@ CALLS_PER_ATTEMPT = 3
 """Bound of the backend calls for one failing message, per delivery attempt that it may have."""
 MEDIAN_S, SIGMA = 0.33, 0.753
 """Of the healthy messages' time: p50 0.33 s, p99 1.9 s."""
+MEAN_S = MEDIAN_S * math.exp(SIGMA**2 / 2.0)
 WINDOW = 16
 """At the start: above what the fresh traffic needs, so that no message waits while they are alone."""
+WINDOW_MAX = 64
 HEALTHY_MODEL, OTHER_MODEL = "m", "other"
 TOKENS_PER_S = 50.0
 FIRST_TOKEN_S = 0.1
@@ -69,6 +72,14 @@ class Kind:
     """When every message fails so, nothing tells it from an outage: they wait for the backend's return."""
     hint_s: float = 0.0
     """The backend's Retry-After: one of it may be added to the time within which the answer must come."""
+
+    @property
+    def row(self) -> int:
+        """Messages in a row that fail so until the worker takes it for an outage, or obeys the hint; 0: never."""
+        if ROWS[ErrorClass(self.error_class)].breaker is BreakerAction.NONE:
+            return 0
+        is_enough = self.hint_s > 0.0 or ROWS[ErrorClass(self.error_class)].breaker is BreakerAction.TRIP
+        return 2 if is_enough else 5
 
 
 _LIMIT = _error("Rate limit reached for gpt-4o in organization org-1 on tokens per min (TPM)", "tokens", "slow_down")

@@ -23,6 +23,7 @@ from worker.brokers.connection import Broker
 from worker.delivery import Limits
 from worker.errors import BrokerResourceError, SettingsError, how_to_get
 from worker.flow.clock import LoopClock, wait_for
+from worker.flow.lane import BreakerChange
 from worker.pipeline.attempt import Attempts
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, build_store
@@ -200,7 +201,7 @@ class Service:
             answer_ratio=settings.log.answer_ratio,
         )
         routes = tuple(
-            build_route(route, backend, clock, on_breaker_change=recorder.breaker_changed)
+            build_route(route, backend, clock, on_breaker_change=functools.partial(self._breaker_changed, recorder))
             for route, backend in zip(settings.all_routes(), backends, strict=True)
         )
         intake = IntakePause(routes, self._intake_changed)
@@ -234,6 +235,11 @@ class Service:
             subscriber=self._subscriber,
             max_in_flight=settings.pubsub.max_in_flight,
         )
+
+    def _breaker_changed(self, recorder: Recorder, route: str, change: BreakerChange) -> None:
+        recorder.breaker_changed(route, change)
+        if self._supervisor is not None:
+            self._supervisor.breaker_changed()
 
     def _build_bodies(self, payloads: Payloads | None, recorder: Recorder) -> ReferencedBodies | None:
         if payloads is None or not self._settings.payloads.request_prefixes:

@@ -1,8 +1,9 @@
 """
 What happens once a second, without any message: the supervisor.
 
-It lets more messages be leased while a backend is stopped (`flow.shares`), notices a rotated key or a health path that
-answers again, and checks the share of errors among the recent answers.  It decides nothing about messages.
+It lets more messages be leased while a backend is stopped (`flow.shares`; also as soon as a breaker opens), notices a
+rotated key or a health path that answers again, and checks the share of errors among the recent answers.  It decides
+nothing about messages.
 
 It also shows the state of routes and models, but only when `/metrics` or `/readyz` asks.  Models are named by
 requesters: a route shows at most as many names as it has lanes, for as long as the process lives, and all others
@@ -29,6 +30,8 @@ from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import OTHER, LabelCap, Metrics
 
 TICK_S = 1.0
+LEASES_EVERY_S = 0.25
+"""How often it is looked whether more messages may be leased, seconds."""
 TOO_MANY_ERRORS = "errors"
 """Reason of the intake's pause while most answers are errors of one class."""
 _STATES = {CircuitState.CLOSED: 0, CircuitState.HALF_OPEN: 1, CircuitState.OPEN: 2}
@@ -107,7 +110,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """
-        Check once a second, for ever.
+        Check once a second, for ever, and more often how many messages may be leased.
 
         Cancellation: leaves nothing behind.
         """
@@ -116,7 +119,9 @@ class Supervisor:
                 await self.check()
             except Exception:  # noqa: BLE001 - the checks must go on; the next one sees what this one missed
                 self._failed("checking")
-            await asyncio.sleep(TICK_S)
+            for _ in range(round(TICK_S / LEASES_EVERY_S)):
+                await asyncio.sleep(LEASES_EVERY_S)
+                self._share_leases()
 
     async def check(self) -> None:
         """Check once.  Cancellation: leaves nothing behind."""
@@ -126,9 +131,16 @@ class Supervisor:
         stopped = [route for route in self._routes if self._is_open(route)]
         for route in stopped:
             self._metrics.paused_seconds_total.labels(route.name).inc(elapsed)
-        self._subscriber.allow_extra(extra_leases((route.gate.load() for route in self._routes), self._max_in_flight))
+        self._share_leases()
         # Concurrently: a health path that hangs must not keep the other routes waiting.
         await asyncio.gather(*(self._check_recovery(route) for route in stopped))
+
+    def breaker_changed(self) -> None:
+        """Let more messages be leased if what opened keeps some back; to be called on the event loop."""
+        asyncio.get_running_loop().call_soon(self._share_leases)  # the gate is not done with the change yet
+
+    def _share_leases(self) -> None:
+        self._subscriber.allow_extra(extra_leases((route.gate.load() for route in self._routes), self._max_in_flight))
 
     def _is_open(self, route: Route) -> bool:
         if route.is_open():

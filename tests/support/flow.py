@@ -56,8 +56,8 @@ def idle(gate: RouteGate, clock: FakeClock) -> bool:
     return (statistics.in_flight, statistics.waiting, statistics.held, clock.pending()) == (0, 0, 0, 0)
 
 
-async def admit_after(gate: RouteGate, clock: FakeClock, seconds: float) -> Permit:
-    task = waiting(gate)
+async def admit_after(gate: RouteGate, clock: FakeClock, seconds: float, **options: object) -> Permit:
+    task = waiting(gate, **options)
     await settle()
     clock.advance(seconds)
     return await task

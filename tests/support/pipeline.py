@@ -16,7 +16,7 @@ from worker.delivery import Delivery, Limits
 from worker.flow.circuit import CircuitState, CircuitStatistics
 from worker.flow.clock import LoopClock
 from worker.flow.gate import GateStatistics
-from worker.flow.lane import LaneStatistics
+from worker.flow.lane import BreakerChange, LaneStatistics
 from worker.pipeline.attempt import Attempts
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, MemoryStore
@@ -92,6 +92,7 @@ class Pipeline:
         self.dead_topic = FakePublisher()
         self.metrics = Metrics()
         self.clock = LoopClock()
+        self._watching: Supervisor | None = None
         window = more.pop("window", 16)
         matches = more.pop("matches", [RouteMatch()] * max(1, len(backends)))
         self.error_share = ErrorShare(300.0, now=loop_time)
@@ -161,7 +162,12 @@ class Pipeline:
     def _route(self, backend: FakeBackend, match: RouteMatch, window: int, breaker: BreakerSettings) -> Route:
         bounds = WindowSettings(initial=window, min=1, max=64)
         settings = RouteSettings(name=backend.name, base_url="http://b", window=bounds, breaker=breaker, match=match)
-        return build_route(settings, backend, self.clock, on_breaker_change=self.recorder.breaker_changed)
+        return build_route(settings, backend, self.clock, on_breaker_change=self._breaker_changed)
+
+    def _breaker_changed(self, route: str, change: BreakerChange) -> None:
+        self.recorder.breaker_changed(route, change)
+        if self._watching is not None:
+            self._watching.breaker_changed()
 
     @property
     def route(self) -> Route:
@@ -205,7 +211,8 @@ class Pipeline:
         return asyncio.ensure_future(self._serve(subscriber))
 
     async def _serve(self, subscriber: FakeSubscriber) -> None:
-        watching = asyncio.ensure_future(self.supervisor(subscriber).run())
+        self._watching = self.supervisor(subscriber)
+        watching = asyncio.ensure_future(self._watching.run())
         try:
             await subscriber.run(self.processor.handle, self.processor.begin_drain)
         finally:

@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.fakes import GOOD, FakeBackend, FakeSubscriber, status
-from tests.support.pipeline import Pipeline, a_delivery, message
+from tests.support.pipeline import Pipeline, a_delivery, data, message
 from tests.support.virtual_time import loop_time, settle, virtual_time
 from worker.flow.circuit import CircuitState
 from worker.flow.gate import AttemptSignal, RouteGate
@@ -428,3 +428,17 @@ async def test_details_name_the_models_that_are_kept_back() -> None:
     assert shown() == ("closed", "open", "model_not_found")
     assert await asyncio.gather(*handling) == [Settlement.ACK] * 2
     assert shown() == ("closed", "closed", None)
+
+
+@virtual_time
+async def test_a_breaker_that_opens_lets_more_be_leased_at_once() -> None:
+    """What waits behind it keeps the others back no longer than until the loop's next turn."""
+    pipeline = Pipeline(FakeBackend(then=UNAUTHORIZED), window=1)
+    subscriber = FakeSubscriber(max_in_flight=4)
+    for _ in range(4):
+        subscriber.publish(data())
+    serving = pipeline.serve(subscriber)
+    await asyncio.sleep(0.1)
+    assert pipeline.route.is_open()
+    assert subscriber.extra == 4
+    await _stop(serving)

@@ -203,6 +203,11 @@ class Leases:
         left = self._left()
         return left if left.max_messages > 0 and left.max_bytes > 0 else None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many messages are held as may be."""
+        return len(self._held) >= self.max_running
+
     def fits(self, grant: Grant) -> bool:
         """
         Return whether the open stream's limits are still about right.

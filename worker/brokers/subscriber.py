@@ -367,9 +367,14 @@ class PubSubSubscriber:
         """
         See `worker.ports.Subscriber.allow_extra`.
 
-        The server counts what is leased by stream: the stream is replaced at the next tick if its limits do not fit.
+        The server counts what is leased by stream: the stream is replaced at the next tick if its limits do not fit,
+        and at once if they keep messages back that may come now.
         """
+        was_full = self._leases.is_full
         self._leases.extra = messages
+        stream = self._stream
+        if was_full and not self._leases.is_full and stream is not None and not self._leases.fits(stream.grant):
+            stream.close()
         self._go_on()
 
     def _tick(self) -> None:

@@ -7,6 +7,10 @@ which it was taken; the generation changes with every trip, close and `allow_pro
 is evidence about an earlier state and is ignored.  So a hundred attempts that fail together trip the circuit once, and
 the late success of an attempt that started before the trip does not close it.
 
+Failures are often quicker than answers.  So a row of them that is long enough puts the circuit *in doubt* while others
+are under way that began no earlier: it is closed, but lets nothing start until one of the others is served (it goes on
+as before), all have failed, or `DOUBT_S` is over (it opens).
+
 No callback and no timer is used here.  `changes_at` returns the instant at which `allows` may become true without any
 report; the gate keeps a timer for it.
 
@@ -32,6 +36,9 @@ PROBE_JITTER = 0.1
 """Share of a wait for a probe that is random, so that many workers do not probe in step.  House decision."""
 PROBE_BACKOFF = Backoff(base_s=1.0, max_s=4.0, jitter=PROBE_JITTER)
 """4 s at most, so that full rate is back within 5 s of the backend's recovery; a refused probe costs nothing."""
+DOUBT_S = 0.5
+"""Longest doubt, seconds.  Less than a failure waits for others before it is nacked (`judge.OUTAGE_DETECTION_S`), and
+more than most short answers take.  House decision."""
 EARLY_PROBES = 3
 """So many probes come with the ordinary backoff before that of a class that seldom ends: where a fifth of the messages
 fails, the two that opened the circuit and these all fail once in 3,000 times.  House decision."""
@@ -95,9 +102,19 @@ class _Failure(msgspec.Struct, frozen=True):
     """One of a row."""
 
     at: float
+    began_at: float
     error_class: str
     key: str | None
     is_trip: bool
+
+
+class _Doubt(msgspec.Struct, frozen=True):
+    """A row that may be chance, and how the circuit opens if it is not."""
+
+    until: float
+    error_class: str
+    retry_after_s: float | None
+    failing_share: float
 
 
 class CircuitStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +151,7 @@ class Circuit:
         self._free_pass = Pass(0, is_probe=False)
         """Of every attempt that is no probe."""
         self._row: deque[_Failure] = deque()
+        self._doubt: _Doubt | None = None
         self._last_failed: str | None = None
         self._error_class: str | None = None
         self._opened_at: float | None = None
@@ -157,6 +175,15 @@ class Circuit:
         """The message that failed last; another one is the next probe."""
         return self._last_failed
 
+    def row_began_at(self, began_at: float) -> float:
+        """Return when the first attempt of the row began, of which one that began at this instant is the latest."""
+        return min((began_at, *(each.began_at for each in self._row)))
+
+    @property
+    def failed_probes(self) -> int:
+        """Probes that failed since it opened."""
+        return self._failed_probes
+
     @property
     def opened_at(self) -> float | None:
         """When it last went from closed to open, monotonic seconds; `None` while closed."""
@@ -165,15 +192,28 @@ class Circuit:
     @property
     def is_pristine(self) -> bool:
         """Closed without a failure to remember: forgetting it would change nothing."""
-        return self._state is CircuitState.CLOSED and not self._row
+        return self._state is CircuitState.CLOSED and not self._row and self._doubt is None
 
     def allows(self) -> bool:
         """Whether one attempt may start now."""
-        return self._state is CircuitState.CLOSED or self._now() >= self._next_probe_at
+        if self._state is CircuitState.CLOSED:
+            return self._doubt is None
+        return self._now() >= self._next_probe_at
 
     def changes_at(self) -> float | None:
-        """Return the instant from which `allows` is true without any report; `None` while closed."""
-        return None if self._state is CircuitState.CLOSED else self._next_probe_at
+        """
+        Return the next instant at which time alone changes something; `None` while closed without a doubt.
+
+        `allows` becomes true then, or `end_doubt` opens the circuit.
+        """
+        if self._state is CircuitState.CLOSED:
+            return None if self._doubt is None else self._doubt.until
+        return self._next_probe_at
+
+    def end_doubt(self) -> None:
+        """Open if a doubt has lasted for its time."""
+        if self._doubt is not None and self._now() >= self._doubt.until:
+            self._trip(self._doubt.error_class, self._doubt.retry_after_s, self._doubt.failing_share)
 
     def enter(self) -> Pass:
         """
@@ -197,6 +237,7 @@ class Circuit:
         if token.generation != self._generation:
             return False
         self._row.clear()
+        self._doubt = None
         if self._state is CircuitState.CLOSED:
             return False
         self._state = CircuitState.CLOSED
@@ -213,7 +254,9 @@ class Circuit:
         key: str | None = None,
         trip: bool = False,
         failing_share: float = 0.0,
+        began_at: float | None = None,
         undecided: int = 0,
+        is_doubtful: bool = False,
         retry_after_s: float | None = None,
     ) -> None:
         """
@@ -227,7 +270,9 @@ class Circuit:
             trip: The backend said that nothing can work now: `trip_failures` are enough.
             failing_share: Of messages that fail while others are served, 0 to 1; the row has to be longer than that
                 explains.
+            began_at: When the attempt began, monotonic seconds; `None`: now.
             undecided: Other attempts under way: failures that end first are no row.
+            is_doubtful: Some of them began no earlier than the row (`row_began_at`), and can tell what it is.
             retry_after_s: The server's Retry-After, seconds; replaces the wait of the backoff, up to
                 `max_retry_after_s`.
         """
@@ -235,14 +280,19 @@ class Circuit:
             return
         self._last_failed = key
         if self._state is CircuitState.CLOSED:
-            if not self._count(_Failure(self._now(), error_class, key, trip), failing_share, undecided):
+            now = self._now()
+            failure = _Failure(now, now if began_at is None else began_at, error_class, key, trip)
+            if not self._count(failure, failing_share, undecided):
                 return
-            self._trips += 1
-            self._generation += 1
-            self._opened_at = self._now()
+            if error_class != CONNECT and is_doubtful:
+                if self._doubt is None:
+                    self._doubt = _Doubt(self._now() + DOUBT_S, error_class, retry_after_s, failing_share)
+                self.end_doubt()
+            else:
+                self._trip(error_class, retry_after_s, failing_share)
         else:
             self._failed_probes += 1
-        self._open(error_class, retry_after_s, failing_share)
+            self._open(error_class, retry_after_s, failing_share)
 
     def record_ignored(self, token: Pass, *, wait_s: float = 0.0) -> None:
         """Report an end that says nothing about the backend (cancelled, a bad request); another probe may start."""
@@ -289,6 +339,13 @@ class Circuit:
                 return True
         trips = sum(1 for _ in takewhile(lambda each: each.is_trip, reversed(self._row)))
         return speaks_against_backend(trips, self._config.trip_failures, failing_share, undecided)
+
+    def _trip(self, error_class: str, retry_after_s: float | None, failing_share: float) -> None:
+        self._doubt = None
+        self._trips += 1
+        self._generation += 1
+        self._opened_at = self._now()
+        self._open(error_class, retry_after_s, failing_share)
 
     def _open(self, error_class: str, retry_after_s: float | None, failing_share: float) -> None:
         jitter = self._jitter()

@@ -71,8 +71,8 @@ class Evidence:
         suspect = self._suspects.get(key) if key is not None else None
         return suspect.rank if suspect is not None else 0
 
-    def served(self, key: str | None, began: int) -> None:
-        """Note that a message was served by the attempt that began with this number."""
+    def served(self, key: str | None, began: int) -> bool:
+        """Note that a message was served by the attempt that began with this number; return whether it had failed."""
         self._latest_served = max(self._latest_served, began)
         for _ in range(min(self._pending, MAX_PENDING)):
             self._count_first(has_failed=True)
@@ -81,6 +81,7 @@ class Evidence:
         suspect = self._suspects.pop(key, None) if key is not None else None
         if suspect is None:
             self._count_first(has_failed=False)
+        return suspect is not None
 
     def failed(self, key: str | None, began: int, *, latest: int | None = None, undecided: int = 0) -> Blame:
         """

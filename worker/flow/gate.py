@@ -40,7 +40,7 @@ from worker.flow.lane import (
 from worker.flow.queue import AdmissionOrder, Waiter, WaitQueue
 from worker.flow.shares import RouteLoad
 from worker.flow.window.adaptive import AdaptiveWindow, Outcome, Ticket
-from worker.policy.blame import Blame
+from worker.policy.blame import PRIOR_SHARE, Blame
 
 
 class AttemptSignal(msgspec.Struct, frozen=True, kw_only=True):
@@ -326,8 +326,10 @@ class RouteGate:
         """Return the circuit that keeps a lane's attempts back: the route's, else its own; `None` while closed."""
         lane = self._lanes.find(lane_name)
         for fate in (self._route, lane):
-            if fate is not None and fate.circuit.state is not CircuitState.CLOSED:
-                return fate.circuit.statistics()
+            if fate is not None:
+                fate.end_doubt()
+                if fate.circuit.state is not CircuitState.CLOSED:
+                    return fate.circuit.statistics()
         return None
 
     def is_stopped(self) -> bool:
@@ -335,15 +337,17 @@ class RouteGate:
         return any(fate.circuit.state is not CircuitState.CLOSED for fate in (self._route, *self._lanes))
 
     def load(self) -> RouteLoad:
-        """Return what waits behind open circuits and pauses, and whether others may start all the same."""
+        """Return what waits behind open circuits and pauses, or has failed, and whether others may start."""
         is_stopped = self._route.circuit.state is not CircuitState.CLOSED
-        waiting, has_working_lane = 0, not is_stopped and not any(True for _ in self._lanes)
+        waiting, has_working_lane, many_fail = 0, not is_stopped and not any(True for _ in self._lanes), False
         for lane in self._lanes:
             if is_stopped or lane.is_stopped:
                 waiting += len(lane.queue)
             else:
+                waiting += lane.queue.held
                 has_working_lane = True
-        return RouteLoad(waiting=waiting, has_working_lane=has_working_lane)
+                many_fail |= any(fate.evidence.failing_share > PRIOR_SHARE for fate in (lane, self._route))
+        return RouteLoad(waiting=waiting, has_working_lane=has_working_lane, many_fail=many_fail)
 
     def others_waiting(self, lane_name: str | None) -> bool:
         """Whether other messages wait that could be the next probe of what keeps a lane's attempts back."""
@@ -364,15 +368,16 @@ class RouteGate:
 
     def _permit(self, lane: Lane, key: str | None, *, streamed: bool) -> Permit:
         self._starts += 1
+        lane.under_way[self._starts] = self._clock.now()
         return Permit(self, lane, key, self._starts, streamed=streamed)
 
     def _failed(self, lane: Lane, scope: BreakerScope, key: str | None, number: int) -> Blame:
-        undecided = self._under_way(lane, scope) - 1  # this attempt has its permit still
+        undecided = len(self._under_way(lane, scope)) - 1  # this attempt has its permit still
         return self._fate(lane, scope).evidence.failed(key, number, latest=self._starts, undecided=undecided)
 
-    def _under_way(self, lane: Lane, scope: BreakerScope) -> int:
+    def _under_way(self, lane: Lane, scope: BreakerScope) -> list[float]:
         lanes = self._lanes if scope is BreakerScope.ROUTE else (lane,)
-        return sum(each.window.in_flight for each in lanes)
+        return [began_at for each in lanes for began_at in each.under_way.values()]
 
     def _fate(self, lane: Lane, scope: BreakerScope) -> Fate:
         return self._route if scope is BreakerScope.ROUTE else lane
@@ -393,14 +398,20 @@ class RouteGate:
     def _report(self, permit: Permit, signal: AttemptSignal) -> None:
         """Apply what the end of an attempt says, then admit what that allows."""
         lane, key, number, lane_pass, route_pass = permit.identity
-        now = self._clock.now()
+        now, began_at = self._clock.now(), lane.under_way.pop(number)
         if signal.breaker is BreakerEffect.SUCCESS:
-            lane.evidence.served(key, number)
-            self._route.evidence.served(key, number)
+            had_failed = lane.evidence.served(key, number)
+            had_failed |= self._route.evidence.served(key, number)
             if lane.record_success(lane_pass, now):
                 _reopen(lane)
             if self._route.record_success(route_pass, now):
                 self._reopen_all()
+            if self._route.forgives(has_failed=had_failed):
+                for each in self._lanes:
+                    each.evidence.forgive()
+                    each.queue.forgive()
+            if lane.forgives(has_failed=had_failed):
+                lane.queue.forgive()
         else:
             passes = {BreakerScope.LANE: lane_pass, BreakerScope.ROUTE: route_pass}
             for scope, token in passes.items():
@@ -413,7 +424,8 @@ class RouteGate:
                         signal.error_class,
                         key=key,
                         trip=signal.breaker is BreakerEffect.TRIP,
-                        undecided=self._under_way(lane, scope),
+                        began_at=began_at,
+                        under_way=self._under_way(lane, scope),
                         retry_after_s=signal.retry_after_s,
                     )
         self._pump()
@@ -431,6 +443,8 @@ class RouteGate:
         now = self._clock.now()
         opens_at: list[float] = []
         waiting = list(self._waiting)
+        for fate in (self._route, *waiting):
+            fate.end_doubt()
         if self._route.circuit.state is not CircuitState.CLOSED:
             self._rng.shuffle(waiting)  # its probe is not always of the same lane
         for lane in waiting:
@@ -454,17 +468,21 @@ class RouteGate:
             opens_at.append(lane_opens_at)
 
     def _choose(self, lane: Lane) -> Waiter | None:
+        if lane.circuit.state is CircuitState.CLOSED and lane.window.pauses:
+            return lane.queue.pop_probe(lane.circuit.last_failed, newest=lane.window.pauses % 2 == 1)
         for fate in (self._route, lane):
             if fate.circuit.state is not CircuitState.CLOSED:
-                return lane.queue.pop_probe(fate.circuit.last_failed)
-        if lane.is_failing():  # where messages that fail stand in a block, one of the others tells what it is
-            return lane.queue.pop_probe(lane.circuit.last_failed)
+                return lane.queue.pop_probe(fate.circuit.last_failed, newest=fate.circuit.failed_probes % 2 == 0)
+            is_newest = self._starts % 2 == 0
+            # Where messages that fail stand in a block, one of the others tells what it is.
+            if fate.is_failing() or (is_newest and fate.evidence.failing_share > PRIOR_SHARE):
+                return lane.queue.pop_probe(fate.circuit.last_failed, newest=is_newest)
         return lane.queue.pop()
 
     def _may_start(self, lane: Lane) -> bool:
         """Whether an attempt of this lane may start now."""
         if self._route.circuit.state is CircuitState.CLOSED:
-            return lane.may_start()
+            return self._route.circuit.allows() and lane.may_start()
         # A probe of the route needs no room in a window, but a lane whose own circuit keeps it back sends none.
         return self._route.circuit.allows() and lane.circuit.allows()
 

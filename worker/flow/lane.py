@@ -9,7 +9,7 @@ Names come from requesters, so there are at most `MAX_LANES`: a lane that is idl
 makes room for a new one, and beyond that all further ones share one lane.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -18,10 +18,12 @@ from worker.flow.circuit import Circuit, CircuitState, CircuitStatistics, Pass
 from worker.flow.evidence import Evidence
 from worker.flow.queue import WaitQueue
 from worker.flow.window.adaptive import AdaptiveWindow, WindowStatistics
-from worker.policy.blame import speaks_against_backend
+from worker.policy.blame import PRIOR_SHARE, speaks_against_backend
 
 MAX_LANES = 64
 """House decision: far above the models that one backend serves, and a number of tenants that can be watched."""
+TOGETHER_S = 0.02
+"""Attempts that begin within so many seconds begin together: which was first is chance.  House decision."""
 LEAST_ROW = 2
 """Messages that must fail in a row for the next one to be chosen at random."""
 SHARED = "*"
@@ -90,6 +92,7 @@ class Fate:
         self.name = name
         self.circuit = circuit
         self.evidence = Evidence()
+        self._is_forgiving = False
         self._on_change = on_change
 
     def record_success(self, token: Pass, now: float) -> bool:
@@ -97,15 +100,57 @@ class Fate:
         error_class, opened_at = self.circuit.error_class, self.circuit.opened_at
         has_closed = self.circuit.record_success(token)
         if has_closed:
-            self.evidence.forgive()
+            self._is_forgiving = True
             if self._on_change is not None and opened_at is not None:
                 self._on_change(BreakerChange(lane=self.name, error_class=error_class or "", open_s=now - opened_at))
         return has_closed
 
+    def forgives(self, *, has_failed: bool) -> bool:
+        """
+        Say, once after the circuit has closed, that messages that failed stand behind others no more.
+
+        An outage explains their failures when one of them is served.  A message that had not failed shows nothing about
+        those that had: they may be what always fails, and would go first again.
+
+        Args:
+            has_failed: The message that was served now had failed before.
+        """
+        if not (self._is_forgiving and has_failed):
+            return False
+        self._is_forgiving = False
+        self.evidence.forgive()
+        return True
+
+    def is_failing(self) -> bool:
+        """Whether so many messages failed since one was served that chance does not explain it."""
+        # Of a block of messages that fail the share is large, and says nothing of those behind it.
+        share = min(self.evidence.failing_share, PRIOR_SHARE)
+        return speaks_against_backend(self.evidence.row, LEAST_ROW, share)
+
     def record_failure(
-        self, token: Pass, error_class: str, *, key: str | None, trip: bool, undecided: int, retry_after_s: float | None
+        self,
+        token: Pass,
+        error_class: str,
+        *,
+        key: str | None,
+        trip: bool,
+        began_at: float,
+        under_way: Sequence[float],
+        retry_after_s: float | None,
     ) -> None:
-        """Report a failure that speaks against it."""
+        """
+        Report a failure that speaks against it.
+
+        Args:
+            token: See `Circuit.record_failure`, like those that are not named here.
+            error_class: Of the failure.
+            key: The message.
+            trip: One that stops everything.
+            began_at: When the attempt began, monotonic seconds.
+            under_way: When each of the others that share this fate began.
+            retry_after_s: The server's hint, seconds.
+        """
+        since = self.circuit.row_began_at(began_at) - TOGETHER_S
         was_closed = self.circuit.opened_at is None
         self.circuit.record_failure(
             token,
@@ -113,10 +158,22 @@ class Fate:
             key=key,
             trip=trip,
             failing_share=self.evidence.failing_share,
-            undecided=undecided,
+            began_at=began_at,
+            undecided=len(under_way),
+            is_doubtful=any(each >= since for each in under_way),
             retry_after_s=retry_after_s,
         )
+        self._tell_if_opened(was_closed=was_closed)
+
+    def end_doubt(self) -> None:
+        """Open the circuit if it has been in doubt for too long."""
+        was_closed = self.circuit.opened_at is None
+        self.circuit.end_doubt()
+        self._tell_if_opened(was_closed=was_closed)
+
+    def _tell_if_opened(self, *, was_closed: bool) -> None:
         if was_closed and self._on_change is not None and self.circuit.opened_at is not None:
+            error_class = self.circuit.error_class or ""
             self._on_change(BreakerChange(lane=self.name, error_class=error_class, open_s=None))
 
 
@@ -143,6 +200,8 @@ class Lane(Fate):
         super().__init__(name, circuit, on_change)
         self.window = window
         self.queue = queue
+        self.under_way: dict[int, float] = {}
+        """When each attempt under way began, monotonic seconds, by the number of its start."""
 
     @property
     def is_idle(self) -> bool:
@@ -154,15 +213,10 @@ class Lane(Fate):
         """Whether an open circuit or a pause of the window keeps its messages back."""
         return self.circuit.state is not CircuitState.CLOSED or self.window.is_paused
 
-    def is_failing(self) -> bool:
-        """Whether so many messages failed since one was served that chance does not explain it."""
-        evidence = self.evidence
-        return speaks_against_backend(evidence.row, LEAST_ROW, evidence.failing_share, self.window.in_flight)
-
     def may_start(self) -> bool:
         """Whether the lane lets an attempt start now; the route's circuit is not asked."""
         if self.circuit.state is CircuitState.CLOSED:
-            return self.window.has_room()
+            return self.circuit.allows() and self.window.has_room()
         # A probe needs no room: attempts that started before the circuit opened, and hang, may fill the window.
         return self.circuit.allows()
 

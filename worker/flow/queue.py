@@ -133,19 +133,22 @@ class WaitQueue:
             self.discard(waiter)
         return waiter
 
-    def pop_probe(self, last_failed: str | None) -> Waiter | None:
+    def pop_probe(self, last_failed: str | None, *, newest: bool) -> Waiter | None:
         """
         Remove and return the ready waiter that is the best probe; `None` when none is ready.
 
         Args:
             last_failed: The message that failed last.
+            newest: Of the best take the newest, and none at random: messages that fail often came together, so that
+                one is the least like them.
         """
         ready = [each for each in self._waiters.values() if each.state is WaiterState.READY]
         others = [each for each in ready if last_failed is None or each.key != last_failed] or ready
         if not others:
             return None
         freshest = min(each.rank for each in others)
-        waiter = self._rng.choice([each for each in others if each.rank == freshest])
+        best = [each for each in others if each.rank == freshest]
+        waiter = best[-1] if newest else self._rng.choice(best)
         self._admissions += 1
         self.discard(waiter)
         return waiter
@@ -155,12 +158,18 @@ class WaitQueue:
         return self._first(keep=True) is not None
 
     def release(self) -> None:
-        """Make every waiter ready, and none stand behind another for its failures: the lane works again."""
+        """Make every waiter ready: the lane works again."""
+        for waiter in self._waiters.values():
+            self.make_ready(waiter)
+
+    def forgive(self) -> None:
+        """Let none stand behind another for its failures."""
         self._by_claim.clear()
         for waiter in self._waiters.values():
             waiter.rank = 0
             waiter.claim = _claim(waiter)
-            self._push(waiter)
+            if waiter.state is WaiterState.READY:
+                self._push(waiter)
 
     def drain(self) -> Iterator[Waiter]:
         """Remove and yield every waiter, in the order of arrival."""

@@ -9,7 +9,8 @@ A failure of one message speaks against the backend only as far as others are no
    does not explain them: so many in a row at the share of first attempts that fail in its lane (`CHANCE`).  An own
    failure is neither held nor attributed to an outage, so that the message ends within its attempts.
 3. A row of failures speaks against the backend once at least two messages are in it and it is longer than chance
-   explains (`speaks_against_backend`): where a fifth of the messages fails anyhow, five in a row are no news.
+   explains (`speaks_against_backend`): where a fifth of the messages fails anyhow, five in a row are no news.  While
+   others are under way it is *in doubt* (`is_in_doubt`): failures are often quicker than answers.
 4. An answer that the broker calls invalid is refused for its *own* sake once more others were published than are
    refused (`is_refusal_own`).  Before that, the topic may be what refuses, as one with a schema does.
 
@@ -26,6 +27,9 @@ CHANCE = 0.01
 ROW_CHANCE = 1e-4
 """How probable it may be at most that a row of failures is chance, for it to open a breaker: at 20 messages a second
 and a fifth that fails, that is once in some minutes, and costs the second until the next probe.  House decision."""
+PRIOR_SHARE = 0.2
+"""Share of failing messages that is reckoned with while nothing is known of it and other attempts are under way: the
+largest that `benchmarks/mixed.py` sends.  House decision."""
 MAX_ROW = 64
 """Longest row that is asked for: where nearly everything fails, the breaker still opens."""
 
@@ -84,6 +88,23 @@ def speaks_against_backend(row: int, least: int, failing_share: float, undecided
     if undecided:
         divergence += (1.0 - share) * math.log((1.0 - share) / (1.0 - failing_share))
     return attempts * divergence >= -math.log(ROW_CHANCE)
+
+
+def is_in_doubt(row: int, failing_share: float, undecided: int) -> bool:
+    """
+    Return whether a row of failures may be chance all the same, since others are under way that can tell.
+
+    After a start nothing is known of the share of failing messages.  If many begin together, two that fail at once
+    end before any other is answered.
+
+    Args:
+        row: Attempts that failed since one was served, enough for `speaks_against_backend`.
+        failing_share: As there.
+        undecided: Other attempts that are under way.
+    """
+    if undecided == 0 or failing_share >= PRIOR_SHARE:
+        return False
+    return not speaks_against_backend(row, 1, PRIOR_SHARE, undecided)
 
 
 def is_refusal_own(others_published: int, others_refused: int) -> bool:

@@ -24,7 +24,7 @@ from dataclasses import replace
 import msgspec
 from msgspec import structs
 
-from worker.policy.blame import UNKNOWN, Blame, speaks_against_backend
+from worker.policy.blame import UNKNOWN, Blame, is_in_doubt, speaks_against_backend
 from worker.policy.budgets import Budget, apply_budgets, next_delay_s
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Scope
 from worker.policy.own_replies import INTERNAL, INTERRUPTED, deadline_passed, never_started, no_route
@@ -56,7 +56,6 @@ DEADLINE_MARGIN_S = 0.05
 MAX_RETRY_AFTER_PAUSE_S = 60.0
 """Longest pause of the window for a Retry-After: an hour named in one 429 must not stop a route that serves others."""
 MIN_PROBE_WAIT_S = 0.1
-_MAX_DOUBLINGS = 10
 
 _COSTLY = frozenset(
     {
@@ -198,9 +197,7 @@ def report(end: AttemptEnd, budget: Budget, *, is_refusal_fresh: bool = True, is
     breaker, pause_s = decision.breaker, None
     if decision.is_overload:
         if decision.retry_after_s is not None and _is_heard_by_several(blame):
-            # Each further message that is refused makes the hint twice as credible.
-            credible_s = 2.0 ** min(blame.others_failing, _MAX_DOUBLINGS)
-            pause_s = min(decision.retry_after_s, MAX_RETRY_AFTER_PAUSE_S, credible_s)
+            pause_s = min(decision.retry_after_s, MAX_RETRY_AFTER_PAUSE_S)
         if breaker is BreakerAction.COUNT and not is_refusal_fresh and not is_probe:
             breaker = BreakerAction.NONE
     return Report(
@@ -307,6 +304,8 @@ def _may_be_outage(decision: Decision, blame: Blame) -> bool:
 def _is_heard_by_several(blame: Blame) -> bool:
     """Say whether more messages were refused in a row than chance explains."""
     row = blame.others_failing + 1
+    if is_in_doubt(row, blame.failing_share, blame.undecided):
+        return False
     return speaks_against_backend(row, PAUSING_MESSAGES, blame.failing_share, blame.undecided)
 
 

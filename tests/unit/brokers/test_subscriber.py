@@ -320,3 +320,23 @@ async def test_acks_and_nacks_renew_refused_credentials_too(party: Party) -> Non
     party.run()
     await eventually(lambda: party.google.state.acked_count == 1)
     assert party.renewals == 2
+
+
+async def test_more_messages_may_come_at_once_where_the_limit_kept_them_back(
+    google: Google, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream is replaced without waiting for the next tick; where there was room, it is not."""
+    monkeypatch.setattr(module, "TICK_S", 3600.0)
+    await google.set_up(ack_deadline_seconds=20)
+    party = Party(google, max_in_flight=2)
+    party.gate.clear()
+    running_task = party.run()
+    await google.publish(*(b"{}" for _ in range(5)))
+    await party.until(2)
+    party.subscriber.allow_extra(2)
+    await party.until(4)
+    assert len(party.received) == 4
+    party.gate.set()
+    await party.until(5)
+    await party.subscriber.drain(5)
+    await running_task

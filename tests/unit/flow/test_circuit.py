@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from tests.support.fakeclock import FakeClock
-from worker.flow.circuit import Circuit, CircuitConfig, CircuitState, Pass
+from worker.flow.circuit import DOUBT_S, Circuit, CircuitConfig, CircuitState, Pass
 
 
 def a_circuit(clock: FakeClock, *, jitter: float = 0.0, **config: object) -> Circuit:
@@ -112,6 +112,73 @@ def test_a_row_has_to_be_longer_than_chance_explains(clock, share, failures):
         assert circuit.allows()
         circuit.record_failure(circuit.enter(), "server_error", key=str(index), failing_share=share)
     assert not circuit.allows()
+
+
+def a_row_in_doubt(clock: FakeClock, **config: object) -> Circuit:
+    """A row that is long enough, while another attempt is under way that began with it."""
+    circuit = a_circuit(clock, **config)
+    for index in range(5):
+        circuit.record_failure(circuit.enter(), "server_error", key=str(index), is_doubtful=True)
+    return circuit
+
+
+def test_while_others_are_under_way_a_row_is_in_doubt(clock):
+    """It is no trip, but nothing starts."""
+    circuit = a_row_in_doubt(clock)
+    assert (circuit.state, circuit.allows(), circuit.is_pristine) == (CircuitState.CLOSED, False, False)
+    assert circuit.changes_at() == clock.now() + DOUBT_S
+    assert circuit.statistics().trips == 0
+
+
+def test_a_success_ends_the_doubt(clock):
+    """Failures are often quicker than answers; nothing was lost but the time of one."""
+    circuit = a_circuit(clock)
+    token = circuit.enter()
+    for index in range(5):
+        circuit.record_failure(circuit.enter(), "server_error", key=str(index), is_doubtful=True)
+    assert not circuit.record_success(token)
+    assert circuit.allows()
+    assert circuit.changes_at() is None
+    assert circuit.is_pristine
+
+
+def test_a_doubt_ends_when_all_have_failed(clock):
+    """The last failure leaves none under way that could tell."""
+    circuit = a_circuit(clock)
+    last = circuit.enter()
+    for index in range(5):
+        circuit.record_failure(circuit.enter(), "server_error", key=str(index), is_doubtful=True)
+    circuit.record_failure(last, "server_error", key="last")
+    assert circuit.state is CircuitState.OPEN
+
+
+def test_a_doubt_ends_after_its_time(clock):
+    """Attempts that hang are no reason to wait longer, and no report is needed."""
+    circuit = a_row_in_doubt(clock)
+    clock.advance(DOUBT_S / 2)
+    circuit.end_doubt()
+    assert circuit.state is CircuitState.CLOSED
+    clock.advance(DOUBT_S / 2)
+    circuit.end_doubt()
+    assert (circuit.state, circuit.error_class) == (CircuitState.OPEN, "server_error")
+    circuit.end_doubt()
+    assert circuit.statistics().trips == 1
+
+
+def test_refused_connections_are_in_no_doubt(clock):
+    """They are no message's trouble, whoever else is under way."""
+    circuit = a_circuit(clock)
+    for _ in range(3):
+        circuit.record_failure(circuit.enter(), "connect", key="m", is_doubtful=True)
+    assert circuit.state is CircuitState.OPEN
+
+
+def test_the_row_began_with_its_first_attempt(clock):
+    """Of those under way, only what began no earlier can tell what the row is."""
+    circuit = a_circuit(clock)
+    assert circuit.row_began_at(7.0) == 7.0
+    circuit.record_failure(circuit.enter(), "server_error", began_at=3.0)
+    assert circuit.row_began_at(7.0) == 3.0
 
 
 def test_the_message_that_failed_last_is_remembered(clock):

@@ -23,7 +23,7 @@ from tests.support.flow import (
     waiting,
 )
 from worker.errors import AdmissionClosedError, AdmissionTimeoutError
-from worker.flow.circuit import CircuitConfig, CircuitState
+from worker.flow.circuit import DOUBT_S, CircuitConfig, CircuitState
 from worker.flow.gate import AttemptSignal, Permit, RouteGate
 from worker.flow.lane import BreakerEffect, BreakerScope
 from worker.flow.queue import AdmissionOrder
@@ -372,12 +372,12 @@ async def admit_after_delay(gate: RouteGate, clock: FakeClock) -> Permit:
 async def test_a_pause_closes_the_window_and_reopens_by_itself(clock):
     """No attempt starts before the pause is over; then the timer admits the waiter."""
     gate = a_gate(clock)
-    crowded = AttemptSignal(breaker=BreakerEffect.COUNT, overload=True, error_class="rate_limited", pause_s=3.0)
+    crowded = AttemptSignal(breaker=BreakerEffect.COUNT, overload=True, error_class="rate_limited", pause_s=1.5)
     (await admit(gate)).finish(crowded)
     assert gate.statistics().circuit.state is CircuitState.CLOSED
     task = waiting(gate)
     await settle()
-    clock.advance(2.9)
+    clock.advance(1.4)
     await settle()
     assert not task.done()
     clock.advance(0.1)
@@ -459,8 +459,8 @@ async def test_three_refused_connections_stop_admission_and_one_probe_goes(clock
     assert gate.statistics().circuit.error_class == "connect"
     clock.advance(1.0)
     await settle()
-    assert [task.done() for task in tasks] == [True, False, False, False]
-    probe = tasks[0].result()
+    assert [task.done() for task in tasks] == [False, False, False, True]  # the newest
+    probe = tasks[3].result()
     assert probe.is_probe
     clock.advance(5.0)
     await settle()
@@ -531,9 +531,9 @@ async def test_a_probe_may_be_allowed_at_once(clock):
     await settle()
     gate.allow_probe()
     await settle()
-    assert [task.done() for task in tasks] == [True, False]
-    tasks[0].result().finish(OK)
-    await tasks[1]
+    assert [task.done() for task in tasks] == [False, True]
+    tasks[1].result().finish(OK)
+    await tasks[0]
 
 
 async def test_recovery_ends_every_delay(clock):
@@ -574,7 +574,11 @@ async def test_the_first_refusal_of_a_flight_is_fresh_and_the_others_are_not(clo
     assert all(permit.is_refusal_fresh() for permit in flight)
     flight[4].finish(crowded)
     assert not any(permit.is_refusal_fresh() for permit in flight)
-    assert (await admit(gate)).is_refusal_fresh()
+    task = waiting(gate)
+    await settle()
+    assert not task.done()  # in doubt: those under way tell what it was about
+    clock.advance(0.5)
+    assert (await task).is_refusal_fresh()
 
 
 @pytest.mark.parametrize(
@@ -600,3 +604,141 @@ async def test_idle_gates_keep_no_timer(clock):
     gate = a_gate(clock)
     (await admit(gate)).finish(AUTH)
     assert clock.pending() == 0
+
+
+async def test_failures_that_end_before_others_are_answered_open_nothing(clock):
+    """Nothing starts meanwhile; the first answer shows that they were the messages' own trouble."""
+    gate = a_gate(clock, room=6, config=CircuitConfig())
+    flight = [await admit(gate, key=str(index)) for index in range(6)]
+    for permit in flight[:3]:
+        permit.record_failure()
+        permit.finish(LOADING)
+    task = waiting(gate)
+    await settle()
+    assert not task.done()
+    assert gate.statistics().lanes[""].circuit.state is CircuitState.CLOSED
+    flight[4].finish(OK)
+    await settle()
+    assert task.done()
+    assert gate.statistics().lanes[""].circuit.trips == 0
+
+
+async def test_a_doubt_opens_the_circuit_after_its_time_although_nobody_waits(clock):
+    """Who asks what keeps a lane back gets the answer of that instant."""
+    gate = a_gate(clock, room=3, config=CircuitConfig())
+    flight = [await admit(gate, key=str(index)) for index in range(3)]
+    for permit in flight[:2]:
+        permit.record_failure()
+        permit.finish(LOADING)
+    assert gate.stopping() is None
+    clock.advance(DOUBT_S)
+    stopped = gate.stopping()
+    assert stopped is not None
+    assert stopped.error_class == "not_ready"
+
+
+async def test_a_doubt_ends_with_a_timer_where_messages_wait(clock):
+    """They go on behind the probe."""
+    gate = a_gate(clock, room=3, config=CircuitConfig())
+    flight = [await admit(gate, key=str(index)) for index in range(3)]
+    for permit in flight[:2]:
+        permit.record_failure()
+        permit.finish(LOADING)
+    tasks = [waiting(gate) for _ in range(2)]
+    await settle()
+    clock.advance(DOUBT_S)
+    await settle()
+    assert gate.statistics().lanes[""].circuit.state is CircuitState.OPEN
+    clock.advance(1.0)
+    await settle()
+    assert [task.done() for task in tasks] == [False, True]
+
+
+async def test_attempts_that_began_before_a_row_leave_no_doubt(clock):
+    """What began before the backend went away may be answered still."""
+    gate = a_gate(clock, room=3, config=CircuitConfig())
+    await admit(gate, key="long")
+    clock.advance(10.0)
+    for key in ("m", "n"):
+        permit = await admit(gate, key=key)
+        permit.record_failure()
+        permit.finish(LOADING)
+    assert gate.statistics().lanes[""].circuit.state is CircuitState.OPEN
+
+
+async def an_outage(gate: RouteGate) -> None:
+    """Open the circuit of the lane without a name by two messages, `a` and `b`."""
+    for key in ("a", "b"):
+        permit = await admit(gate, key=key)
+        permit.record_failure()
+        permit.finish(LOADING)
+    assert gate.is_stopped()
+
+
+async def test_a_fresh_message_that_closes_the_circuit_forgives_none_that_failed(clock):
+    """It shows nothing about them: a block of messages that always fail would go first again and again."""
+    gate = a_gate(clock)
+    await an_outage(gate)
+    tasks = {key: waiting(gate, key=key) for key in ("a", "b", "fresh", "next")}
+    await settle()
+    clock.advance(1.0)
+    await settle()
+    order = []
+    while tasks:
+        order.append(next(key for key, task in tasks.items() if task.done()))
+        tasks.pop(order[-1]).result().finish(OK)
+        await settle()
+    assert order == ["next", "fresh", "a", "b"]  # the newest is the probe
+
+
+async def test_a_message_that_failed_and_is_served_after_an_outage_forgives_all_that_failed(clock):
+    """The outage explains their failures, so they stand in the order of their claims."""
+    gate = a_gate(clock)
+    await an_outage(gate)
+    tasks = {"a": waiting(gate, key="a")}
+    await settle()
+    clock.advance(1.0)
+    await settle()
+    tasks["b"] = waiting(gate, key="b")
+    tasks["fresh"] = waiting(gate, AdmissionOrder(publish_time=9.0), key="fresh")
+    await settle()
+    for key in ("a", "b", "fresh"):
+        assert tasks[key].done()
+        tasks[key].result().finish(OK)
+        await settle()
+
+
+async def test_where_many_fail_every_second_start_is_the_newest(clock):
+    """One in a block at the head of the queue is followed by one from its end."""
+    gate = a_gate(clock)
+    for index in range(8):
+        permit = await admit(gate, key=str(index))
+        permit.record_failure()
+        permit.finish(AttemptSignal())
+    (await admit(gate, key="good")).finish(OK)
+    running = await admit(gate)
+    tasks = {key: waiting(gate, key=key) for key in "abcd"}
+    await settle()
+    order = []
+    for _ in range(4):
+        running.finish(AttemptSignal())
+        await settle()
+        key = next(key for key, task in tasks.items() if task.done())
+        running = await tasks.pop(key)
+        order.append(key)
+    assert order in (["a", "d", "b", "c"], ["d", "a", "c", "b"])
+
+
+async def test_messages_that_failed_and_wait_take_no_lease_from_others(clock):
+    """Beside others that are served they only wait; where many fail, more may stand in a block behind them."""
+    gate = a_gate(clock)
+    running = await admit(gate)
+    held = waiting(gate, AdmissionOrder(held=True))
+    await settle()
+    assert gate.load() == RouteLoad(waiting=1, has_working_lane=True)
+    for index in range(8):
+        gate._lanes.of(None).evidence.failed(str(index), index)
+    gate._lanes.of(None).evidence.served("good", 99)
+    assert gate.load() == RouteLoad(waiting=1, has_working_lane=True, many_fail=True)
+    running.finish(OK)
+    (await held).finish(OK)

@@ -104,7 +104,7 @@ def test_a_probe_is_another_message_than_the_one_that_failed_last(line):
     """A fresh one where there is one, else one with fewer failures, and the same one only where no other is ready."""
     last, worse = line.add("last", rank=1), line.add("worse", rank=2)
     fresh, delayed = line.add("fresh"), line.add("delayed", is_delayed=True)
-    assert [line.queue.pop_probe("last") for _ in range(4)] == [fresh, worse, last, None]
+    assert [line.queue.pop_probe("last", newest=False) for _ in range(4)] == [fresh, worse, last, None]
     assert delayed.state is WaiterState.DELAYED
 
 
@@ -115,17 +115,34 @@ def test_probes_are_chosen_at_random_among_fresh_messages(loop):
         line = Line(loop)
         line.queue._rng.seed(seed)
         waiters = [line.add(str(index)) for index in range(10)]
-        places.append(waiters.index(line.queue.pop_probe(None)))
+        places.append(waiters.index(line.queue.pop_probe(None, newest=False)))
     assert len(set(places)) > 5
 
 
-def test_release_ends_every_delay_and_every_step_back(line):
-    """All of them are ready then, in the order of their claims alone."""
+def test_the_newest_fresh_message_is_the_least_like_those_that_failed(line):
+    """What came together often fails together."""
+    line.add("old")
+    newest = line.add("new")
+    line.add("newer, but it failed", rank=1)
+    assert line.queue.pop_probe(None, newest=True) is newest
+
+
+def test_release_ends_every_delay(line):
+    """All of them are ready then; those that failed stand behind the others still."""
     failed, delayed = line.add(rank=3, publish_time=1.0), line.add(is_delayed=True, publish_time=2.0)
     fresh = line.add(publish_time=3.0)
     line.queue.release()
-    assert [line.pop(), line.pop(), line.pop(), line.pop()] == [failed, delayed, fresh, None]
+    assert [line.pop(), line.pop(), line.pop(), line.pop()] == [delayed, fresh, failed, None]
     assert len(line.queue) == 0
+
+
+def test_forgiving_ends_every_step_back(line):
+    """Ready ones stand in the order of their claims alone; delayed ones wait on."""
+    failed, delayed = line.add(rank=3, publish_time=1.0), line.add(rank=2, is_delayed=True, publish_time=2.0)
+    fresh = line.add(publish_time=3.0)
+    line.queue.forgive()
+    assert [line.pop(), line.pop(), line.pop()] == [failed, fresh, None]
+    assert (delayed.rank, delayed.state) == (0, WaiterState.DELAYED)
 
 
 def test_discarding_is_idempotent_wherever_the_waiter_stands(line):

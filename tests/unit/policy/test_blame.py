@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.policy.blame import MAX_ROW, ROW_CHANCE, UNKNOWN, Blame, speaks_against_backend
+from worker.policy.blame import MAX_ROW, ROW_CHANCE, UNKNOWN, Blame, is_in_doubt, speaks_against_backend
 
 shares = st.floats(0.0, 1.0)
 
@@ -85,3 +85,12 @@ def test_chance_does_not_explain_a_row(share: float, least: int, undecided: int)
 def test_the_row_that_opens_a_breaker_at_some_shares(share: float, undecided: int, row: int) -> None:
     """What an operator sees."""
     assert row_length(share, 2, undecided) == row
+
+
+@pytest.mark.parametrize(
+    ("row", "share", "undecided", "is_doubtful"),
+    [(2, 0.0, 0, False), (2, 0.0, 1, True), (2, 0.0, 14, True), (13, 0.0, 3, False), (2, 0.3, 14, False)],
+)
+def test_what_is_under_way_may_tell_what_a_row_is(row: int, share: float, undecided: int, *, is_doubtful: bool) -> None:
+    """As long as little is known of the share that fails, and unless nearly all have failed."""
+    assert is_in_doubt(row, share, undecided) is is_doubtful

@@ -316,7 +316,8 @@ def test_while_the_breaker_is_closed_the_backoff_decides():
     [
         (Blame(), 9.0),
         (Blame(undecided=3), 0.5),
-        (Blame(undecided=3, others_failing=1), 9.0),
+        (Blame(undecided=3, others_failing=1), 0.5),
+        (Blame(undecided=3, others_failing=15), 9.0),
         (Blame(undecided=3, others_failing=1, failing_share=0.2), 0.5),
         (Blame(undecided=3, others_failing=9, failing_share=0.2), 9.0),
     ],
@@ -379,12 +380,14 @@ def test_a_retry_after_pauses_the_window_for_a_minute_at_most(hint_s, pause_s):
 
 
 @pytest.mark.parametrize(
-    ("others", "share", "pause_s"), [(0, 0.0, None), (1, 0.0, 2.0), (2, 0.0, 4.0), (1, 0.2, None), (5, 0.2, 32.0)]
+    ("others", "share", "undecided", "is_believed"),
+    [(0, 0.0, 0, False), (1, 0.0, 0, True), (1, 0.2, 0, False), (5, 0.2, 0, True), (1, 0.0, 9, False)],
 )
-def test_a_retry_after_is_believed_as_far_as_others_hear_it(others, share, pause_s):
-    """One message alone pauses nothing; each further one makes it twice as credible, beyond what chance explains."""
-    blame = Blame(others_failing=others, failing_share=share)
-    assert report(an_end(replace(BUSY, retry_after_s=3600.0), blame=blame), FIRST).pause_s == pause_s
+def test_a_retry_after_is_believed_if_several_hear_it(others, share, undecided, is_believed):
+    """One message alone pauses nothing, nor do several that chance explains, or of which those under way may tell."""
+    blame = Blame(others_failing=others, failing_share=share, undecided=undecided)
+    pause_s = report(an_end(replace(BUSY, retry_after_s=3600.0), blame=blame), FIRST).pause_s
+    assert pause_s == (MAX_RETRY_AFTER_PAUSE_S if is_believed else None)
 
 
 # Laws.

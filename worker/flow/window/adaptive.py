@@ -59,6 +59,11 @@ PROBE_DOWN_EVERY_S = 20.0
 RAMP_S = 1.0
 """Longest time over which growth takes effect, seconds; half the mean time of an answer when that is shorter."""
 
+FIRST_PAUSE_S = 2.0
+"""Longest first pause for a Retry-After, seconds.  When it is over a few attempts may start; each further pause with
+nothing served since may be twice as long, so that a wrong hint is found out soon and a true one costs few calls."""
+MAX_DOUBLINGS = 10
+
 SAME_WAIT = (0.7, 1.3)
 """Wait after a decrease, as a share of the wait before it, that counts as unchanged.  A decrease aims at far less than
 a third of the wait; a longer wait means a queue that is still growing, which says nothing about the decrease."""
@@ -131,11 +136,14 @@ class AdaptiveWindow:
         self._decrease_check = DecreaseCheck()
         self._in_flight = self._next_number = 0
         self._slow_start, self._free_steps = True, 0
+        self._was_slow_start = False  # before the present row of refusals
         self._round_start = self._round_opened = 0
         self._round_used = False
         self._clean_at = now()
         self._usual_share, self._streams = 0.0, False
         self._check_overdue_in = 0
+        self._wanted_pause_s = 0.0  # for a Retry-After that is in doubt
+        self._pauses, self._paused_by = 0, -1  # pauses since an attempt was accepted, and the refusal behind the last
         self._share = self._wait_s = 0.0
         self._served = self._rejected = self._increases = self._decreases = 0
 
@@ -154,17 +162,26 @@ class AdaptiveWindow:
         """Whether a pause keeps everything back now."""
         return self._limit.closed_until is not None
 
+    @property
+    def pauses(self) -> int:
+        """Pauses since an attempt was accepted last."""
+        return self._pauses
+
     def has_room(self) -> bool:
         """Whether one more attempt may start now."""
-        return self._limit.has_room(self._in_flight)
+        if self._refusals.is_in_doubt:
+            self._end_doubt()
+        return not self._refusals.is_in_doubt and self._limit.has_room(self._in_flight)
 
     def opens_at(self) -> float | None:
         """
         Return the instant from which one more attempt may start because time has passed.
 
-        A pause ends then, or growth takes effect.  `None` when one may start now, or when only the end of another
-        attempt makes room.
+        A pause or a doubt ends then, or growth takes effect.  `None` when one may start now, or when only the end of
+        another attempt makes room.
         """
+        if self._refusals.doubt_ends_at is not None:
+            return self._refusals.doubt_ends_at
         return self._limit.opens_at(self._in_flight)
 
     def start(self, *, streamed: bool = False) -> Ticket:
@@ -177,6 +194,7 @@ class AdaptiveWindow:
         self._in_flight += 1
         ticket = Ticket(self._next_number, self._now(), self._in_flight)
         self._next_number += 1
+        self._refusals.started(ticket.number, ticket.in_flight)
         if streamed:
             self._overdue.begin(ticket.number, ticket.started_at)
         if not self._round_used and self._in_flight >= (self.limit if self._slow_start else self._limit.after_ramp()):
@@ -199,7 +217,7 @@ class AdaptiveWindow:
 
     def is_refusal_fresh(self, ticket: Ticket) -> bool:
         """Return whether a refusal of this attempt would be news: it started after the last decrease."""
-        return self._refusals.is_fresh(ticket.number)
+        return self._refusals.is_fresh(ticket.number) and not self._refusals.is_in_doubt
 
     def finish(
         self, ticket: Ticket, outcome: Outcome, *, work: float | None = None, pause_s: float | None = None
@@ -211,8 +229,9 @@ class AdaptiveWindow:
             ticket: The value that `start` returned.
             outcome: Served, refused for lack of capacity, or neither.
             work: Size of the answer in any constant unit, for example output tokens; `None` when unknown.
-            pause_s: With an `OVERLOAD`, how long nothing starts, seconds.  Ignored when the refused attempt was only a
-                step above a number that was just served: that many may still run.
+            pause_s: With an `OVERLOAD`, how long nothing starts, seconds; less as long as it is the first pause of a
+                row (`FIRST_PAUSE_S`).  Ignored when the refused attempt was only a step above a number that was just
+                served: that many may still run.
 
         Raises:
             RuntimeError: The ticket was finished before; an error of the caller.
@@ -221,6 +240,7 @@ class AdaptiveWindow:
             raise RuntimeError("the ticket is finished already")
         ticket.finished = True
         self._overdue.end(ticket.number)
+        self._refusals.ended(ticket.number)
         self._in_flight -= 1
         if outcome is Outcome.OVERLOAD:
             self._refused(ticket, pause_s)
@@ -257,14 +277,30 @@ class AdaptiveWindow:
             limit=self._limit.target,
             next_number=self._next_number,
             warned=self._usual_share > GROW_BELOW / 2.0,
+            is_searching=self._slow_start,
         )
+        if pause_s is not None and not is_step:
+            self._wanted_pause_s = max(self._wanted_pause_s, pause_s)
+            self._paused_by = ticket.number
+        self._apply_refusals(limit)
+
+    def _end_doubt(self) -> None:
+        self._apply_refusals(self._refusals.end_doubt(limit=self._limit.target, next_number=self._next_number))
+
+    def _apply_refusals(self, limit: float | None) -> None:
+        """Decrease to a limit if there is one, and pause unless a doubt keeps that back."""
         if limit is not None:
             self._decrease_check.reset()
+            self._was_slow_start |= self._slow_start
             self._decrease(limit)
             self._new_round(clean=False)
-        if pause_s is not None and not is_step:
-            self._limit.close(self._now() + pause_s)
-            self._limit.ramp_up(0.0, self._ramp_s())
+        if self._wanted_pause_s > 0.0 and not self._refusals.is_in_doubt:
+            if not self.is_paused:
+                longest_s = FIRST_PAUSE_S * 2.0 ** min(self._pauses, MAX_DOUBLINGS)
+                self._limit.close(self._now() + min(self._wanted_pause_s, longest_s))
+                self._limit.ramp_up(0.0, self._ramp_s() or RAMP_S)
+                self._pauses += 1
+            self._wanted_pause_s = 0.0
 
     def _answered(self, ticket: Ticket, work: float | None) -> None:
         self._served += 1
@@ -275,9 +311,15 @@ class AdaptiveWindow:
         self._learn()
 
     def _accepted(self, ticket: Ticket) -> None:
+        self._pauses, self._wanted_pause_s = 0, 0.0
+        if self.is_paused and ticket.number > self._paused_by:
+            self._limit.end_pause()  # one that started later was accepted: the hint was about a message
         restored = self._refusals.accepted(ticket.number, ticket.in_flight, limit=self._limit.target)
         if restored is not None:
+            self._slow_start = self._was_slow_start
             self._increase(restored)
+        if self._refusals.is_fresh(ticket.number):
+            self._was_slow_start = False
 
     def _learn(self) -> None:
         """End the round if it can be judged."""

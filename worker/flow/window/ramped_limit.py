@@ -115,5 +115,9 @@ class RampedLimit:
         """Allow no start before an instant; the later of two instants counts."""
         self._closed_until = max(self._closed_until, until)
 
+    def end_pause(self) -> None:
+        """Allow starts again at once."""
+        self._closed_until = 0.0
+
     def _round_down(self) -> None:
         self._after_ramp = max(self._minimum, int(self.target - self._probe_depth))

@@ -7,7 +7,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.support.fakeclock import FakeClock
 from tests.support.flow import Driver
-from worker.flow.window.adaptive import AdaptiveWindow, DecreaseCheck, Outcome, Ticket
+from worker.flow.window.adaptive import FIRST_PAUSE_S, AdaptiveWindow, DecreaseCheck, Outcome, Ticket
+from worker.flow.window.refusals import DOUBT_S
 
 
 def test_it_starts_small(driver):
@@ -301,15 +302,89 @@ def test_other_failures_change_nothing(driver):
     assert driver.window.limit == 8
 
 
-def test_a_pause_closes_the_window_for_exactly_its_time(driver):
-    """The window believes what it is told; a limit of the pause is set by the caller."""
-    for pause_s in (3.0, 86400.0):
-        tickets = driver.start(1)
-        driver.refuse(tickets[0], pause_s)
+def test_a_pause_may_be_twice_as_long_as_the_last_one_while_nothing_is_served(driver):
+    """A wrong hint is found out soon, and one that is true costs few calls."""
+    for pause_s in (2.0, 4.0, 8.0, 16.0):
+        driver.refuse(driver.start(1)[0], 60.0)
         assert driver.window.opens_at() == driver.clock.now() + pause_s
         assert not driver.window.has_room()
         driver.clock.advance(pause_s)
         assert driver.window.has_room()
+    driver.serve(driver.start(1), 1.0)
+    driver.refuse(driver.start(1)[0], 60.0)
+    assert driver.window.opens_at() == driver.clock.now() + FIRST_PAUSE_S
+
+
+def test_a_pause_is_no_longer_than_the_hint(driver):
+    """The backend knows best when it is sooner."""
+    driver.refuse(driver.start(1)[0], 0.5)
+    assert driver.window.opens_at() == driver.clock.now() + 0.5
+
+
+def test_those_that_are_refused_together_make_no_pause_longer(driver):
+    """They heard one hint, however many they are."""
+    for ticket in driver.start():
+        driver.refuse(ticket, 60.0)
+    assert driver.window.opens_at() == driver.clock.now() + FIRST_PAUSE_S
+    assert driver.window.pauses == 1
+
+
+def test_a_pause_ends_when_an_attempt_that_started_later_is_accepted(driver):
+    """The hint was about the other message; one that had started before tells nothing."""
+    before, refused, after = driver.start(3)
+    driver.refuse(refused, 60.0)
+    driver.clock.advance(1.0)
+    driver.window.finish(before, Outcome.OK)
+    assert driver.window.is_paused
+    driver.window.finish(after, Outcome.OK)
+    assert not driver.window.is_paused
+
+
+def test_before_any_congestion_those_under_way_tell_what_refusals_were_about(driver):
+    """Nothing starts until one that started later is accepted; then the limit is what it was, and goes on doubling."""
+    tickets = driver.start()
+    driver.refuse(tickets[0])
+    for ticket in tickets[1:3]:
+        driver.refuse(ticket, 60.0)
+    assert (driver.window.limit, driver.window.has_room(), driver.window.is_paused) == (8, False, False)
+    driver.window.finish(tickets[5], Outcome.OK)
+    assert (driver.window.limit, driver.window.has_room(), driver.window.is_paused) == (8, True, False)
+    assert driver.window.statistics().slow_start
+
+
+def test_when_all_under_way_are_refused_the_limit_falls_and_the_hint_counts(driver):
+    """The doubt is over with the last of them."""
+    tickets = driver.start()
+    driver.refuse(tickets[0])
+    for ticket in tickets[1:-1]:
+        driver.refuse(ticket, 60.0)
+    assert not driver.window.is_paused
+    driver.refuse(tickets[-1], 60.0)
+    assert driver.window.is_paused
+    assert driver.window.limit < 8
+
+
+def test_a_doubt_ends_by_itself(driver):
+    """Attempts that hang are no reason to wait longer."""
+    tickets = driver.start()
+    for ticket in tickets[:2]:
+        driver.refuse(ticket)
+    ends_at = driver.window.opens_at()
+    assert ends_at == driver.clock.now() + DOUBT_S
+    driver.clock.advance(DOUBT_S)
+    driver.window.has_room()
+    assert driver.window.limit < 8
+
+
+def test_a_limit_that_was_lowered_for_messages_goes_on_doubling_afterwards(driver):
+    """Even one at a time was refused: the number was not the cause, and the search goes on as if nothing had been."""
+    for ticket in driver.start():
+        driver.refuse(ticket)
+    assert driver.window.limit < 8
+    driver.serve(driver.start(1), 0.5)
+    assert driver.window.statistics().slow_start
+    driver.clock.advance(1.0)
+    assert driver.window.limit == 8
 
 
 def test_after_a_pause_the_window_ramps_up(driver):
@@ -319,7 +394,7 @@ def test_after_a_pause_the_window_ramps_up(driver):
     driver.refuse(tickets[0], 5.0)
     for ticket in tickets[1:]:
         driver.window.finish(ticket, Outcome.NEUTRAL)
-    driver.clock.advance(5.0)
+    driver.clock.advance(FIRST_PAUSE_S)
     assert len(driver.start()) == 1
     driver.clock.advance(1.0)
     assert len(driver.start()) > 20
@@ -404,11 +479,11 @@ class WindowMachine(RuleBasedStateMachine):
         work = data.draw(st.none() | st.floats(0, 1e6))
         limit = self.window._limit.target
         ticket = self.tickets.pop(index)
-        is_fresh = self.window.is_refusal_fresh(ticket)
+        may_decrease = self.window.is_refusal_fresh(ticket) or self.window._refusals.is_in_doubt
         self.window.finish(ticket, outcome, work=work, pause_s=pause_s)
         if outcome is Outcome.OVERLOAD:
             assert self.window._limit.target <= limit
-            assert is_fresh or self.window._limit.target == limit
+            assert may_decrease or self.window._limit.target == limit
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data())
