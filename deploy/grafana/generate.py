@@ -51,9 +51,15 @@ ROWS: Mapping[str, tuple[str, ...]] = {
         "missing_done_total",
     ),
     "Object storage": ("payload_duration_seconds", "payload_bytes_total", "payload_memory_bytes"),
+    "Variants": (
+        "variant_attempts_total",
+        "variant_duration_seconds",
+        "variant_time_to_first_token_seconds",
+        "variant_tokens_total",
+    ),
     "Hooks": ("policy_hook_total",),
 }
-CLOSED = {"Holds and streams", "Object storage", "Hooks"}
+CLOSED = {"Holds and streams", "Object storage", "Variants", "Hooks"}
 """Rows of what not every worker does; closed, so that nothing of them is shown or asked for."""
 REST = "More"
 GROUPED_BY: Mapping[str, tuple[str, ...]] = {
@@ -62,6 +68,10 @@ GROUPED_BY: Mapping[str, tuple[str, ...]] = {
     "tokens_total": ("kind",),
     "salvaged_tokens_total": ("backend",),
     "request_duration_seconds": ("backend", "outcome"),
+    "variant_attempts_total": ("variant", "error_class"),
+    "variant_duration_seconds": ("variant", "outcome"),
+    "variant_time_to_first_token_seconds": ("variant",),
+    "variant_tokens_total": ("variant", "kind"),
     "payload_duration_seconds": ("kind", "outcome"),
 }
 """Fewer labels than the metric has, where all of them would be too many lines; histograms go by backend if they can."""

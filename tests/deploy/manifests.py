@@ -29,6 +29,7 @@ STACKS: dict[str, tuple[str, ...]] = {
     "with-api-key": ("api-key", "values"),
     "with-alerts-gmp": ("alerts-gmp", "values"),
     "with-alerts-operator": ("alerts-prometheus-operator", "values"),
+    "with-sagemaker": ("sagemaker", "values"),
 }
 """Components on the base with the values of overlays/gke; together with the overlays every component occurs."""
 VARIANTS = (*OVERLAYS, *STACKS)

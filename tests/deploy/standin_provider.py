@@ -1,9 +1,10 @@
 """
-A stand-in for Terraform's google provider, so that `deploy/terraform` can be validated, planned and tested offline.
+A stand-in for Terraform's google and aws providers, so that `deploy/terraform` can be validated, planned and tested
+offline.
 
 Run by Terraform as a plugin, in an interpreter that has the package `tf`; `test_terraform.py` writes the executable.
 It declares the types and arguments that the configuration uses, so a bad reference or a misspelt argument fails, and
-the plan shows the wiring.  What it does not prove is Google's own schema.
+the plan shows the wiring.  What it does not prove are Google's and AWS's own schemas.
 
 The arguments follow https://registry.terraform.io/providers/hashicorp/google/latest/docs/resources/pubsub_subscription
 and its neighbours.
@@ -11,12 +12,13 @@ and its neighbours.
 
 import sys
 import zlib
+from pathlib import Path
 
 from tf.blocks import SetNestedBlock
 from tf.iface import DataSource, Provider, Resource
 from tf.runner import run_provider
 from tf.schema import Attribute, Block, Schema
-from tf.types import Map, Number, String
+from tf.types import List, Map, Number, String
 
 
 def required(name, kind=None):
@@ -136,5 +138,67 @@ class Google(Provider):
         ]
 
 
+ACCOUNT = "123456789012"
+
+
+def fact(name, **values):
+    """Return the class of a data source that takes nothing."""
+
+    class Known(DataSource):
+        def __init__(self, provider):
+            self.provider = provider
+
+        @classmethod
+        def get_name(cls):
+            return name
+
+        @classmethod
+        def get_schema(cls):
+            return Schema(attributes=[computed(key) for key in values])
+
+        def read(self, ctx, config):
+            return dict(values)
+
+    return Known
+
+
+class Aws(Provider):
+    def get_model_prefix(self):
+        return "aws_"
+
+    def get_provider_schema(self, diags):
+        return Schema(attributes=[optional("region")])
+
+    def full_name(self):
+        return "registry.terraform.io/hashicorp/aws"
+
+    def validate_config(self, diags, config):
+        """Nothing to refuse."""
+
+    def configure_provider(self, diags, config):
+        """Nothing to connect to."""
+
+    def get_data_sources(self):
+        return [fact("caller_identity", account_id=ACCOUNT), fact("partition", partition="aws")]
+
+    def get_resources(self):
+        provider = [required("url"), required("client_id_list", List(String())), computed("arn"), computed("id")]
+        role = [
+            required("name"),
+            required("assume_role_policy"),
+            optional("description"),
+            optional("max_session_duration", Number()),
+            computed("arn"),
+            computed("id"),
+        ]
+        policy = [required("name"), required("role"), required("policy"), computed("id")]
+        return [
+            resource_type("iam_openid_connect_provider", Schema(attributes=provider)),
+            resource_type("iam_role", Schema(attributes=role)),
+            resource_type("iam_role_policy", Schema(attributes=policy)),
+        ]
+
+
 if __name__ == "__main__":
-    run_provider(Google(), sys.argv)
+    # Terraform starts the executable by the name of the provider.
+    run_provider(Aws() if Path(sys.argv[0]).name.endswith("-aws") else Google(), sys.argv)

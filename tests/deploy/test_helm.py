@@ -31,6 +31,9 @@ OF_COMPONENT: dict[str, dict[str, Any]] = {
     "networkpolicy": {"networkPolicy": True},
     "spot": {"spot": True},
     "api-key": {"backend": {"apiKeySecret": "inference-worker-backend"}},
+    "sagemaker": {
+        "backend": {"awsRoleArn": "arn:aws:iam::123456789012:role/inference-worker", "awsRegion": "eu-west-1"}
+    },
     "alerts-gmp": {"alerts": {"for": "gmp", "runbook": GKE["alerts"]["runbook"]}},
     "alerts-prometheus-operator": {"alerts": {"for": "prometheus-operator", "runbook": GKE["alerts"]["runbook"]}},
     "values": {},

@@ -83,6 +83,7 @@ def test_pods_meet_the_restricted_standard(variant: Variant):
             "name",
             "configMap",
             "emptyDir",
+            "projected",
             "secret",
         }
         for container in pod["containers"]:

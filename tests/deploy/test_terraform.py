@@ -33,23 +33,25 @@ def _interpreter() -> str | None:
 
 
 class Terraform:
-    """The program in a copy of the configuration, with the stand-in as its provider."""
+    """The program in a copy of a configuration, with the stand-in as its provider."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, configuration: Path = DEPLOY / "terraform") -> None:
         python = _interpreter()
         if python is None:
             pytest.skip("no interpreter with the Python package tf; `make test` installs it")
         self._program = need_tool("terraform")
         self.folder = folder / "configuration"
-        shutil.copytree(DEPLOY / "terraform", self.folder)
+        shutil.copytree(configuration, self.folder)
         plugins = folder / "plugins"
         plugins.mkdir()
-        plugin = plugins / "terraform-provider-google"
-        plugin.write_text(f"#!{python}\n{STANDIN.read_text()}")
-        plugin.chmod(0o755)
+        for name in ("google", "aws"):
+            plugin = plugins / f"terraform-provider-{name}"
+            plugin.write_text(f"#!{python}\n{STANDIN.read_text()}")
+            plugin.chmod(0o755)
         settings = folder / "settings.tfrc"
         settings.write_text(
-            f'provider_installation {{\n  dev_overrides {{\n    "hashicorp/google" = "{plugins}"\n  }}\n  direct {{}}\n}}\n'
+            f'provider_installation {{\n  dev_overrides {{\n    "hashicorp/google" = "{plugins}"\n'
+            f'    "hashicorp/aws" = "{plugins}"\n  }}\n  direct {{}}\n}}\n'
         )
         self._environ = {
             "PATH": os.environ["PATH"],
@@ -66,7 +68,7 @@ class Terraform:
 
     def plan(self, **variables: str) -> dict[str, Any]:
         """Return the plan as Terraform writes it in JSON."""
-        given = [f"-var={name}={value}" for name, value in {"project_id": "my-project", **variables}.items()]
+        given = [f"-var={name}={value}" for name, value in (variables or {"project_id": "my-project"}).items()]
         code, text = self("plan", "-no-color", "-input=false", "-out=plan", *given)
         assert code == 0, text
         code, text = self("show", "-json", "plan")
@@ -77,6 +79,12 @@ class Terraform:
 @pytest.fixture
 def terraform(tmp_path: Path) -> Terraform:
     return Terraform(tmp_path)
+
+
+@pytest.fixture
+def role_in_aws(tmp_path: Path) -> Terraform:
+    """The configuration of the worker's role in AWS."""
+    return Terraform(tmp_path, DEPLOY / "terraform" / "sagemaker")
 
 
 def test_files_are_formatted():
@@ -139,3 +147,34 @@ def test_manifests_and_infrastructure_name_the_same(terraform: Terraform):
     space = yaml.safe_load((KUSTOMIZE / "overlays" / "gke" / "kustomization.yaml").read_text())["namespace"]
     account = yaml.safe_load((KUSTOMIZE / "base" / "serviceaccount.yaml").read_text())["metadata"]["name"]
     assert outputs["worker_principal"]["value"].endswith(f"/subject/ns/{space}/sa/{account}")
+
+
+def test_the_role_in_aws_is_valid_and_as_promised(role_in_aws: Terraform):
+    """References and arguments fit, and its own tests pass: who may take it, what it may do."""
+    code, text = role_in_aws("validate", "-no-color")
+    assert code == 0, text
+    code, text = role_in_aws("test", "-no-color")
+    assert code == 0, text
+    assert "4 passed, 0 failed" in text
+
+
+def test_the_pods_token_is_the_one_that_aws_takes(role_in_aws: Terraform):
+    """The token's audience and the service account in the manifests are those of the role's trust."""
+    provider = "arn:aws:iam::123456789012:oidc-provider/x"
+    given = {"region": "eu-west-1", "endpoints": '["e"]', "gke_location": "l", "gke_cluster": "c"}
+    given |= {"gke_project_id": "p", "identity_provider_arn": provider}
+    changes = role_in_aws.plan(**given)["resource_changes"]
+    role = next(item["change"]["after"] for item in changes if item["type"] == "aws_iam_role")
+    (statement,) = json.loads(role["assume_role_policy"])["Statement"]
+    trusted = {key.rpartition(":")[2]: value for key, value in statement["Condition"]["StringEquals"].items()}
+    component = yaml.safe_load((KUSTOMIZE / "components" / "sagemaker" / "deployment.yaml").read_text())
+    pod = component["spec"]["template"]["spec"]
+    (source,) = pod["volumes"][0]["projected"]["sources"]
+    token = source["serviceAccountToken"]
+    space = yaml.safe_load((KUSTOMIZE / "overlays" / "gke" / "kustomization.yaml").read_text())["namespace"]
+    account = yaml.safe_load((KUSTOMIZE / "base" / "serviceaccount.yaml").read_text())["metadata"]["name"]
+    assert trusted == {"aud": token["audience"], "sub": f"system:serviceaccount:{space}:{account}"}
+    (container,) = pod["containers"]
+    environ = {item["name"]: item["value"] for item in container["env"]}
+    mounted = container["volumeMounts"][0]["mountPath"]
+    assert environ["AWS_WEB_IDENTITY_TOKEN_FILE"] == f"{mounted}/{token['path']}"

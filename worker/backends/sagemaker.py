@@ -9,7 +9,7 @@ a part, a wrong sum, an end inside a frame.
 The container's own errors come inside `ModelError`, where `policy.normalise` finds them; only those may be about the
 form in which an answer was asked for.  Every other error is the service's.
 
-ADR 0022 has the reasons.
+ADR 0024 has the reasons.
 """
 
 import json

@@ -5,13 +5,14 @@ Works without any backend or broker; with `--config` the operator's rules and ho
 """
 
 import argparse
+import json
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
 from worker.cli.parser import describe
-from worker.errors import SettingsError
+from worker.errors import SettingsError, did_you_mean
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inference-worker policy explain --status 429 --body @answer.json",
         "inference-worker policy explain --fault connection_lost --delivery-attempt 3",
         "inference-worker policy explain --status 403 --config worker.yaml",
+        "inference-worker policy explain --sagemaker ModelError --original-status 503",
     ]
     describe(parser, "Say what the worker does about errors.", examples=examples)
     actions = parser.add_subparsers(metavar="ACTION", required=True, help="what to do")
@@ -42,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     explain.add_argument("--model", help="of the request")
     explain.add_argument("--backend", default="default", help="name of the route")
     explain.add_argument("--in-stream", action="store_true", help="the error came inside a stream")
+    explain.add_argument("--after-text", action="store_true", help="... when some text had come")
+    aws = explain.add_argument_group(
+        "Amazon SageMaker", "an error by name, in place of --status; --body: its message, or the model's"
+    )
+    aws.add_argument("--sagemaker", metavar="NAME", help="e.g. ThrottlingException, ModelError, ModelStreamError")
+    aws.add_argument("--original-status", type=int, default=500, metavar="N", help="of a ModelError (500)")
+    aws.add_argument("--error-code", metavar="CODE", help="of a ModelStreamError (StreamBroken)")
     delivery = explain.add_argument_group("the delivery", "what was spent on it; defaults: its first attempt")
     delivery.add_argument("--delivery-attempt", type=int, metavar="N", help="the broker's count, from 1")
     delivery.add_argument("--max-delivery-attempts", type=int, metavar="N", help="of the dead-letter policy")
@@ -92,11 +101,13 @@ def run(namespace: argparse.Namespace) -> int:
     from worker.settings.load import load_settings  # noqa: PLC0415
     from worker.settings.schema import Settings  # noqa: PLC0415
 
-    if (namespace.status is None) == (namespace.fault is None):
-        raise SettingsError(["policy explain: give --status or --fault, one of them"])
+    if [namespace.status, namespace.fault, namespace.sagemaker].count(None) != 2:  # noqa: PLR2004 - one of three
+        raise SettingsError(["policy explain: give --status, --fault or --sagemaker, one of them"])
     failures = namespace.attempts if namespace.failures is None else namespace.failures
     _check_blame(failures, namespace.others_failing, namespace.under_way, namespace.failing_share)
     settings = load_settings(namespace.config) if namespace.config else Settings()
+    if namespace.sagemaker is not None:
+        _as_sagemaker_sends_it(namespace)
     event = ErrorEvent(
         backend=namespace.backend,
         path=namespace.path,
@@ -107,6 +118,7 @@ def run(namespace: argparse.Namespace) -> int:
         body=_body(namespace.body),
         fault=_member("--fault", Fault, namespace.fault) if namespace.fault else None,
         in_stream=namespace.in_stream,
+        has_partial=namespace.after_text,
         delivery_attempt=namespace.delivery_attempt,
         attempts=namespace.attempts,
     )
@@ -145,6 +157,26 @@ def run(namespace: argparse.Namespace) -> int:
     )
     sys.stdout.write(explanation.render())
     return 0
+
+
+def _as_sagemaker_sends_it(namespace: argparse.Namespace) -> None:
+    """Put an error of SageMaker into the options as the worker would see it: status, header, body."""
+    from worker.wire.sagemaker import ERROR_STATUSES, ERROR_TYPE, STREAM_ERROR_CODES, STREAM_ERRORS  # noqa: PLC0415
+
+    name, text = namespace.sagemaker, _body(namespace.body).decode("utf-8", "replace")
+    known = (*ERROR_STATUSES, *STREAM_ERRORS)
+    if name not in known:
+        raise SettingsError([f"--sagemaker {name}: must be one of {', '.join(known)}{did_you_mean(name, known)}"])
+    fields: dict[str, object] = {"Message": text or "no message given"}
+    namespace.status = ERROR_STATUSES.get(name, 200)
+    if name == "ModelError":
+        fields |= {"OriginalStatusCode": namespace.original_status, "OriginalMessage": text}
+    if name in STREAM_ERRORS:
+        namespace.in_stream, namespace.phase = True, "stream"
+        code = namespace.error_code or STREAM_ERROR_CODES[-1]
+        fields["ErrorCode"] = code if name == STREAM_ERRORS[0] else name
+    namespace.header = [*namespace.header, f"{ERROR_TYPE}:{name}"]
+    namespace.body = json.dumps(fields)
 
 
 def _check_blame(failures: int, others_failing: int, under_way: int, failing_share: float) -> None:

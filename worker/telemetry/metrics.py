@@ -27,6 +27,7 @@ _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5
 
 _ROUTE = ("backend", "path", "model")
 _LANE = ("backend", "model")
+_VARIANT = ("backend", "variant")
 
 
 class Metrics:
@@ -37,7 +38,7 @@ class Metrics:
         registry: Where they are registered; a fresh one when `None`, so that tests never share counts.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:  # noqa: PLR0915 - a list, not a procedure
         self.registry = registry = registry or CollectorRegistry()
         self.families: list[Family[Any]] = []
 
@@ -138,6 +139,28 @@ class Metrics:
             "payload_memory_bytes",
             "Bytes of bodies from object storage that are kept for their requests; at most pubsub.max_in_flight_bytes.",
         ).labels()
+        self.variant_attempts_total = counter(
+            "variant_attempts",
+            "Attempts that a production variant of a SageMaker endpoint answered. error_class: none for a good answer.",
+            (*_VARIANT, "error_class"),
+        )
+        self.variant_duration_seconds = histogram(
+            "variant_duration_seconds",
+            "One attempt that a production variant answered, from its start to the last byte or the failure.",
+            (*_VARIANT, "outcome"),
+            _DURATIONS,
+        )
+        self.variant_time_to_first_token_seconds = histogram(
+            "variant_time_to_first_token_seconds",
+            "From the start of a streamed answer's last attempt to the first generated text, by production variant.",
+            _VARIANT,
+            _DURATIONS,
+        )
+        self.variant_tokens_total = counter(
+            "variant_tokens",
+            "Tokens of published answers by production variant. kind: input, output, input_cached, output_reasoning.",
+            (*_VARIANT, "kind"),
+        )
         self.leased_messages = gauge("leased_messages", "Messages whose leases this process keeps.").labels()
         self.in_flight = gauge(
             "in_flight", "Attempts running against backends now; what the autoscaler reads."

@@ -162,6 +162,7 @@ class Recorder:
         self._tracer = tracer or Tracer()
         self._paths = LabelCap(paths, limit=0)
         self._models = LabelCap(models)
+        self._variants = LabelCap()
         self._include_stats = include_stats
         self._answer_ratio = answer_ratio
         self._due_lines = 1.0 - answer_ratio if answer_ratio else 0.0
@@ -219,8 +220,19 @@ class Recorder:
                 route.good_durations if is_good else metrics.request_duration_seconds.labels(*route.labels, "error")
             )
             durations.observe(result.ended - result.started)
+        if result is not None and result.variant is not None:
+            self._variant_judged(route.labels[0], result, decision)
         if decision.disposition is Disposition.HOLD:
             _log.warning("attempt_held", **self._line(delivery))
+
+    def _variant_judged(self, backend: str, result: AttemptResult, decision: Decision) -> None:
+        """Count an attempt for the variant that answered it."""
+        labels = (backend, self._variants.label(result.variant))
+        error_class = decision.error_class
+        self._metrics.variant_attempts_total.labels(*labels, error_class or "none").inc()
+        if result.ended is not None:
+            outcome = "ok" if error_class is None else "error"
+            self._metrics.variant_duration_seconds.labels(*labels, outcome).observe(result.ended - result.started)
 
     def breaker_changed(self, backend: str, change: BreakerChange) -> None:
         """Note that a breaker opened or closed."""
@@ -323,6 +335,12 @@ class Recorder:
             metrics.salvaged_tokens_total.labels(*labels).inc(measures.salvaged_tokens)
         if delivery.result is not None and delivery.result.missing_done:
             metrics.missing_done_total.labels(labels[0]).inc()
+        if delivery.result is not None and delivery.result.variant is not None:
+            variant = (labels[0], self._variants.label(delivery.result.variant))
+            for kind, count in measures.usage.kinds():
+                metrics.variant_tokens_total.labels(*variant, kind).inc(count)
+            if measures.ttft_s is not None:
+                metrics.variant_time_to_first_token_seconds.labels(*variant).observe(measures.ttft_s)
 
     @staticmethod
     def _measures(delivery: Delivery) -> Measures:
@@ -354,10 +372,15 @@ class Recorder:
         self._metrics.requests_total.labels(*self._route(delivery).labels, "nack", "none").inc()
 
     def stats(self, delivery: Delivery) -> bytes | None:
-        """Return the `stats` object of an answer, `None` where answers carry none; absent values are null."""
+        """
+        Return the `stats` object of an answer, `None` where answers carry none.
+
+        Absent values are null; `variant` is there only where the backend has variants.
+        """
         if not self._include_stats or delivery.result is None:
             return None
         measures, request, decision = self._measures(delivery), delivery.request, delivery.decision
+        variant = delivery.result.variant
         return msgspec.json.encode(
             {
                 "ttft_s": _rounded(measures.ttft_s),
@@ -374,6 +397,7 @@ class Recorder:
                 "backend": delivery.backend,
                 "model": request.model if request is not None else None,
                 "error_class": decision.error_class if decision is not None else None,
+                **({} if variant is None else {"variant": variant}),
             }
         )
 
@@ -408,6 +432,8 @@ class Recorder:
                 line["ttft_s"] = round(result.first_token_at - result.started, 4)
             if result.salvaged_tokens is not None:
                 line["salvaged_tokens"] = result.salvaged_tokens
+            if result.variant is not None:
+                line["variant"] = result.variant
         if decision is not None:
             line["disposition"] = decision.disposition.value
             if decision.error_class is not None:

@@ -94,6 +94,25 @@ STREAM_ACCEPT = "x-amzn-sagemaker-accept"
 SETTABLE: Mapping[str, str] = {field.header: name for name, field in FIELDS.items() if field.is_settable}
 """Headers by which a message may set a field, with the name of the field."""
 
+ERROR_STATUSES: Mapping[str, int] = {
+    "InternalFailure": 500,
+    "ServiceUnavailable": 503,
+    "ValidationError": 400,
+    "ModelError": MODEL_ERROR_STATUS,
+    "ModelNotReadyException": 429,
+    "InternalDependencyException": 530,
+    "ThrottlingException": 400,
+    "AccessDeniedException": 403,
+    "ExpiredTokenException": 403,
+    "UnrecognizedClientException": 403,
+    "InvalidSignatureException": 403,
+}
+"""HTTP status of each error by its name; the last five are of every service of AWS."""
+STREAM_ERRORS = ("ModelStreamError", "InternalStreamFailure")
+"""Exceptions inside a stream."""
+STREAM_ERROR_CODES = ("ModelInvocationTimeExceeded", "StreamBroken")
+"""Codes of a `ModelStreamError`."""
+
 VARIANT = "sagemaker_variant"
 REPLY_ATTRIBUTES: Mapping[str, str] = {
     "x-amzn-sagemaker-custom-attributes": "sagemaker_custom_attributes",

@@ -74,6 +74,38 @@ def test_the_reason_is_told(explained: Explained) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "decision"),
+    [
+        (["ThrottlingException"], "hold  (by builtin:rate_limited)"),
+        (["ModelNotReadyException"], "hold  (by builtin:not_ready)"),
+        (["ServiceUnavailable"], "hold  (by builtin:overloaded)"),
+        (["InternalFailure"], "nack  (by builtin:server_error)"),
+        (["InternalDependencyException"], "nack  (by builtin:server_error)"),
+        (["ValidationError"], "reply  (by builtin:invalid_request)"),
+        (["ValidationError", "--body", "Endpoint e of account 1 not found."], "reply  (by builtin:model_not_found)"),
+        (["AccessDeniedException"], "hold  (by builtin:auth)"),
+        (["ExpiredTokenException"], "hold  (by builtin:auth)"),
+        (["ModelError"], "nack  (by builtin:server_error)"),
+        (["ModelError", "--original-status", "503"], "hold  (by builtin:overloaded)"),
+        (
+            ["ModelError", "--original-status", "400", "--body", '{"error":{"code":"context_length_exceeded"}}'],
+            "reply  (by builtin:context_length)",
+        ),
+        (["ModelStreamError", "--after-text"], "nack  (by builtin:stream_broken)"),
+        (
+            ["ModelStreamError", "--error-code", "ModelInvocationTimeExceeded", "--after-text"],
+            "reply  (by builtin:model_time_exceeded)",
+        ),
+        (["InternalStreamFailure"], "nack  (by builtin:stream_broken)"),
+    ],
+    ids=" ".join,
+)
+def test_errors_of_sagemaker_can_be_asked_for_by_name(explained: Explained, options: list[str], decision: str) -> None:
+    """Without knowing in which header or status they come."""
+    assert f"\ndecision: {decision}\n" in explained("--sagemaker", *options)
+
+
+@pytest.mark.parametrize(
     ("options", "pauses"),
     [
         ((), False),
@@ -97,6 +129,15 @@ def test_rules_of_the_file_take_part(config: Path, explained: Explained) -> None
     options = ("--config", str(config), "--status", "418")
     assert "decision: hold  (by patient)" in explained(*options)
     assert "decision: nack  (by patient+own)" in explained(*options, "--others-served", "--failures", "2")
+
+
+def test_one_question_at_a_time(read_fault: Callable[[], str]) -> None:
+    """A status, a fault or an error of SageMaker; and one that exists."""
+    for options in ([], ["--status", "500", "--sagemaker", "ModelError"], ["--fault", "connect", "--status", "1"]):
+        assert run_command(["policy", "explain", *options]) == 2
+        assert "give --status, --fault or --sagemaker, one of them" in read_fault()
+    assert run_command(["policy", "explain", "--sagemaker", "ModelErrr"]) == 2
+    assert "did you mean ModelError?" in read_fault()
 
 
 @pytest.mark.parametrize(

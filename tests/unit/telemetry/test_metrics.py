@@ -49,6 +49,7 @@ def test_an_entry_says_what_it_is(name: str, kind: str, labels: tuple[str, ...],
         "disposition",
         "settlement",
         "reason",
+        "variant",
     }
     assert set(labels) <= closed | {"kind", "version"}
 

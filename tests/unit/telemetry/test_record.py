@@ -1,6 +1,7 @@
 """What is recorded: one line and one count per settlement, times and tokens, and never what a requester wrote."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -11,16 +12,19 @@ from prometheus_client import generate_latest
 from tests.support.fakes import GOOD, GOOD_BODY, REFUSED, Answer, FakeBackend, FakePublisher, status
 from tests.support.pipeline import Pipeline, a_delivery, data, message
 from tests.support.virtual_time import unix_time, virtual_time
+from worker.delivery import Reply
 from worker.errors import PublishRefusedError
 from worker.flow.lane import BreakerChange
-from worker.policy.model import Fault, Phase
+from worker.policy.model import Decision, Disposition, ErrorClass, Fault, Phase
 from worker.ports import AttemptResult
 from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.record import MAX_LOGGED_MODEL_BYTES, Measures, Recorder, measure
+from worker.wire.message import ReceivedMessage
 from worker.wire.usage import Usage
 
 SECRET = "the prompt of a requester"
+FAILED = Decision(disposition=Disposition.NACK, error_class=ErrorClass.SERVER_ERROR)
 
 
 def _settlements(logs) -> list[dict]:
@@ -431,3 +435,67 @@ def test_a_breaker_line_is_short_whatever_the_model_is_called(logs, model: str) 
     (line,) = logs
     assert model.startswith(line["model"].rstrip("…"))
     assert 100 < len(line["model"].encode()) <= MAX_LOGGED_MODEL_BYTES
+
+
+def _of_variant(variant: str | None, *, first_token_at: float | None = 1.5) -> AttemptResult:
+    result = AttemptResult(started=1.0, ended=3.0, first_token_at=first_token_at, variant=variant, body=GOOD_BODY)
+    result.status = 200
+    return result
+
+
+@virtual_time
+async def test_variants_are_compared_in_metrics_stats_and_log(logs) -> None:
+    """How many attempts, how long, how soon, how many tokens; by route and variant."""
+    metrics = Metrics()
+    recorder = Recorder(metrics, ErrorShare(60, now=lambda: 0.0), include_stats=True)
+    for variant, decision in (("blue", Decision(disposition=Disposition.REPLY)), ("green", FAILED)):
+        delivery = a_delivery(received=ReceivedMessage(message_id="m", data=b"{}"))
+        delivery.backend, delivery.result, delivery.decision = "aws", _of_variant(variant), decision
+        recorder.attempt_judged(delivery, decision)
+        if decision.error_class is None:
+            recorder.answered(delivery, Reply(status_code=200, body=GOOD_BODY))
+        stats = recorder.stats(delivery)
+        assert stats is not None
+        assert json.loads(stats)["variant"] == variant
+    scraped = generate_latest(metrics.registry).decode()
+    for line in (
+        'variant_attempts_total{backend="aws",error_class="none",variant="blue"} 1.0',
+        'variant_attempts_total{backend="aws",error_class="server_error",variant="green"} 1.0',
+        'variant_duration_seconds_sum{backend="aws",outcome="ok",variant="blue"} 2.0',
+        'variant_duration_seconds_sum{backend="aws",outcome="error",variant="green"} 2.0',
+        'variant_time_to_first_token_seconds_sum{backend="aws",variant="blue"} 0.5',
+        'variant_tokens_total{backend="aws",kind="output",variant="blue"} 5.0',
+    ):
+        assert f"inference_worker_{line}" in scraped
+    assert [line["variant"] for line in _settlements(logs)] == ["blue"]
+
+
+@virtual_time
+async def test_a_backend_without_variants_says_nothing_of_them(logs) -> None:
+    """No series, no key, no field."""
+    metrics = Metrics()
+    recorder = Recorder(metrics, ErrorShare(60, now=lambda: 0.0), include_stats=True)
+    delivery = a_delivery(received=ReceivedMessage(message_id="m", data=b"{}"))
+    delivery.backend, delivery.result = "aws", _of_variant(None)
+    delivery.decision = decision = Decision(disposition=Disposition.REPLY)
+    recorder.attempt_judged(delivery, decision)
+    recorder.answered(delivery, Reply(status_code=200, body=GOOD_BODY))
+    assert "variant=" not in generate_latest(metrics.registry).decode()
+    assert "variant" not in json.loads(recorder.stats(delivery) or b"{}")
+    assert "variant" not in _settlements(logs)[0]
+
+
+@virtual_time
+async def test_the_number_of_variants_in_labels_is_bounded(logs) -> None:
+    """A service that names a new one each time does not fill the memory."""
+    metrics = Metrics()
+    recorder = Recorder(metrics, ErrorShare(60, now=lambda: 0.0))
+    for number in range(100):
+        delivery = a_delivery(received=ReceivedMessage(message_id="m", data=b"{}"))
+        delivery.backend, delivery.result = "aws", _of_variant(f"v{number}")
+        recorder.attempt_judged(delivery, Decision(disposition=Disposition.REPLY))
+    series = [
+        line for line in generate_latest(metrics.registry).decode().splitlines() if "variant_attempts_total{" in line
+    ]
+    assert len(series) <= 21
+    assert any('variant="other"' in line for line in series)

@@ -11,6 +11,7 @@ import pytest
 
 from worker.settings.schema import SageMakerSettings
 from worker.wire.sagemaker import (
+    ERROR_STATUSES,
     FIELDS,
     MAX_REQUEST_BYTES,
     MODEL_ERROR_STATUS,
@@ -18,6 +19,7 @@ from worker.wire.sagemaker import (
     SETTABLE,
     STREAM_ACCEPT,
     STREAM_CONTENT_TYPE,
+    STREAM_ERRORS,
 )
 
 _FILE = Path(botocore.__file__).parent / "data/sagemaker-runtime/2017-05-13/service-2.json.gz"
@@ -85,6 +87,19 @@ def test_the_limits_and_statuses() -> None:
     """Of the request's body, and of the error that has another one inside."""
     assert SHAPES["BodyBlob"]["max"] == MAX_REQUEST_BYTES
     assert SHAPES["ModelError"]["error"]["httpStatusCode"] == MODEL_ERROR_STATUS
+
+
+def test_the_errors_of_the_service() -> None:
+    """Those of botocore's model with their statuses, and the common ones; those inside a stream."""
+    named = {
+        shape for name in (UNARY, STREAM) for shape in (error["shape"] for error in MODEL["operations"][name]["errors"])
+    }
+    statuses = {name: SHAPES[name].get("error", {}).get("httpStatusCode") for name in named - set(STREAM_ERRORS)}
+    statuses |= {"InternalFailure": 500}  # whose status is that of any fault
+    assert statuses.items() <= ERROR_STATUSES.items()
+    assert set(STREAM_ERRORS) <= named
+    exceptions = {name for name in SHAPES["ResponseStream"]["members"] if SHAPES[name].get("exception")}
+    assert exceptions == set(STREAM_ERRORS)
 
 
 def test_what_a_message_may_be_allowed_to_set() -> None:

@@ -148,6 +148,7 @@ def render_page(report: RunReport) -> str:
         _distributions(report),
         _outputs(report),
         _models(report),
+        _variants(report),
         _errors(report),
         _notes(report),
     ]
@@ -265,8 +266,19 @@ def _models(report: RunReport) -> str:
     if not report.models:
         return ""
     groups = [*report.models, *([report.total] if len(report.models) > 1 else [])]
-    has_cost = report.total.cost is not None
-    header = ["Model", "Answers", "Errors", "Share of errors", *(TOKEN_NAMES[kind] for kind in TOKEN_KINDS)]
+    return _section("models", "By model", *_group_tables(report, "Model", groups, _ranges(report)))
+
+
+def _variants(report: RunReport) -> str:
+    if not report.variants:
+        return ""
+    return _section("variants", "By variant", *_group_tables(report, "Variant", report.variants, ""))
+
+
+def _group_tables(report: RunReport, noun: str, groups: Sequence[GroupReport], drawing: str) -> list[str]:
+    """Return the tables of models or of their variants, with a drawing between them."""
+    has_cost = any(group.cost is not None for group in groups)
+    header = [noun, "Answers", "Errors", "Share of errors", *(TOKEN_NAMES[kind] for kind in TOKEN_KINDS)]
     header += ["Output tokens a second", *(["Cost"] if has_cost else [])]
     rows = [
         [group.name, count(group.answers), count(group.errors), share(group.error_rate)]
@@ -274,12 +286,14 @@ def _models(report: RunReport) -> str:
         + [amount(group.tokens["output"].per_s), *([money(group.cost)] if has_cost else [])]
         for group in groups
     ]
-    parts = [_table("Answers and tokens", header, rows), _ranges(report)]
+    parts = [_table("Answers and tokens", header, rows), drawing]
     rows = list(_spread_rows(groups))
     if rows:
-        parts.append(_folded("Times, lengths and speeds of good answers, by model", ["Measure", *SPREAD_HEADER], rows))
+        parts.append(
+            _folded(f"Times, lengths and speeds of good answers, by {noun.lower()}", ["Measure", *SPREAD_HEADER], rows)
+        )
         parts.append(_lines(legend(report, rows)))
-    return _section("models", "By model", *parts)
+    return parts
 
 
 def _spread_rows(groups: Iterable[GroupReport]) -> Iterator[list[str]]:

@@ -110,7 +110,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupReport:
-    """A group of answers: all of them, those of a model, or those of an error class."""
+    """A group of answers: all of them, those of a model, of one of its variants, or of an error class."""
 
     name: str
     answers: int
@@ -199,6 +199,8 @@ class RunReport:
     total: GroupReport
     models: tuple[GroupReport, ...]
     """The most frequent first."""
+    variants: tuple[GroupReport, ...]
+    """Of models that are compared, as SageMaker has them; empty where no answer names one."""
     error_classes: tuple[GroupReport, ...]
     histograms: Mapping[str, tuple[Bar, ...]]
     """By name of a duration or size, over good answers; seconds, tokens, tokens a second."""
@@ -236,6 +238,7 @@ class RunReport:
             "requests_per_minute": self.requests_per_minute,
             "total": self.total.as_dict(),
             "models": {group.name: group.as_dict() for group in self.models},
+            "variants": {group.name: group.as_dict() for group in self.variants},
             "error_classes": {group.name: group.as_dict() for group in self.error_classes},
             "timeline": {
                 "bin_s": self.bin_s,

@@ -68,6 +68,8 @@ class Measured(msgspec.Struct, frozen=True):
     """When the last attempt started."""
     model: str | None = None
     error_class: str | None = None
+    variant: str | None = None
+    """Which variant of the model answered."""
     tokens: Usage = NO_USAGE
 
     @property

@@ -40,6 +40,7 @@ MAX_FINISH_REASONS = 12
 """Reasons that are counted separately; servers choose them."""
 DEFAULT_PRICE = ""
 """Key of the price of models that have none of their own."""
+MAX_VARIANT_CHARS = 128
 OTHERS = "(others)"
 UNKNOWN = "(unknown)"
 WIDTHS_S = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 86400, 7 * 86400, 28 * 86400, 364 * 86400)
@@ -266,6 +267,7 @@ class Statistics:
     def __init__(self) -> None:
         self._total = Group("total")
         self._models: dict[str, Group] = {}
+        self._variants: dict[str, Group] = {}
         self._classes: dict[str, Group] = {}
         self._timeline = Timeline()
         self._timed = 0
@@ -278,6 +280,8 @@ class Statistics:
         """Count one answer, which is this line of the output."""
         self._total.add(sample)
         _group(self._models, sample.model or UNKNOWN).add(sample)
+        if sample.measured is not None and sample.measured.variant:
+            _group(self._variants, sample.measured.variant[:MAX_VARIANT_CHARS]).add(sample)
         if sample.is_error:
             group = _group(self._classes, sample.error_class or UNKNOWN, is_of_errors=True)
             group.add(sample)
@@ -332,6 +336,7 @@ class Statistics:
             send_window_s=None if started is None else self._last_start - started,
             total=replace(self._total.report(min_tail, duration_s), cost=sum(costs) if costs else None),
             models=models,
+            variants=_ordered(self._variants, min_tail, duration_s),
             error_classes=_ordered(self._classes, min_tail, duration_s),
             histograms={name: sketch.histogram(HISTOGRAM_BARS) for name, sketch in sketches.items()},
             bin_s=self._timeline.width_s,

@@ -27,7 +27,9 @@ _GAP = "  "
 
 def render_text(report: RunReport) -> str:
     """Return the report with its last newline."""
-    blocks = [_summary(report), _models(report), _tokens(report), _durations(report), _outputs(report)]
+    blocks = [_summary(report), _models(report), _tokens(report), _durations(report, _groups(report)), _outputs(report)]
+    if report.variants:
+        blocks += [_answers("Answers by variant", "variant", report.variants), _durations(report, report.variants)]
     if report.error_classes:
         blocks.append(_errors(report))
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
@@ -85,13 +87,12 @@ def _groups(report: RunReport) -> list[GroupReport]:
 
 
 def _models(report: RunReport) -> list[str]:
-    if not report.models:
-        return []
-    rows = [
-        [cut(group.name), count(group.answers), count(group.errors), share(group.error_rate)]
-        for group in _groups(report)
-    ]
-    return ["Answers", *table(["model", "answers", "errors", "of them"], rows)]
+    return _answers("Answers", "model", _groups(report)) if report.models else []
+
+
+def _answers(title: str, name: str, groups: Iterable[GroupReport]) -> list[str]:
+    rows = [[cut(group.name), count(group.answers), count(group.errors), share(group.error_rate)] for group in groups]
+    return [title, *table([name, "answers", "errors", "of them"], rows)]
 
 
 def _tokens(report: RunReport) -> list[str]:
@@ -114,9 +115,9 @@ def _tokens(report: RunReport) -> list[str]:
     return lines
 
 
-def _durations(report: RunReport) -> list[str]:
-    """Return the table of durations; the name of a model has a line of its own, so that its numbers have room."""
-    rows = list(duration_rows(_groups(report)))
+def _durations(report: RunReport, groups: Iterable[GroupReport]) -> list[str]:
+    """Return the table of durations; the name of a group has a line of its own, so that its numbers have room."""
+    rows = list(duration_rows(groups))
     if not rows:
         return []
     header = ["", "n", "unknown", "mean", "p50", "p90", "p99", "max"]

@@ -21,7 +21,14 @@ import msgspec
 
 from worker.emulators.openai.dialects import Answer
 from worker.emulators.openai.validation import Endpoint
-from worker.wire.sagemaker import ERROR_TYPE, FIELDS, MAX_REQUEST_BYTES, MODEL_ERROR_STATUS, STREAM_ACCEPT
+from worker.wire.sagemaker import (
+    ERROR_STATUSES,
+    ERROR_TYPE,
+    FIELDS,
+    MAX_REQUEST_BYTES,
+    MODEL_ERROR_STATUS,
+    STREAM_ACCEPT,
+)
 
 SERVICE = "sagemaker"
 ACCOUNT = "123456789012"
@@ -30,22 +37,22 @@ _TARGET = re.compile(r"/endpoints/([^/]+)/invocations(-response-stream)?")
 _BY_KEY = (("messages", Endpoint.CHAT), ("prompt", Endpoint.COMPLETIONS), ("input", Endpoint.EMBEDDINGS))
 """How a container tells the APIs apart."""
 
-ERRORS: Mapping[str, tuple[int, str]] = {
-    "InternalFailure": (500, "An internal failure occurred."),
-    "ServiceUnavailable": (503, "Service is unavailable. Try your call again."),
-    "ValidationError": (400, "1 validation error detected."),
-    "ModelError": (MODEL_ERROR_STATUS, 'Received server error (500) from primary with message "oops".'),
-    "ModelNotReadyException": (429, "Model is not ready for inference request."),
-    "InternalDependencyException": (530, "Your request caused an exception with an internal dependency."),
-    "ThrottlingException": (400, "Rate exceeded"),
+_TEXTS: Mapping[str, str] = {
+    "InternalFailure": "An internal failure occurred.",
+    "ServiceUnavailable": "Service is unavailable. Try your call again.",
+    "ValidationError": "1 validation error detected.",
+    "ModelError": 'Received server error (500) from primary with message "oops".',
+    "ModelNotReadyException": "Model is not ready for inference request.",
+    "InternalDependencyException": "Your request caused an exception with an internal dependency.",
+    "ThrottlingException": "Rate exceeded",
     "AccessDeniedException": (
-        403,
-        f"User: arn:aws:sts::{ACCOUNT}:assumed-role/worker/x is not authorized to perform: sagemaker:InvokeEndpoint",
+        f"User: arn:aws:sts::{ACCOUNT}:assumed-role/worker/x is not authorized to perform: sagemaker:InvokeEndpoint"
     ),
-    "ExpiredTokenException": (403, "The security token included in the request is expired"),
-    "UnrecognizedClientException": (403, "The security token included in the request is invalid."),
-    "InvalidSignatureException": (403, "The request signature we calculated does not match the one you provided."),
+    "ExpiredTokenException": "The security token included in the request is expired",
+    "UnrecognizedClientException": "The security token included in the request is invalid.",
+    "InvalidSignatureException": "The request signature we calculated does not match the one you provided.",
 }
+ERRORS: Mapping[str, tuple[int, str]] = {name: (status, _TEXTS[name]) for name, status in ERROR_STATUSES.items()}
 """Status and text of each error by its name."""
 
 

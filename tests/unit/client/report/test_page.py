@@ -149,3 +149,12 @@ def test_a_page_is_made_of_any_lines(lines):
     for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ET.fromstring(drawing)
     assert not re.search(r"\bnan\b|\binf\b", page)
+
+
+def test_variants_have_a_section_where_there_are_any():
+    """With the same tables as models, and no name of which breaks the page."""
+    lines = [a_line(number, variant="blue" if number % 3 else "<b>") for number in range(30)]
+    page = render_page(report_of(lines))
+    assert "By variant" in Reader(page).words
+    assert "&lt;b&gt;" in page
+    assert "By variant" not in render_page(report_of(a_run()))

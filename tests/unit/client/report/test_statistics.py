@@ -342,3 +342,16 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path):
     """There is nothing to report about."""
     with pytest.raises(InputError, match=r"none\.jsonl: does not exist"):
         read_report(str(tmp_path / "none.jsonl"))
+
+
+def test_variants_are_groups_of_their_own():
+    """Answers, errors and times by variant; answers without one are in none."""
+    lines = [a_line(number, variant="blue", ttlt_s=1.0) for number in range(30)]
+    lines += [a_line(number, variant="green", ttlt_s=2.0) for number in range(10)]
+    lines += [a_line(99, 500, variant="green", error_class="server_error"), a_line(100)]
+    report = report_of(lines)
+    blue, green = report.variants
+    assert (blue.name, blue.answers, blue.errors, blue.durations["ttlt_s"].mean) == ("blue", 30, 0, 1.0)
+    assert (green.name, green.answers, green.errors, green.durations["ttlt_s"].mean) == ("green", 11, 1, 2.0)
+    assert set(report.as_dict()["variants"]) == {"blue", "green"}
+    assert report_of([a_line(1)]).variants == ()

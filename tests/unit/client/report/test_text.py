@@ -130,3 +130,15 @@ def test_tables_are_aligned():
     """Words to the left, numbers to the right, no spaces at the ends."""
     lines = list(table(["name", "n"], [["a", "10"], ["longer", "5"]]))
     assert lines == ["name     n", "------  --", "a       10", "longer   5"]
+
+
+def test_variants_have_tables_where_there_are_any():
+    """How many, how many wrong, how fast; nothing of them otherwise."""
+    lines = [a_line(number, variant="blue" if number % 3 else "green", ttlt_s=1.0 + number % 3) for number in range(60)]
+    text = render_text(report_of(lines))
+    assert re.search(
+        r"^Answers by variant\nvariant +answers +errors +of them\n[- ]+\nblue +40 +0 +0\.0 %$", text, re.MULTILINE
+    )
+    assert re.search(r"^green +20 +0 +0\.0 %$", text, re.MULTILINE)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "variant" not in render_text(report_of(a_run()))
