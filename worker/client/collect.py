@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import heapq
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -527,15 +528,21 @@ def sort_outputs(files: Files) -> None:
 def _sort(path: str) -> None:
     unsorted, target = Path(path + UNSORTED_SUFFIX), Path(path)
     sources = [str(unsorted), *([path] if target.exists() else [])]
+    folder = target.resolve().parent / f".{target.name}.sorting"
     try:
-        with tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=f".{target.name}.") as folder:
-            runs = [each for source in sources for each in _sorted_runs(source, Path(folder))]
-            half = Path(folder) / target.name  # the name decides about the compression
+        shutil.rmtree(folder, ignore_errors=True)  # of a sort that was killed
+        folder.mkdir()
+        try:
+            runs = [each for source in sources for each in _sorted_runs(source, folder)]
+            half = folder / target.name  # the name decides about the compression
             writer = open_output(str(half))
             try:
                 batch: list[bytes] = []
-                size = 0
-                for _, line in heapq.merge(*runs, key=lambda item: item[0]):
+                size = last = 0
+                for number, line in heapq.merge(*runs, key=lambda item: item[0]):
+                    if number == last:  # a kill has left the unsorted file beside the sorted one
+                        continue
+                    last = number
                     batch.append(line)
                     size += len(line)
                     if size >= CHUNK_BYTES:
@@ -548,6 +555,8 @@ def _sort(path: str) -> None:
             with half.open("rb") as file:
                 os.fsync(file.fileno())
             half.replace(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         unsorted.unlink()
     except OSError as error:
         raise OutputError(f"{path}: {describe_os_error(error)}") from None

@@ -220,6 +220,23 @@ async def test_an_ordered_output_is_in_the_order_of_the_input(tmp_path, monkeypa
     run.ledger.close()
 
 
+async def test_a_kill_during_or_after_the_sort_repeats_no_line(tmp_path):
+    """Whether it came before the sorted file was in its place, or before the unsorted one was removed."""
+    run = Run(tmp_path, count=10)
+    await run.collect(Topic([run.answer(n) for n in (3, 1, 2)]), is_ordered=True)
+    (tmp_path / ".out.jsonl.sorting").mkdir()
+    (tmp_path / ".out.jsonl.sorting" / "out.jsonl").write_bytes(b"half")
+    unsorted = tmp_path / "out.jsonl.unsorted"
+    left = unsorted.read_bytes()
+    done, _ = await run.collect(Topic([run.answer(n) for n in range(10, 3, -1)]), is_ordered=True)
+    assert (done, run.numbers()) == (True, list(range(1, 11)))
+    unsorted.write_bytes(left)
+    done, _ = await run.collect(Topic([]), is_ordered=True)
+    assert (done, run.numbers()) == (True, list(range(1, 11)))
+    assert sorted(path.name for path in tmp_path.glob("*out*")) == ["out.jsonl"]
+    run.ledger.close()
+
+
 def test_an_ordered_output_must_be_a_file_and_errors_another_one(tmp_path):
     """What cannot work is said before anything is written."""
     with pytest.raises(OutputError, match="must be a file"):
