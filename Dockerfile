@@ -24,8 +24,9 @@ RUN python3 -m venv /tools \
     && /tools/bin/pip install --require-hashes --only-binary :all: --requirement requirements-build.lock
 
 # The dependencies in a layer of their own: a change of code reuses it.  Wheels only, so nothing runs at build time.
-# Then what a running worker never opens goes, 200 MB become 125: symbol tables, the second zstd binding, stubs, and
-# the libraries' sources, for which byte code beside them stands in (a traceback still names file and line).
+# Then what a running worker never opens goes, a third of all: symbol tables, the second zstd binding, stubs, botocore's
+# descriptions of services that it does not call (it calls SageMaker, and those that give it credentials), and the
+# libraries' sources, for which byte code beside them stands in (a traceback still names file and line).
 # unchecked-hash: byte code is used without a look at the source's date, which a layer may change.
 # REQUIREMENTS=requirements-core.lock leaves out what operators switch on by a setting: tracing, Redis, object storage.
 ARG REQUIREMENTS=requirements.lock
@@ -35,7 +36,9 @@ RUN /tools/bin/pip install --require-hashes --only-binary :all: --no-compile --t
     && python3 -m compileall -q -b --invalidation-mode unchecked-hash /app/lib \
     && find /app/lib -type f -regex '.*\.\(py\|pyi\|pyx\|pxd\|pxi\|h\)' -delete \
     && find /app/lib -type f -name '*.so*' -exec strip --strip-unneeded {} + \
-    && rm -rf /app/lib/bin /app/lib/zstandard/_cffi*.so
+    && rm -rf /app/lib/bin /app/lib/zstandard/_cffi*.so \
+    && { [ ! -d /app/lib/botocore/data ] || find /app/lib/botocore/data -mindepth 1 -maxdepth 1 -type d \
+        ! -name 'sts' ! -name 'sso*' ! -name 'signin' ! -name 'sagemaker-runtime' -exec rm -rf {} +; }
 
 # The program last.  Its wheel carries the metadata that `--version` and the metric build_info read.
 COPY pyproject.toml README.md LICENSE ./

@@ -202,7 +202,9 @@ def queries(metric: Metric) -> Iterator[tuple[str, str]]:
 
 def _or_zero(expr: str, metric: Metric) -> str:
     """Return what has a value also where nothing was counted yet: 0, called `none`."""
-    zero = f'label_replace(vector(0), "{metric.groups[0]}", "none", "", "")' if metric.groups else "vector(0)"
+    zero = "vector(0)"
+    for name in metric.groups:  # a legend shows the name of a label that is not there
+        zero = f'label_replace({zero}, "{name}", "none", "", "")'
     return f"{expr} or on () {zero}"
 
 

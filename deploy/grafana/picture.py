@@ -184,6 +184,7 @@ def _ask(port: int, start: float, end: float) -> list[dict[str, Any]]:
             {
                 "title": panel["title"],
                 "type": panel["type"],
+                "is_closed": panel.get("collapsed", False),
                 "pos": panel["gridPos"],
                 "unit": panel.get("fieldConfig", {}).get("defaults", {}).get("unit", ""),
                 "lines": lines,
@@ -217,14 +218,31 @@ def draw(source: Path, target: Path) -> None:
         left, width = pos["x"] / 24, pos["w"] / 24
         bottom, tall = 1 - (pos["y"] + pos["h"]) / height, pos["h"] / height
         if panel["type"] == "row":
-            figure.text(0.008, bottom + tall * 0.25, panel["title"], fontsize=12, weight="bold", color="#1f2430")
+            title = panel["title"] if not panel["is_closed"] else f"> {panel['title']}"
+            figure.text(0.008, bottom + tall * 0.25, title, fontsize=12, weight="bold", color="#1f2430")
             continue
         area = (left + 0.022, bottom + tall * 0.25, width - 0.03, tall * 0.58)
         _draw_panel(figure.add_axes(area), panel, recorded["from"])
     figure.savefig(target, facecolor=figure.get_facecolor())
 
 
+def _draw_number(axes: Any, panel: dict[str, Any]) -> None:
+    """Draw the last value large, over its course, as Grafana does."""
+    values = [float(value) for _, value in panel["lines"][0]["values"]]
+    axes.fill_between(range(len(values)), values, color="#7eb26d", alpha=0.25, linewidth=0)
+    axes.set_title(panel["title"], loc="left", fontsize=10, color="#1f2430")
+    axes.set_ylim(0, 2.2 * max(values) or 1)
+    axes.set_xlim(0, len(values) - 1)
+    last, unit = values[-1], panel["unit"]
+    text = f"{last:.1%}" if unit == "percentunit" else f"{last:.2f} s" if unit == "s" else f"{last:.3g}"
+    axes.text(0.5, 0.66, text, transform=axes.transAxes, ha="center", va="center", fontsize=22, color="#1f2430")
+    axes.set_axis_off()
+
+
 def _draw_panel(axes: Any, panel: dict[str, Any], start: float) -> None:
+    if panel["type"] == "stat":
+        _draw_number(axes, panel)
+        return
     for at, line in enumerate(panel["lines"]):
         points = [(moment - start, float(value)) for moment, value in line["values"]]
         # A histogram without observations has no quantile: a gap, as Grafana shows it.
