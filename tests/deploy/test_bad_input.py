@@ -157,8 +157,8 @@ async def test_a_missing_subscription_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("permissions", "pattern"),
     [
-        ({}, rf"^{SUBSCRIPTION}: .*lacks pubsub\.subscriptions\.consume; grant it roles/pubsub\.subscriber$"),
-        (MAY_PULL, rf"^{TOPIC}: .*lacks pubsub\.topics\.publish; grant it roles/pubsub\.publisher$"),
+        ({}, rf"^{SUBSCRIPTION}: pubsub\.subscriptions\.consume is not granted; roles/pubsub\.subscriber has it$"),
+        (MAY_PULL, rf"^{TOPIC}: pubsub\.topics\.publish is not granted; roles/pubsub\.publisher has it$"),
     ],
     ids=["subscription", "topic"],
 )

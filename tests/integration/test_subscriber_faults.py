@@ -263,7 +263,7 @@ async def test_what_waits_behind_its_ordering_key_is_held_and_handed_back_by_a_d
         task = asyncio.create_task(bench.subscriber.run(bench.handle))
         publish_keys(bench, "abcd", *[b"slow"] * 5)
         await until_leased(bench, 10)
-        assert len(bench.seen) == 2
+        await eventually(lambda: len(bench.seen) == 2)
         drain = asyncio.create_task(bench.subscriber.drain(30))
         await until_leased(bench, 2)
         bench.release.set()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from worker.cli.arguments import add_settings
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from worker.cli.parser import Parser, describe
-from worker.errors import SettingsError, WorkerError
+from worker.errors import SettingsError, WorkerError, how_to_get
 
 if TYPE_CHECKING:
     from worker.batches.store import Store
@@ -40,9 +40,7 @@ def run(namespace: argparse.Namespace) -> int:
         import sqlalchemy  # noqa: F401, PLC0415 - of the extra
         import starlette  # noqa: F401, PLC0415
     except ImportError:
-        raise SettingsError(
-            ["batches: needs the extra `batches` (pip install 'pubsub-inference-worker[batches]')"]
-        ) from None
+        raise SettingsError([f"batches: {how_to_get('batches')}"]) from None
     code: int = namespace.action(namespace)
     return code
 
