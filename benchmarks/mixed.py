@@ -180,7 +180,7 @@ PLANS: dict[str, Callable[[int], Plan]] = {
     "outage": outage,
     "long outage": long_outage,
 }
-REAL = ("fresh", "one message")
+REAL = ("fresh", "one message", "model away, mixed", "model away, first")
 """What `--real` runs."""
 BEGIN, END = "<!-- mixed trouble -->", "<!-- end of mixed trouble -->"
 _MODEL_KINDS = ("503", "loading", "503 gateway")
@@ -454,9 +454,7 @@ def main() -> int:
     parser.add_argument("--attempts", action="append", type=int, choices=(5, 20), help="only these")
     parser.add_argument("--scenario", action="append", help="only those whose name holds this text")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument(
-        "--real", action="store_true", help="fresh traffic and one message, with processes, in real time"
-    )
+    parser.add_argument("--real", action="store_true", help="some scenarios with processes, in real time")
     parser.add_argument("--write", type=Path, help="put the table of --real into this document, between its marks")
     options = parser.parse_args()
     return _print_real(options) if options.real else _print_virtual(options)
@@ -481,8 +479,9 @@ def _print_real(options: argparse.Namespace) -> int:
         wanted = [cell for cell in wanted if cell.share in (None, 5)]
     lines = [_head(mixed_real.HEADER)]
     print(lines[0], flush=True)
+    scenarios = [name for name in REAL if any(cell.scenario == name for cell in wanted)]
     with ProcessPoolExecutor(options.jobs) as pool:
-        for line in pool.map(_real_row, [*(Cell(scenario=name, kind="") for name in REAL), *wanted]):
+        for line in pool.map(_real_row, [*(Cell(scenario=name, kind="") for name in scenarios), *wanted]):
             lines.append(line)
             print(line, flush=True)
     if options.write is not None:
@@ -497,7 +496,7 @@ def _real_row(cell: Cell) -> str:
     if not cell.kind:
         result = mixed_real.play_real(plan.healthy(), KINDS["400"], cell.attempts)
         return mixed_real.row_real(cell.scenario, None, None, result)
-    result = mixed_real.play_real(plan, KINDS[cell.kind], cell.attempts)
+    result = mixed_real.play_real(plan, kind_of(cell), cell.attempts)
     return mixed_real.row_real(cell.scenario, cell.kind, cell.share, result)
 
 

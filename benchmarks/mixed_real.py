@@ -2,9 +2,11 @@
 The table of `benchmarks.mixed` against the clock: `inference-worker run`, the embedded Pub/Sub server, a real backend.
 
 The backend is the simulated one, told to fail the requests whose body holds a mark; every failure goes over a real
-connection.  A cell takes minutes, so only fresh traffic and the one failing message are run so.
+connection.  A cell takes minutes, so only fresh traffic, the one failing message and the model that is away for ten
+minutes are run so.
 """
 
+import math
 import tempfile
 import threading
 import time
@@ -99,10 +101,14 @@ class _Real:
         self._began, self._began_unix = time.monotonic(), time.time()
         sending = threading.Thread(target=self._send)
         sending.start()
-        end_s = self._plan.sent_s + ANSWER_LIMIT_S
+        is_away = math.isfinite(self._plan.fails_until_s)
+        end_s = self._plan.sent_s + ANSWER_LIMIT_S + (self._plan.fails_until_s if is_away else 0.0)
         watched_s = self._plan.sent_s + 30.0
         while self._left and (now := self._now()) < end_s:
             self._take()
+            if is_away and now >= self._plan.fails_until_s:
+                self._rig.sim.control({"behaviours": []})
+                is_away = False
             if now < watched_s and now >= len(self._run.windows) * LOOK_S:
                 self._run.open_s = worker.metric("inference_worker_paused_seconds_total")
                 self._run.windows.append(int(worker.metric("inference_worker_window_limit")))
@@ -110,7 +116,7 @@ class _Real:
         self._run.ended_s = self._now()
         stats = self._rig.stats()
         failing_calls = stats["by_mode"].get(behaviour(self._kind)["mode"], 0)
-        called = sum(m.status == 200 for m in self._run.healthy)
+        called = sum(m.status == 200 for m in self._messages)
         repeated = stats["bodies"]["most_repeated"].values()
         return RealRun(
             run=self._run,

@@ -5,6 +5,7 @@ None of them is among the project's dependencies, and some bring a web framework
 environment of its own and name its program, and where it needs one a small model:
 
     LITELLM=/opt/litellm/bin/litellm            pip install 'litellm[proxy]'; its answers are mocks
+    LLAMA_PYTHON=/opt/llama/bin/python          pip install xllamacpp gguf; llama.cpp's server, with a model made on the spot
     LLAMA_SERVER=/opt/llama/bin/llama-server    LLAMA_MODEL=/models/any.gguf
     VLLM=/opt/vllm/bin/vllm                     VLLM_MODEL=/models/any, or the name of a model that it has already
 
@@ -70,6 +71,9 @@ class Server:
                 config = folder / "litellm.yaml"
                 config.write_text(yaml.safe_dump(LITELLM_CONFIG))
                 return [program, "--config", str(config), *at, "--telemetry", "False"]
+            case "llama.cpp":
+                script = Path(__file__).parents[1] / "support" / "llama_server.py"
+                return [program, str(script), *at, "--ctx-size", "512", "--parallel", "1", "--api-key", KEY]
             case "llama-server":
                 return [program, "--model", model, *at, "--ctx-size", "512", "--parallel", "1", "--api-key", KEY]
             case _:
@@ -110,6 +114,22 @@ GOOD = (
     (TEXT, {**GREEDY, "prompt": "One two", "stop": [" "]}),
 )
 LONG = {**GREEDY, "messages": [{"role": "user", "content": "word " * 20_000}]}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+LLAMA_GOOD = (
+    # Not several prompts: it says the usage of each in a stream, and of the first one in a whole answer.
+    *((path, body) for path, body in GOOD if not isinstance(body.get("prompt"), list)),
+    (CHAT, {**GREEDY, "max_tokens": 30, "messages": HI, "response_format": {"type": "json_object"}}),
+    (TEXT, {**GREEDY, "prompt": "One two", "logprobs": 2}),
+)
+LLAMA_BAD = (
+    (CHAT, LONG, "context_length"),
+    (TEXT, {**GREEDY, "prompt": "word " * 3000}, "context_length"),
+    (CHAT, {**GREEDY, "messages": "hi"}, "invalid_request"),
+    (CHAT, {**GREEDY, "messages": HI, "max_tokens": "ten"}, "invalid_request"),
+    (CHAT, {**GREEDY, "messages": HI, "n": 2}, "invalid_request"),
+    (CHAT, {**GREEDY, "messages": [{"role": "user", "content": [IMAGE]}]}, "invalid_request"),  # as a 500
+    ("/v1/embeddings", {"model": "m", "input": "hi"}, "invalid_request"),  # as a 501
+)
 SERVERS = (
     Server(
         variable="LITELLM",
@@ -121,6 +141,8 @@ SERVERS = (
             (CHAT, {"model": "mock", "messages": HI, "max_tokens": 5, "user": "u"}),
             (CHAT, {"model": "mock-tools", "messages": HI}),
             (TEXT, {"model": "mock", "prompt": "Say hi."}),
+            (TEXT, {"model": "mock", "prompt": ["Say hi.", "Say no."]}),
+            (CHAT, {"model": "mock", "messages": HI, "n": 2}),
         ),
         bad=(
             (CHAT, {"model": "limited", "messages": HI}, "rate_limited"),
@@ -129,16 +151,16 @@ SERVERS = (
             (CHAT, {"model": "down", "messages": HI}, "connect"),
             (CHAT, {"model": "nope", "messages": HI}, "model_not_found"),
             (TEXT, {"model": "nope", "prompt": "Say hi."}, "model_not_found"),
+            ("/v1/responses", {"model": "nope", "input": "Say hi."}, "model_not_found"),
+            ("/v1/responses", {"model": "down", "input": "Say hi."}, "connect"),
+            ("/v1/embeddings", {"model": "down", "input": "Say hi."}, "connect"),
             (CHAT, {"model": "mock"}, "invalid_request"),
         ),
         not_compared=NOT_COMPARED | {"usage"},  # of a mock, made up in another way for streams
     ),
+    Server(variable="LLAMA_PYTHON", program="llama.cpp", good=LLAMA_GOOD, bad=LLAMA_BAD),
     Server(
-        variable="LLAMA_SERVER",
-        program="llama-server",
-        model_variable="LLAMA_MODEL",
-        good=GOOD,
-        bad=((CHAT, LONG, "context_length"), (CHAT, {**GREEDY, "messages": "hi"}, "invalid_request")),
+        variable="LLAMA_SERVER", program="llama-server", model_variable="LLAMA_MODEL", good=LLAMA_GOOD, bad=LLAMA_BAD
     ),
     Server(
         variable="VLLM",
@@ -237,8 +259,12 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def comparable(body: bytes, server: Server) -> Any:
-    """What of an answer is the same each time."""
-    return {key: value for key, value in canon(json.loads(body)).items() if key not in server.not_compared}
+    """What of an answer is the same each time: not how long it took, nor what an earlier request left in a cache."""
+    answer = {key: value for key, value in canon(json.loads(body)).items() if key not in server.not_compared}
+    details = (answer.get("usage") or {}).get("prompt_tokens_details")
+    if details is not None:
+        details.pop("cached_tokens", None)
+    return answer
 
 
 async def test_an_assembled_answer_is_the_whole_one(running: Running) -> None:
