@@ -75,7 +75,7 @@ $(BIN)/python:
 
 $(STAMP): pyproject.toml $(LOCK) | $(BIN)/python
 	$(PIP) install --upgrade 'pip>=25.1'
-	$(PIP) install --constraint $(LOCK) --editable .
+	$(PIP) install --constraint $(LOCK) --editable '.[batches]'
 	touch $@
 
 $(STAMP)-dev: $(STAMP)

@@ -80,6 +80,36 @@ class Shell:
         return [json.loads(line) for line in (self.folder / name).read_bytes().splitlines()]
 
 
+def paste_batches(shell: Shell, todo: list[str], done: list[str]) -> None:
+    """Serve batches, run the page's program with the official client, and stop as a user does."""
+    command = "inference-worker batches local"
+    assert command in todo
+    done.append(command)
+    (program,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    # Every line of it; only the port may be taken on the machine of a test.
+    process = subprocess.Popen(
+        ["sh", "-c", f"exec {command} --port 0"], cwd=shell.folder, env=shell.environ, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        base_url = process.stdout.readline().removeprefix("base_url: ").strip()
+        assert base_url.startswith("http://127.0.0.1:")
+        printed = subprocess.run(
+            [sys.executable, "-c", program.replace("http://127.0.0.1:8100/v1", base_url)],
+            cwd=shell.folder, env=shell.environ, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert printed.returncode == 0, printed.stderr
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    answers = [json.loads(line) for line in printed.stdout.splitlines() if line]
+    asked = [json.loads(line) for line in (ROOT / "examples" / "batch.jsonl").read_bytes().splitlines()]
+    assert [answer["custom_id"] for answer in answers] == [line["custom_id"] for line in asked]
+    assert {answer["response"]["status_code"] for answer in answers} == {200}
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 def test_every_command_of_the_readme_works_as_pasted(tmp_path: Path) -> None:
     """In the order in which a new user pastes them; what the page names is prepared, as it says."""
@@ -141,6 +171,7 @@ def test_every_command_of_the_readme_works_as_pasted(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert sorted(row["metadata"]["row"] for row in shell.rows("answers.jsonl")) == list(range(20))  # type: ignore[index]
+    paste_batches(shell, todo, done)
     assert "complete" in paste("inference-worker completion bash")
     assert "rate_limited" in paste("inference-worker policy explain --status 429 --body @answer.json")
     assert sorted(done) == sorted(todo), "a command of the page is not executed here"

@@ -414,7 +414,7 @@ def test_a_retry_runs_the_failed_lines_once_more(api: ApiThread, client: openai.
     assert (again.status, again.endpoint, again.metadata) == ("validating", CHAT, {"a": "b"})
     assert again.retry_of == made.id
     lines = data.removeprefix(b"\xef\xbb\xbf\n").split(b"\n")
-    wanted = lines[1] + b"\n" + lines[8] + b"\n" + lines[9] + b"\n"
+    wanted = lines[1].removesuffix(b"\r") + b"\n" + lines[8] + b"\n" + lines[9] + b"\n"
     assert client.files.content(again.input_file_id).read() == wanted
     files = [file.id for file in client.files.list()]
     assert client.post(f"/batches/{made.id}/retry", cast_to=type(made)).id == again.id

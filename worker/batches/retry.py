@@ -1,40 +1,30 @@
-"""The failed lines of a batch, as the input of another one: the same lines, byte for byte."""
+"""The failed lines of a batch, as the input of another one: the same records, byte for byte."""
 
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
-_BOM = b"\xef\xbb\xbf"
+from worker.batches.objects import Objects
+from worker.batches.records import read_records
 
 
-async def failed_lines(chunks: AsyncIterable[bytes], succeeded: bytes) -> AsyncGenerator[bytes, None]:
+async def failed_lines(objects: Objects, key: str, succeeded: bytes) -> AsyncGenerator[bytes, None]:
     """
-    Yield the lines of an input whose record is not in the output file, each with its end.
+    Yield the lines of an input whose record is not in the output file, each with a line break.
 
     Args:
-        chunks: The content of the input.
+        objects: Where the input is.
+        key: Of the input.
         succeeded: A bit for each record, the first one's the lowest of the first byte; see
             `worker.batches.store.Store.succeeded_records`.
 
     Raises:
-        PayloadError: Of `chunks`.
+        PayloadError: It cannot be read.
     """
-    record, rest = 0, b""
-    is_begin = True
-    async for chunk in _with_end(chunks):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for each in lines:
-            line = each.removeprefix(_BOM) if is_begin else each
-            is_begin = False
-            if line.strip(b" \t\r"):
-                if not _is_set(succeeded, record):
-                    yield line + b"\n"
-                record += 1
-
-
-async def _with_end(chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-    """Yield the chunks, and the end that a last line may lack."""
-    async for chunk in chunks:
-        yield chunk
-    yield b"\n"
+    async with aclosing(read_records(objects, key)) as parts:
+        async for records in parts:
+            for record in records:
+                if record.data is not None and not _is_set(succeeded, record.number - 1):
+                    yield record.data + b"\n"
 
 
 def _is_set(bits: bytes, index: int) -> bool:

@@ -910,6 +910,29 @@ class Store:
             )
             return found.rowcount > 0
 
+    def publish_again(self) -> None:
+        """
+        Have every line without a result published again, because the broker has lost its messages.
+
+        What is published at the moment may be published twice: nobody must coordinate.
+        """
+        columns = t.batches.c
+        never = {"published_records": 0, "published_bytes": 0, "published_lines": 0}
+        with self._writing() as connection:
+            goes_on = columns.status == Status.IN_PROGRESS.value
+            # Records that are announced are looked up before they are published: those with a result are left out.
+            announced = sa.case((columns.announced_records > columns.published_records, columns.announced_records))
+            connection.execute(
+                sa.update(t.batches)
+                .where(~columns.is_final)
+                .values(
+                    **never,
+                    announced_records=sa.case(
+                        (goes_on, sa.func.coalesce(announced, columns.published_records)), else_=0
+                    ),
+                )
+            )
+
     def settled_records(self, batch_id: str, *, after: int, upto: int) -> set[int]:
         """Return which of these records have a result."""
         columns = t.outcomes.c

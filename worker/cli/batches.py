@@ -1,4 +1,8 @@
-"""`inference-worker batches`: the database of the OpenAI-compatible Files and Batches API, and its keys."""
+"""
+`inference-worker batches`: the OpenAI-compatible Files and Batches API, its database and its keys.
+
+`serve` is what a container starts; `local` has everything in one process tree (`worker.cli.batches_local`).
+"""
 
 import argparse
 import sys
@@ -6,14 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from worker.cli.arguments import add_settings
-from worker.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
+from worker.cli.arguments import add_settings, at_least_one
+from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.parser import Parser, describe
 from worker.errors import SettingsError, WorkerError, how_to_get
 
 if TYPE_CHECKING:
     from worker.batches.store import Store
     from worker.settings.schema import Settings
+
+
+LOCAL_PORT = 8100
+"""Not 8000, which vLLM and the simulated backend take."""
+LOCAL_DATA = "batches-data"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -23,12 +32,13 @@ def add_arguments(parser: Parser) -> None:
         "OpenAI's Files and Batches API in front of the topics: each line of an uploaded file becomes one message to "
         "the worker. Needs the extra `batches`. docs/batches.md has the whole of it.",
         examples=[
-            "inference-worker batches migrate --config worker.yaml",
-            "inference-worker batches keys add acme ci",
+            "inference-worker batches local",
             "inference-worker batches serve --config worker.yaml",
+            "inference-worker batches keys add acme ci --config worker.yaml",
         ],
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True, help="what to do")
+    _add_local(actions.add_parser("local", help="everything on this machine, in one command"))
     _add_serve(actions.add_parser("serve", help="serve the API, publish lines, collect answers"))
     _add_migrate(actions.add_parser("migrate", help="create or update the tables of the database"))
     _add_keys(actions.add_parser("keys", help="add, list and revoke API keys"))
@@ -43,6 +53,34 @@ def run(namespace: argparse.Namespace) -> int:
         raise SettingsError([f"batches: {how_to_get('batches')}"]) from None
     code: int = namespace.action(namespace)
     return code
+
+
+def _add_local(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Serve the API on this machine with nothing else: embedded Pub/Sub, the worker, a simulated model server or "
+        "yours, SQLite and a folder. The first Ctrl-C finishes the requests that are at the server; what is left goes "
+        "on when the command is started again.",
+        examples=[
+            "inference-worker batches local",
+            "inference-worker batches local --backend-url http://localhost:8000",
+        ],
+        exits={
+            0: "stopped by Ctrl-C or SIGTERM, and drained",
+            EXIT_FAILED: "a part could not be started or died too often",
+            EXIT_USAGE: "arguments cannot be used, or the address is taken",
+            EXIT_INTERRUPTED: "stopped by a second Ctrl-C",
+        },
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=LOCAL_PORT, help=f"0 is any free port ({LOCAL_PORT})")
+    parser.add_argument("--data", metavar="DIR", default=LOCAL_DATA, help=f"database and files ({LOCAL_DATA})")
+    parser.add_argument("--backend-url", metavar="URL", help="an OpenAI-compatible server (default: simulated)")
+    parser.add_argument("--api-key-file", metavar="FILE", help="its key (default: the variable OPENAI_API_KEY)")
+    parser.add_argument("--latency", metavar="T", help="of the simulated server (50ms)")
+    parser.add_argument("--concurrency", type=at_least_one, metavar="N", default=64, help="requests at once (64)")
+    parser.add_argument("--log", metavar="FILE", help="append the log of the worker to this file")
+    parser.set_defaults(action=_local)
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -70,8 +108,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(action=_serve)
 
 
+def _local(namespace: argparse.Namespace) -> int:
+    from worker.cli.batches_local import run as run_local  # noqa: PLC0415 - of the extra, as all below
+
+    return run_local(namespace)
+
+
 def _serve(namespace: argparse.Namespace) -> int:
-    from worker.batches.serve import ALL_ROLES, BatchServer, Role  # noqa: PLC0415 - of the extra, as all below
+    from worker.batches.serve import ALL_ROLES, BatchServer, Role  # noqa: PLC0415
     from worker.cli.loop import on_signals, run_loop  # noqa: PLC0415
     from worker.telemetry.logs import configure_logs, get_logger  # noqa: PLC0415
 

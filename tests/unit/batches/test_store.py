@@ -368,6 +368,25 @@ def test_publishing_is_noted_once(store):
 # Results.
 
 
+def test_what_a_broker_has_lost_is_published_again_but_for_what_has_a_result(store):
+    """Records up to the furthest that was published are looked up first; an ending batch waits for none of them."""
+    running, cancelling, done = start(store, 8), start(store, 8), complete(store, start(store, 0))
+    store.announce(running.id, published=8, upto=8)
+    store.record([outcome(running, 3), outcome(cancelling, 3)])
+    store.request_cancel(cancelling.tenant, cancelling.id)
+    before = again(store, done)
+    store.publish_again()
+    running, cancelling = again(store, running), again(store, cancelling)
+    assert (running.announced_records, running.published_records, running.published_bytes) == (8, 0, 0)
+    assert running.published_lines == 0
+    assert running.outstanding == 7
+    assert store.settled_records(running.id, after=0, upto=8) == {3}
+    assert cancelling.outstanding == 0
+    assert again(store, done) == before
+    store.publish_again()
+    assert again(store, running).announced_records == 8
+
+
 def test_the_first_result_of_a_record_is_kept(store):
     batch = start(store, 3)
     report = store.record([outcome(batch, 1, body=b'"first"'), outcome(batch, 1, body=b'"second"')])

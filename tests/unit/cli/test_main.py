@@ -38,7 +38,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 ACTIONS = [
     *((name,) for name in COMMANDS),
     *(("config", "check"), ("config", "show"), ("policy", "explain")),
-    *(("batches", "migrate"), ("batches", "keys")),
+    *(("batches", "local"), ("batches", "serve"), ("batches", "migrate"), ("batches", "keys")),
     *(("batches", "keys", "add"), ("batches", "keys", "list"), ("batches", "keys", "revoke")),
 ]
 

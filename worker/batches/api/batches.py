@@ -170,7 +170,7 @@ class BatchRoutes:
         """
         bits = await self._storage.call(lambda: self._storage.store.succeeded_records(tenant, batch.id))
         assert batch.input_key is not None
-        lines = failed_lines(self._storage.objects.read(batch.input_key), bits or b"")
+        lines = failed_lines(self._storage.objects, batch.input_key, bits or b"")
         try:
             async for line in lines:
                 yield line

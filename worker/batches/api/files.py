@@ -36,7 +36,6 @@ MAX_FIRST_RECORD_BYTES = 10_000_000
 MAX_NAME_CHARS = 255
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _BOM = b"\xef\xbb\xbf"
-_BLANK = b" \t\r"
 
 
 class FileRoutes:
@@ -332,7 +331,7 @@ class FirstRecord:
         self._line.clear()
         if self._is_begin:
             line, self._is_begin = line.removeprefix(_BOM), False
-        if not line.strip(_BLANK):
+        if not line.strip():
             return
         try:
             msgspec.json.decode(line)

@@ -29,7 +29,7 @@ def is_taken(data: bytes, size: int) -> bool:
 def test_the_first_record_decides(lines: list[bytes], size: int, has_mark: bool, has_end: bool) -> None:
     """Whatever the pieces: blank lines are none, the lines after it do not matter."""
     data = (b"\xef\xbb\xbf" if has_mark else b"") + b"\n".join(lines) + (b"\n" if has_end else b"")
-    first = next((line for line in lines if line.strip(b" \t\r")), None)
+    first = next((line for line in lines if line.strip()), None)
     try:
         is_json = first is not None and json.loads(first) is not None
     except ValueError:
