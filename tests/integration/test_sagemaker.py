@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from tests.support.aws_tokens import token_service, use_keys, use_web_identity
 from tests.support.event_stream import exception, frame, part, parts
 from tests.support.random_bodies import canon
 from tests.support.raw_http import Connection, RawServer, always, answer, raw_server
-from worker.backends.sagemaker import SageMakerBackend, as_object, public_address
+from worker.backends.sagemaker import SageMakerBackend, as_object
 from worker.emulators.openai import SimBackend, SimOptions
 from worker.emulators.openai.options import EXAMPLE_KEY
 from worker.policy.model import Phase
 from worker.settings.schema import RouteSettings
-from worker.wire.sagemaker import MAX_REQUEST_BYTES
+from worker.wire.sagemaker import MAX_REQUEST_BYTES, public_address
 
 KEY_ID, SECRET = EXAMPLE_KEY.split(":")
 STREAM = {**HELLO, "stream": True}
@@ -295,6 +295,18 @@ async def test_json_and_text_become_the_body_of_a_reply(
         assert ended.error_class == ("malformed" if not expected.startswith(b"{") else "")
 
 
+async def test_a_body_for_another_container_is_left_alone(open_backend: Open) -> None:
+    """Whatever a `stream` in it means there; if it asks for a stream, the answer may come as one."""
+    body = b'{ "inputs": "x","stream":true , "parameters":{"n":1}}'
+    async with raw_server(always(answer(b'{"a":1}\n{"a":2}'))) as server:
+        ended = await attempt(open_backend(server.url, {"answers": "json"}, stream="never"), "/invocations", body)
+    ((head, sent),) = server.requests
+    assert sent == body
+    assert head.startswith(b"POST /endpoints/ep/invocations-response-stream HTTP")
+    assert b"x-amzn-sagemaker-accept: text/event-stream" in head
+    assert ended.body == {"output": [{"a": 1}, {"a": 2}]}
+
+
 async def test_text_that_is_no_text(open_backend: Open) -> None:
     """An image, say."""
     assert (await _framed(open_backend, parts(b"\x89PNG\xff", 3), kind="text")).error_class == "stream_broken"
@@ -313,20 +325,31 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
-async def _framed(
-    open_backend: Open, frames: bytes, *, kind: str = "openai", ends: bytes = b"0\r\n\r\n", **route: Any
-) -> Ended:
+async def _framed(open_backend: Open, frames: bytes, **more: Any) -> Ended:
     """Make an attempt whose answer is these frames."""
+    (ended,) = await _each_framed(open_backend, [frames], **more)
+    return ended
+
+
+async def _each_framed(
+    open_backend: Open, cases: Sequence[bytes], *, kind: str = "openai", ends: bytes = b"0\r\n\r\n", **route: Any
+) -> list[Ended]:
+    """Make an attempt for each of some answers in frames; nothing is learned from one for the next."""
     label = b"text/event-stream" if kind == "openai" else b"application/json"
+    left = list(cases)
 
     async def script(connection: Connection) -> None:
         await connection.read_request()
-        await connection.send(HEAD % label + chunk(frames) + ends)
+        await connection.send(HEAD % label + chunk(left[0]) + ends)
 
     async with raw_server(script) as server:
         sagemaker = {"answers": kind, "response_stream": True}
         path, body = (CHAT, STREAM) if kind == "openai" else ("/invocations", {"x": 1})
-        return await attempt(open_backend(server.url, sagemaker, **route), path, body)
+        backend, ended = open_backend(server.url, sagemaker, **{"stream": "always", **route}), []
+        while left:
+            ended.append(await attempt(backend, path, body))
+            del left[0]
+    return ended
 
 
 def event(text: str, finish: str | None = None) -> bytes:
@@ -347,8 +370,8 @@ async def test_an_end_at_every_byte_of_the_frames(open_backend: Open) -> None:
     """Clean for HTTP, which boto3 takes for a whole answer: each is a broken stream with what had come, or whole."""
     frames = parts(EVENTS, 20)
     seen = []
-    for end in range(0, len(frames), 3):
-        ended = await _framed(open_backend, frames[:end])
+    ends = range(len(frames) + 1)
+    for end, ended in zip(ends, await _each_framed(open_backend, [frames[:end] for end in ends]), strict=True):
         if ended.error_class == "":
             seen.append(ended.body["choices"][0]["message"]["content"])
             continue
@@ -360,15 +383,14 @@ async def test_an_end_at_every_byte_of_the_frames(open_backend: Open) -> None:
         assert body.get("truncated", False) is (seen[-1] != "")
     assert seen == sorted(seen, key=len)
     assert set(seen) == set(TEXTS)
-    assert (await _framed(open_backend, frames)).body["choices"][0]["message"]["content"] == "Hello"
+    assert ended.body["choices"][0]["message"]["content"] == "Hello"
 
 
 async def test_a_flipped_bit_at_every_byte_of_a_frame(open_backend: Open) -> None:
     """No wrong text ever gets through: what came before that frame is kept."""
     first, spoilt, rest = part(event("Hel")), part(event("lo")), part(event("", "stop") + b"data: [DONE]\n\n")
-    for at in range(0, len(spoilt), 2):
-        bad = spoilt[:at] + bytes((spoilt[at] ^ 1,)) + spoilt[at + 1 :]
-        ended = await _framed(open_backend, first + bad + rest)
+    bad = [spoilt[:at] + bytes((spoilt[at] ^ 1,)) + spoilt[at + 1 :] for at in range(len(spoilt))]
+    for at, ended in enumerate(await _each_framed(open_backend, [first + each + rest for each in bad])):
         assert (ended.error_class, partial_text(ended)) == ("stream_broken", "Hel"), at
 
 
@@ -397,15 +419,27 @@ async def test_an_error_at_every_place_of_a_stream(
     """Its class, with the text that had come; behind a whole answer it spoils nothing."""
     whole = parts(EVENTS, 20)
     size = len(part(b"x" * 20))
-    for count in range(len(EVENTS) // 20 + 1):
+    cases = [whole[: size * count] + fault for count in range(len(EVENTS) // 20 + 1)]
+    for count, ended in enumerate(await _each_framed(open_backend, cases)):
         came = EVENTS[: 20 * count]
-        ended = await _framed(open_backend, whole[: size * count] + fault)
         if event("", "stop") in came:
             assert ended.body["choices"][0]["message"]["content"] == "Hello"
             continue
         assert (ended.error_class, ended.decision.disposition.value, ended.reply[0]) == expected
         expected_text = "Hello" if event("lo") in came else "Hel" if event("Hel") in came else ""
         assert partial_text(ended) == expected_text
+
+
+@pytest.mark.parametrize("fault", ["bad_crc", "cut_frame", "model_stream_error", "internal_stream_failure"])
+@pytest.mark.parametrize("after", [0, 500])
+async def test_what_breaks_the_frames_is_not_about_the_form(
+    fault: str, after: int, sim: SimBackend, open_backend: Open
+) -> None:
+    """So no whole answer is asked for in the same attempt, though the first stream of this endpoint broke."""
+    await sim.control({"mode": "frames", "break": fault, "after_bytes": after})
+    ended = await attempt(open_backend(sim.base_url, stream="auto"))
+    assert ended.error_class in {"stream_broken", "model_time_exceeded"}
+    assert sim.snapshot()["requests"] == 1
 
 
 @pytest.mark.parametrize("ends", [b"", b"zz\r\n"], ids=["cut", "illegal"])

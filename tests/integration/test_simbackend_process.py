@@ -81,3 +81,39 @@ def test_unusable_options_end_it_with_2() -> None:
     assert done.returncode == 2
     assert "latency:" in done.stderr
     assert "dialect:" in done.stderr
+
+
+def test_a_rehearsal_without_an_account() -> None:
+    """AWS's own client against `--sagemaker`: answered when it has the key, refused otherwise, and broken when told so."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import ClientError
+
+    from worker.emulators.openai.options import EXAMPLE_KEY
+
+    key_id, secret = EXAMPLE_KEY.split(":")
+    with running("--sagemaker", "--latency", "0", "--variants", "blue,green", "--endpoints", "ep") as (
+        _,
+        port,
+        control,
+    ):
+        options = {
+            "region_name": "us-east-1",
+            "endpoint_url": f"http://127.0.0.1:{port}",
+            "aws_access_key_id": key_id,
+            "config": Config(retries={"total_max_attempts": 1}),
+        }
+        client = boto3.client("sagemaker-runtime", aws_secret_access_key=secret, **options)
+        asked = {"EndpointName": "ep", "Body": CHAT, "TargetVariant": "green"}
+        response = client.invoke_endpoint(**asked)
+        assert json.loads(response["Body"].read())["choices"]
+        assert response["InvokedProductionVariant"] == "green"
+        assert ask(control, "POST", "/sim/control", b'{"mode": "sagemaker_error", "error": "ModelError"}')[0] == 200
+        with pytest.raises(ClientError, match="ModelError"):
+            client.invoke_endpoint(**asked)
+        client.close()
+        other = boto3.client("sagemaker-runtime", aws_secret_access_key="another", **options)
+        assert ask(control, "POST", "/sim/reset")[0] == 200
+        with pytest.raises(ClientError, match="InvalidSignatureException"):
+            other.invoke_endpoint(**asked)
+        other.close()

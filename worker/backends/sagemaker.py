@@ -6,13 +6,13 @@ of a streamed answer are fed to what reads the answer of any server: the assembl
 add ways to fail, each of which ends the attempt with what had come of the answer: an exception or an error in place of
 a part, a wrong sum, an end inside a frame.
 
-The container's own errors come inside `ModelError`, where `policy.normalise` finds them; only those may be about the
-form in which an answer was asked for.  Every other error is the service's.
+The container's own errors come inside `ModelError`, where `policy.normalise` finds them; only those, and what breaks
+inside of the frames, may be about the form in which an answer was asked for.  Every other error is the service's.
 
 ADR 0024 has the reasons.
 """
 
-import json
+from collections.abc import Iterator
 
 import msgspec
 from botocore.credentials import ReadOnlyCredentials
@@ -23,12 +23,13 @@ from worker.backends.http.connection import Headers, Request
 from worker.backends.openai import Answer, HttpBackend
 from worker.backends.request.invocation import Invocations
 from worker.backends.request.negotiation import Negotiator, Plan
-from worker.backends.request.stream import Form
-from worker.backends.streams.eventstream import FrameReader, ServiceError
+from worker.backends.request.stream import Call, Form
+from worker.backends.streams.eventstream import FrameReader, Part, ServiceError
 from worker.backends.streams.reading import MAX_EVIDENCE_BYTES
 from worker.errors import BackendError
-from worker.policy.model import Fault, Phase
+from worker.policy.model import ErrorClass, Fault, Phase
 from worker.policy.normalise import normalise
+from worker.policy.signals import match_signal
 from worker.ports import AttemptResult, BackendRequest
 from worker.settings.schema import RouteSettings
 from worker.wire.body import RequestBody, is_json_object
@@ -42,10 +43,13 @@ from worker.wire.sagemaker import (
     REPLY_ATTRIBUTES,
     STREAM_CONTENT_TYPE,
     VARIANT,
+    public_address,
 )
 
 _REFUSED = frozenset({400, 401, 403})
 """Statuses with which AWS refuses credentials or a signature."""
+_BAD_REQUEST = 400
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class SageMakerBackend(HttpBackend):
@@ -91,7 +95,11 @@ class SageMakerBackend(HttpBackend):
         await self._identity.aclose()
 
     def _plan(self, request: BackendRequest) -> Plan:
-        is_streamable = self._settings.answers == "openai" and self._invocations.is_streamable(request.headers)
+        if self._settings.answers != "openai":
+            plan = self._whole.plan(request)
+            plan.call = Call(body=request.body.data)  # whatever a `stream` in it means to the container
+            return plan
+        is_streamable = self._invocations.is_streamable(request.headers)
         return (self._negotiator if is_streamable else self._whole).plan(request)
 
     async def _ask(
@@ -107,15 +115,17 @@ class SageMakerBackend(HttpBackend):
         if result.status in _REFUSED and self._identity.correct_clock(_error_name(result), result.headers.get("date")):
             plan.reset(result)
             broken = await super()._ask(request, plan, result, timer)
-        if result.status in _REFUSED:
+        if _refuses_credentials(result):
             self._identity.note_refused()
-        plan.may_fall_back = _is_of_container(result)
+        plan.may_fall_back = plan.may_fall_back and _is_of_container(result)
         return broken
 
     def _outgoing(self, request: BackendRequest, plan: Plan) -> Request:
-        body, asks_for_stream = plan.call.body, plan.call.form is not Form.UNARY
+        body, asks_for_stream = plan.call.body, self._asks_for_stream(request, plan)
         self._invocations.check_body(endpoint_of(request.path), request.body, len(body))
-        is_streamed = self._is_streamed(request, plan)
+        is_streamed = (asks_for_stream or self._settings.response_stream) and self._invocations.is_streamable(
+            request.headers
+        )
         headers = self._invocations.headers(
             request, _model_of(request.body), is_stream_asked=asks_for_stream, is_streamed=is_streamed
         )
@@ -126,10 +136,9 @@ class SageMakerBackend(HttpBackend):
             headers.setdefault("accept", "*/*")  # of the service: the container's is in a header of its own
         return self._request("POST", target, headers, body)
 
-    def _is_streamed(self, request: BackendRequest, plan: Plan) -> bool:
-        if plan.call.form is not Form.UNARY:
-            return True
-        return self._settings.response_stream and self._invocations.is_streamable(request.headers)
+    def _asks_for_stream(self, request: BackendRequest, plan: Plan) -> bool:
+        """Whether the body as it is sent asks the container for a stream."""
+        return request.body.asks_for_stream if self._settings.answers != "openai" else plan.call.form is not Form.UNARY
 
     def _new_answer(self, request: BackendRequest, plan: Plan, result: AttemptResult, timer: AttemptTimer) -> "Answer":
         return _EndpointAnswer(request, plan, result, timer, self._max_bytes, kind=self._settings.answers)
@@ -137,12 +146,6 @@ class SageMakerBackend(HttpBackend):
     def _redact(self, result: AttemptResult) -> None:
         super()._redact(result)
         result.attributes, result.variant = _attributes_of(result)
-
-
-def public_address(region: str) -> str:
-    """Return the base URL of the service in a region."""
-    suffix = ".cn" if region.startswith("cn-") else ""
-    return f"https://runtime.sagemaker.{region}.amazonaws.com{suffix}"
 
 
 class _EndpointAnswer(Answer):
@@ -169,7 +172,7 @@ class _EndpointAnswer(Answer):
         """Note status and headers, and whether frames follow."""
         super().head(status, headers)
         result = self._result
-        if is_success(status) and result.headers.get("content-type", "").startswith(EVENT_STREAM):
+        if is_success(status) and result.headers.get("content-type", "").lower().startswith(EVENT_STREAM):
             self._frames = FrameReader()
             result.phase = Phase.STREAM
         if self._kind != "openai":
@@ -178,14 +181,16 @@ class _EndpointAnswer(Answer):
     def _is_announced(self) -> bool:
         headers = self._result.headers
         label = headers.get(STREAM_CONTENT_TYPE) or headers.get("content-type", "")
-        return is_success(self._result.status) and self._kind == "openai" and label.startswith("text/event-stream")
+        is_labelled = label.lower().startswith("text/event-stream")
+        return is_success(self._result.status) and self._kind == "openai" and is_labelled
 
     def feed(self, data: bytes) -> float | None:
         """Take a part of the response."""
         if self._frames is None:
             return super().feed(data)
         wait = None
-        for item in self._frames.feed(data):
+        items = self._frames.feed(data)
+        while (item := self._read(items)) is not None:
             wait = self._fail(item) if isinstance(item, ServiceError) else super().feed(item.payload)
             self._result.phase = Phase.STREAM  # also of a whole body that comes in frames
             if wait is not None:
@@ -193,12 +198,24 @@ class _EndpointAnswer(Answer):
                 break
         return wait
 
+    def _read(self, items: Iterator[Part | ServiceError]) -> Part | ServiceError | None:
+        """Return what the next frame holds; frames that break say nothing of the form of what is inside."""
+        try:
+            return next(items, None)
+        except BackendError:
+            self._plan.may_fall_back = False
+            raise
+
     def end(self) -> None:
         """Take note that the response has ended, or that no more of it was wanted."""
         if self._has_failed:
             return
         if self._frames is not None and not self._is_enough:
-            self._frames.close()
+            try:
+                self._frames.close()
+            except BackendError:
+                self._plan.may_fall_back = False
+                raise
         super().end()
         self._has_ended = True
         if self._kind != "openai" and is_success(self._result.status):
@@ -255,14 +272,11 @@ def as_object(body: bytes, kind: str) -> bytes:
 
 def _is_json(data: bytes) -> bool:
     try:
-        json.loads(data.decode(), parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        data.decode()  # msgspec does not look into raw values
+        _decode_raw(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
-
-
-def _refuse(name: str) -> object:
-    raise ValueError(name)
 
 
 def _attributes_of(result: AttemptResult) -> tuple[dict[str, str], str | None]:
@@ -277,6 +291,13 @@ def _attributes_of(result: AttemptResult) -> tuple[dict[str, str], str | None]:
 
 def _error_name(result: AttemptResult) -> str:
     return normalise(result.status, result.headers, result.body).type or ""
+
+
+def _refuses_credentials(result: AttemptResult) -> bool:
+    if result.status not in _REFUSED:
+        return False
+    signal = match_signal(normalise(result.status, result.headers, result.body), result.status)
+    return result.status != _BAD_REQUEST or (signal is not None and signal.error_class is ErrorClass.AUTH)
 
 
 def _is_of_container(result: AttemptResult) -> bool:

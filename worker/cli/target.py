@@ -65,7 +65,8 @@ def find_target(options: argparse.Namespace) -> Target:
     environ: dict[str, str] = {}
     if settings.backend is not None:
         environ = _headers(options, settings.backend)
-        if openai.api_key and settings.backend.api_key is None and settings.backend.api_key_file is None:
+        has_key = settings.backend.api_key is not None or settings.backend.api_key_file is not None
+        if openai.api_key and not has_key and not settings.backend.is_sagemaker:
             environ["WORKER_BACKEND__API_KEY"] = openai.api_key
             remark += ", OPENAI_API_KEY" if remark else "OPENAI_API_KEY"
     settings = load_settings(options.config, flags=flags, environ={**os.environ, **environ})
@@ -80,6 +81,10 @@ def _simulated(options: argparse.Namespace, flags: dict[str, Any]) -> Target:
         raise SettingsError([f"--{error}"]) from None
     flags |= {"backend.base_url": f"http://{ANYWHERE}", "routes": "[]"}
     settings = load_settings(options.config, flags=flags)
+    if settings.backend is not None and settings.backend.is_sagemaker:
+        raise SettingsError(
+            ["--simulated: is no endpoint of SageMaker; `simbackend --sagemaker` is (docs/sagemaker.md)"]
+        )
     load_policy(settings.policy.rules)
     return Target(settings=settings, is_simulated=True, flags=flags, environ={})
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from worker.wire.http import is_header, is_usable_key
 from worker.wire.object_uri import parse_object_prefix
 from worker.wire.placeholders import Template
-from worker.wire.sagemaker import FIELDS
+from worker.wire.sagemaker import FIELDS, public_address
 
 DAY_S = 86_400
 MAX_RETENTION_S = 31 * DAY_S
@@ -224,7 +224,7 @@ class SageMakerSettings(Section):
     custom_attributes: str = ""
     """`CustomAttributes`, at most 1,024 visible ASCII characters: the one text beside the body that reaches the
     container.  Like all fields below a template: `{message_id}`, `{attempt_id}` (another one for each attempt),
-    `{model}`, `{metadata.KEY}` with dots for inner keys.  A field whose text is empty is not sent."""
+    `{traceparent}`, `{model}`, `{metadata.KEY}` with dots for inner keys.  A field whose text is empty is not sent."""
     target_variant: str = ""
     """`TargetVariant`: the production variant that answers.  Empty: SageMaker chooses by the variants' weights."""
     variants: dict[str, Annotated[float, Field(gt=0)]] = {}
@@ -310,6 +310,13 @@ class BackendSettings(Section):
     def is_sagemaker(self) -> bool:
         """Whether it is an endpoint of SageMaker."""
         return bool(self.sagemaker.endpoint)
+
+    @property
+    def address(self) -> str:
+        """The base URL; of SageMaker without one that of the region, and empty where no setting names that either."""
+        if self.base_url or self.sagemaker.region is None:
+            return self.base_url
+        return public_address(self.sagemaker.region)
 
     @field_validator("base_url")
     @classmethod

@@ -359,7 +359,9 @@ def _messaging(operation: str, destination: str) -> dict[str, AttributeValue]:
 
 
 def _server(base_url: str) -> dict[str, AttributeValue]:
-    """Return the attributes for host and port of a backend."""
+    """Return the attributes for host and port of a backend, none for one whose address is not in the settings."""
     parts = urlsplit(base_url)
+    if parts.hostname is None:
+        return {}
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    return {"server.address": parts.hostname or "", "server.port": port}
+    return {"server.address": parts.hostname, "server.port": port}

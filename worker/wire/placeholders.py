@@ -1,5 +1,5 @@
 """
-Texts with placeholders that each request fills: `{message_id}`, `{attempt_id}`, `{model}`, `{metadata.KEY}`.
+Texts with placeholders that each request fills: `{message_id}`, `{model}`, `{metadata.KEY}` and some more.
 
 A key of the metadata may name what is inside an object, with a dot for each level.  A text of the metadata stands there
 as it is, any other value as the JSON that the requester wrote; what is absent or null is empty.  `{{` and `}}` are
@@ -13,7 +13,7 @@ import msgspec
 
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _BRACES = {"{{": "{", "}}": "}"}
-_SIMPLE = ("message_id", "attempt_id", "model")
+_SIMPLE = ("message_id", "attempt_id", "traceparent", "model")
 _METADATA = "metadata."
 _KEYS = re.compile(r"[^.{}]+(?:\.[^.{}]+)*")
 
@@ -26,6 +26,8 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
 
     message_id: str = ""
     attempt_id: str = ""
+    traceparent: str = ""
+    """Of the attempt's span; empty without tracing."""
     model: str = ""
     metadata: bytes = b"{}"
     """A JSON object."""

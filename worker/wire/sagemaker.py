@@ -123,3 +123,9 @@ REPLY_ATTRIBUTES: Mapping[str, str] = {
 """Headers of a response with the attributes of the reply that they become."""
 CONTENT_TYPE_ATTRIBUTE = "sagemaker_content_type"
 """Attribute with the content type of what the container answered."""
+
+
+def public_address(region: str) -> str:
+    """Return the base URL of the service in a region."""
+    suffix = ".cn" if region.startswith("cn-") else ""
+    return f"https://runtime.sagemaker.{region}.amazonaws.com{suffix}"

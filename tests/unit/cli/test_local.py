@@ -118,3 +118,19 @@ def test_settings_that_cannot_be_used_are_told(arguments: tuple[str, ...], told:
     with pytest.raises(SettingsError) as raised:
         find_target(options(*arguments))
     assert told in str(raised.value)
+
+
+SAGEMAKER = "backend: {sagemaker: {endpoint: e, region: eu-west-1}}"
+
+
+def test_an_endpoint_of_sagemaker_is_a_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It needs no address, and takes no key of OpenAI, which stands in many shells."""
+    config = tmp_path / "worker.yaml"
+    config.write_text(SAGEMAKER)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    target = find_target(options("--config", str(config)))
+    (route,) = target.settings.all_routes()
+    assert (target.is_simulated, target.remark, route.api_key) == (False, "", None)
+    assert route.address == "https://runtime.sagemaker.eu-west-1.amazonaws.com"
+    with pytest.raises(SettingsError, match="--simulated: is no endpoint of SageMaker"):
+        find_target(options("--config", str(config), "--simulated"))

@@ -158,3 +158,11 @@ def test_many_models_are_not_all_listed() -> None:
     server = Server(base_url="http://r", models=tuple(f"m{n:04}" for n in range(2000)))
     assert describe(server).endswith("m0006, m0007 and 1,992 more")
     assert describe(Server(base_url="http://r", models=())).endswith("it has no models")
+
+
+async def test_an_endpoint_of_sagemaker_is_not_asked() -> None:
+    """It has no list of models, and nothing may be sent to it unsigned."""
+    route = RouteSettings.model_validate(
+        {"name": "r", "base_url": "http://127.0.0.1:9", "sagemaker": {"endpoint": "e"}}
+    )
+    assert describe(await ask(route)) == "server: the SageMaker endpoint e"

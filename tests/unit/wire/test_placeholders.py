@@ -11,6 +11,7 @@ from worker.wire.placeholders import Template, Values
 VALUES = Values(
     message_id="17",
     attempt_id="a-1",
+    traceparent="00-1-2-01",
     model="m/1",
     metadata=json.dumps(
         {"a": {"b": "x y", "n": 12345678901234567890}, "t": "é\n", "none": None, "l": [1, {"k": 2}]}
@@ -24,6 +25,7 @@ VALUES = Values(
         ("", ""),
         ("plain", "plain"),
         ("{message_id}", "17"),
+        ("{traceparent}", "00-1-2-01"),
         ("id={message_id};try={attempt_id};{model}", "id=17;try=a-1;m/1"),
         ("{metadata.a.b}", "x y"),
         ("{metadata.a.n}", "12345678901234567890"),

@@ -123,6 +123,7 @@ class Invocations:
         return Values(
             message_id=request.message_id,
             attempt_id=request.headers.get("x-request-id", ""),
+            traceparent=request.headers.get("traceparent", ""),
             model=model,
             metadata=request.metadata,
         )
