@@ -143,7 +143,7 @@ async def _use(channel: grpc.aio.Channel, ledger: Ledger, name: str, topic: str 
         raise _useless(name, state.fault)
     if topic is not None and state.topic not in {"", topic}:
         raise SettingsError([f"--subscription: {name} is of {state.topic}, the answers go to {topic}"])
-    use_subscription(ledger, name)
+    _note_subscription(ledger, name)
     if (planned := ledger.get(PLANNED)) is not None:
         await delete_run_subscription(channel, planned)
         ledger.note({PLANNED: None})
@@ -155,13 +155,28 @@ def _useless(name: str, fault: str) -> BrokerResourceError:
     )
 
 
-def use_subscription(ledger: Ledger, name: str) -> None:
+async def name_subscription(broker: Broker, ledger: Ledger, name: str) -> None:
     """
-    Note the subscription of a run that was named by its full name.
+    Note the subscription, short or full, from which the answers of a run are to be collected.
 
     Raises:
-        SettingsError: The run has made one.
+        SettingsError: The run has made one; permanent.
+        BrokerResourceError: It does not exist, or has nothing; the one that was noted before stays.
+        BrokerError: Pub/Sub cannot be reached; retryable.
+
+    Cancellation: leaves nothing behind.
     """
+    full = broker.full_subscription(name)
+    if ledger.get(SUBSCRIPTION) != full:
+        async with _administration(broker) as channel:
+            state = await look_at_subscription(channel, full)
+        if not state.holds_messages:
+            raise BrokerResourceError(f"{full} {state.fault}")
+    _note_subscription(ledger, full)
+
+
+def _note_subscription(ledger: Ledger, name: str) -> None:
+    """Note the full name; raises SettingsError if the run has made another one."""
     noted = ledger.get(SUBSCRIPTION)
     if noted not in {None, name} and ledger.get(OWNS_SUBSCRIPTION) is not None:
         raise SettingsError([f"--subscription: leave it out; the run has made {noted} for its answers"])

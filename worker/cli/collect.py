@@ -11,9 +11,9 @@ from worker.cli.answers import (
     add_output_options,
     collect_run,
     interruptible,
+    name_subscription,
     refuse_mixed_output,
     run_outputs,
-    use_subscription,
 )
 from worker.cli.arguments import add_settings
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
@@ -73,6 +73,6 @@ def run(namespace: argparse.Namespace) -> int:
 async def _collect(namespace: argparse.Namespace, settings: Settings, ledger: Ledger, teller: Teller) -> int:
     if namespace.subscription:
         async with connected(settings) as broker:
-            use_subscription(ledger, broker.full_subscription(namespace.subscription))
+            await name_subscription(broker, ledger, namespace.subscription)
     with run_outputs(namespace, ledger, namespace.output) as files:
         return await collect_run(namespace, settings, ledger, files, teller)

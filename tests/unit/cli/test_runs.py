@@ -169,6 +169,24 @@ def test_nothing_is_published_without_the_subscription_that_is_named(rig):
     assert rig.admin.take_once(rig.queue, 0.2) == []
 
 
+def test_a_mistyped_subscription_is_not_noted(rig):
+    """By neither command; the run's own one stays, and is not replaced by another."""
+    own = rig.admin.subscription(rig.responses)
+    assert rig.submit("--subscription", own)[0] == 0
+    rig.answer()
+    code, said = rig.collect("--subscription", "typo")
+    assert (code, "subscriptions/typo does not exist" in said, "--lost" in said) == (1, True, False), said
+    assert rig.collect()[0] == 0
+    with rig.input.open("a") as file:
+        file.write(rig.line(6))
+    assert rig.submit("--subscription", "typo")[0] == 1
+    code, said = rig.submit()
+    assert code == 0, said
+    rig.answer()
+    assert rig.collect()[0] == 0
+    assert rig.subscriptions() == [own]
+
+
 @pytest.mark.parametrize("most_s", [31 * 86_400, 7 * 86_400])
 def test_answers_are_kept_as_long_as_the_server_permits(rig, monkeypatch, most_s):
     """31 days, and 7 on servers that refuse more; the subscription never expires."""
@@ -186,7 +204,7 @@ def test_answers_that_are_gone_are_told_and_their_lines_can_be_sent_again(rig, w
     rig.submit("--create-subscription", "--limit", 2)
     rig.answer()
     if what == "subscription":  # that of a deleted topic still has them
-        rig.collect("--timeout", 1)
+        rig.collect()
         assert sorted(rig.numbers()) == [1, 2]
     rig.submit("--create-subscription")
     [name] = rig.subscriptions()
@@ -199,7 +217,7 @@ def test_answers_that_are_gone_are_told_and_their_lines_can_be_sent_again(rig, w
     if what == "topic":
         code, said = rig.retry("--lost")
         assert (code, "`collect` takes those that it has: run it first" in said) == (1, True), said
-    code, said = rig.collect("--idle-timeout", 1)
+    code, said = rig.collect("--idle-timeout", 3)
     assert (code, "`inference-worker retry-failed --lost` publishes the 3 lines again" in said) == (1, True), said
     assert sorted(rig.numbers()) == [1, 2]
     code, said = rig.retry("--lost")
@@ -245,7 +263,7 @@ def test_the_order_of_an_output_cannot_be_changed_on_the_way(rig, is_ordered):
     rig.submit("--create-subscription", "--limit", 2)
     rig.answer()
     rig.submit()
-    rig.collect("--idle-timeout", 1, *first)
+    rig.collect("--idle-timeout", 3, *first)
     before = {path.name: path.read_bytes() for path in rig.folder.glob("out*")}
     code, said = rig.collect(*second)
     assert (code, f"was begun {'with' if is_ordered else 'without'} --ordered" in said) == (1, True), said
@@ -260,7 +278,7 @@ def test_failed_lines_of_an_ordered_run_that_is_not_complete_can_be_sent_again(r
     rig.submit("--create-subscription", "--limit", 2)
     rig.answer(fails={2})
     rig.submit()
-    rig.collect("--idle-timeout", 1, "--ordered")
+    rig.collect("--idle-timeout", 3, "--ordered")
     code, said = rig.retry("--ordered")
     assert (code, "sending 1 lines again" in said) == (0, True), said
     rig.answer()

@@ -89,7 +89,7 @@ class Run:
         try:
             reconcile(self.ledger, files)
             collection = Collection(self.ledger, files, topic.answers)
-            done = await collection.run(**{"timeout_s": 10, "idle_timeout_s": 0.3, **options})
+            done = await collection.run(**{"timeout_s": 30, **options})
         finally:
             files.close()
         if done:
@@ -205,7 +205,7 @@ async def test_an_ordered_output_is_in_the_order_of_the_input(tmp_path, monkeypa
     run = Run(tmp_path, count=40)
     order = list(range(1, 41))
     random.Random(3).shuffle(order)
-    done, _ = await run.collect(Topic([run.answer(n) for n in order[:25]]), name, is_ordered=True)
+    done, _ = await run.collect(Topic([run.answer(n) for n in order[:25]]), name, is_ordered=True, idle_timeout_s=1)
     assert not done
     assert not (tmp_path / name).exists()
     done, _ = await run.collect(Topic([run.answer(n) for n in order[25:]]), name, is_ordered=True)
@@ -223,7 +223,7 @@ async def test_an_ordered_output_is_in_the_order_of_the_input(tmp_path, monkeypa
 async def test_a_kill_during_or_after_the_sort_repeats_no_line(tmp_path):
     """Whether it came before the sorted file was in its place, or before the unsorted one was removed."""
     run = Run(tmp_path, count=10)
-    await run.collect(Topic([run.answer(n) for n in (3, 1, 2)]), is_ordered=True)
+    await run.collect(Topic([run.answer(n) for n in (3, 1, 2)]), is_ordered=True, idle_timeout_s=1)
     (tmp_path / ".out.jsonl.sorting").mkdir()
     (tmp_path / ".out.jsonl.sorting" / "out.jsonl").write_bytes(b"half")
     unsorted = tmp_path / "out.jsonl.unsorted"
