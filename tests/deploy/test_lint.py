@@ -113,20 +113,6 @@ def test_the_image_has_every_extra_that_a_setting_switches_on():
     assert f"COPY {LOCKS[0]} {LOCKS[1]} ./" in text
 
 
-def test_nobody_is_sent_to_an_index_for_this_project():
-    """Its name belongs to nobody there: whoever takes it could have anything installed."""
-    files = [
-        *ROOT.glob("*.md"),
-        *(ROOT / "docs").rglob("*.md"),
-        *DEPLOY.rglob("*.md"),
-        *(ROOT / "worker").rglob("*.py"),
-    ]
-    for path in files:
-        assert not re.search(r"(pip|uv|pipx)\b[^\n]*install[^\n]*pubsub-inference-worker", path.read_text("utf-8")), (
-            path
-        )
-
-
 def test_the_lock_of_a_checkout_names_no_host():
     """Each line is a name and its version, and a marker where it has one."""
     lines = (ROOT / DEV_LOCK).read_text().splitlines()

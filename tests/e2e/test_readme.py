@@ -16,7 +16,7 @@ from tests.support.waiting import until
 from worker.emulators.openai import SimBackendThread, SimOptions
 from worker.emulators.pubsub import LocalPubSubThread
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

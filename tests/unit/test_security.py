@@ -139,3 +139,11 @@ async def test_no_line_of_the_log_holds_a_body_or_metadata(case: str, logs: list
     assert logs
     shown = repr(logs)
     assert not [word for word in (prompt, secret, words) if word in shown]
+
+
+def test_nobody_is_sent_to_an_index_for_this_project() -> None:
+    """Its name belongs to nobody there: whoever takes it could have anything installed."""
+    files = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
+    pattern = re.compile(r"(pip|uv|pipx)\b[^\n]*install[^\n]*pubsub-inference-worker")
+    sent = [path for path in (*files, *(ROOT / "worker").rglob("*.py")) if pattern.search(path.read_text("utf-8"))]
+    assert sent == []
