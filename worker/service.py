@@ -201,7 +201,13 @@ class Service:
             answer_ratio=settings.log.answer_ratio,
         )
         routes = tuple(
-            build_route(route, backend, clock, on_breaker_change=functools.partial(self._breaker_changed, recorder))
+            build_route(
+                route,
+                backend,
+                clock,
+                on_breaker_change=functools.partial(self._breaker_changed, recorder),
+                foreign_headers=_sagemaker_headers(settings),
+            )
             for route, backend in zip(settings.all_routes(), backends, strict=True)
         )
         intake = IntakePause(routes, self._intake_changed)
@@ -339,10 +345,15 @@ def _build_backend(route: RouteSettings) -> HttpBackend:
     return SageMakerBackend(route)
 
 
-def _allowed_headers(settings: Settings) -> RequestSettings:
-    """Return the settings of requests, with the headers by which messages may set fields of SageMaker on any route."""
+def _sagemaker_headers(settings: Settings) -> frozenset[str]:
+    """Return the headers that are allowed only since they set a field of SageMaker on some route."""
     fields = {FIELDS[name].header for route in settings.all_routes() for name in route.sagemaker.message_fields}
-    allowed = [*settings.request.allowed_headers, *sorted(fields - set(settings.request.allowed_headers))]
+    return frozenset(fields - set(settings.request.allowed_headers))
+
+
+def _allowed_headers(settings: Settings) -> RequestSettings:
+    """Return the settings of requests, with the headers by which messages may set fields of SageMaker."""
+    allowed = [*settings.request.allowed_headers, *sorted(_sagemaker_headers(settings))]
     return settings.request.model_copy(update={"allowed_headers": allowed})
 
 

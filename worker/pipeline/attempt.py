@@ -51,7 +51,7 @@ class Attempts:
         assert delivery.result is not None
         fault, detail = None, ""
         try:
-            await route.backend.invoke(self._backend_request(delivery, request, permit), delivery.result)
+            await route.backend.invoke(self._backend_request(delivery, request, route, permit), delivery.result)
         except BackendError as error:
             fault, detail = Fault(error.fault), error.detail
         except Exception as error:  # noqa: BLE001 - a fault of the worker must end in a settlement
@@ -59,9 +59,13 @@ class Attempts:
             fault, detail = Fault.INTERNAL, repr(error)
         return event_of(delivery, request, fault, detail)
 
-    def _backend_request(self, delivery: Delivery, request: RequestMessage, permit: Permit) -> BackendRequest:
+    def _backend_request(
+        self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit
+    ) -> BackendRequest:
         message = delivery.message
         headers = dict(request.headers)
+        if route.foreign_headers:
+            headers = {name: value for name, value in headers.items() if name not in route.foreign_headers}
         request_id = attempt_id(message.message_id, message.delivery_attempt or 1, delivery.attempts)
         headers["x-request-id"] = request_id
         if delivery.result is not None:

@@ -44,6 +44,8 @@ class Route(msgspec.Struct, eq=False):
     clock: Clock
     match: RouteMatch = msgspec.field(default_factory=RouteMatch)
     forbidden_row: ForbiddenRow = msgspec.field(default_factory=ForbiddenRow)
+    foreign_headers: frozenset[str] = frozenset()
+    """Headers that a message may set for other routes only: they are left out here."""
 
     def is_open(self) -> bool:
         """Whether a breaker, the route's or that of a model, keeps attempts back."""
@@ -131,6 +133,7 @@ def build_route(
     clock: Clock,
     *,
     on_breaker_change: Callable[[str, BreakerChange], None] | None = None,
+    foreign_headers: frozenset[str] = frozenset(),
 ) -> Route:
     """
     Return a route with its window and breaker behind a gate.
@@ -140,6 +143,7 @@ def build_route(
         backend: Its server.
         clock: That of the running event loop.
         on_breaker_change: Called with the route's name when its breaker, or one of its models', opens or closes.
+        foreign_headers: See `Route.foreign_headers`.
     """
     window, breaker = settings.window, settings.breaker
     probe = Backoff(base_s=breaker.probe_interval_s, max_s=breaker.max_probe_interval_s, jitter=PROBE_JITTER)
@@ -149,7 +153,14 @@ def build_route(
         clock,
         on_change=None if on_breaker_change is None else partial(on_breaker_change, settings.name),
     )
-    return Route(name=settings.name, backend=backend, gate=gate, clock=clock, match=settings.match)
+    return Route(
+        name=settings.name,
+        backend=backend,
+        gate=gate,
+        clock=clock,
+        match=settings.match,
+        foreign_headers=frozenset() if settings.is_sagemaker else foreign_headers,
+    )
 
 
 class RequestReader:

@@ -47,6 +47,17 @@ async def test_a_good_answer_is_replied_and_served() -> None:
 
 
 @virtual_time
+async def test_a_header_that_is_allowed_for_other_routes_stays_out() -> None:
+    """What an operator allows for one backend is not thereby allowed for all."""
+    pipeline = Pipeline()
+    pipeline.route.foreign_headers = frozenset({"x-amzn-sagemaker-target-variant"})
+    headers = {"x-amzn-sagemaker-target-variant": "blue", "x-mine": "1"}
+    await _make(pipeline, structs.replace(REQUEST, headers=headers))
+    (sent,) = pipeline.backend.requests
+    assert set(sent.headers) == {"x-mine", "x-request-id"}
+
+
+@virtual_time
 async def test_the_backend_gets_the_metadata() -> None:
     """For settings that take a text out of it; the body is what it was."""
     pipeline = Pipeline()
