@@ -4,15 +4,19 @@ Collects answers: each is stored as the result of its line, and acknowledged aft
 Answers that wait are stored together, in one transaction: the more come, the more share one.  While the store is away
 they are kept, with their leases, and stored when it is back: that costs no delivery attempt.  Any number of processes
 may collect; the first stored result of a line counts.
+
+An answer that the database refuses is nacked alone: a transaction that fails is done again in halves.
 """
 
 import asyncio
 import random
+import time
 from collections import deque
 
 import msgspec
 
 from worker.batches.lines import outcome_of
+from worker.batches.metrics import BatchMetrics
 from worker.batches.store import Outcome, Recorded, Store, StoreUnavailableError
 from worker.flow.clock import wait_for
 from worker.policy.backoff import Backoff
@@ -54,10 +58,12 @@ class Collector:
     Args:
         store: Gets the results.
         subscriber: Of the response topic.
+        metrics: Count what is done; of its own when `None`.
     """
 
-    def __init__(self, store: Store, subscriber: Subscriber) -> None:
+    def __init__(self, store: Store, subscriber: Subscriber, metrics: BatchMetrics | None = None) -> None:
         self.counts = CollectorCounts()
+        self._metrics = metrics or BatchMetrics()
         self._store = store
         self._subscriber = subscriber
         self._waiting: deque[tuple[Outcome, asyncio.Future[Settlement]]] = deque()
@@ -93,7 +99,7 @@ class Collector:
         """
         outcome = outcome_of(message.data, message.attributes)
         if outcome is None:
-            self.counts.foreign += 1
+            self._count("foreign", 1)
             _log.debug("batch_answer_foreign", message_id=message.message_id)
             return Settlement.ACK
         stored: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
@@ -115,36 +121,47 @@ class Collector:
                 size += len(some[-1][0].body or b"")
             if not self._waiting and not self._is_stopping.is_set():
                 self._has_waiting.clear()
-            settlement = await self._record([outcome for outcome, _ in some])
-            for _, stored in some:
+            settlements = await self._record([outcome for outcome, _ in some])
+            for (_, stored), settlement in zip(some, settlements, strict=True):
                 if not stored.done():  # a handler that was cancelled
                     stored.set_result(settlement)
 
-    async def _record(self, outcomes: list[Outcome]) -> Settlement:
-        failures = 0
+    async def _record(self, outcomes: list[Outcome]) -> list[Settlement]:
+        """Store results; return for each how its message is settled."""
+        failures, began = 0, time.monotonic()
         while True:
             try:
-                self._count(await asyncio.to_thread(self._store.record, outcomes))
+                recorded = await asyncio.to_thread(self._store.record, outcomes)
             except StoreUnavailableError as error:
                 failures += 1
                 if failures == 1:
                     _log.warning("batch_store_away", role="collector", error=str(error))
                 if self._is_stopping.is_set():
-                    self.counts.nacked += len(outcomes)
-                    return Settlement.NACK
+                    self._count("nacked", len(outcomes))
+                    return [Settlement.NACK] * len(outcomes)
                 await wait_for(self._is_stopping, STORE_BACKOFF.delay_s(failures, random.random()))  # noqa: S311 - no secret
-            except Exception:  # noqa: BLE001 - the answers come again, and the others go on
-                _log.exception("batch_results_not_stored", results=len(outcomes))
-                self.counts.nacked += len(outcomes)
-                return Settlement.NACK
+            except Exception:  # noqa: BLE001 - the answer comes again, and the others go on
+                if len(outcomes) > 1:
+                    middle = len(outcomes) // 2
+                    return [*await self._record(outcomes[:middle]), *await self._record(outcomes[middle:])]
+                _log.exception("batch_result_not_stored", batch_id=outcomes[0].batch_id, record=outcomes[0].record)
+                self._count("nacked", 1)
+                return [Settlement.NACK]
             else:
                 if failures:
                     _log.info("batch_store_back", role="collector")
-                return Settlement.ACK
+                self._metrics.store_duration_seconds.observe(time.monotonic() - began)
+                self._count_recorded(recorded)
+                return [Settlement.ACK] * len(outcomes)
 
-    def _count(self, recorded: Recorded) -> None:
+    def _count(self, outcome: str, answers: int) -> None:
+        if answers:
+            setattr(self.counts, outcome, getattr(self.counts, outcome) + answers)
+            self._metrics.answers_total.labels(outcome).inc(answers)
+
+    def _count_recorded(self, recorded: Recorded) -> None:
         for name in ("stored", "repeated", "late", "unknown"):
-            setattr(self.counts, name, getattr(self.counts, name) + getattr(recorded, name))
+            self._count(name, getattr(recorded, name))
         if recorded.unknown:
             _log.warning("batch_answers_unknown", answers=recorded.unknown)
         if recorded.late:

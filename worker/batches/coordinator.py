@@ -21,7 +21,7 @@ files or the broker are away, and nobody's batch fails for it.
 import asyncio
 import random
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -31,10 +31,11 @@ import msgspec
 from worker.batches.assemble import assemble
 from worker.batches.events import EventTeller
 from worker.batches.lines import request_of
+from worker.batches.metrics import BatchMetrics
 from worker.batches.objects import Objects, is_missing
 from worker.batches.records import Record, read_records
 from worker.batches.sharing import Wish, share
-from worker.batches.states import Status
+from worker.batches.states import UNFINISHED, Status
 from worker.batches.store import LEADER, Batch, Fault, Outcome, Result, Store, StoreUnavailableError
 from worker.batches.validate import INVALID, Rules, validate
 from worker.errors import BrokerError, MessageTooLargeError, PayloadError, WorkerError
@@ -128,6 +129,7 @@ class Coordinator:
         owner: Name of this process, different from every other's.
         events: Tells when a batch has ended.
         models: Which models are served.
+        metrics: Tell of all batches; of its own when `None`.
         clock: Monotonic seconds.
     """
 
@@ -141,8 +143,10 @@ class Coordinator:
         owner: str,
         events: EventTeller,
         models: ModelsOf,
+        metrics: BatchMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._metrics = metrics or BatchMetrics()
         self._store = store
         self._objects = objects
         self._publisher = publisher
@@ -191,6 +195,7 @@ class Coordinator:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._close_lines()
             self._leads_until = 0.0
+            self._metrics.stop_coordinating()
             with suppress(StoreUnavailableError):  # then it ends by itself
                 await asyncio.to_thread(self._store.release_lease, LEADER, self._owner)
 
@@ -220,6 +225,7 @@ class Coordinator:
     async def _round(self) -> float:
         """Look at every unfinished batch; return the seconds until the next look."""
         if not self.leads:
+            self._metrics.stop_coordinating()
             self._confirmed.clear()  # whoever leads now publishes them
             await self._close_lines()
             return min(ROUND_S, self._settings.lease_s / 3)
@@ -234,6 +240,7 @@ class Coordinator:
             self._is_store_away = False
             _log.info("batch_store_back", role="coordinator")
         await self._forget_others({batch.id for batch in batches})
+        self._show(batches, now)
         for batch in batches:
             if (step := self._step_of(batch, now)) is not None:
                 self._start(batch, step)
@@ -246,6 +253,19 @@ class Coordinator:
             self._beside("housekeeping", self.keep_house())
         # A round over thousands of batches takes its time; it shall not take all of the process's.
         return max(ROUND_S if batches else IDLE_S, 5 * (time.monotonic() - began))
+
+    def _show(self, batches: list[Batch], now: float) -> None:
+        """Set the metrics of all batches."""
+        metrics = self._metrics
+        metrics.coordinating.set(1)
+        found = Counter(batch.status for batch in batches)
+        metrics.set_unfinished({status: found[status] for status in UNFINISHED})
+        waiting = [batch for batch in batches if batch.outstanding and not batch.is_closed]
+        metrics.lines_outstanding.set(sum(batch.outstanding for batch in waiting))
+        running = [batch for batch in batches if batch.status is Status.IN_PROGRESS]
+        metrics.lines_unpublished.set(sum(batch.total - batch.published_records for batch in running))
+        since = max((_last_result(batch) for batch in waiting), default=now)
+        metrics.silence_seconds.set(max(0.0, now - since))
 
     async def _forget_others(self, unfinished: set[str]) -> None:
         for batch_id in [each for each in self._jobs if each not in unfinished]:
@@ -291,6 +311,7 @@ class Coordinator:
             await step(batch)
         except Exception as error:  # noqa: BLE001 - of whatever kind: the batch must not be given up
             job.failures += 1
+            self._metrics.step_failures_total.labels(step.__name__.strip("_")).inc()
             wait_s = JOB_BACKOFF.delay_s(job.failures, random.random())  # noqa: S311 - no secret
             job.not_before = self._clock() + wait_s
             told = {
@@ -409,6 +430,7 @@ class Coordinator:
             retention_s=self._settings.file_retention_s,
         )
         if is_done:
+            self._metrics.ended_total.labels(to).inc()
             _log.info("batch_ended", batch_id=batch.id, status=to, completed=result.completed, failed=result.failed)
 
     # Publishing.
@@ -544,12 +566,15 @@ class Coordinator:
                     batch_id=batch.id, record=record.number, is_ok=False, code="request_too_large", message=str(error)
                 )
                 await asyncio.to_thread(self._store.record, [outcome])
+            else:
+                self._metrics.lines_published_total.inc()
             confirmed.add(record.number)
 
         results = await asyncio.gather(*map(publish, records), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        failures = [result for result in results if isinstance(result, BaseException)]
+        self._metrics.publish_failures_total.inc(len(failures))
+        if failures:
+            raise failures[0]
 
     # What is no batch's.
 
@@ -571,8 +596,7 @@ class Coordinator:
             return "request_topic"
         if batch.status not in {Status.IN_PROGRESS, Status.CANCELLING}:
             return None
-        since = max(batch.settled_at or 0.0, float(batch.in_progress_at or 0))
-        if batch.outstanding and now - since > SILENCE_S:
+        if batch.outstanding and now - _last_result(batch) > SILENCE_S:
             return "workers"
         return None if batch.outstanding else "queue"
 
@@ -602,3 +626,8 @@ class Coordinator:
             is_left = await asyncio.to_thread(self._store.forget_outcomes)
         if isinstance(self._objects, FileStore):
             await asyncio.to_thread(self._objects.remove_drafts, DRAFT_AGE_S)
+
+
+def _last_result(batch: Batch) -> float:
+    """Return when a batch got a result last, or began; Unix seconds."""
+    return max(batch.settled_at or 0.0, float(batch.in_progress_at or 0))

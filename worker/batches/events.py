@@ -20,6 +20,7 @@ from collections.abc import Callable
 import aiohttp
 import msgspec
 
+from worker.batches.metrics import BatchMetrics
 from worker.batches.store import Event, Store
 from worker.errors import BrokerError
 from worker.policy.backoff import Backoff
@@ -77,6 +78,7 @@ class EventTeller:
         webhook_url: Where they are posted; `None`: nowhere.
         signing_key: Signs them.
         publisher: Their topic; `None`: none.
+        metrics: Count them; of its own when `None`.
         clock: Unix seconds, for the signature.
     """
 
@@ -87,8 +89,10 @@ class EventTeller:
         webhook_url: str | None = None,
         signing_key: str | None = None,
         publisher: Publisher | None = None,
+        metrics: BatchMetrics | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._metrics = metrics or BatchMetrics()
         self._store = store
         self._webhook_url = webhook_url
         self._signing_key = signing_key or ""
@@ -113,6 +117,10 @@ class EventTeller:
         payload = payload_of(event)
         webhook = self._webhook_url is None or event.webhook_at is not None or await self._post(event, payload)
         topic = self._publisher is None or event.topic_at is not None or await self._publish(event, payload)
+        if self._webhook_url is not None and event.webhook_at is None:
+            self._metrics.events_total.labels("webhook", "ok" if webhook else "failed").inc()
+        if self._publisher is not None and event.topic_at is None:
+            self._metrics.events_total.labels("topic", "ok" if topic else "failed").inc()
         again_after_s = None
         if not (webhook and topic):
             if self._clock() - event.created_at < GIVE_UP_S:

@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 import sqlalchemy as sa
+from prometheus_client import ProcessCollector
 
 from worker.batches.api.app import build_app
 from worker.batches.api.server import ApiServer
@@ -26,6 +27,7 @@ from worker.batches.api.storage import Storage
 from worker.batches.collector import Collector
 from worker.batches.coordinator import Coordinator, HasModel
 from worker.batches.events import EventTeller
+from worker.batches.metrics import BatchMetrics
 from worker.batches.migrate import migrate
 from worker.batches.models import Models
 from worker.batches.objects import Objects, open_objects
@@ -46,6 +48,7 @@ STORE_PATIENCE_S = 2.0
 API_GRACE_S = 20.0
 COLLECTOR_GRACE_S = 10.0
 SETTLE_S = 10.0
+_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
 
 _log = get_logger("batches")
 
@@ -90,6 +93,8 @@ class BatchServer:
         self._is_stopping = asyncio.Event()
         self._is_ready = False
         self._metrics = Metrics()
+        self._batch_metrics = BatchMetrics(self._metrics.registry)
+        ProcessCollector(registry=self._metrics.registry)
         self._parts: list[tuple[Role, _Part, float]] = []
         self._port: int | None = None
 
@@ -134,6 +139,10 @@ class BatchServer:
                 await asyncio.gather(*tasks, stopping, return_exceptions=True)
             _log.info("batch_server_stopped")
 
+    def _count_request(self, method: str, route: str, status: int, duration_s: float) -> None:
+        known = method if method in _METHODS else "other"
+        self._batch_metrics.api_request_duration_seconds.labels(known, route, str(status)).observe(duration_s)
+
     def _details(self) -> dict[str, Any]:
         return {"ready": self._is_ready, "roles": sorted(self._roles)}
 
@@ -175,7 +184,8 @@ class BatchServer:
         storage = Storage(store, objects)
         stack.callback(storage.close)
         try:
-            server = ApiServer(build_app(storage, models, batches), batches.host, batches.port)
+            app = build_app(storage, models, batches, on_request=self._count_request)
+            server = ApiServer(app, batches.host, batches.port)
         except OSError as error:
             reason = f"batches: cannot listen on {batches.host}:{batches.port}: {error.strerror}"
             raise SettingsError([reason]) from None
@@ -199,6 +209,7 @@ class BatchServer:
                 webhook_url=batches.webhook_url,
                 signing_key=None if key is None else key.get_secret_value(),
                 publisher=topic,
+                metrics=self._batch_metrics,
             )
             stack.push_async_callback(events.aclose)
             coordinator = Coordinator(
@@ -209,11 +220,12 @@ class BatchServer:
                 owner=f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:12]}",
                 events=events,
                 models=_served(models),
+                metrics=self._batch_metrics,
             )
             self._parts.append((Role.COORDINATOR, coordinator, 0.0))
         if Role.COLLECTOR in self._roles:
             subscriber = broker.subscriber(self._metrics, settle_s=SETTLE_S)
-            self._parts.append((Role.COLLECTOR, Collector(store, subscriber), COLLECTOR_GRACE_S))
+            self._parts.append((Role.COLLECTOR, Collector(store, subscriber, self._batch_metrics), COLLECTOR_GRACE_S))
 
 
 def pubsub_settings(settings: Settings) -> PubSubSettings:

@@ -17,6 +17,7 @@ arguments: what the first call stored is found, and not done twice.
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -362,6 +363,7 @@ class Store:
         self._engine = engine
         self._clock = clock
         self._is_postgresql = engine.dialect.name == "postgresql"
+        self._turn = None if self._is_postgresql else threading.Lock()
         self._insert: Any = postgresql.insert if self._is_postgresql else sqlite.insert
 
     def close(self) -> None:
@@ -397,8 +399,26 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with self._translated(), self._engine.begin() as connection:
+        with self._own_turn(), self._translated(), self._engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        """
+        Wait until no other thread of this process writes to SQLite.
+
+        SQLite has one writer at a time and lets the others ask again and again: of many threads one might ask at the
+        wrong moment for all of `_BUSY_S`.
+        """
+        if self._turn is None:
+            yield
+            return
+        if not self._turn.acquire(timeout=_BUSY_S):
+            raise StoreUnavailableError("other threads write to the database")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

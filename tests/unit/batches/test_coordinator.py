@@ -587,3 +587,54 @@ async def test_answers_are_nacked_when_it_stops_without_a_store(fleet: Fleet, mo
     async with collecting(fleet.collector):
         assert await fleet.collector.handle(message(batch, 1)) is Settlement.NACK
     assert fleet.collector.counts.nacked == 1
+
+
+async def test_an_answer_that_the_database_refuses_is_nacked_alone(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, logs):
+    batch = await running_batch(fleet, 40)
+    real = fleet.store.record
+
+    def refusing(outcomes: Any) -> Any:
+        if any(outcome.record == 7 for outcome in outcomes):
+            raise ValueError("integer out of range")
+        return real(outcomes)
+
+    monkeypatch.setattr(fleet.store, "record", refusing)
+    async with collecting(fleet.collector):
+        settled = await asyncio.gather(*(fleet.collector.handle(message(batch, n)) for n in range(1, 41)))
+    assert [number for number, each in enumerate(settled, 1) if each is Settlement.NACK] == [7]
+    assert again(fleet.store, batch).completed == 39
+    assert [each["record"] for each in logs if each["event"] == "batch_result_not_stored"] == [7]
+
+
+async def test_what_is_done_is_counted(fleet: Fleet):
+    batch = await running_batch(fleet, 3)
+    metrics = fleet.collector._metrics
+    async with collecting(fleet.collector):
+        await asyncio.gather(*(fleet.collector.handle(message(batch, n)) for n in (1, 2, 2, 9)))
+    read = metrics.registry.get_sample_value
+    answers = {
+        name: read("inference_worker_batch_answers_total", {"outcome": name})
+        for name in ("stored", "repeated", "unknown")
+    }
+    assert answers == {"stored": 2, "repeated": 1, "unknown": 1}
+    assert read("inference_worker_batch_store_duration_seconds_count") == 1
+
+
+async def test_all_batches_are_told_by_the_one_that_coordinates(fleet: Fleet, time_):
+    async with fleet.coordinating() as coordinator:
+        batch = fleet.create(30)
+        await eventually(lambda: len(fleet.topic.messages) == 30)
+        time_.now += 90
+        read = coordinator._metrics.registry.get_sample_value
+        await eventually(lambda: read("inference_worker_batch_silence_seconds") == 90)
+        assert read("inference_worker_batch_coordinating") == 1
+        assert read("inference_worker_batches_unfinished", {"status": "in_progress"}) == 1
+        assert (
+            read("inference_worker_batch_lines_outstanding")
+            == read("inference_worker_batch_lines_published_total")
+            == 30
+        )
+        await fleet.run(batch)
+        await eventually(lambda: read("inference_worker_batch_lines_outstanding") == 0)
+        assert read("inference_worker_batches_ended_total", {"status": "completed"}) == 1
+    assert read("inference_worker_batch_coordinating") == 0

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.support.batches import TENANT, add_file, again, complete, create, new_batch, opened_store, outcome, start
+from tests.support.batches import (
+    TENANT,
+    add_file,
+    again,
+    complete,
+    create,
+    new_batch,
+    opened_store,
+    outcome,
+    sqlite_url,
+    start,
+)
 from tests.support.postgresql import PostgreSQL, running_postgresql
 from worker.batches import tables
 from worker.batches.states import FINAL, STAMPS, Status
@@ -627,3 +638,13 @@ def test_a_database_that_restarts_is_unavailable_for_a_while(postgresql: Postgre
                 create(store)
             server.start()
             assert again(store, batch) == batch
+
+
+def test_threads_of_one_process_take_turns_on_sqlite(tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.batches.store._BUSY_S", 0.05)
+    with opened_store(sqlite_url(tmp_path)) as opened:
+        opened.add_key(key_hash="a", tenant="t", name="n")
+        with opened._own_turn(), pytest.raises(StoreUnavailableError, match="other threads"):
+            opened.add_key(key_hash="b", tenant="t", name="n")
+        opened.add_key(key_hash="c", tenant="t", name="n")
+        assert [key.hash for key in opened.list_keys()] == ["a", "c"]

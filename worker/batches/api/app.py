@@ -58,6 +58,7 @@ def build_app(
     *,
     clock: Callable[[], float] = time.monotonic,
     pages: list[BaseRoute] | None = None,
+    on_request: Callable[[str, str, int, float], None] = lambda _method, _route, _status, _duration_s: None,
 ) -> ASGIApp:
     """
     Return the application.
@@ -68,6 +69,7 @@ def build_app(
         settings: Limits, endpoints, whether keys are needed.
         clock: Monotonic seconds.
         pages: Further routes, which look after themselves.
+        on_request: Told method, route, status and seconds of each request that was answered; must not raise.
     """
     keys = KeyCheck(_key_finder(storage), clock, is_required=settings.auth == "keys")
     requests = RateLimit("requests", settings.requests_per_minute or 0, _MINUTE_S, clock)
@@ -100,7 +102,7 @@ def build_app(
         Route(path, _with_tenant(methods, keys, requests), methods=list(methods)) for path, methods in by_path.items()
     ]
     routes += [Route(path, _fixed(body, kind)) for path, (body, kind) in texts.items()]
-    return _Outside(Router([*routes, *(pages or [])], redirect_slashes=False), clock)
+    return _Outside(Router([*routes, *(pages or [])], redirect_slashes=False), clock, on_request)
 
 
 def _key_finder(storage: Storage) -> FindTenant:
@@ -175,11 +177,15 @@ class _Outside:
     Args:
         app: The routes.
         clock: Monotonic seconds.
+        on_request: See `build_app`.
     """
 
-    def __init__(self, app: ASGIApp, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, app: ASGIApp, clock: Callable[[], float], on_request: Callable[[str, str, int, float], None]
+    ) -> None:
         self._app = app
         self._clock = clock
+        self._on_request = on_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; cancellation closes the connection."""
@@ -197,6 +203,8 @@ class _Outside:
             return
         except Exception as error:  # noqa: BLE001 - every fault is answered
             await self._refuse(error, reply, scope, receive)
+        duration_s = self._clock() - started
+        self._on_request(scope["method"], _route(scope), reply.status, duration_s)
         _log.info(
             "batch_api_request",
             request_id=reply.request_id,
@@ -204,7 +212,7 @@ class _Outside:
             route=_route(scope),
             status_code=reply.status,
             tenant=state.get("tenant"),
-            duration_s=round(self._clock() - started, 4),
+            duration_s=round(duration_s, 4),
         )
 
     async def _refuse(self, error: Exception, reply: "_Reply", scope: Scope, receive: Receive) -> None:
