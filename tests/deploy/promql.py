@@ -8,6 +8,7 @@ Enough for the rules and the dashboard of this project, whose own tests (promtoo
 import re
 from dataclasses import dataclass
 
+from worker.batches.metrics import batch_catalogue
 from worker.telemetry.metrics import catalogue
 
 FOREIGN = {
@@ -59,9 +60,9 @@ def asked(expression: str) -> Asked:
 
 
 def known() -> dict[str, frozenset[str]]:
-    """Return every name that the worker's metrics are scraped under, with its labels."""
+    """Return every name that the metrics of the worker and of `batches serve` are scraped under, with its labels."""
     names: dict[str, frozenset[str]] = {}
-    for name, kind, labels, _ in catalogue():
+    for name, kind, labels, _ in (*catalogue(), *batch_catalogue()):
         if kind == "histogram":
             names |= {f"{name}_sum": frozenset(labels), f"{name}_count": frozenset(labels)}
             names[f"{name}_bucket"] = frozenset({*labels, "le"})
