@@ -1,13 +1,17 @@
 """Batches from end to end: the official client, the API's processes, the embedded broker, the worker, a backend."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.batch_stage import BatchStage, batch_stage, chat_file, create, finished, upload
+from tests.support.batch_stage import BatchStage, batch_stage, chat_file, chat_line, create, finished, upload
 from tests.support.batches import sqlite_url
+from tests.support.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that share the cores with others start slowly
 
 
 @pytest.fixture
@@ -27,3 +31,55 @@ def test_a_batch_of_200_lines_completes(stage: BatchStage):
     assert done.batch["metadata"] == {"k": "v"}
     assert done.batch["usage"]["total_tokens"] > 0
     assert stage.rig.stats()["bodies"]["repeats"] == 0
+
+
+def test_an_odd_file_completes(stage: BatchStage):
+    """Byte order mark, CRLF, separators that end no line, blank lines, no newline at the end, and a line that fails."""
+    stage.rig.worker()
+    client = stage.client(stage.start())
+    odd = ["a\u2028b", "\u0085", "tab\t", "\U0001f600", "x" * 10_000]
+    lines = [chat_line(custom_id, f"{custom_id} \u2028 \x7f") for custom_id in odd]
+    lines.append(chat_line("wrong", "no", max_tokens=-1))
+    texts = [json.dumps(line, ensure_ascii=False).encode() for line in lines]
+    content = b"\xef\xbb\xbf\r\n" + b"\r\n \r\n".join(texts)
+    done = finished(client, create(client, upload(client, content)), content)
+    assert done.batch["request_counts"] == {"total": 6, "completed": 5, "failed": 1}
+    assert [line["custom_id"] for line in done.output.lines] == odd
+    assert done.error.lines[0]["response"]["status_code"] == 400
+    assert done.batch["failures"][0]["count"] == 1
+
+
+def test_a_file_of_too_many_lines_fails(stage: BatchStage):
+    client = stage.client(stage.start())
+    content = chat_file(50_001)
+    done = finished(client, create(client, upload(client, content)), content)
+    assert done.batch["status"] == "failed"
+    assert [error["code"] for error in done.batch["errors"]["data"]] == ["too_many_tasks"]
+    assert stage.rig.stats()["requests"] == 0
+
+
+def test_a_process_that_is_stopped_leaves_its_work_to_the_next(stage: BatchStage):
+    """SIGTERM loses nothing, and nothing is asked twice."""
+    stage.rig.worker()
+    process = stage.start()
+    client = stage.client(process)
+    content = chat_file(1_500)
+    batch_id = create(client, upload(client, content))
+    until(lambda: client.batches.retrieve(batch_id).request_counts.completed > 50, 300)
+    process.terminate()
+    assert process.wait(120) == 0
+    client = stage.client(stage.start())
+    assert finished(client, batch_id, content).batch["request_counts"]["completed"] == 1_500
+    assert stage.rig.stats()["bodies"]["repeats"] == 0
+
+
+def test_what_is_missing_is_told(tmp_path: Path):
+    """Exit 2 with every fault, before anything is opened."""
+    command = [sys.executable, "-m", "worker", "batches", "serve", "--set", f"batches.files={tmp_path / 'files'}"]
+    command += ["--set", f"batches.database_url={sqlite_url(tmp_path)}", "--set", "pubsub.emulator_host=127.0.0.1:1"]
+    command += ["--set", "http.port=0", "--set", "http.host=127.0.0.1", "--set", "batches.port=0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert ended.returncode == 2
+    assert "batches.request_topic: is required" in ended.stderr
+    assert "batches.response_subscription: is required" in ended.stderr
+    assert "Traceback" not in ended.stderr

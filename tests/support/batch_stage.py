@@ -9,6 +9,7 @@ from typing import Any
 
 import openai
 
+from tests.support.batch_fork import ForkedProcess
 from tests.support.batch_invariants import FINAL, Finished, Watch, check_finished, read_finished
 from tests.support.batches import opened_store
 from tests.support.rig import Rig, WorkerProcess, rig
@@ -47,14 +48,30 @@ class BatchStage:
         self.folder = folder
         self.database_url = database_url
         self.settings = settings
-        self.processes: list[WorkerProcess] = []
+        self.processes: list[WorkerProcess | ForkedProcess] = []
         self.responses = rig_.admin.subscription(
             rig_.responses, ack_deadline_seconds=10, filter='hasPrefix(attributes.run_id, "batch_")'
         )
 
     def start(self, roles: str = "api,coordinator,collector", **overrides: Any) -> WorkerProcess:
         """Start a process with these roles."""
-        settings = {
+        command = [sys.executable, "-m", "worker", "batches", "serve"]
+        command += [part for role in roles.split(",") for part in ("--role", role)]
+        process = WorkerProcess(self._log(), self._settings(overrides), command=command)
+        self.processes.append(process)
+        return process
+
+    def fork(self, roles: str, **overrides: Any) -> ForkedProcess:
+        """Do the same without its imports."""
+        process = ForkedProcess(roles, self._settings(overrides), self._log())
+        self.processes.append(process)
+        return process
+
+    def _log(self) -> Path:
+        return self.folder / f"batches-{len(self.processes)}.log"
+
+    def _settings(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        return {
             "pubsub.project_id": self.rig.admin.project,
             "pubsub.emulator_host": self.rig.address,
             "batches.request_topic": self.rig.requests,
@@ -73,12 +90,6 @@ class BatchStage:
             "http.port": 0,
             **{key.replace("__", "."): value for key, value in {**self.settings, **overrides}.items()},
         }
-        log = self.folder / f"batches-{len(self.processes)}.log"
-        command = [sys.executable, "-m", "worker", "batches", "serve"]
-        command += [part for role in roles.split(",") for part in ("--role", role)]
-        process = WorkerProcess(log, settings, command=command)
-        self.processes.append(process)
-        return process
 
     def port(self, process: WorkerProcess) -> int:
         """The port of the API in a process, once it listens."""
@@ -114,7 +125,7 @@ def create(client: openai.OpenAI, file_id: str, **fields: Any) -> str:
 
 
 def wait_final(
-    client: openai.OpenAI, batch_id: str, *, watch: Watch | None = None, limit_s: float = 60
+    client: openai.OpenAI, batch_id: str, *, watch: Watch | None = None, limit_s: float = 300
 ) -> dict[str, Any]:
     """Read a batch until it has ended, each read checked against the one before; return the last."""
     watch = watch or Watch()
@@ -127,7 +138,7 @@ def wait_final(
 
 
 def finished(
-    client: openai.OpenAI, batch_id: str, content: bytes | None, *, limit_s: float = 60, **options: Any
+    client: openai.OpenAI, batch_id: str, content: bytes | None, *, limit_s: float = 300, **options: Any
 ) -> Finished:
     """Wait for a batch's end, check every rule, and return all that belongs to it."""
     wait_final(client, batch_id, limit_s=limit_s)

@@ -43,6 +43,9 @@ class PostgreSQL:
         self._binaries = binaries
         self._folder = folder
         self._account = _account()
+        # Not Popen's own `user`: with it Python forks, which the threads of gRPC in this process may not survive.
+        ids = ["--reuid", self._account, "--regid", self._account, "--clear-groups"] if self._account else []
+        self._as_account = ["setpriv", *ids] if ids else []
         self._options = [] if fsync else ["-c", "fsync=off", "-c", "full_page_writes=off"]
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
@@ -59,7 +62,7 @@ class PostgreSQL:
             shutil.chown(self._folder, self._account)
         command = [self._binaries / "initdb", "-D", self._folder / "data", "-U", "test", "-A", "trust", "-E", "UTF8"]
         subprocess.run(
-            [*command, "--locale=C.UTF-8", "-N"], check=True, capture_output=True, user=self._account, cwd=self._folder
+            [*self._as_account, *command, "--locale=C.UTF-8", "-N"], check=True, capture_output=True, cwd=self._folder
         )
 
     def start(self) -> None:
@@ -68,13 +71,13 @@ class PostgreSQL:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self._as_account,
                     *[self._binaries / "postgres", "-D", self._folder / "data", "-p", str(self.port)],
                     *options,
                     *self._options,
                 ],
                 stdout=log,
                 stderr=log,
-                user=self._account,
                 cwd=self._folder,
             )
         until(self._answers, limit_s=60, what="PostgreSQL answers")

@@ -180,12 +180,17 @@ class Coordinator:
         """
         Coordinate, or stand by, until `drain`.
 
+        Raises:
+            Exception: A fault of ours, or a database without these tables; the process ends and is started again.
+
         Cancellation: work that is under way is given up, and done again by the process that takes over.
         """
         keeping = asyncio.create_task(self._keep_lease())
         try:
             while not self._is_stopping.is_set():
                 await wait_for(self._is_stopping, await self._round())
+                if keeping.done():
+                    keeping.result()  # it ends only by a fault, with which nobody can coordinate
         finally:
             keeping.cancel()
             tasks = [job.task for job in self._jobs.values() if job.task is not None]

@@ -377,6 +377,16 @@ async def test_a_lease_that_is_lost_stops_the_work(fleet: Fleet, time_):
     assert fleet.topic.messages == []
 
 
+async def test_a_fault_ends_the_process_instead_of_standing_by_for_ever(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_args: Any) -> bool:
+        raise RuntimeError("no such table")
+
+    monkeypatch.setattr(fleet.store, "hold_lease", broken)
+    async with fleet.coordinating() as coordinator:
+        with pytest.raises(RuntimeError, match="no such table"):
+            await coordinator.run()
+
+
 async def test_a_store_that_is_away_delays(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, logs):
     batch = fleet.create(20)
     is_away = True
