@@ -7,8 +7,9 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,16 @@ class Page:
                 return dict(message["result"])
 
     async def open(
-        self, file: Path, *, width: int, height: int = 900, is_phone: bool = False, is_dark: bool = False
+        self, place: Path | str, *, width: int, height: int = 900, is_phone: bool = False, is_dark: bool = False
     ) -> None:
-        """Show a file (its path is absolute) in a window of this size, and wait until it is there."""
+        """Show a file (its path is absolute) or a URL in a window of this size, and wait until it is there."""
         for domain in ("Page", "Runtime", "Log"):
             await self.call(f"{domain}.enable")
         size = {"width": width, "height": height, "deviceScaleFactor": 2 if is_phone else 1, "mobile": is_phone}
         await self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
-        await self.call("Page.navigate", url=file.as_uri())
+        await self.call("Page.navigate", url=place.as_uri() if isinstance(place, Path) else place)
         while (await self._next()).get("method") != "Page.loadEventFired":
             continue
 
@@ -81,6 +82,26 @@ class Page:
         result = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    async def until(self, script: str, limit_s: float = 60.0) -> Any:
+        """Return the value of an expression once it is true; a page that is just being loaded has none."""
+        end = time.monotonic() + limit_s
+        while True:
+            with suppress(AssertionError):
+                if value := await self.evaluate(script):
+                    return value
+            assert time.monotonic() < end, f"never true: {script}\n{await self.evaluate('document.body.innerText')}"
+            await asyncio.sleep(0.1)
+
+    async def choose_file(self, selector: str, file: Path) -> None:
+        """Choose a file in the form field that the selector finds."""
+        document = await self.call("DOM.getDocument")
+        node = await self.call("DOM.querySelector", nodeId=document["root"]["nodeId"], selector=selector)
+        await self.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(file)])
+
+    async def save_downloads(self, folder: Path) -> None:
+        """Save what is downloaded in this folder."""
+        await self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     async def screenshot(self) -> bytes:
         """Return a picture of the whole page, PNG."""

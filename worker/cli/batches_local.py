@@ -143,6 +143,7 @@ def _tell_ready(settings: Settings, data: Path) -> Callable[[int | None], None]:
         url = f"http://{settings.batches.host}:{port}/v1"
         print(f"base_url: {url}", flush=True)
         _say(f"batches: OpenAI(base_url={url!r}, api_key='none'); data in {data}; Ctrl-C stops")
+        _say(f"the page: http://{settings.batches.host}:{port}/batches")
 
     return tell
 

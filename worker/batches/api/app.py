@@ -37,6 +37,7 @@ from worker.batches.api.replies import json_reply
 from worker.batches.api.server import MAX_HEADER_BYTES
 from worker.batches.api.storage import Storage
 from worker.batches.models import Models, ModelsUnavailableError
+from worker.batches.page.routes import PageRoutes
 from worker.batches.store import StoreUnavailableError
 from worker.errors import PayloadError
 from worker.settings.schema import BatchesSettings
@@ -57,7 +58,6 @@ def build_app(
     settings: BatchesSettings,
     *,
     clock: Callable[[], float] = time.monotonic,
-    pages: list[BaseRoute] | None = None,
     on_request: Callable[[str, str, int, float], None] = lambda _method, _route, _status, _duration_s: None,
 ) -> ASGIApp:
     """
@@ -68,7 +68,6 @@ def build_app(
         models: The backend's list.
         settings: Limits, endpoints, whether keys are needed.
         clock: Monotonic seconds.
-        pages: Further routes, which look after themselves.
         on_request: Told method, route, status and seconds of each request that was answered; must not raise.
     """
     keys = KeyCheck(_key_finder(storage), clock, is_required=settings.auth == "keys")
@@ -102,7 +101,8 @@ def build_app(
         Route(path, _with_tenant(methods, keys, requests), methods=list(methods)) for path, methods in by_path.items()
     ]
     routes += [Route(path, _fixed(body, kind)) for path, (body, kind) in texts.items()]
-    return _Outside(Router([*routes, *(pages or [])], redirect_slashes=False), clock, on_request)
+    pages = PageRoutes(storage, files, batches, keys, needs_key=settings.auth == "keys")
+    return _Outside(Router([*routes, *pages.routes()], redirect_slashes=False), clock, on_request)
 
 
 def _key_finder(storage: Storage) -> FindTenant:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from worker.batches.api import schemas
-from worker.batches.api.errors import ApiError, no_batch, too_many
+from worker.batches.api.errors import ApiError, invalid_value, no_batch, too_many
 from worker.batches.api.replies import json_reply, page_ends, read_after, read_body, read_limit
 from worker.batches.api.schemas import (
     BatchError,
@@ -88,8 +88,30 @@ class BatchRoutes:
                 code="invalid_value",
                 param="idempotency_key",
             )
+        return json_reply(await self._described(await self.create_wanted(wanted, tenant)))
+
+    async def create_wanted(self, wanted: CreateBatch, tenant: str) -> Batch:
+        """
+        Create a batch, or return the one that has the same idempotency key.
+
+        Raises:
+            ApiError: 409 or 429; nothing was created.
+            StoreUnavailableError: Retryable.
+
+        Cancellation: the batch may have been created.
+        """
         batch, _ = await self._store(self._new(wanted, tenant))
-        return json_reply(await self._described(batch))
+        return batch
+
+    def check_endpoint(self, endpoint: str) -> None:
+        """
+        Check that batches may name an endpoint.
+
+        Raises:
+            ApiError: 400; it names those that they may.
+        """
+        if endpoint not in self._settings.endpoints:
+            raise invalid_value("endpoint", endpoint, tuple(self._settings.endpoints))
 
     async def retrieve(self, request: Request, tenant: str) -> Response:
         """Describe a batch, with everything that is wrong with its file.  Cancellation: nothing was changed."""
