@@ -22,7 +22,7 @@ JSON, EVENTS = "application/json", "text/event-stream"
 _TELLING = (("messages", CHAT), ("prompt", COMPLETIONS), ("input", EMBEDDINGS))
 """Keys of a body by which containers choose an API, in the order in which they look.
 
-Source: https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/sagemaker/api_router.py; TGI chooses between
+Source: https://github.com/vllm-project/vllm/tree/main/vllm/entrypoints/serve/sagemaker; TGI chooses between
 `messages` and `inputs`, https://github.com/huggingface/text-generation-inference/blob/main/router/src/sagemaker.rs."""
 _TEMPLATES = tuple(name for name in FIELDS if name not in {"content_type", "accept"})
 
