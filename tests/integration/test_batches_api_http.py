@@ -60,9 +60,7 @@ def exchange(api: ApiThread, *pieces: bytes) -> tuple[int, dict[str, Any]]:
     return int(head.split()[1]), json.loads(body)["error"]
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/", "/v1/file", "/v1/files/", "/v1/batches/", "/v2/files", "/v1//files"]
-)
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/file", "/v1/files/", "/v1/batches/", "/v2/files", "/v1//files"])
 def test_an_unknown_route_is_not_found(http: httpx.Client, path: str) -> None:
     """And is repeated in the message."""
     found = error(http.get(path), 404)
