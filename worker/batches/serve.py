@@ -115,7 +115,7 @@ class BatchServer:
         """
         async with AsyncExitStack() as stack:
             probes = Probes(self._metrics.registry, self._details)
-            await probes.start(self._settings.http.host, self._settings.http.port)
+            http_port = await probes.start(self._settings.http.host, self._settings.http.port)
             stack.push_async_callback(probes.aclose)
             await self._build(stack)
             if self._is_stopping.is_set():
@@ -125,7 +125,7 @@ class BatchServer:
             self._is_ready = True
             probes.succeed()
             self._on_ready(self._port)
-            _log.info("batch_server_started", roles=sorted(self._roles), port=self._port)
+            _log.info("batch_server_started", roles=sorted(self._roles), port=self._port, http_port=http_port)
             try:
                 await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 self._is_ready = False
