@@ -360,7 +360,12 @@ class _World:
             backend.is_streaming = self._is_streamed
         matches = [RouteMatch(models=[OTHER_MODEL]), RouteMatch()][-plan.routes :]
         self._pipeline = Pipeline(
-            *backends, publisher=self._answers, matches=matches, window=WINDOW, max_delivery_attempts=attempts
+            *backends,
+            publisher=self._answers,
+            matches=matches,
+            window=WINDOW,
+            max_delivery_attempts=attempts,
+            rng=random.Random(plan.name),
         )
         self._run = Run(plan, list(self._by_name.values()))
 

@@ -6,6 +6,7 @@ Make a `Pipeline` inside a test that runs on `virtual_time`; its clocks are the 
 
 import asyncio
 import itertools
+import random
 from typing import Any
 
 import msgspec
@@ -94,6 +95,7 @@ class Pipeline:
         self.clock = LoopClock()
         self._watching: Supervisor | None = None
         window = more.pop("window", 16)
+        self._rng: random.Random | None = more.pop("rng", None)
         matches = more.pop("matches", [RouteMatch()] * max(1, len(backends)))
         self.error_share = ErrorShare(300.0, now=loop_time)
         self.recorder = Recorder(
@@ -156,13 +158,14 @@ class Pipeline:
             dead_letters=dead_letters,
             clock=loop_time,
             wall_clock=unix_time,
+            rng=self._rng,
         )
         assert not more, f"unknown: {more}"
 
     def _route(self, backend: FakeBackend, match: RouteMatch, window: int, breaker: BreakerSettings) -> Route:
         bounds = WindowSettings(initial=window, min=1, max=64)
         settings = RouteSettings(name=backend.name, base_url="http://b", window=bounds, breaker=breaker, match=match)
-        return build_route(settings, backend, self.clock, on_breaker_change=self._breaker_changed)
+        return build_route(settings, backend, self.clock, on_breaker_change=self._breaker_changed, rng=self._rng)
 
     def _breaker_changed(self, route: str, change: BreakerChange) -> None:
         self.recorder.breaker_changed(route, change)

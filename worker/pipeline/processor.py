@@ -87,6 +87,7 @@ class Processor:
         dead_letters: Takes copies of what failed for good; `None` for no copies.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
+        rng: Jitter of waits; `None` for one of its own.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Processor:
         dead_letters: DeadLetters | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
     ) -> None:
         self._router = router
         self._policy = policy
@@ -115,7 +117,7 @@ class Processor:
         self._dead_letters = dead_letters
         self._clock = clock
         self._wall_clock = wall_clock
-        self._random = random.Random()  # noqa: S311 - jitter
+        self._random = rng or random.Random()  # noqa: S311 - jitter
         self._bodies = bodies
         self._reader = RequestReader(rules.request, None if bodies is None else bodies.check)
         self._draining = asyncio.Event()

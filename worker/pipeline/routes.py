@@ -4,6 +4,7 @@ Routes: which requests are taken, which backend each goes to, and the gate in fr
 Routes are tried in the order of the settings; the first whose patterns all match takes the request.
 """
 
+import random
 import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
@@ -134,6 +135,7 @@ def build_route(
     *,
     on_breaker_change: Callable[[str, BreakerChange], None] | None = None,
     foreign_headers: frozenset[str] = frozenset(),
+    rng: random.Random | None = None,
 ) -> Route:
     """
     Return a route with its window and breaker behind a gate.
@@ -144,6 +146,7 @@ def build_route(
         clock: That of the running event loop.
         on_breaker_change: Called with the route's name when its breaker, or one of its models', opens or closes.
         foreign_headers: See `Route.foreign_headers`.
+        rng: See `RouteGate`.
     """
     window, breaker = settings.window, settings.breaker
     probe = Backoff(base_s=breaker.probe_interval_s, max_s=breaker.max_probe_interval_s, jitter=PROBE_JITTER)
@@ -152,6 +155,7 @@ def build_route(
         CircuitConfig(failures=breaker.failures, probe=probe),
         clock,
         on_change=None if on_breaker_change is None else partial(on_breaker_change, settings.name),
+        rng=rng,
     )
     return Route(
         name=settings.name,
