@@ -37,7 +37,7 @@ class Engine:
 
     def __call__(self, *arguments: str | Path, check: bool = True) -> str:
         """Run a podman command; return its output, or raise `AssertionError` with what it said."""
-        done = call("podman", *arguments, env=self.environ)
+        done = call("podman", *arguments, env=self.environ, limit_s=1800)  # a build on a machine that is busy
         assert not check or done.returncode == 0, (
             f"podman {' '.join(map(str, arguments))}: {done.stderr or done.stdout}"
         )

@@ -70,6 +70,7 @@ def test_every_extension_loads(engine: Engine, image: str):
     """No compiled module lost by stripping what it needs."""
     program = (
         "import importlib, pathlib\n"
+        "import psycopg  # before its own extensions, which refuse to be first\n"
         "root = pathlib.Path('/app/lib')\n"
         "found = [path for path in root.rglob('*.so') if '.libs' not in str(path)]\n"
         "for path in found:\n"
@@ -84,7 +85,7 @@ def test_every_extension_loads(engine: Engine, image: str):
 def test_every_setting_finds_its_packages(engine: Engine, image: str):
     """Tracing, Redis, object storage, SageMaker and the Batches API are switched on by a setting or a command alone."""
     program = (
-        "import botocore.session, redis.asyncio, fastapi, psycopg, sqlalchemy, uvicorn\n"
+        "import botocore.session, redis.asyncio, psycopg, sqlalchemy, starlette, uvicorn\n"
         "import worker.payloads.objects, worker.telemetry.otel\n"
         "for service in ('sts', 'sso', 'sso-oidc', 'sagemaker-runtime'):\n"
         "    botocore.session.Session().create_client(service, region_name='eu-west-1')\n"
