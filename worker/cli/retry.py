@@ -12,6 +12,7 @@ a subscription that is gone, or in an output that is.
 import argparse
 import asyncio
 import json
+from pathlib import Path
 
 from worker.cli.answers import (
     RETRY,
@@ -29,7 +30,8 @@ from worker.cli.parser import describe
 from worker.cli.retryable import ALL, RETRYABLE, error_classes
 from worker.cli.runs import RETRYING, Teller, connected, named, run_settings, upload_to
 from worker.cli.submit import publish_run
-from worker.client.collect import ORDER, keep_order, open_outputs, reconcile
+from worker.client.collect import ORDER, UNSORTED_SUFFIX, keep_order, open_outputs, reconcile
+from worker.client.errors import OutputError
 from worker.client.io.files import STANDARD
 from worker.client.ledger import Ledger
 from worker.client.resume import drop_answers, number_of
@@ -211,13 +213,20 @@ def begin_round(
         classes: Error classes.
 
     Raises:
-        OutputError: An output cannot be read or replaced, or another command is writing it.
+        OutputError: An output cannot be read or replaced, another command is writing it, or the answers of the run are
+            not all in the outputs.
     """
     files = open_outputs(namespace.output, namespace.errors, is_ordered=ledger.get(ORDER) == "ordered")
+    is_whole = False
     try:
         reconcile(ledger, files)
+        if ledger.get(RETRYING) is None:  # else some are taken out already
+            files.refuse_lacking(ledger)
+        is_whole = True
     finally:
         files.close()
+        if not is_whole:
+            files.remove_new()
     ledger.note({RETRYING: json.dumps(chosen)})
     numbers = frozenset(ledger.failed_lines(classes))
     for path in files.paths:
@@ -232,8 +241,11 @@ def begin_lost(namespace: argparse.Namespace, ledger: Ledger) -> int:
     Make the lines unpublished whose answers are neither in the outputs nor to come; return how many; blocks.
 
     Raises:
-        OutputError: An output cannot be read, or another command is writing it.
+        OutputError: An output cannot be read, is missing, or another command is writing it.
     """
+    output = Path(namespace.output)
+    if ledger.totals().answered and not output.exists() and not Path(f"{output}{UNSORTED_SUFFIX}").exists():
+        raise OutputError(f"{output}: does not exist; if it is lost, make an empty one, and every line is sent again")
     files = open_outputs(namespace.output, namespace.errors, is_ordered=ledger.get(ORDER) == "ordered")
     try:
         reconcile(ledger, files)

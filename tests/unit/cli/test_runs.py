@@ -336,6 +336,24 @@ def test_what_a_retry_finds_nothing_of_is_told_with_what_there_is(rig):
     assert (code, "no line has failed with an error of auth; there are 2 x timeout" in said) == (0, True), said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"), [((), "lacks 5 of the 5 answers"), (("--lost",), "does not exist; if it is lost")]
+)
+def test_a_retry_with_another_output_sends_nothing(rig, arguments, words):
+    """A mistyped name: the error answers would stay in the right file, and the new ones be dropped as duplicates."""
+    rig.submit("--create-subscription")
+    rig.answer(fails={2})
+    assert rig.collect()[0] == 0
+    typo = rig.folder / "typo.jsonl"
+    code, said = rig.run("retry-failed", typo, "--run", rig.ledger, *arguments)
+    assert (code, words in said, typo.exists()) == (1, True, False), said
+    assert rig.admin.take_once(rig.queue, 0.2) == []
+    assert rig.retry()[0] == 0
+    rig.answer()
+    code, said = rig.collect()
+    assert (code, sorted(rig.numbers())) == (0, [1, 2, 3, 4, 5]), said
+
+
 def test_only_faults_of_settings_that_a_run_needs_are_told(rig):
     """A backend and a subscription of requests are not needed."""
     code = run_command(["submit", str(rig.input), "--check-only", "--set", "pubsub.projct_id=3"])
