@@ -1,18 +1,20 @@
 """
 The Files and Batches API: how soon a large batch runs, how fast answers are stored, how long a list takes, who waits.
 
-`python -m benchmarks.batches [--database sqlite|postgresql] [--lines N] [--batches N]`.  The server processes, and a
+`python -m benchmarks.batches [--database sqlite|postgresql] [--lines N] [--batches N]`.  The first rows are CPU time of
+this process, which is meaningful on a busy machine as well; the others are not.  The server processes, and a
 PostgreSQL with its defaults (which writes each commit to the disk), run beside the embedded broker on one machine, so
 everything shares its cores.
 """
 
 import argparse
+import asyncio
 import json
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,20 @@ import httpx
 import sqlalchemy as sa
 
 from tests.support.batch_stage import BatchStage, batch_stage, chat_file, create, upload, wait_final
-from tests.support.batches import sqlite_url
+from tests.support.batches import add_file, again, new_batch, sqlite_url
 from tests.support.postgresql import running_postgresql
 from tests.support.rig import WorkerProcess
 from tests.support.waiting import until
 from worker.batches import tables
+from worker.batches.assemble import assemble
 from worker.batches.ids import BATCH, FILE, make_id
-from worker.batches.store import Outcome, Store, open_engine
+from worker.batches.lines import outcome_of, request_of
+from worker.batches.records import RecordCutter
+from worker.batches.states import Status
+from worker.batches.store import Outcome, Result, Store, open_engine
+from worker.batches.validate import Rules, validate
 from worker.emulators.openai import SimOptions
+from worker.payloads.files import FileStore
 
 CONTENT = {"role": "assistant", "content": "word " * 160}
 ANSWER = json.dumps(
@@ -40,6 +48,7 @@ ANSWER = json.dumps(
     }
 ).encode()
 """A body of 1 KB."""
+MESSAGE = b'{"status_code":200,"metadata":{},"body":%s}' % ANSWER
 TENANT = "default"
 LIMIT_S = 900.0
 
@@ -67,7 +76,7 @@ def start(stage: BatchStage, lines: int) -> dict[str, str]:
     process = stage.start("api")
     coordinator = stage.start("coordinator", batches__outstanding_lines=1_000_000)
     client = stage.client(process)
-    until(lambda: coordinator.event("batch_coordinator_elected"))
+    until(lambda: coordinator.event("batch_coordinator_elected"), LIMIT_S)
     before = peak_mb(coordinator)
     content = chat_file(lines, "x" * 100)
     file_id = upload(client, content)
@@ -96,15 +105,14 @@ def _published(client: Any, batch_id: str) -> int:
 def collect(stage: BatchStage, client: Any, batch_id: str, lines: int) -> dict[str, str]:
     """Answer every line of a batch and measure how fast one collector stores the answers, and the end of the batch."""
     publisher = stage.rig.admin.publisher
-    data = b'{"status_code":200,"metadata":{},"body":%s}' % ANSWER
     futures = [
-        publisher.publish(stage.rig.responses, data, run_id=batch_id, line_id=str(record))
+        publisher.publish(stage.rig.responses, MESSAGE, run_id=batch_id, line_id=str(record))
         for record in range(1, lines + 1)
     ]
     for future in futures:
         future.result(LIMIT_S)
     collector = stage.start("collector")
-    until(lambda: collector.event("batch_server_started"))
+    until(lambda: collector.event("batch_server_started"), LIMIT_S)
     seen: list[tuple[float, int]] = []
 
     def is_done() -> bool:
@@ -128,16 +136,55 @@ def collect(stage: BatchStage, client: Any, batch_id: str, lines: int) -> dict[s
     return figures
 
 
+def work(store: Store, folder: Path, lines: int) -> dict[str, str]:
+    """Measure the CPU of each step of a batch in this process, without what its database takes."""
+    objects = FileStore(folder)
+    content = chat_file(lines, "y" * 100)
+    file = add_file(store, tenant=TENANT, size=len(content))
+    (folder / file.object_key).parent.mkdir(exist_ok=True)
+    (folder / file.object_key).write_bytes(content)
+    batch, _ = store.create_batch(new_batch(file))
+    rules = Rules(
+        endpoint=batch.endpoint, max_lines=lines, max_embedding_inputs=lines, has_model=lambda name: name == "m"
+    )
+    steps: dict[str, Callable[[], object]] = {
+        "validating the file": lambda: asyncio.run(validate(objects, file.object_key, rules)),
+        "making the messages": lambda: [
+            request_of(batch, each.number, each.line, each.data) for each in RecordCutter().feed(content) if each.data
+        ],
+        "reading the answers": lambda: [
+            outcome_of(MESSAGE, {"run_id": batch.id, "line_id": str(record)}) for record in range(1, lines + 1)
+        ],
+        "storing the results": lambda: [
+            store.record(_outcomes(batch.id, low, min(low + 500, lines + 1))) for low in range(1, lines + 1, 500)
+        ],
+        "writing the files": lambda: asyncio.run(assemble(store, objects, again(store, batch), Status.COMPLETED)),
+    }
+    assert store.start_batch(batch.id, total=lines, model="m")
+    figures = {}
+    for name, step in steps.items():
+        began = time.process_time()
+        step()
+        figures[f"{lines:,} lines, CPU of {name}"] = f"{time.process_time() - began:.2f} s"
+    assert store.begin_finalizing(batch.id)
+    result = Result(completed=lines)
+    store.finish_batch(batch.id, expected=Status.FINALIZING, to=Status.COMPLETED, result=result, retention_s=3600)
+    return figures
+
+
+def _outcomes(batch_id: str, low: int, high: int) -> list[Outcome]:
+    return [
+        Outcome(batch_id=batch_id, record=record, is_ok=True, status_code=200, request_id="r", body=ANSWER)
+        for record in range(low, high)
+    ]
+
+
 def record(store: Store, engine: sa.Engine, lines: int) -> dict[str, str]:
     """Measure the store alone, in transactions of 500."""
     batch_id = insert_batches(engine, 1, status="in_progress", total=lines, is_final=False)[0]
     began = time.perf_counter()
     for low in range(1, lines + 1, 500):
-        outcomes = [
-            Outcome(batch_id=batch_id, record=number, is_ok=True, status_code=200, request_id="r", body=ANSWER)
-            for number in range(low, min(low + 500, lines + 1))
-        ]
-        store.record(outcomes)
+        store.record(_outcomes(batch_id, low, min(low + 500, lines + 1)))
     took = time.perf_counter() - began
     with engine.begin() as connection:
         connection.execute(sa.delete(tables.batches).where(tables.batches.c.id == batch_id))
@@ -234,7 +281,8 @@ def main() -> None:
     simulated = SimOptions.of(control_port=0, latency="50ms")
     with tempfile.TemporaryDirectory() as name, database(options.database, Path(name)) as url:
         engine = open_engine(url)
-        with batch_stage(Path(name), url, simulated) as stage:
+        with batch_stage(Path(name), url, simulated, batches__lease_s=10) as stage:
+            figures |= work(Store(engine), Path(name), options.lines)
             figures |= start(stage, options.lines)
             figures |= record(Store(engine), engine, options.lines)
             figures |= lists(stage, engine, options.batches, options.requests)
