@@ -332,6 +332,12 @@ class RouteGate:
                     return fate.circuit.statistics()
         return None
 
+    def is_in_doubt(self, lane_name: str | None = None) -> bool:
+        """Whether attempts under way are to tell if the failures of a lane, or of the route, are an outage."""
+        lane = self._lanes.find(lane_name)
+        fates = (self._route,) if lane is None else (self._route, lane)
+        return any(fate.circuit.state is CircuitState.CLOSED and not fate.circuit.allows() for fate in fates)
+
     def is_stopped(self) -> bool:
         """Whether the circuit of the route or of any lane is not closed."""
         return any(fate.circuit.state is not CircuitState.CLOSED for fate in (self._route, *self._lanes))

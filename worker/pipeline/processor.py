@@ -22,6 +22,7 @@ from msgspec import structs
 
 from worker.delivery import AlreadyAnswered, Delivery, Limits, Nack, Outcome, Reply, bad_message, build_reply, conflict
 from worker.errors import AdmissionClosedError, AdmissionError, MessageError, PayloadError
+from worker.flow.circuit import DOUBT_S
 from worker.flow.clock import wait_for
 from worker.flow.gate import Permit
 from worker.flow.queue import AdmissionOrder
@@ -284,6 +285,8 @@ class Processor:
             verdict = judge(end, budget, route.health(request.lane), jitter=self._random.random())
             if verdict.needs_outage_check:
                 await wait_for(self._draining, self._outage_detection_s)
+                if route.gate.is_in_doubt(request.lane):  # others under way are to tell
+                    await wait_for(self._draining, DOUBT_S)
                 checked = structs.replace(end, is_outage_checked=True)
                 verdict = self._judge(delivery, checked, route.health(request.lane))
             delivery.decision = verdict.decision

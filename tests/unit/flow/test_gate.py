@@ -742,3 +742,16 @@ async def test_messages_that_failed_and_wait_take_no_lease_from_others(clock):
     assert gate.load() == RouteLoad(waiting=1, has_working_lane=True, many_fail=True)
     running.finish(OK)
     (await held).finish(OK)
+
+
+async def test_a_lane_that_waits_for_attempts_under_way_is_in_doubt(clock):
+    """Until one of them is served; an open circuit is in no doubt, nor is a lane that nobody knows."""
+    gate = a_gate(clock, room=4, config=CircuitConfig())
+    assert not gate.is_in_doubt()
+    flight = [await admit(gate, key=str(index)) for index in range(4)]
+    for permit in flight[:2]:
+        permit.record_failure()
+        permit.finish(LOADING)
+    assert gate.is_in_doubt()
+    flight[2].finish(OK)
+    assert not gate.is_in_doubt()

@@ -279,3 +279,22 @@ async def test_while_answers_cannot_be_published_nothing_new_is_started() -> Non
     assert pipeline.intake.reasons == ()
     assert pipeline.pauses == [("publish", True), ("publish", False)]
     assert len(pipeline.backend.requests) == 20
+
+
+@virtual_time
+async def test_a_message_that_fails_at_the_slow_beginning_of_an_outage_waits_for_the_end_of_a_doubt() -> None:
+    """The row is long enough only just before its first failure would be nacked, and another attempt hangs."""
+    hanging = Answer(status=None, body=b"", fault=Fault.TOTAL_TIMEOUT, phase=Phase.HEADERS, seconds=60.0)
+    failing = status(500)
+    pipeline = Pipeline(FakeBackend(failing, hanging, then=failing), breaker=BreakerSettings(failures=5))
+    tasks = []
+    for _ in range(6):  # the last of them fails after 0.9 s
+        tasks.append(pipeline.start(message(attempt=1)))
+        await asyncio.sleep(0.18)
+    await asyncio.sleep(0.5)
+    assert not tasks[0].done()
+    assert pipeline.circuit.state is not CircuitState.CLOSED
+    pipeline.backend.then = GOOD
+    await asyncio.sleep(120.0)
+    assert [task.result() for task in tasks if task is not tasks[1]] == [ACK] * 5
+    assert [each.json["status_code"] for each in pipeline.answers][:5] == [200] * 5
