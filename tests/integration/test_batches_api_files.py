@@ -388,6 +388,7 @@ def test_deleting_while_paging_misses_none(client: openai.OpenAI) -> None:
         ("after=file-1", "after"),
         ("after=batch_01a2279e2b58325896cd2826784beb96", "after"),
         ("limit=x", "limit"),
+        ("purpose=%00", "purpose"),
         ("order=up", "order"),
     ],
 )

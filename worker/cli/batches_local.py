@@ -140,10 +140,11 @@ async def _serve(settings: Settings, worker: WorkerChild, interrupts: Interrupts
 
 def _tell_ready(settings: Settings, data: Path) -> Callable[[int | None], None]:
     def tell(port: int | None) -> None:
-        url = f"http://{settings.batches.host}:{port}/v1"
+        host = settings.batches.host
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
         print(f"base_url: {url}", flush=True)
-        _say(f"batches: OpenAI(base_url={url!r}, api_key='none'); data in {data}; Ctrl-C stops")
-        _say(f"the page: http://{settings.batches.host}:{port}/batches")
+        root = url.removesuffix("/v1")
+        _say(f"batches: data in {data}; the page: {root}/batches, the routes: {root}/docs; Ctrl-C stops")
 
     return tell
 

@@ -28,6 +28,7 @@ from worker.settings.schema import BatchesSettings
 
 PURPOSES = ("batch",)
 """Purposes of uploads that something here needs."""
+LISTED_PURPOSES = (*PURPOSES, "batch_output")
 MAX_LIMIT = 10_000
 FORM_BYTES = 65_536
 """What a form may have around its file."""
@@ -81,6 +82,8 @@ class FileRoutes:
         limit = read_limit(request, MAX_LIMIT, MAX_LIMIT)
         after = read_after(request, FILE)
         purpose = request.query_params.get("purpose") or None
+        if purpose is not None and not purpose.isprintable():  # PostgreSQL takes no NUL, not even to find nothing
+            raise invalid_value("purpose", purpose, LISTED_PURPOSES)
         order = _read_order(request.query_params.get("order") or "desc")
         store = self._storage.store
         page = await self._storage.call(
