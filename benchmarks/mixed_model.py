@@ -408,8 +408,8 @@ class _World:
 
     def _look(self) -> None:
         """Note the state of breaker and window, for the table alone."""
-        self._run.open_s += any(route.is_open() for route in self._pipeline.routes)
-        self._run.windows.append(self._pipeline.routes[-1].gate.statistics().limit)
+        self._run.open_s += any(route.is_open() for route in self._pipeline.targets)
+        self._run.windows.append(self._pipeline.targets[-1].gate.statistics().limit)
 
     def _count(self) -> None:
         nacks = Counter(i for i, _, verdict in self._subscriber.settlements if verdict is Settlement.NACK)

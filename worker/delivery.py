@@ -29,7 +29,9 @@ class Delivery(msgspec.Struct, eq=False):
     received_at: float
     request: RequestMessage | None = None
     backend: str | None = None
-    """Name of the route."""
+    """Name of the target of the latest attempt; before the first one, that of the route."""
+    failed_at: tuple[str, ...] = ()
+    """Names of targets, of a route with several, at which an attempt failed."""
     attempts: int = 0
     """Attempts in this process."""
     counted_attempts: int = 0

@@ -10,6 +10,7 @@ The exception tree; whose fault it is decides what is done about it.
     ├── PayloadError               object storage's: a body that cannot be read is judged by `policy`
     ├── AdmissionError             ours: this delivery may not start now
     │   ├── AdmissionTimeoutError  its budget of waiting is over
+    │   ├── AdmissionMovedError    it may start elsewhere
     │   └── AdmissionClosedError   the worker is draining
     └── BrokerError                Pub/Sub's
         ├── BrokerResourceError    permanent: subscription or topic gone, permission refused; exit code 1
@@ -139,6 +140,10 @@ class AdmissionError(WorkerError):
 
 class AdmissionTimeoutError(AdmissionError):
     """The budget of waiting is over; retryable by redelivery."""
+
+
+class AdmissionMovedError(AdmissionError):
+    """What it waited for has stopped, and something else works: it is to be admitted anew."""
 
 
 class AdmissionClosedError(AdmissionError):

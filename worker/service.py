@@ -30,7 +30,7 @@ from worker.pipeline.dedupe import Deduper, build_store
 from worker.pipeline.processor import Processor, Rules
 from worker.pipeline.referenced_bodies import ReferencedBodies
 from worker.pipeline.replies import Replier
-from worker.pipeline.routes import IntakePause, Router, build_route
+from worker.pipeline.routes import IntakePause, Router, build_routes
 from worker.policy.engine import load_policy
 from worker.policy.hook import HookOutcome, HookReport
 from worker.ports import Payloads, Publisher, Subscriber
@@ -150,7 +150,7 @@ class Service:
         backends, deduper, payloads = list[HttpBackend](), None, None
         for route in settings.all_routes():
             try:
-                backends.append(_build_backend(route))
+                backends += [_build_backend(target) for target in route.targets()]
             except SettingsError as error:
                 faults += [f"{section_of(route, settings)}.{fault}" for fault in error.faults]
         try:
@@ -200,17 +200,16 @@ class Service:
             include_stats=settings.reply.include_stats,
             answer_ratio=settings.log.answer_ratio,
         )
-        routes = tuple(
-            build_route(
-                route,
-                backend,
+        router = Router(
+            build_routes(
+                settings,
+                {each.name: each for each in backends},
                 clock,
                 on_breaker_change=functools.partial(self._breaker_changed, recorder),
                 foreign_headers=_sagemaker_headers(settings),
             )
-            for route, backend in zip(settings.all_routes(), backends, strict=True)
         )
-        intake = IntakePause(routes, self._intake_changed)
+        intake = IntakePause(router.targets, self._intake_changed)
         replier = Replier(
             publisher,
             recorder,
@@ -221,7 +220,7 @@ class Service:
         )
         attempts = Attempts(recorder, send_idempotency_key=settings.request.idempotency_key)
         self._processor = Processor(
-            router=Router(routes),
+            router=router,
             policy=self._policy,
             attempts=attempts,
             replier=replier,
@@ -233,7 +232,7 @@ class Service:
         )
         assert self._subscriber is not None
         self._supervisor = Supervisor(
-            routes,
+            router,
             metrics,
             error_share,
             settings.policy.error_limit,

@@ -2,8 +2,8 @@
 What happens once a second, without any message: the supervisor.
 
 It lets more messages be leased while a backend is stopped (`flow.shares`; also as soon as a breaker opens), notices a
-rotated key or a health path that answers again, and checks the share of errors among the recent answers.  It decides
-nothing about messages.
+rotated key or a health path that answers again, lets messages go to another server when theirs has stopped
+(`Router.move_waiting`), and checks the share of errors among the recent answers.  It decides nothing about messages.
 
 It also shows the state of routes and models, but only when `/metrics` or `/readyz` asks.  Models are named by
 requesters: a route shows at most as many names as it has lanes, for as long as the process lives, and all others
@@ -22,7 +22,7 @@ from worker.flow.circuit import CircuitState
 from worker.flow.gate import GateStatistics
 from worker.flow.lane import MAX_LANES, SHARED, LaneStatistics
 from worker.flow.shares import extra_leases
-from worker.pipeline.routes import IntakePause, Route
+from worker.pipeline.routes import IntakePause, Router, Target
 from worker.ports import Subscriber
 from worker.settings.schema import ErrorLimitSettings
 from worker.telemetry.error_share import ErrorShare
@@ -68,10 +68,10 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
 
 class Supervisor:
     """
-    Watches the routes and the share of errors.
+    Watches the backends and the share of errors.
 
     Args:
-        routes: All of them.
+        router: Its routes.
         metrics: Its gauges are set.
         error_share: Counts the answers.
         error_limit: Shares at which an error is logged and the intake is paused.
@@ -83,7 +83,7 @@ class Supervisor:
 
     def __init__(
         self,
-        routes: tuple[Route, ...],
+        router: Router,
         metrics: Metrics,
         error_share: ErrorShare,
         error_limit: ErrorLimitSettings,
@@ -93,7 +93,8 @@ class Supervisor:
         max_in_flight: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._routes = routes
+        self._router = router
+        self._targets = router.targets
         self._metrics = metrics
         self._error_share = error_share
         self._error_limit = error_limit
@@ -102,10 +103,10 @@ class Supervisor:
         self._max_in_flight = max_in_flight
         self._clock = clock
         self._last_check = clock()
-        self._labels = {route.name: LabelCap(tuple(route.match.models), MAX_LANES) for route in routes}
+        self._labels = {each.name: LabelCap(tuple(each.known_models), MAX_LANES) for each in router.targets}
         self._healthy: dict[str, bool] = {}
         self._key_probed: set[str] = set()
-        """Routes that were allowed a probe for their changed key."""
+        """Targets that were allowed a probe for their changed key."""
         self._has_warned = False
 
     async def run(self) -> None:
@@ -128,29 +129,32 @@ class Supervisor:
         now = self._clock()
         elapsed, self._last_check = now - self._last_check, now
         self._check_error_share()
-        stopped = [route for route in self._routes if self._is_open(route)]
-        for route in stopped:
-            self._metrics.paused_seconds_total.labels(route.name).inc(elapsed)
+        stopped = [target for target in self._targets if self._is_open(target)]
+        for target in stopped:
+            self._metrics.paused_seconds_total.labels(target.name).inc(elapsed)
+        if stopped:
+            self._router.move_waiting()
         self._share_leases()
-        # Concurrently: a health path that hangs must not keep the other routes waiting.
-        await asyncio.gather(*(self._check_recovery(route) for route in stopped))
+        # Concurrently: a health path that hangs must not keep the other servers waiting.
+        await asyncio.gather(*(self._check_recovery(target) for target in stopped))
 
     def breaker_changed(self) -> None:
         """Let more messages be leased if what opened keeps some back; to be called on the event loop."""
         asyncio.get_running_loop().call_soon(self._share_leases)  # the gate is not done with the change yet
 
     def _share_leases(self) -> None:
-        self._subscriber.allow_extra(extra_leases((route.gate.load() for route in self._routes), self._max_in_flight))
+        loads = (route.load() for route in self._router.routes)
+        self._subscriber.allow_extra(extra_leases(loads, self._max_in_flight))
 
-    def _is_open(self, route: Route) -> bool:
-        if route.is_open():
+    def _is_open(self, target: Target) -> bool:
+        if target.is_open():
             return True
-        self._healthy.pop(route.name, None)
-        self._key_probed.discard(route.name)
+        self._healthy.pop(target.name, None)
+        self._key_probed.discard(target.name)
         return False
 
     def set_gauges(self) -> None:
-        """Set the gauges of routes and models to what is the case now; to be called before a scrape."""
+        """Set the gauges of backends and models to what is the case now; to be called before a scrape."""
         metrics = self._metrics
         for gauge in (
             metrics.model_breaker_state,
@@ -161,14 +165,14 @@ class Supervisor:
             metrics.model_failing_share,
         ):
             gauge.clear()  # models that are no longer remembered
-        for route in self._routes:
-            gate = route.gate.statistics()
+        for target in self._targets:
+            gate = target.gate.statistics()
             circuits = [gate.circuit, *(lane.circuit for lane in gate.lanes.values())]
-            metrics.window_limit.labels(route.name).set(gate.limit)
-            metrics.held_messages.labels(route.name).set(gate.held)
-            metrics.breaker_state.labels(route.name).set(max(_STATES[circuit.state] for circuit in circuits))
-            for model, state in self._models(route, gate).items():
-                labels = route.name, model
+            metrics.window_limit.labels(target.name).set(gate.limit)
+            metrics.held_messages.labels(target.name).set(gate.held)
+            metrics.breaker_state.labels(target.name).set(max(_STATES[circuit.state] for circuit in circuits))
+            for model, state in self._models(target, gate).items():
+                labels = target.name, model
                 metrics.model_breaker_state.labels(*labels).set(_STATES[state.breaker])
                 metrics.model_window_limit.labels(*labels).set(state.window)
                 metrics.model_in_flight.labels(*labels).set(state.in_flight)
@@ -176,32 +180,32 @@ class Supervisor:
                 metrics.model_held_messages.labels(*labels).set(state.held)
                 metrics.model_failing_share.labels(*labels).set(state.failing_share)
 
-    def _models(self, route: Route, gate: GateStatistics) -> dict[str, ModelState]:
-        """Return the state of a route's models by the name that they are shown by."""
+    def _models(self, target: Target, gate: GateStatistics) -> dict[str, ModelState]:
+        """Return the state of a server's models by the name that they are shown by."""
         lanes: dict[str, list[LaneStatistics]] = {}
         for model, lane in gate.lanes.items():
             if _has_something_to_show(lane):
-                label = OTHER if model == SHARED else self._labels[route.name].label(model or None)
+                label = OTHER if model == SHARED else self._labels[target.name].label(model or None)
                 lanes.setdefault(label, []).append(lane)
         return {label: ModelState.of(several) for label, several in lanes.items()}
 
-    async def _check_recovery(self, route: Route) -> None:
+    async def _check_recovery(self, target: Target) -> None:
         try:
-            if route.backend.credentials_changed():
-                if route.name not in self._key_probed:  # one probe is enough, however long until a message comes
-                    self._key_probed.add(route.name)
-                    _log.info("credentials_changed", backend=route.name)
-                    route.gate.allow_probe()
+            if target.backend.credentials_changed():
+                if target.name not in self._key_probed:  # one probe is enough, however long until a message comes
+                    self._key_probed.add(target.name)
+                    _log.info("credentials_changed", backend=target.name)
+                    target.gate.allow_probe()
                 return
-            self._key_probed.discard(route.name)
-            is_healthy = await route.backend.probe()
-        except Exception:  # noqa: BLE001 - one route's fault must not hide the others from the supervisor
-            self._failed(f"checking {route.name}")
+            self._key_probed.discard(target.name)
+            is_healthy = await target.backend.probe()
+        except Exception:  # noqa: BLE001 - one server's fault must not hide the others from the supervisor
+            self._failed(f"checking {target.name}")
             return
-        if is_healthy and not self._healthy.get(route.name, False):
-            _log.info("health_check_passed", backend=route.name)
-            route.gate.allow_probe()
-        self._healthy[route.name] = bool(is_healthy)
+        if is_healthy and not self._healthy.get(target.name, False):
+            _log.info("health_check_passed", backend=target.name)
+            target.gate.allow_probe()
+        self._healthy[target.name] = bool(is_healthy)
 
     def _failed(self, what: str) -> None:
         """Log an unforeseen exception; called while it is handled."""
@@ -225,12 +229,12 @@ class Supervisor:
         """Return what `/readyz` shows beside its verdict."""
         dominant = self._error_share.dominant()
         backends = {}
-        for route in self._routes:
-            gate = route.gate.statistics()
-            backends[route.name] = {
+        for target in self._targets:
+            gate = target.gate.statistics()
+            backends[target.name] = {
                 "breaker": gate.circuit.state.value,
                 "error_class": gate.circuit.error_class,
-                "models": {model: structs.asdict(state) for model, state in self._models(route, gate).items()},
+                "models": {model: structs.asdict(state) for model, state in self._models(target, gate).items()},
                 "window": gate.limit,
                 "in_flight": gate.in_flight,
                 "waiting": gate.waiting,

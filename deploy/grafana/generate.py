@@ -58,8 +58,9 @@ ROWS: Mapping[str, tuple[str, ...]] = {
         "variant_tokens_total",
     ),
     "Hooks": ("policy_hook_total",),
+    "Traffic": ("rerouted_attempts_total",),
 }
-CLOSED = {"Holds and streams", "Object storage", "Variants", "Hooks"}
+CLOSED = {"Holds and streams", "Object storage", "Variants", "Hooks", "Traffic"}
 """Rows of what not every worker does; closed, so that nothing of them is shown or asked for."""
 REST = "More"
 GROUPED_BY: Mapping[str, tuple[str, ...]] = {

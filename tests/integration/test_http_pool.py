@@ -138,6 +138,65 @@ async def test_addresses_take_turns(server: RawServer, network: Network, dial: D
     assert network.lookups == 1
 
 
+async def held(pool: Pool, count: int) -> None:
+    """Answer so many requests that run at the same time."""
+    assert await asyncio.gather(*(ask(pool) for _ in range(count))) == [200] * count
+
+
+def spread(pool: Pool) -> dict[str, int]:
+    """How many connections each address has, by the last part of its name."""
+    return {where[0].rpartition(".")[2]: count for where, count in pool._counts.items() if count}
+
+
+async def test_connections_are_spread_evenly(server: RawServer, network: Network, dial: Dial) -> None:
+    """Requests that run at the same time are shared by all pods."""
+    network.real = where(server)
+    network.addresses = [(f"198.51.100.{last}", 80) for last in (1, 2, 3)]
+    pool = dial("http://h")
+    await held(pool, 9)
+    assert spread(pool) == {"1": 3, "2": 3, "3": 3}
+
+
+async def test_a_pod_that_appears_gets_its_share(
+    server: RawServer, network: Network, dial: Dial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though no new connection is needed: under load the name is looked up again, and surplus ones are not kept."""
+    monkeypatch.setattr(module, "RESOLVED_S", 0.02)
+    network.real = where(server)
+    network.addresses = [("198.51.100.1", 80)]
+    pool = dial("http://h")
+    await held(pool, 8)
+    assert spread(pool) == {"1": 8}
+    network.addresses.append(("198.51.100.2", 80))
+    while abs(spread(pool).get("1", 0) - spread(pool).get("2", 0)) > 1:
+        await held(pool, 8)
+
+
+async def test_a_pod_that_is_gone_gets_no_further_requests(
+    server: RawServer, network: Network, dial: Dial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections end when they are free: it may be finishing its last requests."""
+    monkeypatch.setattr(module, "RESOLVED_S", 0.02)
+    monkeypatch.setattr(module, "GONE_S", 0.05)
+    network.real = where(server)
+    network.addresses = [("198.51.100.1", 80), ("198.51.100.2", 80)]
+    pool = dial("http://h")
+    await held(pool, 8)
+    del network.addresses[0]
+    while "1" in spread(pool):
+        await held(pool, 8)
+
+
+async def test_a_pod_that_does_not_answer_is_the_last_choice(server: RawServer, network: Network, dial: Dial) -> None:
+    """It has the fewest connections, but no request waits for it each time, and those of others are kept."""
+    network.addresses = [REFUSES, where(server)]
+    pool = dial("http://h")
+    for _ in range(3):
+        await held(pool, 4)
+    assert network.tried.count(REFUSES) <= 4
+    assert server.connections == 4
+
+
 @pytest.mark.parametrize(
     ("addresses", "words"),
     [

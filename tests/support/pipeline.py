@@ -24,7 +24,7 @@ from worker.pipeline.dedupe import Deduper, MemoryStore
 from worker.pipeline.processor import Processor, Rules
 from worker.pipeline.referenced_bodies import ReferencedBodies
 from worker.pipeline.replies import Replier
-from worker.pipeline.routes import IntakePause, Route, Router, build_route
+from worker.pipeline.routes import IntakePause, Router, Target, build_routes
 from worker.policy.engine import ErrorPolicy
 from worker.policy.judge import OUTAGE_DETECTION_S
 from worker.ports import Settlement
@@ -34,8 +34,7 @@ from worker.settings.schema import (
     ErrorLimitSettings,
     RequestSettings,
     RouteMatch,
-    RouteSettings,
-    WindowSettings,
+    Settings,
 )
 from worker.supervisor import Supervisor
 from worker.telemetry.error_share import ErrorShare
@@ -83,7 +82,8 @@ class Pipeline:
     Everything between the broker's two sides.
 
     Args:
-        backends: One route each; the first takes what no other's `match` takes if it has none itself.
+        backends: One route each; the first takes what no other's `match` takes if it has none itself.  Or the
+            targets, by name, of `routes`.
         more: Settings by short name; see the body.
     """
 
@@ -107,12 +107,27 @@ class Pipeline:
             clock=loop_time,
             wall_clock=unix_time,
         )
-        self.routes = tuple(
-            self._route(backend, match, window, more.pop("breaker", BreakerSettings()))
-            for backend, match in zip(backends or (self.backend,), matches, strict=True)
+        bounds = {"initial": window, "min": 1, "max": 64}
+        breaker: BreakerSettings = more.pop("breaker", BreakerSettings())
+        each = {"base_url": "http://b", "window": bounds, "breaker": breaker.model_dump()}
+        served = backends or (self.backend,)
+        routes = more.pop("routes", None)
+        if routes is None:
+            routes = [
+                {**each, "name": backend.name, "match": match.model_dump()}
+                for backend, match in zip(served, matches, strict=True)
+            ]
+        else:
+            routes = [{**(each if "base_urls" not in route else {**each, "base_url": ""}), **route} for route in routes]
+        settings = Settings.model_validate({"routes": routes})
+        by_name = {backend.name: backend for backend in served}
+        self.router = Router(
+            build_routes(settings, by_name, self.clock, on_breaker_change=self._breaker_changed, rng=self._rng),
+            self._rng,
         )
+        self.targets = self.router.targets
         self.pauses: list[tuple[str, bool]] = []
-        self.intake = IntakePause(self.routes, lambda reason, holds: self.pauses.append((reason, holds)))
+        self.intake = IntakePause(self.targets, lambda reason, holds: self.pauses.append((reason, holds)))
         lease_s = more.pop("lease_s", LEASE_S)
         payloads: FakePayloads | None = more.pop("payloads", None)
         self.replier = Replier(
@@ -147,7 +162,7 @@ class Pipeline:
         bodies = None if payloads is None else ReferencedBodies(payloads, self.recorder, max_bytes=max_bytes)
         dead_letters = DeadLetters(self.dead_topic, self.metrics) if more.pop("dead_letters", False) else None
         self.processor = Processor(
-            router=more.pop("router", None) or Router(self.routes),
+            router=more.pop("router", None) or self.router,
             policy=policy,
             attempts=self.attempts,
             replier=self.replier,
@@ -162,23 +177,19 @@ class Pipeline:
         )
         assert not more, f"unknown: {more}"
 
-    def _route(self, backend: FakeBackend, match: RouteMatch, window: int, breaker: BreakerSettings) -> Route:
-        bounds = WindowSettings(initial=window, min=1, max=64)
-        settings = RouteSettings(name=backend.name, base_url="http://b", window=bounds, breaker=breaker, match=match)
-        return build_route(settings, backend, self.clock, on_breaker_change=self._breaker_changed, rng=self._rng)
-
     def _breaker_changed(self, route: str, change: BreakerChange) -> None:
         self.recorder.breaker_changed(route, change)
         if self._watching is not None:
             self._watching.breaker_changed()
 
     @property
-    def route(self) -> Route:
-        return self.routes[0]
+    def target(self) -> Target:
+        """The first one."""
+        return self.targets[0]
 
     @property
     def gate(self) -> GateStatistics:
-        return self.route.gate.statistics()
+        return self.target.gate.statistics()
 
     @property
     def lane(self) -> LaneStatistics:
@@ -226,7 +237,7 @@ class Pipeline:
         """Return the supervisor of the routes."""
         subscriber = subscriber or FakeSubscriber()
         return Supervisor(
-            self.routes,
+            self.router,
             self.metrics,
             self.error_share,
             ErrorLimitSettings(**error_limit),
@@ -243,8 +254,8 @@ class Pipeline:
 
     def assert_nothing_leaks(self) -> None:
         """No permit is out, no waiter is left, no message is counted as running."""
-        for route in self.routes:
-            gate = route.gate.statistics()
+        for target in self.targets:
+            gate = target.gate.statistics()
             assert (gate.in_flight, gate.waiting, gate.held) == (0, 0, 0)
         assert self.metrics.in_flight.value == 0
         assert self.metrics.payload_memory_bytes.value == 0

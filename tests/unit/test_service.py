@@ -277,7 +277,7 @@ async def test_a_message_is_answered_by_an_endpoint_of_sagemaker(
     assert good.attributes["sagemaker_custom_attributes"] == "n=0"
     assert json.loads(good.data)["body"]["choices"]
     assert (bad.attributes["error_class"], json.loads(bad.data)["status_code"]) == ("bad_message", 400)
-    aws, default = service._processor._router.routes  # type: ignore[union-attr]
+    aws, default = service._processor._router.targets  # type: ignore[union-attr]
     assert (aws.foreign_headers, default.foreign_headers) == (frozenset(), frozenset({header.lower()}))
 
 

@@ -87,7 +87,7 @@ async def test_gauges_show_each_model_by_itself() -> None:
     """Breaker, window, what runs, waits and is held, of the model that fails and of the one that is served."""
     pipeline = Pipeline(FakeBackend(), window=3)
     supervisor = pipeline.supervisor()
-    gate = pipeline.route.gate
+    gate = pipeline.target.gate
     for key in ("a", "b"):
         await _fail_in_lane(gate, "down", key)
     served = await gate.admit(AdmissionOrder(), lane_name="up")
@@ -152,7 +152,7 @@ async def test_names_of_models_neither_break_a_scrape_nor_make_it_large() -> Non
     """Whatever requesters call their models, and however many names they make up over time."""
     pipeline = Pipeline()
     supervisor = pipeline.supervisor()
-    gate = pipeline.route.gate
+    gate = pipeline.target.gate
     names = [*HOSTILE, *(f"made-up-{number}" for number in range(3 * MAX_LANES))]
     seen: set[str] = set()
     for first in range(0, len(names), 16):
@@ -174,7 +174,7 @@ async def test_the_models_beyond_the_bound_are_shown_together() -> None:
     """The shared lane has one fixed name, and shows the breaker that is open."""
     pipeline = Pipeline()
     supervisor = pipeline.supervisor()
-    gate = pipeline.route.gate
+    gate = pipeline.target.gate
     permits = [await gate.admit(AdmissionOrder(), lane_name=f"m{number}") for number in range(MAX_LANES)]
     for key in ("a", "b"):
         await _fail_in_lane(gate, f"one-too-many-{key}", key)
@@ -192,7 +192,7 @@ async def test_names_that_a_backend_refuses_use_up_no_label() -> None:
     """A model that exists is shown by its name, after however many that do not."""
     pipeline = Pipeline()
     supervisor = pipeline.supervisor()
-    gate = pipeline.route.gate
+    gate = pipeline.target.gate
     for number in range(3 * MAX_LANES):
         (await gate.admit(AdmissionOrder(), lane_name=f"none-such-{number}")).finish(AttemptSignal())
         supervisor.set_gauges()
@@ -294,13 +294,13 @@ def test_one_sick_route_does_not_hide_another(kind: type[FakeBackend]) -> None:
     async def run() -> None:
         sick, other = kind(then=UNAUTHORIZED, name="sick"), FakeBackend(UNAUTHORIZED, UNAUTHORIZED, name="other")
         pipeline = Pipeline(sick, other)
-        for route in pipeline.routes:
+        for route in pipeline.targets:
             await _fail(pipeline, route)
         other.has_new_key = True
         supervisor = pipeline.supervisor()
         running = asyncio.ensure_future(supervisor.run())
         await asyncio.sleep(0.5)
-        next_probe = pipeline.routes[1].gate.statistics().circuit.next_probe_at
+        next_probe = pipeline.targets[1].gate.statistics().circuit.next_probe_at
         assert next_probe is not None
         assert next_probe <= loop_time()
         await asyncio.sleep(10)

@@ -35,8 +35,7 @@ from worker.batches.store import Store, StoreUnavailableError, open_engine
 from worker.brokers.connection import Broker
 from worker.errors import SettingsError
 from worker.flow.clock import wait_for
-from worker.settings.load import NO_BACKEND
-from worker.settings.schema import PubSubSettings, RouteSettings, Settings
+from worker.settings.schema import NO_BACKEND, PubSubSettings, RouteSettings, Settings
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.probes import Probes

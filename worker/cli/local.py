@@ -211,7 +211,7 @@ async def look_at_server(target: Target, asked_for: Mapping[str, ModelUse], *, i
         say("server: simulated; --backend-url names a real one")
         return
     try:
-        servers = [await ask(route) for route in target.settings.all_routes()]
+        servers = [await ask(each) for route in target.settings.all_routes() for each in route.targets()]
     except PreflightError as error:
         if is_required:
             raise PreflightError(f"{error}; --keep-going starts all the same") from None
@@ -383,7 +383,7 @@ async def run_local(options: argparse.Namespace, interrupts: Interrupts) -> int:
         stack.push_async_callback(ending.aclose)
         display = stack.enter_context(build_display(sys.stderr))
         answers = ReceivedAnswers(broker)
-        urls = {route.name: route.base_url for route in target.settings.all_routes()}
+        urls = {each.name: each.base_url for route in target.settings.all_routes() for each in route.targets()}
         if target.is_simulated:
             urls = {"default": flags["backend.base_url"]}
         run = BatchRun(

@@ -15,8 +15,8 @@ from typing import Any
 from worker.emulators.openai import SimOptions
 from worker.errors import SettingsError
 from worker.policy.engine import load_policy
-from worker.settings.load import NO_BACKEND, load_settings, load_without_backend, openai_variables
-from worker.settings.schema import BackendSettings, Settings
+from worker.settings.load import load_settings, load_without_backend, openai_variables
+from worker.settings.schema import NO_BACKEND, BackendSettings, Settings
 
 PROJECT, REQUESTS, RESPONSES = "local", "requests", "responses"
 ANYWHERE = "127.0.0.1:1"
@@ -46,7 +46,7 @@ def find_target(options: argparse.Namespace) -> Target:
     """
     flags = _worker_settings(options)
     if options.backend_url:
-        flags["backend.base_url"] = options.backend_url
+        flags |= {"backend.base_url": options.backend_url, "backend.base_urls": "[]"}
     if options.api_key_file:
         flags["backend.api_key_file"] = str(Path(options.api_key_file).absolute())
     settings, openai = load_without_backend(options.config, flags=flags), openai_variables()
@@ -79,7 +79,12 @@ def _simulated(options: argparse.Namespace, flags: dict[str, Any]) -> Target:
         SimOptions.of(latency=options.latency or "50ms")
     except ValueError as error:
         raise SettingsError([f"--{error}"]) from None
-    flags |= {"backend.base_url": f"http://{ANYWHERE}", "routes": "[]"}
+    flags |= {
+        "backend.base_url": f"http://{ANYWHERE}",
+        "backend.base_urls": "[]",
+        "backend.fallback": "",
+        "routes": "[]",
+    }
     settings = load_settings(options.config, flags=flags)
     if settings.backend is not None and settings.backend.is_sagemaker:
         raise SettingsError(

@@ -24,7 +24,7 @@ from typing import Self
 
 import msgspec
 
-from worker.errors import AdmissionClosedError, AdmissionTimeoutError
+from worker.errors import AdmissionClosedError, AdmissionMovedError, AdmissionTimeoutError
 from worker.flow.circuit import CONNECT, Circuit, CircuitConfig, CircuitState, CircuitStatistics, Pass
 from worker.flow.clock import Clock, TimerHandle
 from worker.flow.lane import (
@@ -117,6 +117,11 @@ class Permit:
         self._finished = False
 
     @property
+    def gate(self) -> "RouteGate":
+        """The gate that gave it."""
+        return self._gate
+
+    @property
     def is_probe(self) -> bool:
         """Whether this attempt is the probe of an open circuit, the route's or its lane's."""
         return self._route_pass.is_probe or self._lane_pass.is_probe
@@ -190,6 +195,13 @@ class Permit:
         self.finish(AttemptSignal())
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where a message waits at one of several gates; made by `RouteGate.enqueue`."""
+
+    lane: Lane
+    waiter: Waiter
+
+
 class RouteGate:
     """
     Admits attempts to one backend.
@@ -257,6 +269,7 @@ class RouteGate:
 
         Raises:
             AdmissionTimeoutError: `give_up_s` is over; retryable by redelivery.
+            AdmissionMovedError: `move_stopped` was called while waiting.
             AdmissionClosedError: `close` was called, before or while waiting; the message is to be nacked.
 
         Cancellation: removes the waiter; if it has got its permit already, the slot goes to the next one.
@@ -267,13 +280,14 @@ class RouteGate:
         if delay_s <= 0.0 and not lane.queue and not self._is_paused and self._may_start(lane):
             lane.queue.count_admission()
             return self._permit(lane, key, streamed=streamed)
-        rank = max(lane.evidence.rank(key), self._route.evidence.rank(key))
-        waiter = Waiter(order, asyncio.get_running_loop().create_future(), key=key, rank=rank, streamed=streamed)
-        is_first = not lane.queue.has_ready()
-        lane.queue.add(waiter, is_delayed=delay_s > 0.0)
-        if is_first:  # where others are ready, they could not start either, and the timer is set for them
-            self._waiting[lane] = None
-            self._pump()
+        waiter = self._wait(
+            lane,
+            order,
+            asyncio.get_running_loop().create_future(),
+            key=key,
+            streamed=streamed,
+            is_delayed=delay_s > 0.0,
+        )
         timers = self._timers(lane, waiter, give_up_s=give_up_s, delay_s=delay_s)
         try:
             permit: Permit | None = await waiter.future
@@ -293,7 +307,110 @@ class RouteGate:
         # Raised here, not in the future: what it holds would hold this frame, and with it the message.
         if self._is_closed:
             raise AdmissionClosedError("the worker is draining")
+        if waiter.is_moved:
+            raise AdmissionMovedError("another server works")
         raise AdmissionTimeoutError("no slot within the time this message may wait")
+
+    # For one message that waits at several gates: see `flow.several`
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
+    def load_of(self, lane_name: str | None) -> float:
+        """Return how full the window of a lane is, 0 to 1 and more; below 0 where a stopped one lets a probe start."""
+        if self.wants_probe(lane_name):
+            return -1.0
+        lane = self._lanes.find(lane_name)
+        return 0.0 if lane is None else lane.window.in_flight / lane.window.limit
+
+    def try_start(self, lane_name: str | None, key: str | None, *, streamed: bool) -> Permit | None:
+        """Return a permit if an attempt may start now and nobody waits for that; else `None`."""
+        lane = self._lanes.of(lane_name)
+        if self._is_closed or self._is_paused or lane.queue or not self._may_start(lane):
+            return None
+        lane.queue.count_admission()
+        return self._permit(lane, key, streamed=streamed)
+
+    def enqueue(
+        self,
+        order: AdmissionOrder,
+        future: "asyncio.Future[Permit | None]",
+        *,
+        lane_name: str | None,
+        key: str | None,
+        streamed: bool,
+        is_delayed: bool,
+    ) -> "Place":
+        """Add a waiter that shares its future with those of other gates; it may have its permit when this returns."""
+        lane = self._lanes.of(lane_name)
+        return Place(lane, self._wait(lane, order, future, key=key, streamed=streamed, is_delayed=is_delayed))
+
+    def end_delay(self, place: "Place") -> None:
+        """Let a waiter start that was enqueued with a delay."""
+        self._end_delay(place.lane, place.waiter)
+
+    def withdraw(self, place: "Place") -> None:
+        """Remove a waiter that was enqueued; harmless when it has left."""
+        place.lane.queue.discard(place.waiter)
+        self._pump()
+
+    def move_stopped(self, patience_s: Callable[[str], float]) -> int:
+        """
+        End waits for stopped lanes with `AdmissionMovedError`, those of messages in a backoff included.
+
+        Args:
+            patience_s: Returns for how long messages wait for a stopped lane of this name, seconds.
+
+        Returns:
+            How many waits were ended.
+        """
+        moved = 0
+        for lane in list(self._waiting):
+            since = self._stopped_since(lane)
+            if since is None or self._clock.now() - since < patience_s(lane.name or ""):
+                continue
+            for waiter in lane.queue.drain():
+                waiter.is_moved = True
+                moved += not waiter.future.done()
+                _give_no_permit(waiter)
+        self._pump()
+        return moved
+
+    def stopped_since(self, lane_name: str | None) -> float | None:
+        """Return when the circuit opened that keeps a lane's attempts back, the older one of two; `None`: none does."""
+        return self._stopped_since(self._lanes.find(lane_name))
+
+    def wants_probe(self, lane_name: str | None) -> bool:
+        """Whether an open circuit keeps a lane's attempts back, but would let one start now."""
+        lane = self._lanes.find(lane_name)
+        if self._stopped_since(lane) is None or self._is_paused or self._is_closed:
+            return False
+        return self._route.circuit.allows() and (lane is None or lane.circuit.allows())
+
+    def _stopped_since(self, lane: Lane | None) -> float | None:
+        opened = [fate.circuit.opened_at for fate in (self._route, lane) if fate is not None]
+        return min((at for at in opened if at is not None), default=None)
+
+    def _wait(
+        self,
+        lane: Lane,
+        order: AdmissionOrder,
+        future: "asyncio.Future[Permit | None]",
+        *,
+        key: str | None,
+        streamed: bool,
+        is_delayed: bool,
+    ) -> Waiter:
+        rank = max(lane.evidence.rank(key), self._route.evidence.rank(key))
+        waiter = Waiter(order, future, key=key, rank=rank, streamed=streamed)
+        is_first = not lane.queue.has_ready()
+        lane.queue.add(waiter, is_delayed=is_delayed)
+        if is_first:  # where others are ready, they could not start either, and the timer is set for them
+            self._waiting[lane] = None
+            self._pump()
+        return waiter
 
     def close(self) -> None:
         """End every wait with `AdmissionClosedError` and admit no attempt any more; permits stay valid.  Idempotent."""

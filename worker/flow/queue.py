@@ -61,6 +61,8 @@ class Waiter(msgspec.Struct, eq=False):
     rank: int = 0
     """How far it stands behind fresh messages."""
     streamed: bool = False
+    is_moved: bool = False
+    """It got no permit because it is to wait elsewhere."""
     state: WaiterState = WaiterState.GONE
     arrival: int = 0
     claim: tuple[float, ...] = ()

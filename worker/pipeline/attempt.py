@@ -11,7 +11,7 @@ from hashlib import sha1
 from worker.delivery import Delivery
 from worker.errors import BackendError
 from worker.flow.gate import Permit
-from worker.pipeline.routes import Route
+from worker.pipeline.routes import Target
 from worker.policy.answers import asks_about_nothing
 from worker.policy.model import ErrorEvent, Fault
 from worker.ports import BackendRequest
@@ -40,7 +40,7 @@ class Attempts:
         self._send_idempotency_key = send_idempotency_key
         self._wall_clock = wall_clock
 
-    async def send(self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit) -> ErrorEvent:
+    async def send(self, delivery: Delivery, request: RequestMessage, target: Target, permit: Permit) -> ErrorEvent:
         """
         Send the request and return how the attempt ended; an exception of the backend's code is `Fault.INTERNAL`.
 
@@ -51,7 +51,7 @@ class Attempts:
         assert delivery.result is not None
         fault, detail = None, ""
         try:
-            await route.backend.invoke(self._backend_request(delivery, request, route, permit), delivery.result)
+            await target.backend.invoke(self._backend_request(delivery, request, target, permit), delivery.result)
         except BackendError as error:
             fault, detail = Fault(error.fault), error.detail
         except Exception as error:  # noqa: BLE001 - a fault of the worker must end in a settlement
@@ -60,12 +60,12 @@ class Attempts:
         return event_of(delivery, request, fault, detail)
 
     def _backend_request(
-        self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit
+        self, delivery: Delivery, request: RequestMessage, target: Target, permit: Permit
     ) -> BackendRequest:
         message = delivery.message
         headers = dict(request.headers)
-        if route.foreign_headers:
-            headers = {name: value for name, value in headers.items() if name not in route.foreign_headers}
+        if target.foreign_headers:
+            headers = {name: value for name, value in headers.items() if name not in target.foreign_headers}
         request_id = attempt_id(message.message_id, message.delivery_attempt or 1, delivery.attempts)
         headers["x-request-id"] = request_id
         if delivery.result is not None:
@@ -76,7 +76,7 @@ class Attempts:
         assert request.body is not None
         return BackendRequest(
             path=request.path,
-            body=request.body,
+            body=request.body if target.rename is None else target.rename.apply(request.body),
             message_id=message.message_id,
             headers=headers,
             metadata=request.metadata,

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import structs
 
 from worker.delivery import AlreadyAnswered, Delivery, Limits, Nack, Outcome, Reply, bad_message, build_reply, conflict
-from worker.errors import AdmissionClosedError, AdmissionError, MessageError, PayloadError
+from worker.errors import AdmissionClosedError, AdmissionError, AdmissionMovedError, MessageError, PayloadError
 from worker.flow.circuit import DOUBT_S
 from worker.flow.clock import wait_for
 from worker.flow.gate import Permit
@@ -32,7 +32,7 @@ from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Dedupe, Deduper
 from worker.pipeline.referenced_bodies import ReferencedBodies
 from worker.pipeline.replies import Replier
-from worker.pipeline.routes import RequestReader, Route, Router, record_failure
+from worker.pipeline.routes import Choice, RequestReader, Route, Router, Target, record_failure
 from worker.pipeline.shutdown import ShutdownGrace
 from worker.policy.budgets import Budget
 from worker.policy.engine import ErrorPolicy
@@ -128,8 +128,8 @@ class Processor:
     def begin_drain(self) -> None:
         """Start nothing any more: what waits for a backend is nacked at once; attempts go on.  Idempotent."""
         self._draining.set()
-        for route in self._router.routes:
-            route.gate.close()
+        for target in self._router.targets:
+            target.gate.close()
         if self._bodies is not None:
             self._bodies.close()
 
@@ -193,7 +193,10 @@ class Processor:
             return conflict(self._deduper.key(delivery), request.metadata)
         if request.body is None:
             return await self._pursue_referenced(delivery, request)
-        return self._conclude(delivery, await self._find_and_pursue(delivery, request))
+        try:
+            return self._conclude(delivery, await self._find_and_pursue(delivery, request))
+        except MessageError as error:
+            return bad_message(error)
 
     async def _pursue_referenced(self, delivery: Delivery, request: RequestMessage) -> Outcome:
         """Fetch the body that the request names, and let go of it as soon as the verdict is known."""
@@ -207,6 +210,8 @@ class Processor:
         try:
             delivery.request = loaded
             return self._conclude(delivery, await self._find_and_pursue(delivery, loaded))
+        except MessageError as error:
+            return bad_message(error)
         finally:
             delivery.request = structs.replace(loaded, body=None)
             self._bodies.release(loaded)
@@ -256,51 +261,91 @@ class Processor:
         return verdict
 
     async def _find_and_pursue(self, delivery: Delivery, request: RequestMessage) -> Verdict:
-        """Choose the backend and make attempts there."""
-        route = self._router.find(request.model, request.path)
+        """
+        Find the route and make attempts there.
+
+        Raises:
+            MessageError: The request cannot be changed as the route wants it.
+        """
+        route = self._router.find(request, delivery.message.attributes)
         if route is None:
             return self._judge(delivery, NoRoute(model=request.model, path=request.path))
-        delivery.backend = route.name
         return await self._pursue(delivery, request, route)
 
-    async def _pursue(self, delivery: Delivery, request: RequestMessage, route: Route) -> Verdict:
-        """Make attempts until the verdict is not to hold."""
-        delay_s = 0.0
+    async def _pursue(self, delivery: Delivery, original: RequestMessage, route: Route) -> Verdict:
+        """Make attempts until the verdict is not to hold, each where its route says at that time."""
+        delay_s, serving, request, lane = 0.0, None, original, original.lane
         while True:
             waiting_since = self._clock()
-            if self._is_late(request):
+            if self._is_late(original):
                 return self._judge(delivery, DeadlinePassed(last=delivery.decision))
+            choice = self._router.choose(route, delivery.message.message_id, lane, delivery.failed_at)
+            if choice.route is not serving:
+                serving = choice.route
+                delivery.backend = serving.name
+                request = serving.prepare(delivery.message, original)
             try:
-                permit = await self._admit(delivery, request, route, delay_s)
+                target, permit = await self._admit(delivery, request, choice, delay_s)
+            except AdmissionMovedError:
+                delay_s = 0.0
+                continue
             except AdmissionError as error:
                 not_admitted = NotAdmitted(last=delivery.decision, is_draining=isinstance(error, AdmissionClosedError))
-                return self._judge(delivery, not_admitted, route.health(request.lane))
+                return self._judge(delivery, not_admitted, choice.health(lane))
             finally:
                 if delivery.attempts:
                     delivery.held_s += self._clock() - waiting_since
-            with permit:
-                if self._is_late(request):
-                    return self._judge(delivery, DeadlinePassed(last=delivery.decision))
-                end, budget = await self._attempt(delivery, request, route, permit)
-            verdict = judge(end, budget, route.health(request.lane), jitter=self._random.random())
-            if verdict.needs_outage_check:
-                await wait_for(self._draining, self._outage_detection_s)
-                if route.gate.is_in_doubt(request.lane):  # others under way are to tell
-                    await wait_for(self._draining, DOUBT_S)
-                checked = structs.replace(end, is_outage_checked=True)
-                verdict = self._judge(delivery, checked, route.health(request.lane))
-            delivery.decision = verdict.decision
-            delivery.counted_attempts -= verdict.is_outage
-            delivery.continuations += verdict.is_continuation
-            self._recorder.attempt_judged(delivery, verdict.decision)
+            verdict = await self._try(delivery, request, choice, target, permit)
             if verdict.decision.disposition is not Disposition.HOLD:
                 return verdict
             delay_s = verdict.delay_s
 
+    async def _try(
+        self, delivery: Delivery, request: RequestMessage, choice: Choice, target: Target, permit: Permit
+    ) -> Verdict:
+        """Make the attempt that the permit is for, unless it is too late by now, and have it judged."""
+        with permit:
+            if self._is_late(request):
+                return self._judge(delivery, DeadlinePassed(last=delivery.decision))
+            delivery.backend = target.name
+            if choice.is_fallback or delivery.failed_at:
+                self._recorder.rerouted(delivery, is_fallback=choice.is_fallback)
+            end, budget = await self._attempt(delivery, request, target, permit)
+        if end.decision.error_class is not None and len(choice.route.targets) > 1:
+            delivery.failed_at = (*delivery.failed_at, target.name)
+        return await self._verdict(
+            delivery,
+            end,
+            budget,
+            lambda: choice.health(request.lane, target, delivery.failed_at),
+            lambda: target.gate.is_in_doubt(request.lane),
+        )
+
+    async def _verdict(
+        self,
+        delivery: Delivery,
+        end: AttemptEnd,
+        budget: Budget,
+        health: Callable[[], BackendHealth],
+        is_in_doubt: Callable[[], bool],
+    ) -> Verdict:
+        """Have an attempt judged, a second time where it takes a moment to know whether others fail as well."""
+        verdict = judge(end, budget, health(), jitter=self._random.random())
+        if verdict.needs_outage_check:
+            await wait_for(self._draining, self._outage_detection_s)
+            if is_in_doubt():  # others under way are to tell
+                await wait_for(self._draining, DOUBT_S)
+            verdict = self._judge(delivery, structs.replace(end, is_outage_checked=True), health())
+        delivery.decision = verdict.decision
+        delivery.counted_attempts -= verdict.is_outage
+        delivery.continuations += verdict.is_continuation
+        self._recorder.attempt_judged(delivery, verdict.decision)
+        return verdict
+
     def _admit(
-        self, delivery: Delivery, request: RequestMessage, route: Route, delay_s: float
-    ) -> Coroutine[Any, Any, Permit]:
-        """Wait, once awaited, at the route's gate, no longer than lease, deadline and hold allow."""
+        self, delivery: Delivery, request: RequestMessage, choice: Choice, delay_s: float
+    ) -> Coroutine[Any, Any, tuple[Target, Permit]]:
+        """Wait, once awaited, for one of the targets, no longer than lease, deadline and hold allow."""
         budget = self._budget(delivery)
         give_up_s = self._give_up_s(budget)
         if delivery.attempts:
@@ -313,8 +358,10 @@ class Processor:
             publish_time=delivery.message.publish_time,
             held=delivery.attempts > 0,
         )
-        streamed = request.body is not None and route.backend.streams(request.path, request.body)
-        return route.gate.admit(
+        backend = choice.targets[0].backend
+        streamed = request.body is not None and backend.streams(request.path, request.body)
+        return self._router.admit(
+            choice,
             order,
             key=delivery.message.message_id,
             lane_name=request.lane,
@@ -324,15 +371,15 @@ class Processor:
         )
 
     async def _attempt(
-        self, delivery: Delivery, request: RequestMessage, route: Route, permit: Permit
+        self, delivery: Delivery, request: RequestMessage, target: Target, permit: Permit
     ) -> tuple[AttemptEnd, Budget]:
         """Make one attempt and tell the gate how it ended."""
         result = delivery.start_attempt(self._clock(), self._wall_clock())
         decision = None
         self._recorder.attempt_starts(delivery)
         try:
-            event = await self._attempts.send(delivery, request, route, permit)
-            decision = route.decide(self._policy, event)
+            event = await self._attempts.send(delivery, request, target, permit)
+            decision = target.decide(self._policy, event)
         except asyncio.CancelledError:
             if result.is_whole:  # an answer that exists is not thrown away
                 delivery.event = event_of(delivery, request)
@@ -351,7 +398,7 @@ class Processor:
         budget = self._budget(delivery)
         told = report(end, budget, is_refusal_fresh=permit.is_refusal_fresh(), is_probe=permit.is_probe)
         work = result.usage.output if decision.error_class is None else None
-        route.report(permit, told, work=work)
+        target.report(permit, told, work=work)
         return end, budget
 
     def _judge(self, delivery: Delivery, end: End, health: BackendHealth = HEALTHY) -> Verdict:

@@ -13,8 +13,9 @@ Here it meets the circumstances, in this order:
 1. A deadline that cut the attempt is no failure of the backend.
 2. A broken stream that can be resumed here is held: another process would generate it anew.
 3. A failure that is the message's own, since others are served (`blame`), is not held.
-4. A failure that others share is an outage: it is held, and the attempt does not count (`OUTAGE_DETECTION_S`).
-5. The budgets have the last word: attempts of the class, deadline, lease, hold time, drain, last delivery attempt.
+4. A failure that another server of the same route may not have is held, and tried there at once.
+5. A failure that others share is an outage: it is held, and the attempt does not count (`OUTAGE_DETECTION_S`).
+6. The budgets have the last word: attempts of the class, deadline, lease, hold time, drain, last delivery attempt.
 
 Nothing here reads a clock, draws a random number or keeps state.
 """
@@ -68,6 +69,7 @@ _COSTLY = frozenset(
     }
 )
 _ERRORS = 400
+_CONTINUATION = "continuation"
 
 
 class AttemptEnd(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +132,8 @@ class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds until that breaker lets a probe through; `None` when it is closed or a probe is under way."""
     has_others_waiting: bool = False
     """Other messages could be the next probe."""
+    has_untried_target: bool = False
+    """Another server of the same route works and has not failed this message."""
 
 
 HEALTHY = BackendHealth()
@@ -262,18 +266,17 @@ def _judge_attempt(end: AttemptEnd, budget: Budget, health: BackendHealth, jitte
     if end.blame.is_own:
         decision, budget = _own(decision, budget, end.blame)
     if decision.disposition is Disposition.NACK:
-        if end.can_resume and not is_stopped and budget.continuations < MAX_CONTINUATIONS:
-            is_continuation = True
-            decision = replace(decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+continuation")
+        reason = _reason_to_go_on(decision, end, budget, health)
+        if reason is not None:
+            is_continuation = reason == _CONTINUATION
+            decision = _held(decision, reason)
         elif _may_be_outage(decision, end.blame):
             if not is_stopped and not end.is_outage_checked and not budget.is_draining:
                 return Verdict(decision=decision, needs_outage_check=True)
             retries = max(budget.outage_retries, end.blame.failures)
             if is_stopped and not budget.is_draining and retries <= _max_outage_retries(decision, budget):
                 is_outage = True
-                decision = replace(
-                    decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+outage", max_attempts=None
-                )
+                decision = replace(_held(decision, "outage"), max_attempts=None)
     if is_outage:
         budget = structs.replace(budget, counted_attempts=budget.counted_attempts - 1)
     delay_s = _delay_s(decision, budget, health, end.blame, jitter)
@@ -299,6 +302,19 @@ def _may_be_outage(decision: Decision, blame: Blame) -> bool:
     """Say whether others may fail in the same way."""
     # Contradicted once is not enough: at the beginning of an outage, what began a little later is still served.
     return not blame.is_own and decision.breaker is BreakerAction.COUNT
+
+
+def _reason_to_go_on(decision: Decision, end: AttemptEnd, budget: Budget, health: BackendHealth) -> str | None:
+    """Return why the next attempt is worth making here and now, `None` if nothing speaks for that."""
+    if end.can_resume and health.stopped_by is None and budget.continuations < MAX_CONTINUATIONS:
+        return _CONTINUATION
+    # Another server may serve what this one did not, unless the request may cost that one as much.
+    is_elsewhere = health.has_untried_target and not budget.is_draining and decision.error_class not in _COSTLY
+    return "failover" if is_elsewhere and _may_be_outage(decision, end.blame) else None
+
+
+def _held(decision: Decision, reason: str) -> Decision:
+    return replace(decision, disposition=Disposition.HOLD, rule=f"{decision.rule}+{reason}")
 
 
 def _is_heard_by_several(blame: Blame) -> bool:
@@ -333,8 +349,11 @@ def _delay_s(decision: Decision, budget: Budget, health: BackendHealth, blame: B
     Return the wait before a held message's next attempt, seconds.
 
     Behind an open breaker it is just long enough that another message is the next probe: if the probe were always the
-    same message, a prompt that kills its server could keep the breaker open.
+    same message, a prompt that kills its server could keep the breaker open.  Where another server of the route works
+    there is nothing to wait for.
     """
+    if health.has_untried_target:
+        return 0.0
     if health.stopped_by is None:
         return next_delay_s(_own_backoff(decision, blame), budget.attempts, jitter)
     if health.next_probe_s is None or not health.has_others_waiting:

@@ -4,7 +4,19 @@ Combinations of settings that cannot work together, though each value alone may 
 Called once at start by `worker.settings.load`; every conflict is one sentence that begins with the key to change.
 """
 
-from worker.settings.schema import BatchesSettings, RouteSettings, SageMakerSettings, Settings, TlsSettings
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from worker.settings.schema import (
+    NO_BACKEND,
+    BatchesSettings,
+    HeaderRuleSettings,
+    RouteMatch,
+    RouteSettings,
+    SageMakerSettings,
+    Settings,
+    TlsSettings,
+)
 
 
 def find_conflicts(settings: Settings) -> list[str]:
@@ -33,10 +45,12 @@ def find_conflicts(settings: Settings) -> list[str]:
         faults.append("dedupe.redis_url: is required with dedupe.store redis")
     faults += _batches_conflicts(settings.batches)
     names = [route.name for route in settings.all_routes()]
-    faults += [f"routes: the name {name!r} is used twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    faults += [f"routes: the name {name!r} is used twice" for name in _repeated(names)]
     for route in settings.all_routes():
         where = section_of(route, settings)
         faults += [f"{where}.{fault}" for fault in _route_conflicts(route, settings)]
+    faults += _unreachable_routes(settings)
+    faults += _fallback_conflicts(settings)
     return faults
 
 
@@ -54,8 +68,10 @@ def section_of(route: RouteSettings, settings: Settings) -> str:
 def _route_conflicts(route: RouteSettings, settings: Settings) -> list[str]:
     faults: list[str] = []
     timeouts, window, drain = route.timeouts, route.window, settings.drain
-    if not route.base_url and not route.is_sagemaker:
+    if not route.base_url and not route.base_urls and not route.is_sagemaker:
         faults.append("base_url: is required")
+    faults += _target_conflicts(route)
+    faults += _body_conflicts(route)
     if route.api_key is not None and route.api_key_file is not None:
         faults.append("api_key: excludes api_key_file")
     faults += _tls_conflicts(route)
@@ -88,8 +104,8 @@ def _tls_conflicts(route: RouteSettings) -> list[str]:
     faults: list[str] = []
     if route.tls.key_file is not None and route.tls.cert_file is None:
         faults.append("tls.key_file: needs tls.cert_file")
-    is_https = route.base_url.startswith("https:") or (route.is_sagemaker and not route.base_url)
-    if route.tls != TlsSettings() and not is_https:
+    is_https = any(each.base_url.startswith("https:") for each in route.targets())
+    if route.tls != TlsSettings() and not is_https and not (route.is_sagemaker and not route.base_url):
         faults.append("tls: needs a base_url that begins with https")
     return faults
 
@@ -103,6 +119,8 @@ def _sagemaker_conflicts(route: RouteSettings, sagemaker: SageMakerSettings) -> 
             ("api_key", route.api_key is not None, ", which takes AWS's credentials"),
             ("api_key_file", route.api_key_file is not None, ", which takes AWS's credentials"),
             ("headers", bool(route.headers), ": they do not reach the container; custom_attributes does"),
+            ("base_urls", bool(route.base_urls), ""),
+            ("header_rules", route.header_rules != HeaderRuleSettings(), ": headers do not reach the container"),
             ("breaker.health_path", route.breaker.health_path is not None, ": an endpoint has none"),
         )
         if is_set
@@ -115,3 +133,114 @@ def _sagemaker_conflicts(route: RouteSettings, sagemaker: SageMakerSettings) -> 
         if getattr(sagemaker, name) and sagemaker.response_stream
     ]
     return faults
+
+
+def _target_conflicts(route: RouteSettings) -> list[str]:
+    """Return what is wrong with the servers of a route."""
+    faults: list[str] = []
+    if route.base_url and route.base_urls:
+        faults.append("base_urls: excludes base_url")
+    targets = route.targets()
+    names = [target.name.rpartition("/")[2] for target in targets]
+    faults += [f"base_urls: the name {name!r} is used twice" for name in _repeated(names)]
+    servers = [f"{target.base_url} (model {target.model})" if target.model else target.base_url for target in targets]
+    faults += [f"base_urls: {server} stands twice" for server in _repeated(servers)]
+    weighted = sum(target.weight is not None for target in route.base_urls)
+    if 0 < weighted < len(route.base_urls):
+        faults.append("base_urls: a weight for every server or for none")
+    return faults
+
+
+def _body_conflicts(route: RouteSettings) -> list[str]:
+    defaults, overrides = route.body.defaults, route.body.overrides
+    faults = [f"body.defaults: {key!r} is overridden anyway" for key in defaults if key in overrides]
+    if "model" in overrides:
+        faults.append("body.overrides: the model is replaced by the key model of the route")
+    elif "model" in defaults and any(target.model for target in route.targets()):
+        faults.append("body.defaults: the model is replaced anyway")
+    rules = route.header_rules
+    both = sorted(rules.from_attributes.keys() & rules.from_metadata.keys())
+    faults += [f"header_rules.from_metadata: {name!r} comes from an attribute already" for name in both]
+    return faults
+
+
+def _unreachable_routes(settings: Settings) -> list[str]:
+    """Return the routes that no request can reach: what they take, another one has taken before."""
+    faults: list[str] = []
+    before: list[RouteSettings] = []
+    for route in settings.all_routes():
+        where = section_of(route, settings)
+        if route.only_fallback:
+            if route.match != RouteMatch():
+                faults.append(f"{where}.match: a route that is only a fallback takes no requests of its own")
+            continue
+        if route.base_url == NO_BACKEND or not (route.base_url or route.base_urls or route.is_sagemaker):
+            continue
+        first = next((each for each in before if _covers(each.match, route.match)), None)
+        if first is not None and first.name != route.name:  # one name twice has a fault of its own
+            faults.append(f"{where}: can never be used, {section_of(first, settings)} takes all its requests before it")
+        paths = route.match.paths
+        allowed = settings.request.allowed_paths
+        if paths and all(_is_literal(path) and not _matches_any(path, allowed) for path in paths):
+            faults.append(f"{where}.match.paths: can never be used, request.allowed_paths has none of them")
+        before.append(route)
+    return faults
+
+
+def _fallback_conflicts(settings: Settings) -> list[str]:
+    """Return fallbacks that lead nowhere or in a circle, and routes that wait for a fallback nobody names."""
+    faults: list[str] = []
+    routes = {route.name: route for route in settings.all_routes()}
+    for route in routes.values():
+        where = section_of(route, settings)
+        if route.fallback is not None and route.fallback not in routes:
+            faults.append(f"{where}.fallback: there is no route {route.fallback!r}")
+        seen, step = [route.name], route.fallback
+        while step in routes and step not in seen:
+            seen.append(step)
+            step = routes[step].fallback
+        if step == route.name:
+            faults.append(f"{where}.fallback: goes in a circle: {' -> '.join([*seen, step])}")
+        if route.only_fallback and not any(each.fallback == route.name for each in routes.values()):
+            faults.append(f"{where}.only_fallback: no route names it as its fallback")
+    if routes and all(route.only_fallback for route in routes.values()):
+        faults.append("routes: every one is only a fallback, none takes a request")
+    return faults
+
+
+def _covers(first: RouteMatch, second: RouteMatch) -> bool:
+    """Whether the first certainly takes all that the second takes."""
+    return (
+        _all_cover(first.models, second.models)
+        and _all_cover(first.paths, second.paths)
+        and _keys_cover(first.metadata, second.metadata)
+        and _keys_cover(first.attributes, second.attributes)
+    )
+
+
+def _keys_cover(first: Mapping[str, Sequence[str]], second: Mapping[str, Sequence[str]]) -> bool:
+    return all(key in second and _all_cover(patterns, second[key]) for key, patterns in first.items())
+
+
+def _all_cover(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether all that one of the second patterns matches is matched by one of the first; none match everything."""
+    if not first or "*" in first:
+        return True
+    return bool(second) and all(any(_pattern_covers(one, other) for one in first) for other in second)
+
+
+def _pattern_covers(one: str, other: str) -> bool:
+    # A pattern whose only sign is * matches whatever a * of the other stands for, when it matches the * itself.
+    return one == other or ("?" not in one and "[" not in one and fnmatchcase(other, one))
+
+
+def _is_literal(pattern: str) -> bool:
+    return not any(char in pattern for char in "*?[")
+
+
+def _matches_any(text: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(text.partition("?")[0], pattern) for pattern in patterns)
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})

@@ -16,13 +16,11 @@ from pydantic import BaseModel, ValidationError
 
 from worker.errors import SettingsError, did_you_mean, did_you_mean_file
 from worker.settings.conflicts import find_conflicts
-from worker.settings.schema import Settings
+from worker.settings.schema import NO_BACKEND, Settings
 
 PREFIX = "WORKER_"
 CONFIG_VARIABLE = "WORKER_CONFIG"
 EMULATOR_VARIABLE = "PUBSUB_EMULATOR_HOST"
-NO_BACKEND = "http://unused"
-"""Base URL of settings that name no backend, for commands that call none."""
 SECRET_KEYS = ("api_key", "proxy", "redis_url", "database_url", "webhook_signing_key")
 """Last parts of keys whose values never stand in a message and are never read as YAML."""
 SECRET_MAPPINGS = ("headers", "gs_options", "s3_options", "az_options")

@@ -12,6 +12,7 @@ reads nothing.
 """
 
 import base64
+import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ from worker.wire.placeholders import Template
 from worker.wire.sagemaker import FIELDS, public_address
 
 DAY_S = 86_400
+NO_BACKEND = "http://unused"
+"""Base URL of settings that name no backend, for commands that call none."""
 MAX_RETENTION_S = 31 * DAY_S
 """The longest that Pub/Sub keeps a message."""
 
@@ -273,13 +276,121 @@ class SageMakerSettings(Section):
         return value
 
 
+def check_base_url(value: str) -> str:
+    """
+    Return the address of a server without a slash at its end.
+
+    Raises:
+        ValueError: It cannot be one.
+    """
+    if not value:
+        return value
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or any(char.isspace() for char in value):
+        raise ValueError("must be http://host[:port] or https://host[:port]")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must not carry credentials, a query or a fragment")
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        raise ValueError("must name a host that can be looked up") from None
+    if parts.port == 0:  # reading the port raises ValueError for what is none
+        raise ValueError("must name a port from 1 to 65535")
+    return value.rstrip("/")
+
+
+class TargetSettings(Section):
+    """One of several servers; a text alone is its `url`."""
+
+    url: Annotated[str, Field(min_length=1)]
+    """As `base_url`."""
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")] | None = None
+    """Stands after the route's name and a slash in metrics, logs and the reply's attribute `backend`.  Default: its
+    place in the list, from 1."""
+    weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Share of the requests, in proportion to the other weights: a message goes to the same server whenever it is
+    delivered, as long as that server is not stopped.  All servers of a route have one, or none; then each request goes
+    to the least loaded."""
+    model: Annotated[str, Field(min_length=1)] | None = None
+    """The name that this server has for the model; replaces the route's `model`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_url(cls, data: Any) -> Any:
+        return {"url": data} if isinstance(data, str) else data
+
+    @field_validator("url")
+    @classmethod
+    def _usable_url(cls, value: str) -> str:
+        return check_base_url(value)
+
+
+class BodySettings(Section):
+    """What is changed in the bodies of a route's requests; without it they arrive byte for byte.  Top level only."""
+
+    defaults: dict[str, Any] = {}
+    """Keys that are added where the body does not have them."""
+    overrides: dict[str, Any] = {}
+    """Keys that are set whatever the body says."""
+
+    @field_validator("defaults", "overrides")
+    @classmethod
+    def _json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, each in value.items():
+            try:
+                json.dumps(each, allow_nan=False)
+            except (TypeError, ValueError):
+                raise ValueError(f"{key!r} is not JSON") from None
+        return value
+
+
+class HeaderRuleSettings(Section):
+    """Which headers the requests of a route have beside `headers`, which come last."""
+
+    drop: list[str] = []
+    """Names that a message may set elsewhere (`request.allowed_headers`) and that are not sent here, in any case."""
+    from_attributes: dict[str, str] = {}
+    """Headers by name, each from the attribute of the message that has this name; not sent where it is absent."""
+    from_metadata: dict[str, str] = {}
+    """The same from keys of the request's metadata."""
+
+    @field_validator("drop")
+    @classmethod
+    def _plain_names(cls, value: list[str]) -> list[str]:
+        return [_header_name(name) for name in value]
+
+    @field_validator("from_attributes", "from_metadata")
+    @classmethod
+    def _plain_keys(cls, value: dict[str, str]) -> dict[str, str]:
+        return refuse_own_headers({_header_name(name): source for name, source in value.items()})
+
+
+def _header_name(name: str) -> str:
+    if not is_header(name, ""):
+        raise ValueError(f"{name!r} is not the name of a header")
+    return name.lower()
+
+
 class BackendSettings(Section):
-    """One OpenAI-compatible server, a service in front of several, or an endpoint of Amazon SageMaker."""
+    """One OpenAI-compatible server or several, a service in front of them, or an endpoint of Amazon SageMaker."""
 
     base_url: str = ""
     """`http://host:port`, with a prefix if the server has one.  A prefix that ends in `/v1` is not doubled with the
-    `/v1` of the request's path.  Required, but for SageMaker: there the default is the region's public address."""
+    `/v1` of the request's path.  Required, or `base_urls`, but for SageMaker: there the default is the region's public
+    address.  A name with several addresses (a headless Service) has its connections spread over them."""
+    base_urls: list[TargetSettings] = []
+    """Several servers instead, each with a window and a breaker of its own: see docs/traffic.md."""
     sagemaker: SageMakerSettings = SageMakerSettings()
+    model: Annotated[str, Field(min_length=1)] | None = None
+    """The name that the server has for the model: replaces that of the body.  Metrics and logs keep the requester's."""
+    body: BodySettings = BodySettings()
+    header_rules: HeaderRuleSettings = HeaderRuleSettings()
+    fallback: str | None = None
+    """Name of the route (or `default`) that takes over what waits here when this one has been stopped for longer than
+    `fallback_after_s`: all its servers' breakers are open, for all or for the request's model."""
+    fallback_after_s: Annotated[float, Field(ge=0, le=MAX_RETENTION_S)] = 30.0
+    """Longer than a restart of the server, as a rule.  One message after the other is still sent here as a probe, and
+    what comes after its success stays here."""
     api_key: SecretStr | None = None
     """Sent as `Authorization: Bearer`.  Prefer `api_key_file`."""
     api_key_file: str | None = None
@@ -321,20 +432,12 @@ class BackendSettings(Section):
     @field_validator("base_url")
     @classmethod
     def _usable_url(cls, value: str) -> str:
-        if not value:
-            return value
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or any(char.isspace() for char in value):
-            raise ValueError("must be http://host[:port] or https://host[:port]")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must not carry credentials, a query or a fragment")
-        try:
-            parts.hostname.encode("idna")
-        except UnicodeError:
-            raise ValueError("must name a host that can be looked up") from None
-        if parts.port == 0:  # reading the port raises ValueError for what is none
-            raise ValueError("must name a port from 1 to 65535")
-        return value.rstrip("/")
+        return check_base_url(value)
+
+    @field_validator("fallback")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return value or None  # a flag can take the fallback away
 
     @field_validator("api_key")
     @classmethod
@@ -373,6 +476,11 @@ class RouteMatch(Section):
     """Patterns for the body's `model`."""
     paths: list[str] = []
     """Patterns for the request's path."""
+    metadata: dict[str, list[str]] = {}
+    """Patterns by key of the request's metadata; what is no text is compared as JSON.  With an empty list the key must
+    be there, and not null."""
+    attributes: dict[str, list[str]] = {}
+    """The same by attribute of the message."""
 
 
 class RouteSettings(BackendSettings):
@@ -381,6 +489,24 @@ class RouteSettings(BackendSettings):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
     """Stands in metrics, logs and the reply's attribute `backend`."""
     match: RouteMatch = RouteMatch()
+    only_fallback: bool = False
+    """It takes no requests of its own, only those of the routes that name it as `fallback`."""
+
+    def targets(self) -> tuple["RouteSettings", ...]:
+        """Return a route to one server for each server: the route itself where it has one `base_url`."""
+        if not self.base_urls:
+            return (self,)
+        return tuple(
+            self.model_copy(
+                update={
+                    "name": f"{self.name}/{target.name or number}",
+                    "base_url": target.url,
+                    "base_urls": [],
+                    "model": target.model or self.model,
+                }
+            )
+            for number, target in enumerate(self.base_urls, 1)
+        )
 
 
 class RequestSettings(Section):
@@ -402,10 +528,7 @@ class RequestSettings(Section):
     @field_validator("allowed_headers")
     @classmethod
     def _plain_names(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if not is_header(name, ""):
-                raise ValueError(f"{name!r} is not the name of a header")
-        return refuse_own_headers([name.lower() for name in value])
+        return refuse_own_headers([_header_name(name) for name in value])
 
 
 class ReplySettings(Section):

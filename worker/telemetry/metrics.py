@@ -71,6 +71,12 @@ class Metrics:
             "Attempts against a backend. error_class: none for a good answer. disposition: reply, nack, hold.",
             ("backend", "error_class", "disposition"),
         )
+        self.rerouted_attempts_total = counter(
+            "rerouted_attempts",
+            "Attempts at another backend than the request's first one. "
+            "reason: fallback (its route was stopped for too long), failover (it failed at another server).",
+            ("backend", "reason"),
+        )
         self.request_duration_seconds = histogram(
             "request_duration_seconds",
             "One attempt, from its start to the last byte of the response or the failure.",

@@ -44,7 +44,7 @@ def build_tracer(settings: Settings) -> SpanTracer:
         provider.get_tracer("inference-worker", version("pubsub-inference-worker")),
         subscription=pubsub.request_subscription.rpartition("/")[2],
         topic=pubsub.response_topic.rpartition("/")[2],
-        base_urls={route.name: route.address for route in settings.all_routes()},
+        base_urls={each.name: each.address for route in settings.all_routes() for each in route.targets()},
         close=close,
     )
 

@@ -234,6 +234,11 @@ class Recorder:
             outcome = "ok" if error_class is None else "error"
             self._metrics.variant_duration_seconds.labels(*labels, outcome).observe(result.ended - result.started)
 
+    def rerouted(self, delivery: Delivery, *, is_fallback: bool) -> None:
+        """Note that an attempt is made at another target than the first one."""
+        reason = "fallback" if is_fallback else "failover"
+        self._metrics.rerouted_attempts_total.labels(delivery.backend or "none", reason).inc()
+
     def breaker_changed(self, backend: str, change: BreakerChange) -> None:
         """Note that a breaker opened or closed."""
         fields = {"backend": backend, "error_class": change.error_class}

@@ -162,14 +162,67 @@ class RequestBody:
         if not changes:
             return self.data
         if present.isdisjoint(changes):
-            added = b",".join(_encode(key) + b":" + value for key, value in changes.items() if value is not None)
-            start = self.data.index(b"{") + 1
-            rest = self.data[start:]
-            return self.data[:start] + added + (b"" if _EMPTY.match(rest) else b",") + rest
+            return _with_front(self.data, {key: value for key, value in changes.items() if value is not None})
         if self.data.count(b'":') > _MAX_KEYS:
             return self.data
-        values: dict[str, msgspec.Raw | bytes | None] = {**_decode_fields(self.data), **changes}
-        return b"{" + b",".join(_encode(key) + b":" + bytes(v) for key, v in values.items() if v is not None) + b"}"
+        return _join({**_decode_fields(self.data), **changes})
+
+
+class BodyRules:
+    """
+    The changes of bodies that an operator declared, of single keys at the top level.
+
+    Args:
+        defaults: Values that are set where the body does not have the key; one that is null is there.
+        overrides: Values that are set whatever the body says.
+    """
+
+    __slots__ = ("_defaults", "_overrides")
+
+    def __init__(self, defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+        self._defaults = {key: _encode(value) for key, value in defaults.items()}
+        self._overrides = {key: _encode(value) for key, value in overrides.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._defaults or self._overrides)
+
+    def apply(self, body: RequestBody) -> RequestBody:
+        """
+        Return the body with the changes; the same one where it needs none.
+
+        What is not changed stays as it was, byte for byte; only a key that is replaced drops the white space between
+        the others.
+
+        Raises:
+            ValueError: No key of it can be changed: half of a surrogate pair, or too many keys.
+        """
+        data = body.data
+        try:
+            fields: dict[str, Any] = _decode_fields(data)
+        except _ERRORS:
+            raise ValueError("holds half of a surrogate pair, or is no JSON object") from None
+        added = {key: value for key, value in (self._defaults | self._overrides).items() if key not in fields}
+        replaced = {
+            key: value for key, value in self._overrides.items() if key in fields and bytes(fields[key]) != value
+        }
+        if replaced:
+            if data.count(b'":') > _MAX_KEYS:
+                raise ValueError("has too many keys")
+            return RequestBody(_join({**added, **fields, **replaced}))
+        return RequestBody(_with_front(data, added)) if added else body
+
+
+def _with_front(data: bytes, added: Mapping[str, bytes]) -> bytes:
+    """Return an object with further keys in front."""
+    start = data.index(b"{") + 1
+    front = b",".join(_encode(key) + b":" + value for key, value in added.items())
+    rest = data[start:]
+    return data[:start] + front + (b"" if _EMPTY.match(rest) else b",") + rest
+
+
+def _join(values: Mapping[str, "msgspec.Raw | bytes | None"]) -> bytes:
+    """Return an object of raw values; a key whose value is `None` is left out."""
+    return b"{" + b",".join(_encode(key) + b":" + bytes(v) for key, v in values.items() if v is not None) + b"}"
 
 
 def is_json_object(data: bytes) -> bool:

@@ -68,13 +68,29 @@ def test_what_is_nearer_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_routes_of_a_settings_file_are_used(tmp_path: Path) -> None:
     """They are servers too."""
     config = tmp_path / "worker.yaml"
-    config.write_text("routes: [{name: a, base_url: 'http://a'}, {name: b, base_url: 'http://b'}]")
+    config.write_text(
+        "routes: [{name: a, match: {models: [x]}, base_url: 'http://a'}, {name: b, base_url: 'http://b'}]"
+    )
     target = find_target(options("--config", str(config)))
     assert [route.base_url for route in target.settings.all_routes()] == ["http://a", "http://b"]
     assert not target.is_simulated
     assert [
         route.name for route in find_target(options("--config", str(config), "--simulated")).settings.all_routes()
     ] == ["default"]
+
+
+def test_an_address_or_the_simulated_server_replaces_several(tmp_path: Path) -> None:
+    """Servers and fallback of the settings are of no concern then."""
+    config = tmp_path / "worker.yaml"
+    config.write_text(
+        "routes: [{name: c, base_url: 'http://c', only_fallback: true}]\n"
+        "backend: {base_urls: ['http://a', 'http://b'], fallback: c}\n"
+    )
+    several = find_target(options("--config", str(config))).settings.all_routes()[-1]
+    assert [target.base_url for target in several.targets()] == ["http://a", "http://b"]
+    one = find_target(options("--config", str(config), "--backend-url", "http://d")).settings.all_routes()[-1]
+    assert [target.base_url for target in one.targets()] == ["http://d"]
+    assert find_target(options("--config", str(config), "--simulated")).is_simulated
 
 
 def test_headers_are_added_to_those_of_the_settings(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ REQUEST = RequestMessage(path="/v1/chat/completions", body=RequestBody(b'{"model
 
 
 async def _make(pipeline: Pipeline, request: RequestMessage = REQUEST, delivery: Delivery | None = None) -> Decision:
-    permit = await pipeline.route.gate.admit(AdmissionOrder(), lane_name=request.model)
+    permit = await pipeline.target.gate.admit(AdmissionOrder(), lane_name=request.model)
     return await _attempt(pipeline, permit, request, delivery)
 
 
@@ -30,9 +30,9 @@ async def _attempt(
     pipeline: Pipeline, permit: Permit, request: RequestMessage = REQUEST, delivery: Delivery | None = None
 ) -> Decision:
     delivery = delivery or a_delivery(request)
-    delivery.backend = pipeline.route.name
+    delivery.backend = pipeline.target.name
     with permit:
-        end, _ = await pipeline.processor._attempt(delivery, request, pipeline.route, permit)
+        end, _ = await pipeline.processor._attempt(delivery, request, pipeline.target, permit)
         return end.decision
 
 
@@ -50,7 +50,7 @@ async def test_a_good_answer_is_replied_and_served() -> None:
 async def test_a_header_that_is_allowed_for_other_routes_stays_out() -> None:
     """What an operator allows for one backend is not thereby allowed for all."""
     pipeline = Pipeline()
-    pipeline.route.foreign_headers = frozenset({"x-amzn-sagemaker-target-variant"})
+    pipeline.target.foreign_headers = frozenset({"x-amzn-sagemaker-target-variant"})
     headers = {"x-amzn-sagemaker-target-variant": "blue", "x-mine": "1"}
     await _make(pipeline, structs.replace(REQUEST, headers=headers))
     (sent,) = pipeline.backend.requests
@@ -127,7 +127,7 @@ async def test_a_failure_that_is_the_messages_own_tells_the_breaker_nothing() ->
 async def test_a_trip_is_counted_and_logged_once(logs) -> None:
     """When the breaker opens an operator sees why, once."""
     pipeline = Pipeline(FakeBackend(then=REFUSED))
-    permits = [await pipeline.route.gate.admit(AdmissionOrder()) for _ in range(6)]
+    permits = [await pipeline.target.gate.admit(AdmissionOrder()) for _ in range(6)]
     await asyncio.gather(*(_attempt(pipeline, permit) for permit in permits))
     assert pipeline.count("breaker_trips_total", "fake", "connect") == 1
     assert len([line for line in logs if line["event"] == "breaker_opened"]) == 1
@@ -198,12 +198,12 @@ async def test_an_error_status_is_judged_though_the_deadline_cut_its_body() -> N
 async def test_refusals_of_one_flight_are_one_failure_and_a_row_of_fresh_ones_opens_the_breaker() -> None:
     """However many attempts were under way together."""
     pipeline = Pipeline(FakeBackend(then=status(429)), window=8)
-    for permit in [await pipeline.route.gate.admit(AdmissionOrder(), lane_name="m") for _ in range(8)]:
+    for permit in [await pipeline.target.gate.admit(AdmissionOrder(), lane_name="m") for _ in range(8)]:
         await _attempt(pipeline, permit)
     assert pipeline.circuit.failures == 2  # the first raises a suspicion, the second confirms it
     for _ in range(4):
         await _make(pipeline)
-    assert pipeline.route.is_open()
+    assert pipeline.target.is_open()
 
 
 def test_an_attempts_id_is_a_uuid_of_its_own() -> None:

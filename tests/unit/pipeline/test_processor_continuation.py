@@ -116,7 +116,7 @@ class ListeningGate(RouteGate):
 async def test_the_gate_knows_which_attempts_will_tell_of_their_first_token() -> None:
     """Only of those does silence mean that they wait."""
     pipeline = Pipeline()
-    gate = pipeline.route.gate
+    gate = pipeline.target.gate
     gate.__class__, gate.streamed = ListeningGate, []  # type: ignore[assignment,attr-defined]
     for is_streaming in (False, True):
         pipeline.backend.is_streaming = is_streaming
@@ -150,8 +150,8 @@ async def test_the_first_token_frees_a_probing_breaker() -> None:
     pipeline = Pipeline(backend)
     handling = [pipeline.start() for _ in range(3)]
     await settle()
-    assert pipeline.route.is_open()
+    assert pipeline.target.is_open()
     await asyncio.sleep(20)
-    assert not pipeline.route.is_open()
+    assert not pipeline.target.is_open()
     assert not any(each.done() for each in handling)
     await asyncio.gather(*handling)

@@ -97,6 +97,6 @@ async def test_a_backends_own_timeout_still_counts_against_it() -> None:
     pipeline = Pipeline(FakeBackend(then=Answer(status=None, fault=Fault.TOTAL_TIMEOUT)), max_delivery_attempts=20)
     handling = [pipeline.start(message(data(deadline=unix_time() + 3600), attempt=1)) for _ in range(5)]
     await settle()
-    assert pipeline.route.is_open()
+    assert pipeline.target.is_open()
     pipeline.processor.begin_drain()
     assert await asyncio.gather(*handling) == [NACK] * 5

@@ -36,7 +36,7 @@ async def test_no_number_of_403s_of_one_model_stops_the_route(refusal: Answer) -
     for _ in range(40):
         assert await pipeline.handle(asks("gpt-x")) is ACK
     assert {answer.attributes["status_code"] for answer in pipeline.answers} == {"403"}
-    assert not pipeline.route.is_open()
+    assert not pipeline.target.is_open()
     assert await pipeline.handle(asks("gpt-x-2")) is ACK
     assert pipeline.answers[-1].attributes["status_code"] == "200"
     assert loop_time() < 1
@@ -51,7 +51,7 @@ async def test_403s_of_many_models_are_answered_while_others_are_served() -> Non
         assert await pipeline.handle(asks(f"gpt-{number}")) is ACK
         await asyncio.sleep(30)
     assert [answer.attributes["status_code"] for answer in pipeline.answers] == ["200", "403"] * 9
-    assert not pipeline.route.is_open()
+    assert not pipeline.target.is_open()
 
 
 @virtual_time

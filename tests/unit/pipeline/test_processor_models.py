@@ -79,7 +79,7 @@ async def test_the_backends_own_trip_is_told_while_a_models_breaker_is_open(logs
     await settle()
     pipeline.backend.then = REFUSED
     await asyncio.sleep(60)
-    assert pipeline.route.is_open()
+    assert pipeline.target.is_open()
     assert pipeline.count("breaker_trips_total", "fake", "model_not_found") == 1
     assert pipeline.count("breaker_trips_total", "fake", "connect") == 1
     told = [line for line in logs if line["event"] == "breaker_opened"]

@@ -209,7 +209,7 @@ async def test_refused_credentials_trip_once_and_everybody_waits() -> None:
     assert pipeline.gate.held == 12
     asked = len(backend.requests)
     backend.then = GOOD
-    pipeline.route.gate.allow_probe()  # what the supervisor does when the key file changes
+    pipeline.target.gate.allow_probe()  # what the supervisor does when the key file changes
     assert await asyncio.gather(*handling) == [ACK] * 12
     assert loop_time() < 6
     assert len(backend.requests) - asked <= 13
@@ -248,7 +248,7 @@ async def test_a_probe_that_is_cancelled_frees_the_next() -> None:
     backend = FakeBackend(REFUSED, REFUSED, REFUSED)
     pipeline = Pipeline(backend, breaker=BreakerSettings(probe_interval_s=10, max_probe_interval_s=10))
     handling = pipeline.start(message(attempt=1))
-    await until(pipeline.route.is_open)
+    await until(pipeline.target.is_open)
     backend.hold()
     await until(lambda: backend.running)
     assert pipeline.circuit.state is CircuitState.HALF_OPEN

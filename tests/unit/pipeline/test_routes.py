@@ -1,7 +1,9 @@
 """Which backend a request goes to, and what pauses all of them."""
 
 import asyncio
+from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.fakes import FakeBackend
@@ -11,34 +13,53 @@ from worker.errors import MessageError
 from worker.flow.clock import LoopClock
 from worker.flow.gate import AttemptSignal
 from worker.flow.queue import AdmissionOrder
-from worker.pipeline.routes import RequestReader, Router, build_route
+from worker.pipeline.routes import RequestReader, build_route
 from worker.settings.schema import BreakerSettings, RequestSettings, RouteMatch, RouteSettings, WindowSettings
-from worker.wire.message import ReceivedMessage, encode_request
+from worker.wire.body import RequestBody
+from worker.wire.message import ReceivedMessage, RequestMessage, encode_request
+
+
+def a_request(model: str | None = "m", path: str = "/v1/x", metadata: Any = None, **more: Any) -> RequestMessage:
+    return RequestMessage(
+        path=path, body=RequestBody(b"{}"), model=model, metadata=msgspec.json.encode(metadata or {}), **more
+    )
 
 
 @pytest.mark.parametrize(
-    ("match", "model", "path", "takes"),
+    ("match", "request_", "attributes", "takes"),
     [
-        (RouteMatch(), None, "/v1/x", True),
-        (RouteMatch(models=["llama-*", "qwen"]), "llama-3", "/v1/x", True),
-        (RouteMatch(models=["llama-*", "qwen"]), "qwen", "/v1/x", True),
-        (RouteMatch(models=["llama-*"]), "Llama-3", "/v1/x", False),
-        (RouteMatch(models=["llama-*"]), None, "/v1/x", False),
-        (RouteMatch(models=["*"]), None, "/v1/x", True),
-        (RouteMatch(paths=["/v1/emb*"]), "m", "/v1/embeddings", True),
-        (RouteMatch(paths=["/v1/emb*"]), "m", "/v1/completions", False),
-        (RouteMatch(models=["m"], paths=["/v1/emb*"]), "m", "/v1/completions", False),
-        (RouteMatch(models=["m"], paths=["/v1/emb*"]), "m", "/v1/embeddings", True),
+        ({}, a_request(None), {}, True),
+        ({"models": ["llama-*", "qwen"]}, a_request("llama-3"), {}, True),
+        ({"models": ["llama-*", "qwen"]}, a_request("qwen"), {}, True),
+        ({"models": ["llama-*"]}, a_request("Llama-3"), {}, False),
+        ({"models": ["llama-*"]}, a_request(None), {}, False),
+        ({"models": ["*"]}, a_request(None), {}, True),
+        ({"paths": ["/v1/emb*"]}, a_request(path="/v1/embeddings"), {}, True),
+        ({"paths": ["/v1/emb*"]}, a_request(path="/v1/completions"), {}, False),
+        ({"models": ["m"], "paths": ["/v1/emb*"]}, a_request(path="/v1/completions"), {}, False),
+        ({"models": ["m"], "paths": ["/v1/emb*"]}, a_request(path="/v1/embeddings"), {}, True),
+        ({"attributes": {"team": ["a*", "b"]}}, a_request(), {"team": "abc"}, True),
+        ({"attributes": {"team": ["a*", "b"]}}, a_request(), {"team": "c"}, False),
+        ({"attributes": {"team": ["*"]}}, a_request(), {}, False),
+        ({"attributes": {"team": []}}, a_request(), {"team": ""}, True),
+        ({"metadata": {"tier": ["gold"]}}, a_request(metadata={"tier": "gold"}), {}, True),
+        ({"metadata": {"tier": ["gold"]}}, a_request(metadata={"tier": ["gold"]}), {}, False),
+        ({"metadata": {"tier": ["[0-9]"]}}, a_request(metadata={"tier": 3}), {}, True),
+        ({"metadata": {"tier": []}}, a_request(metadata={"tier": None}), {}, False),
+        ({"metadata": {"a": ["1"], "b": ["true"]}}, a_request(metadata={"a": 1, "b": True}), {}, True),
+        ({"metadata": {"a": ["1"]}, "attributes": {"a": ["1"]}}, a_request(metadata={"a": 1}), {}, False),
     ],
 )
-def test_a_route_takes_what_all_its_patterns_match(match: RouteMatch, model: str, path: str, takes: bool) -> None:
-    """Every list that is given must match, by shell pattern and case."""
+def test_a_route_takes_what_all_its_patterns_match(
+    match: dict[str, Any], request_: RequestMessage, attributes: dict[str, str], takes: bool
+) -> None:
+    """Every list that is given must match, by shell pattern and case; an empty one asks for the key alone."""
 
     @virtual_time
     async def run() -> None:
-        pipeline = Pipeline(FakeBackend(), matches=[match])
-        assert pipeline.route.takes(model, path) is takes
-        assert (Router(pipeline.routes).find(model, path) is pipeline.route) is takes
+        router = Pipeline(FakeBackend(), matches=[RouteMatch(**match)]).router
+        assert router.routes[0].takes(request_, attributes) is takes
+        assert (router.find(request_, attributes) is not None) is takes
 
     run()
 
@@ -52,18 +73,19 @@ async def test_a_route_is_built_as_its_settings_say() -> None:
         window=WindowSettings(initial=3, min=2, max=9),
         breaker=BreakerSettings(failures=2, probe_interval_s=7.0, max_probe_interval_s=7.0),
     )
-    route = build_route(settings, FakeBackend(), LoopClock())
-    await route.gate.admit(AdmissionOrder(), lane_name="m")
-    window = route.gate.statistics().lanes["m"].window
+    route = build_route(settings, [FakeBackend()], LoopClock())
+    (target,) = route.targets
+    await target.gate.admit(AdmissionOrder(), lane_name="m")
+    window = target.gate.statistics().lanes["m"].window
     assert (window.limit, window.minimum, window.maximum) == (3, 2, 9)
-    assert (route.name, route.is_open()) == ("r", False)
+    assert (route.name, target.name, target.is_open(), route.is_plain) == ("r", "r", False, True)
 
 
 @virtual_time
 async def test_any_reason_pauses_and_the_last_one_gone_resumes() -> None:
     """Two reasons are two: nothing starts before both are gone, and what waited then starts by itself."""
     pipeline = Pipeline()
-    intake, gate = pipeline.intake, pipeline.route.gate
+    intake, gate = pipeline.intake, pipeline.target.gate
     intake.set("publish", holds=True)
     intake.set("errors", holds=True)
     waiting = asyncio.ensure_future(gate.admit(AdmissionOrder()))
@@ -89,9 +111,9 @@ async def test_a_reason_is_told_when_it_changes_and_only_then() -> None:
 async def test_a_pause_reaches_every_route_and_leaves_attempts_alone() -> None:
     """What runs goes on; nothing new starts anywhere."""
     pipeline = Pipeline(FakeBackend(name="a"), FakeBackend(name="b"))
-    permit = await pipeline.routes[0].gate.admit(AdmissionOrder())
+    permit = await pipeline.targets[0].gate.admit(AdmissionOrder())
     pipeline.intake.set("publish", holds=True)
-    assert [route.gate.statistics().paused for route in pipeline.routes] == [True, True]
+    assert [route.gate.statistics().paused for route in pipeline.targets] == [True, True]
     assert permit.finish(AttemptSignal())
 
 

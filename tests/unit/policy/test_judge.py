@@ -456,3 +456,39 @@ def test_every_end_has_a_sound_verdict(end: End, budget: Budget, health: Backend
     if verdict.is_outage:
         assert health.stopped_by is not None
     assert not (verdict.is_outage and verdict.is_continuation)
+
+
+# Another server of the same route.
+
+
+ELSEWHERE = BackendHealth(has_untried_target=True)
+
+
+@pytest.mark.parametrize("stopped_by", [None, ErrorClass.SERVER_ERROR])
+def test_another_server_is_tried_at_once(stopped_by: ErrorClass | None) -> None:
+    """Without waiting for an outage to show, for a probe or for a backoff; the attempt counts."""
+    health = structs.replace(ELSEWHERE, stopped_by=stopped_by, next_probe_s=9.0, has_others_waiting=True)
+    verdict = judge(an_end(is_outage_checked=False), FIRST, health)
+    assert (verdict.decision.disposition, verdict.delay_s, verdict.is_outage) == (HOLD, 0.0, False)
+    assert verdict.decision.rule.endswith("+failover")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        an_end(replace(FAILED, error_class=ErrorClass.CONNECTION_LOST)),
+        an_end(replace(FAILED, error_class=ErrorClass.TIMEOUT)),
+        an_end(blame=OWN),
+        an_end(GOOD),
+    ],
+    ids=["connection lost", "timeout", "its own", "an answer"],
+)
+def test_what_costs_a_server_much_is_not_tried_at_the_next(end: AttemptEnd) -> None:
+    """One prompt that takes servers down, or always fails, goes no further."""
+    assert "+failover" not in judge(end, FIRST, ELSEWHERE).decision.rule
+
+
+def test_nothing_is_tried_elsewhere_during_a_drain() -> None:
+    """The next pod does it."""
+    budget = structs.replace(FIRST, is_draining=True)
+    assert judge(an_end(), budget, ELSEWHERE).decision.disposition is NACK

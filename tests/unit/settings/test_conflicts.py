@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.required_settings import a_settings
 from worker.settings.conflicts import find_conflicts
-from worker.settings.schema import DrainSettings
+from worker.settings.schema import DrainSettings, Settings
 
 
 def test_the_example_of_the_design_is_usable() -> None:
@@ -14,17 +14,30 @@ def test_the_example_of_the_design_is_usable() -> None:
     assert find_conflicts(a_settings()) == []
 
 
+M = {"models": ["m"]}
+
+
+def routes(*several: dict[str, Any]) -> dict[str, Any]:
+    """Routes with an address, in front of the short form."""
+    return {"routes": [{"base_url": "http://a", **route} for route in several]}
+
+
+def targets(*several: Any, **more: Any) -> dict[str, Any]:
+    """The short form with several servers."""
+    return {"backend": {"base_url": "", "base_urls": list(several), **more}}
+
+
 CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
     "subscription": ({"pubsub": {"request_subscription": ""}}, "pubsub.request_subscription: is required"),
     "topic": ({"pubsub": {"response_topic": ""}}, "pubsub.response_topic: is required"),
     "base_url": ({"backend": {"base_url": ""}}, "backend.base_url: is required"),
-    "route without URL": ({"routes": [{"name": "a"}]}, "routes[a].base_url: is required"),
+    "route without URL": ({"routes": [{"name": "a", "match": M}]}, "routes[a].base_url: is required"),
     "same name": (
-        {"routes": [{"name": "a", "base_url": "http://a"}] * 2},
+        {"routes": [{"name": "a", "base_url": "http://a", "match": M}] * 2},
         "routes: the name 'a' is used twice",
     ),
     "a route called default": (
-        {"routes": [{"name": "default", "base_url": "http://a"}]},
+        {"routes": [{"name": "default", "base_url": "http://a", "match": M}]},
         "routes: the name 'default' is used twice",
     ),
     "two keys": ({"backend": {"api_key": "k", "api_key_file": "/f"}}, "backend.api_key: excludes api_key_file"),
@@ -87,6 +100,74 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
         {"payloads": {"request_prefixes": ["gs://bucket"], "max_bytes": 300_000_000}},
         "payloads.max_bytes: must not exceed pubsub.max_in_flight_bytes",
     ),
+    "one and several servers": (
+        {"backend": {"base_urls": ["http://b"]}},
+        "backend.base_urls: excludes base_url",
+    ),
+    "a server twice": (targets("http://b/", "http://b"), "backend.base_urls: http://b stands twice"),
+    "a name twice": (
+        targets({"url": "http://b", "name": "2"}, "http://c"),
+        "backend.base_urls: the name '2' is used twice",
+    ),
+    "some weights": (
+        targets({"url": "http://b", "weight": 1}, "http://c"),
+        "backend.base_urls: a weight for every server or for none",
+    ),
+    "certificates without TLS at several": (
+        targets("http://b", "http://c", tls={"ca_file": "/f"}),
+        "backend.tls: needs a base_url that begins with https",
+    ),
+    "default and override": (
+        {"backend": {"body": {"defaults": {"n": 1}, "overrides": {"n": 2}}}},
+        "backend.body.defaults: 'n' is overridden anyway",
+    ),
+    "model as override": (
+        {"backend": {"body": {"overrides": {"model": "x"}}}},
+        "backend.body.overrides: the model is replaced by the key model",
+    ),
+    "model as default": (
+        {"backend": {"body": {"defaults": {"model": "x"}}, "model": "y"}},
+        "backend.body.defaults: the model is replaced anyway",
+    ),
+    "a header of two origins": (
+        {"backend": {"header_rules": {"from_attributes": {"X-A": "a"}, "from_metadata": {"x-a": "b"}}}},
+        "backend.header_rules.from_metadata: 'x-a' comes from an attribute already",
+    ),
+    "behind a route for everything": (
+        routes({"name": "a"}),
+        "backend: can never be used, routes[a] takes all its requests before it",
+    ),
+    "behind a wider pattern": (
+        routes({"name": "a", "match": {"models": ["x", "llama-*"]}}, {"name": "b", "match": {"models": ["llama-3*"]}}),
+        "routes[b]: can never be used, routes[a] takes all its requests before it",
+    ),
+    "behind a key that is there": (
+        routes(
+            {"name": "a", "match": {"attributes": {"team": []}}},
+            {"name": "b", "match": {"attributes": {"team": ["x"], "tier": ["y"]}}},
+        ),
+        "routes[b]: can never be used, routes[a] takes all its requests before it",
+    ),
+    "a path that is not allowed": (
+        routes({"name": "a", "match": {"paths": ["/v1/embedding"]}}),
+        "routes[a].match.paths: can never be used, request.allowed_paths has none of them",
+    ),
+    "a fallback that is none": (
+        {"backend": {"fallback": "cloud"}},
+        "backend.fallback: there is no route 'cloud'",
+    ),
+    "its own fallback": (
+        {"backend": {"fallback": "default"}},
+        "backend.fallback: goes in a circle: default -> default",
+    ),
+    "a fallback that nobody names": (
+        routes({"name": "a", "only_fallback": True}),
+        "routes[a].only_fallback: no route names it as its fallback",
+    ),
+    "a fallback with a match": (
+        {**routes({"name": "a", "only_fallback": True, "match": M}), "backend": {"fallback": "a"}},
+        "routes[a].match: a route that is only a fallback takes no requests of its own",
+    ),
     "redis": ({"dedupe": {"store": "redis"}}, "dedupe.redis_url: is required"),
 }
 
@@ -107,6 +188,16 @@ def test_what_cannot_work_together_is_one_sentence(sections: dict[str, Any], sen
         {"pubsub": {"max_lease_duration_s": 600}},
         {"policy": {"hold_max_s": 21_600}},
         {"backend": {"timeouts": {"first_byte_s": 480, "connect_s": 480}}},
+        targets("http://b", "http://c"),
+        targets({"url": "http://b", "weight": 9}, {"url": "http://b", "weight": 1, "model": "new"}),
+        targets("http://b", "https://c", tls={"ca_file": "/f"}),
+        routes({"name": "a", "match": {"models": ["a?"]}}, {"name": "b", "match": {"models": ["a*"]}}),
+        routes(
+            {"name": "a", "match": {"models": ["a"], "paths": ["/v1/*"]}}, {"name": "b", "match": {"models": ["a"]}}
+        ),
+        routes({"name": "a", "match": {"metadata": {"k": ["x"]}}}, {"name": "b", "match": {"metadata": {"k": []}}}),
+        routes({"name": "a", "match": {"paths": ["/v1/embed*"]}}),
+        {**routes({"name": "a", "only_fallback": True}), "backend": {"fallback": "a", "fallback_after_s": 0}},
     ],
     ids=str,
 )
@@ -117,8 +208,29 @@ def test_what_just_works_is_no_conflict(sections: dict[str, Any]) -> None:
 
 def test_backend_conflicts_are_found_on_every_route() -> None:
     """A route is checked like the short form, under its own name."""
-    settings = a_settings(routes=[{"name": "b", "base_url": "http://b", "window": {"max": 500}}])
+    settings = a_settings(routes=[{"name": "b", "base_url": "http://b", "match": M, "window": {"max": 500}}])
     assert find_conflicts(settings) == ["routes[b].window.max: 500 exceeds pubsub.max_in_flight (128)"]
+
+
+def test_a_circle_of_fallbacks_is_named_by_each_of_its_routes() -> None:
+    """And by no route that only leads into it."""
+    steps = [("a", "b"), ("b", "c"), ("c", "b")]
+    several = [{"name": name, "fallback": fallback, "match": {"models": [name]}} for name, fallback in steps]
+    assert find_conflicts(a_settings(**routes(*several))) == [
+        "routes[b].fallback: goes in a circle: b -> c -> b",
+        "routes[c].fallback: goes in a circle: c -> b -> c",
+    ]
+
+
+def test_something_must_take_requests() -> None:
+    """Fallbacks alone serve nobody."""
+    settings = Settings.model_validate(
+        {
+            "pubsub": {"request_subscription": "s", "response_topic": "t"},
+            "routes": [{"name": "a", "base_url": "http://a", "only_fallback": True}],
+        }
+    )
+    assert find_conflicts(settings)[-1] == "routes: every one is only a fallback, none takes a request"
 
 
 def test_the_pod_needs_time_beyond_the_grace() -> None:

@@ -1,5 +1,6 @@
 """Settings: their values, what each refuses, and what they hide."""
 
+import datetime as dt
 from typing import Any
 
 import pytest
@@ -194,3 +195,67 @@ def test_unusable_proxies_are_refused(url: str) -> None:
     """With the shape that is wanted, and without the password."""
     with pytest.raises(ValidationError, match=r"must be http://\[user:password@\]host:port"):
         BackendSettings.model_validate({"base_url": "https://h", "proxy": url})
+
+
+# Several servers, bodies, headers.
+
+
+def test_a_server_is_a_text_or_a_section() -> None:
+    """The text is its address; names count from 1, and a weight or a model is its own."""
+    route = RouteSettings.model_validate(
+        {
+            "name": "r",
+            "model": "m",
+            "base_urls": ["http://a/", {"url": "http://b", "name": "new", "weight": 2, "model": "m2"}],
+            "timeouts": {"total_s": 7},
+        }
+    )
+    first, second = route.targets()
+    assert (first.name, first.base_url, first.model, first.base_urls) == ("r/1", "http://a", "m", [])
+    assert (second.name, second.base_url, second.model, second.timeouts.total_s) == ("r/new", "http://b", "m2", 7)
+    assert RouteSettings(name="r", base_url="http://a").targets() == (RouteSettings(name="r", base_url="http://a"),)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "",
+        "ftp://h",
+        "http://u:p@h",
+        {"url": "http://h", "weight": 0},
+        {"url": "http://h", "weight": -1},
+        {"url": "http://h", "weight": float("inf")},
+        {"url": "http://h", "weight": float("nan")},
+        {"url": "http://h", "name": "a/b"},
+        {"url": "http://h", "model": ""},
+        {"name": "a"},
+    ],
+    ids=str,
+)
+def test_a_server_that_could_get_nothing_is_refused(target: Any) -> None:
+    """An address that is none, a weight of 0, a name that is no label."""
+    with pytest.raises(ValidationError):
+        BackendSettings.model_validate({"base_urls": [target]})
+
+
+@pytest.mark.parametrize("value", [float("nan"), dt.date(2026, 1, 1), {"a": float("inf")}], ids=str)
+def test_a_change_of_bodies_is_json(value: Any) -> None:
+    """YAML has values that JSON has not."""
+    with pytest.raises(ValidationError, match="'k' is not JSON"):
+        BackendSettings.model_validate({"body": {"overrides": {"k": value}}})
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"drop": ["a b"]},
+        {"from_attributes": {"a:": "t"}},
+        {"from_attributes": {"Authorization": "t"}},
+        {"from_metadata": {"Host": "t"}},
+    ],
+    ids=str,
+)
+def test_header_rules_name_headers(rules: dict[str, Any]) -> None:
+    """The worker's own are not for rules either."""
+    with pytest.raises(ValidationError):
+        BackendSettings.model_validate({"header_rules": rules})

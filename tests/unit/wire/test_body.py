@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from worker.wire.body import KEYS, RequestBody, is_json_object
+from worker.wire.body import KEYS, BodyRules, RequestBody, is_json_object
 
 ODD = b'{ "n" : 12345678901234567890 ,"x":"\\u00e9\xc3\xa9", "f":1.50e2,\n"o" :{"b":1, "a":2},"l": [ ] }'
 
@@ -159,3 +159,46 @@ def test_values_of_any_kind(body):
 def test_json_objects_are_recognised(data: bytes, verdict: bool) -> None:
     """Only a valid JSON object in UTF-8 may be embedded in an answer."""
     assert is_json_object(data) is verdict
+
+
+# Changes that an operator declared
+
+
+@pytest.mark.parametrize(
+    ("body", "defaults", "overrides", "expected"),
+    [
+        (b'{"n": 1}', {}, {}, b'{"n": 1}'),
+        (b'{"n": 1}', {"t": 0.5}, {}, b'{"t":0.5,"n": 1}'),
+        (b"{ }", {"t": None}, {"u": [1]}, b'{"t":null,"u":[1] }'),
+        (b'{"t": null, "n": 1}', {"t": 0.5}, {}, b'{"t": null, "n": 1}'),
+        (b'{"t": 2}', {}, {"t": 2}, b'{"t": 2}'),
+        (b'{"a": 1e2, "t": 2}', {"d": "x"}, {"t": 3}, b'{"d":"x","a":1e2,"t":3}'),
+        (b'{"\\u0074": 2}', {}, {"t": 3}, b'{"t":3}'),
+        (b'{"t": 1, "t": 2}', {}, {"t": 3}, b'{"t":3}'),
+    ],
+)
+def test_declared_changes(body: bytes, defaults: dict[str, Any], overrides: dict[str, Any], expected: bytes) -> None:
+    """Defaults fill, overrides win, and what neither names stays byte for byte, whatever its key."""
+    assert BodyRules(defaults, overrides).apply(RequestBody(body)).data == expected
+
+
+def test_a_body_that_needs_no_change_is_the_same_object() -> None:
+    """Nothing is copied."""
+    body = RequestBody(b'{"t":1}')
+    assert BodyRules({"t": 2}, {}).apply(body) is body
+    assert not BodyRules({}, {})
+    assert BodyRules({}, {"t": 1})
+
+
+@pytest.mark.parametrize("body", [b'{"a":"\\ud800"}', b"[]", b'{"a":' + b"[" * 5000])
+def test_a_body_that_cannot_be_changed_is_told(body: bytes) -> None:
+    """An override that silently did not apply would let a requester go round it."""
+    with pytest.raises(ValueError, match=r"surrogate|no JSON"):
+        BodyRules({}, {"t": 1}).apply(RequestBody(body))
+
+
+def test_a_body_of_too_many_keys_is_told() -> None:
+    """Replacing one of them would build an object of each."""
+    body = b'{"t":1,' + b",".join(b'"%d":0' % number for number in range(200_001)) + b"}"
+    with pytest.raises(ValueError, match="too many keys"):
+        BodyRules({}, {"t": 2}).apply(RequestBody(body))

@@ -9,6 +9,12 @@ its answer.  So
   where every one was used a moment ago does a request wait for it; no further connection is opened for that.
 * once bytes came within a second after an answer, no connection is used again for `DISTRUST_S`.
 
+A name with several addresses (a headless Service) is several servers.  A new connection goes to the address that has
+the fewest, and a connection of which its address has two more than another one is closed at the end of an exchange
+instead of kept, so that requests are spread evenly, also over addresses that appear later.  Under load the name is
+looked up again every `RESOLVED_S`; a connection to an address that has not been named for `GONE_S` is not kept.  An
+address that did not answer is the last choice for `AVOIDED_S`.
+
 A request is sent a second time only where its connection was of no use (`StaleConnectionError`): once, at once, on a
 fresh one.  How many connections there are is the caller's business: the window of the route is the limit.
 
@@ -18,10 +24,12 @@ Nothing comes from the environment: proxies are a setting.
 import asyncio
 import base64
 import contextlib
+import ipaddress
+import math
 import socket
 import ssl
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -40,6 +48,9 @@ REST_S = 0.003
 DISTRUST_S = 60.0
 RESOLVED_S = 10.0
 """How long the addresses of a name are used."""
+GONE_S = 30.0
+"""An address that was not among the answers for so long is no longer one: large names give other ones each time."""
+AVOIDED_S = 10.0
 NEXT_ADDRESS_S = 0.25
 """After this the next address is tried as well (https://www.rfc-editor.org/rfc/rfc8305#section-5)."""
 MAX_PROXY_BYTES = 16 * 1024
@@ -50,6 +61,8 @@ _KEEP_ALIVE_PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 _PORTS = {"http": 80, "https": 443}
 Address = tuple[Any, ...]
 """As `getaddrinfo` has it."""
+Where = tuple[Any, ...]
+"""Its last part: what a socket connects to."""
 
 
 class Pool:
@@ -96,7 +109,9 @@ class Pool:
         """What stands before the path in a request line."""
         self.line_headers = self._proxy_headers if is_forwarded else b""
         """What every request has to carry for the way to the server."""
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, Where] = {}
+        self._counts: Counter[Where] = Counter()
+        """Connections by address; none is 0."""
         self._idle: deque[Connection] = deque()
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         """Requests that wait until an idle connection has rested; never more than there are of those."""
@@ -109,6 +124,12 @@ class Pool:
         self._resolving: asyncio.Task[None] | None = None
         self._resolved: Sequence[Address] = ()
         self._resolved_until = 0.0
+        self._refresh_at = math.inf if _is_literal(self._dialled[0]) else 0.0
+        """When the name is looked up again though no new connection needs it."""
+        self._family: Sequence[Where] = ()
+        """The addresses that connections are spread over: those of the first one's family."""
+        self._named_at: dict[Where, float] = {}
+        self._avoided_until: dict[Where, float] = {}
         self._turn = 0
 
     async def exchange(self, request: Request, sink: Sink, connect_s: float) -> None:
@@ -125,6 +146,9 @@ class Pool:
 
         Cancellation: closes the connection.
         """
+        loop = asyncio.get_running_loop()
+        if self._refresh_at <= loop.time():
+            self._refresh(loop)
         connection = await self.acquire(connect_s)
         try:
             await connection.exchange(request, sink)
@@ -219,7 +243,8 @@ class Pool:
     def keep(self, connection: Connection) -> None:
         """See `Keeper.keep`."""
         loop = asyncio.get_running_loop()
-        if self._is_closed or loop.time() < self._distrusted_until:
+        now = loop.time()
+        if self._is_closed or now < self._distrusted_until or self._is_surplus(connection, now):
             connection.abort()
             return
         self._idle.append(connection)
@@ -228,7 +253,9 @@ class Pool:
 
     def forget(self, connection: Connection) -> None:
         """See `Keeper.forget`."""
-        self._connections.discard(connection)
+        where = self._connections.pop(connection, None)
+        if where is not None:
+            self._counts[where] -= 1
         if self._emptied is not None and not self._connections:
             self._emptied.set()
 
@@ -273,7 +300,7 @@ class Pool:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
-        sock = await self._dial()
+        sock, where = await self._dial()
         try:
             if self._is_tunnelled:
                 await self._ask_for_tunnel(sock)
@@ -288,28 +315,32 @@ class Pool:
             sock.close()
             raise
         if connection.is_open:
-            self._connections.add(connection)
+            self._connections[connection] = where
+            self._counts[where] += 1
         return connection
 
-    async def _dial(self) -> socket.socket:
+    async def _dial(self) -> tuple[socket.socket, Where]:
         """Connect to the first address that answers, each a moment after the one before it."""
         waiting = deque(await self._addresses())
         if len(waiting) == 1:
-            return await _open(waiting[0])
-        running: set[asyncio.Task[socket.socket]] = set()
+            return await _open(waiting[0]), waiting[0][4]
+        running: dict[asyncio.Task[socket.socket], Where] = {}
         failures: list[BaseException] = []
         try:
             while waiting or running:
                 if waiting:
-                    running.add(asyncio.ensure_future(_open(waiting.popleft())))
+                    address = waiting.popleft()
+                    running[asyncio.ensure_future(_open(address))] = address[4]
                 limit = NEXT_ADDRESS_S if waiting else None
                 done, _ = await asyncio.wait(running, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    running.discard(task)
                     error = task.exception()
                     if error is None:
-                        running |= done - {task}
-                        return task.result()
+                        where = running.pop(task)
+                        self._avoided_until.pop(where, None)
+                        self._avoid(running.values())
+                        return task.result(), where
+                    self._avoid([running.pop(task)])
                     failures.append(error)
         finally:
             for task in running:
@@ -318,22 +349,50 @@ class Pool:
         raise failures[0]
 
     async def _addresses(self) -> Sequence[Address]:
-        """Return the addresses of the server, or of the proxy, beginning with another one each time."""
-        if self._resolved_until < asyncio.get_running_loop().time():
-            if self._resolving is None or self._resolving.done():
-                self._resolving = asyncio.ensure_future(self._resolve())
-                self._resolving.add_done_callback(_retrieve)
-            await asyncio.shield(self._resolving)
-        found = self._resolved
+        """Return the addresses of the server, or of the proxy: one with the fewest connections first."""
+        loop = asyncio.get_running_loop()
+        if self._resolved_until < loop.time():
+            await asyncio.shield(self._refresh(loop))
+        found, now = self._resolved, loop.time()
+        if len(found) == 1:
+            return found
         family = [address for address in found if address[0] == found[0][0]]
         self._turn = (self._turn + 1) % len(family)
-        return [*family[self._turn :], *family[: self._turn], *(each for each in found if each[0] != found[0][0])]
+        family = [*family[self._turn :], *family[: self._turn]]  # equal ones take turns
+        family.sort(key=lambda each: (self._avoided_until.get(each[4], 0.0) > now, self._counts[each[4]]))
+        return [*family, *(each for each in found if each[0] != found[0][0])]
+
+    def _refresh(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
+        """Begin to look the name up, unless that is under way."""
+        if self._resolving is None or self._resolving.done():
+            self._resolving = loop.create_task(self._resolve())
+            self._resolving.add_done_callback(_retrieve)
+        self._refresh_at = max(self._refresh_at, loop.time() + RESOLVED_S)
+        return self._resolving
 
     async def _resolve(self) -> None:
         loop = asyncio.get_running_loop()
         host, port = self._dialled
-        self._resolved = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        self._resolved_until = loop.time() + RESOLVED_S
+        self._resolved = found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        now = loop.time()
+        self._resolved_until = now + RESOLVED_S
+        self._family = [address[4] for address in found if address[0] == found[0][0]]
+        named = dict.fromkeys((address[4] for address in found), now)
+        self._named_at = {each: at for each, at in self._named_at.items() if now - at < GONE_S} | named
+        self._avoided_until = {each: until for each, until in self._avoided_until.items() if until > now}
+
+    def _avoid(self, addresses: Iterable[Where]) -> None:
+        self._avoided_until |= dict.fromkeys(addresses, asyncio.get_running_loop().time() + AVOIDED_S)
+
+    def _is_surplus(self, connection: Connection, now: float) -> bool:
+        """Whether a connection that has become free is not kept: another address has fewer, or this one is gone."""
+        where = self._connections.get(connection)
+        if where not in self._named_at:
+            return where is not None
+        if len(self._family) == 1 or where not in self._family:
+            return False
+        counts = [self._counts[each] for each in self._family if self._avoided_until.get(each, 0.0) <= now]
+        return bool(counts) and self._counts[where] - min(counts) > 1
 
     async def _ask_for_tunnel(self, sock: socket.socket) -> None:
         """Ask the proxy for a connection to the server."""
@@ -353,6 +412,14 @@ class Pool:
         line = head.split(b"\r\n", 1)[0]
         if rest or line[:7] != b"HTTP/1." or line[8:10] != b" 2":
             raise ConnectionError(f"the proxy opened no tunnel: {line[:200].decode('latin-1')}")
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _ascii(host: str) -> str:
