@@ -48,6 +48,8 @@ class Delivery(msgspec.Struct, eq=False):
     """What the latest attempt left for the next one to go on from."""
     continuations: int = 0
     """Times the delivery was held so that its next attempt could go on from that."""
+    is_tried_late: bool = False
+    """It is sent though its deadline is nearer than recent answers took."""
     event: ErrorEvent | None = None
     """How the latest attempt ended."""
     decision: Decision | None = None

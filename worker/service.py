@@ -225,7 +225,12 @@ class Service:
             attempts=attempts,
             replier=replier,
             recorder=recorder,
-            rules=Rules(request=_allowed_headers(settings), limits=limits, settle_s=settings.drain.settle_s),
+            rules=Rules(
+                request=_allowed_headers(settings),
+                limits=limits,
+                settle_s=settings.drain.settle_s,
+                deadline_chance=settings.policy.deadline_chance,
+            ),
             deduper=deduper,
             bodies=self._build_bodies(payloads, recorder),
             dead_letters=self._build_dead_letters(broker),

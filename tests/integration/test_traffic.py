@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.pipeline import Pipeline, data, message
+from tests.support.virtual_time import unix_time
 from worker.backends.openai import HttpBackend
 from worker.emulators.openai import SimBackend, SimOptions
 from worker.ports import Settlement
@@ -122,3 +123,17 @@ async def test_declared_changes_reach_the_server(sims: list[SimBackend], closing
     await run(pipeline, 1, {**BODY, "max_tokens": 50})
     body = pipeline.answer.json["body"]
     assert (body["model"], body["usage"]["completion_tokens"]) == ("x", 3)
+
+
+async def test_a_deadline_that_cannot_be_met_costs_no_request(closing: AsyncExitStack) -> None:
+    """The server hears nothing of it; a deadline that can be met is met."""
+    async with SimBackend(SimOptions.of(latency="100ms")) as sim:
+        pipeline = pipeline_of(closing, {"name": "r", "base_url": sim.base_url})
+        await run(pipeline, 24)
+        asked = sim.stats.requests
+        late = message(data(BODY, deadline=unix_time() + 0.05))
+        assert await pipeline.handle(late) is ACK
+        assert pipeline.answers[-1].attributes["error_class"] == "deadline_exceeded"
+        assert sim.stats.requests == asked
+        assert await pipeline.handle(message(data(BODY, deadline=unix_time() + 30))) is ACK
+        assert pipeline.answers[-1].json["status_code"] == 200

@@ -156,6 +156,7 @@ class Pipeline:
             request=more.pop("request", RequestSettings()),
             limits=self.limits,
             settle_s=more.pop("settle_s", 40.0),
+            deadline_chance=more.pop("deadline_chance", 0.1),
             outage_detection_s=more.pop("outage_detection_s", OUTAGE_DETECTION_S),
         )
         max_bytes = more.pop("max_payload_bytes", 1_000_000)

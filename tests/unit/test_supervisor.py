@@ -439,6 +439,6 @@ async def test_a_breaker_that_opens_lets_more_be_leased_at_once() -> None:
         subscriber.publish(data())
     serving = pipeline.serve(subscriber)
     await asyncio.sleep(0.1)
-    assert pipeline.route.is_open()
+    assert pipeline.target.is_open()
     assert subscriber.extra == 4
     await _stop(serving)

@@ -122,6 +122,11 @@ class Permit:
         return self._gate
 
     @property
+    def started_at(self) -> float:
+        """When it was given, on the gate's clock."""
+        return self._ticket.started_at
+
+    @property
     def is_probe(self) -> bool:
         """Whether this attempt is the probe of an open circuit, the route's or its lane's."""
         return self._route_pass.is_probe or self._lane_pass.is_probe
@@ -378,6 +383,15 @@ class RouteGate:
         self._pump()
         return moved
 
+    def answer_s(self, lane_name: str | None, share: float) -> float | None:
+        """Return the time than which a share of a lane's recent answers were faster, seconds; `None`: not known."""
+        lane = self._lanes.find(lane_name)
+        return None if lane is None else lane.times.least_s(self._clock.now(), share)
+
+    def is_tried_late(self, lane_name: str | None) -> bool:
+        """Count a request of a lane whose deadline is too near, and return whether it is sent all the same."""
+        return self._lanes.of(lane_name).times.is_tried()
+
     def stopped_since(self, lane_name: str | None) -> float | None:
         """Return when the circuit opened that keeps a lane's attempts back, the older one of two; `None`: none does."""
         return self._stopped_since(self._lanes.find(lane_name))
@@ -523,6 +537,7 @@ class RouteGate:
         lane, key, number, lane_pass, route_pass = permit.identity
         now, began_at = self._clock.now(), lane.under_way.pop(number)
         if signal.breaker is BreakerEffect.SUCCESS:
+            lane.times.add(now, now - permit.started_at)
             had_failed = lane.evidence.served(key, number)
             had_failed |= self._route.evidence.served(key, number)
             if lane.record_success(lane_pass, now):

@@ -14,6 +14,7 @@ from enum import StrEnum
 
 import msgspec
 
+from worker.flow.answer_times import AnswerTimes
 from worker.flow.circuit import Circuit, CircuitState, CircuitStatistics, Pass
 from worker.flow.evidence import Evidence
 from worker.flow.queue import WaitQueue
@@ -202,6 +203,7 @@ class Lane(Fate):
         self.queue = queue
         self.under_way: dict[int, float] = {}
         """When each attempt under way began, monotonic seconds, by the number of its start."""
+        self.times = AnswerTimes()
 
     @property
     def is_idle(self) -> bool:

@@ -29,10 +29,10 @@ import msgspec
 class AdmissionOrder(msgspec.Struct, frozen=True, kw_only=True):
     """A message's claim to be next."""
 
-    priority: int = 0
-    """Larger is sooner."""
     deadline: float | None = None
     """Any clock, the same for all; `None` comes after every deadline."""
+    priority: int = 0
+    """Larger is sooner, among those with the same deadline or none."""
     publish_time: float = 0.0
     """Any clock, the same for all."""
     held: bool = False
@@ -208,4 +208,4 @@ class WaitQueue:
 def _claim(waiter: Waiter) -> tuple[float, ...]:
     order = waiter.order
     deadline = math.inf if order.deadline is None else order.deadline
-    return (waiter.rank, -order.priority, deadline, order.publish_time, waiter.arrival)
+    return (waiter.rank, deadline, -order.priority, order.publish_time, waiter.arrival)

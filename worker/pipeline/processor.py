@@ -21,7 +21,14 @@ import msgspec
 from msgspec import structs
 
 from worker.delivery import AlreadyAnswered, Delivery, Limits, Nack, Outcome, Reply, bad_message, build_reply, conflict
-from worker.errors import AdmissionClosedError, AdmissionError, AdmissionMovedError, MessageError, PayloadError
+from worker.errors import (
+    AdmissionClosedError,
+    AdmissionError,
+    AdmissionMovedError,
+    AdmissionTimeoutError,
+    MessageError,
+    PayloadError,
+)
 from worker.flow.circuit import DOUBT_S
 from worker.flow.clock import wait_for
 from worker.flow.gate import Permit
@@ -43,6 +50,7 @@ from worker.policy.judge import (
     BackendHealth,
     Cancelled,
     DeadlinePassed,
+    DeadlineUnreachable,
     End,
     NoRoute,
     NotAdmitted,
@@ -70,6 +78,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """How long an answer may still be published after the grace is over."""
     outage_detection_s: float = OUTAGE_DETECTION_S
     """How long a failure waits for others of its kind before it is nacked."""
+    deadline_chance: float = 0.0
+    """Share of recent answers that must have been faster than a deadline leaves; 0: any is tried."""
 
 
 class Processor:
@@ -114,6 +124,7 @@ class Processor:
         self._recorder = recorder
         self._limits = rules.limits
         self._outage_detection_s = rules.outage_detection_s
+        self._deadline_chance = rules.deadline_chance
         self._deduper = deduper
         self._dead_letters = dead_letters
         self._clock = clock
@@ -277,13 +288,14 @@ class Processor:
         delay_s, serving, request, lane = 0.0, None, original, original.lane
         while True:
             waiting_since = self._clock()
-            if self._is_late(original):
-                return self._judge(delivery, DeadlinePassed(last=delivery.decision))
             choice = self._router.choose(route, delivery.message.message_id, lane, delivery.failed_at)
             if choice.route is not serving:
                 serving = choice.route
                 delivery.backend = serving.name
                 request = serving.prepare(delivery.message, original)
+            too_late = None if original.deadline is None else self._too_late(delivery, original.deadline, choice, lane)
+            if too_late is not None:
+                return self._judge(delivery, too_late)
             try:
                 target, permit = await self._admit(delivery, request, choice, delay_s)
             except AdmissionMovedError:
@@ -360,15 +372,49 @@ class Processor:
         )
         backend = choice.targets[0].backend
         streamed = request.body is not None and backend.streams(request.path, request.body)
-        return self._router.admit(
+        spare_s = None if delivery.is_tried_late else self._spare_s(budget, choice, request.lane)
+        is_short = spare_s is not None and spare_s < give_up_s
+        admission = self._router.admit(
             choice,
             order,
             key=delivery.message.message_id,
             lane_name=request.lane,
-            give_up_s=give_up_s,
+            give_up_s=spare_s if is_short and spare_s is not None else give_up_s,
             delay_s=delay_s,
             streamed=streamed,
         )
+        return self._admit_in_time(admission) if is_short else admission
+
+    @staticmethod
+    async def _admit_in_time(admission: Coroutine[Any, Any, tuple[Target, Permit]]) -> tuple[Target, Permit]:
+        """Wait only as long as the deadline can be met, and then have it looked at again."""
+        try:
+            return await admission
+        except AdmissionTimeoutError as error:
+            raise AdmissionMovedError("its deadline may be too near") from error
+
+    def _spare_s(self, budget: Budget, choice: Choice, lane: str | None) -> float | None:
+        """Return for how long a request can wait and still meet its deadline; `None` where that is not known."""
+        if budget.deadline_left_s is None or self._deadline_chance == 0.0:
+            return None
+        needed_s = choice.answer_s(lane, self._deadline_chance)
+        return None if needed_s is None else max(0.0, budget.deadline_left_s - needed_s) + DEADLINE_SLACK_S
+
+    def _too_late(
+        self, delivery: Delivery, deadline: float, choice: Choice, lane: str | None
+    ) -> DeadlinePassed | DeadlineUnreachable | None:
+        """Return what is to be judged if an attempt would come too late."""
+        left_s = deadline - self._wall_clock()
+        if left_s <= 0.0:
+            return DeadlinePassed(last=delivery.decision)
+        if delivery.is_tried_late or self._deadline_chance == 0.0:
+            return None
+        needed_s = choice.answer_s(lane, self._deadline_chance)
+        if needed_s is None or needed_s <= left_s:
+            return None
+        delivery.is_tried_late = choice.is_tried_late(lane)
+        self._recorder.deadline_unreachable(delivery, is_tried=delivery.is_tried_late)
+        return None if delivery.is_tried_late else DeadlineUnreachable(needed_s=needed_s, last=delivery.decision)
 
     async def _attempt(
         self, delivery: Delivery, request: RequestMessage, target: Target, permit: Permit

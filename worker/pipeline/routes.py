@@ -255,6 +255,15 @@ class Choice(msgspec.Struct, frozen=True):
     targets: Sequence[Target]
     is_fallback: bool = False
 
+    def answer_s(self, lane: str | None, share: float) -> float | None:
+        """Return the time than which a share of the recent answers were faster where they are fastest, seconds."""
+        times = [target.gate.answer_s(lane, share) for target in self.targets]
+        return None if None in times else min(each for each in times if each is not None)
+
+    def is_tried_late(self, lane: str | None) -> bool:
+        """Count a request whose deadline is too near, and return whether it is sent all the same."""
+        return self.targets[0].gate.is_tried_late(lane)
+
     def health(self, lane: str | None, failed: Target | None = None, failed_at: Sequence[str] = ()) -> BackendHealth:
         """
         Return what concerns the next attempt of a request.

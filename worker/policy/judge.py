@@ -2,10 +2,11 @@
 What is done with a delivery: the only code that says reply, nack or hold.
 
 Theory of operation.  Whatever can end a step of a delivery is a value: an attempt ended (`AttemptEnd`), the gate let it
-not start (`NotAdmitted`), its deadline passed (`DeadlinePassed`), no route takes it (`NoRoute`), the worker has to
-stop (`Cancelled`), the worker's own code failed (`Unexpected`).  `judge` turns such a value, together with what is left
-to spend (`Budget`) and what the gate knows of the backend (`BackendHealth`), into a `Verdict`.  `report` says what the
-gate learns of an attempt; the gate applies it as it is.  `inference-worker policy explain` runs this code.
+not start (`NotAdmitted`), its deadline passed (`DeadlinePassed`) or is too near (`DeadlineUnreachable`), no route takes
+it (`NoRoute`), the worker has to stop (`Cancelled`), the worker's own code failed (`Unexpected`).  `judge` turns such a
+value, together with what is left to spend (`Budget`) and what the gate knows of the backend (`BackendHealth`), into a
+`Verdict`.  `report` says what the gate learns of an attempt; the gate applies it as it is.  `inference-worker policy
+explain` runs this code.
 
 The kind of a failure comes from the table, the operator's rules and the hooks (`engine`), as a proposed `Decision`.
 Here it meets the circumstances, in this order:
@@ -28,7 +29,14 @@ from msgspec import structs
 from worker.policy.blame import UNKNOWN, Blame, is_in_doubt, speaks_against_backend
 from worker.policy.budgets import Budget, apply_budgets, next_delay_s
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass, ErrorEvent, Fault, Scope
-from worker.policy.own_replies import INTERNAL, INTERRUPTED, deadline_passed, never_started, no_route
+from worker.policy.own_replies import (
+    INTERNAL,
+    INTERRUPTED,
+    deadline_passed,
+    deadline_unreachable,
+    never_started,
+    no_route,
+)
 
 OUTAGE_DETECTION_S = 1.0
 """How long a failure that counts against the breaker waits before it is nacked: if others fail as well within it, the
@@ -102,6 +110,15 @@ class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True):
     """About the latest attempt; `None` when there was none."""
 
 
+class DeadlineUnreachable(msgspec.Struct, frozen=True, kw_only=True):
+    """The request's deadline is nearer than nearly all recent answers took."""
+
+    needed_s: float
+    """What these took at least, seconds."""
+    last: Decision | None = None
+    """About the latest attempt; `None` when there was none."""
+
+
 class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
     """The worker was stopped while the delivery was worked on."""
 
@@ -120,7 +137,7 @@ class Unexpected(msgspec.Struct, frozen=True):
     """The worker's own code raised an exception."""
 
 
-End = AttemptEnd | NotAdmitted | DeadlinePassed | Cancelled | NoRoute | Unexpected
+End = AttemptEnd | NotAdmitted | DeadlinePassed | DeadlineUnreachable | Cancelled | NoRoute | Unexpected
 
 
 class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,6 +248,8 @@ def judge(  # noqa: PLR0911 - one return a kind of end
             return _judge_attempt(end, budget, health, jitter)
         case DeadlinePassed():
             return Verdict(decision=deadline_passed(end.last))
+        case DeadlineUnreachable():
+            return Verdict(decision=deadline_unreachable(end.needed_s, end.last))
         case NoRoute():
             return Verdict(decision=no_route(end.model, end.path))
         case NotAdmitted():

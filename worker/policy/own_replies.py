@@ -62,6 +62,20 @@ def deadline_passed(last: Decision | None = None, *, rule: str = "builtin:deadli
     return replace(decision, message=message, expose_backend=last.expose_backend)
 
 
+def deadline_unreachable(needed_s: float, last: Decision | None = None) -> Decision:
+    """
+    Return the decision about a request whose deadline is nearer than an answer can be.
+
+    Args:
+        needed_s: What recent answers took at least, seconds.
+        last: See `deadline_passed`.
+    """
+    decision = deadline_passed(last, rule="builtin:deadline_unreachable")
+    passed = ROWS[ErrorClass.DEADLINE_EXCEEDED].says
+    message = f"The request's deadline cannot be met: recent answers of this model took {needed_s:.3g} s and more."
+    return replace(decision, message=decision.message.replace(passed, message))
+
+
 def no_route(model: str | None, path: str) -> Decision:
     """Return the decision about a request that no route takes."""
     message = f"no backend serves model {model!r} at {path}"

@@ -614,6 +614,9 @@ class PolicySettings(Section):
     hold_max_s: Seconds | None = None
     """How long a delivery may wait in-process for a backend that is down, throttled or refusing credentials.  Default:
     `pubsub.max_lease_duration_s`, so that an outage shorter than the lease burns no delivery attempt."""
+    deadline_chance: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """A request with a `deadline` is sent only if more than this share of the recent answers of its model took less
+    time than it has left; else it is answered at once, `deadline_exceeded`.  0: it is sent whatever they took."""
     reply_on_last_attempt: bool = True
     """Answer with the last error instead of letting the message be dead-lettered silently."""
     error_limit: ErrorLimitSettings = ErrorLimitSettings()

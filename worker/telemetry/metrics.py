@@ -77,6 +77,11 @@ class Metrics:
             "reason: fallback (its route was stopped for too long), failover (it failed at another server).",
             ("backend", "reason"),
         )
+        self.unreachable_deadlines_total = counter(
+            "unreachable_deadlines",
+            "Requests whose deadline was nearer than nearly all recent answers took. outcome: refused, tried.",
+            ("backend", "outcome"),
+        )
         self.request_duration_seconds = histogram(
             "request_duration_seconds",
             "One attempt, from its start to the last byte of the response or the failure.",

@@ -239,6 +239,11 @@ class Recorder:
         reason = "fallback" if is_fallback else "failover"
         self._metrics.rerouted_attempts_total.labels(delivery.backend or "none", reason).inc()
 
+    def deadline_unreachable(self, delivery: Delivery, *, is_tried: bool) -> None:
+        """Note a request whose deadline is too near, and whether it is sent all the same."""
+        outcome = "tried" if is_tried else "refused"
+        self._metrics.unreachable_deadlines_total.labels(delivery.backend or "none", outcome).inc()
+
     def breaker_changed(self, backend: str, change: BreakerChange) -> None:
         """Note that a breaker opened or closed."""
         fields = {"backend": backend, "error_class": change.error_class}

@@ -151,7 +151,7 @@ async def order_of(gate: RouteGate, orders: dict[str, AdmissionOrder]) -> list[s
     return admitted
 
 
-async def test_order_is_priority_deadline_publish_time_arrival(clock):
+async def test_order_is_deadline_priority_publish_time_arrival(clock):
     """Each key decides only where all before it are equal."""
     orders = {
         "late arrival": AdmissionOrder(publish_time=9.0),
@@ -162,10 +162,12 @@ async def test_order_is_priority_deadline_publish_time_arrival(clock):
         "priority": AdmissionOrder(priority=1, publish_time=9.0),
         "held": AdmissionOrder(held=True, priority=-5, publish_time=0.0),
     }
+    orders["deadline and priority"] = AdmissionOrder(deadline=100.0, priority=1, publish_time=9.0)
     assert await order_of(a_gate(clock), orders) == [
-        "priority",
         "earlier deadline",
+        "deadline and priority",
         "deadline",
+        "priority",
         "published earlier",
         "late arrival",
         "later arrival",
