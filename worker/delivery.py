@@ -4,6 +4,8 @@ One delivery while it is worked on: what came, what was spent on it, and the ans
 Plain data, written by the processor alone.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
 from worker.errors import MessageError
@@ -79,12 +81,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     reply_on_last_attempt: bool
     max_delivery_attempts: int | None
     """`None` when the subscription does not count."""
+    attempts_of: Mapping[str, int | None] = {}
+    """The same by source of a message, where there are several."""
 
     def budget(self, delivery: Delivery, *, now: float, now_unix: float, is_draining: bool) -> Budget:
         """Return what is left to spend on the delivery."""
         deadline = delivery.request.deadline if delivery.request is not None else None
         return Budget(
-            max_delivery_attempts=self.max_delivery_attempts,
+            max_delivery_attempts=self.attempts_of.get(delivery.message.source, self.max_delivery_attempts),
             delivery_attempt=delivery.message.delivery_attempt,
             message_age_s=max(0.0, now_unix - delivery.message.publish_time),
             max_message_age_s=self.max_message_age_s,

@@ -211,8 +211,9 @@ Handler = Callable[[ReceivedMessage], Coroutine[Any, Any, Settlement]]
 class Subscriber(Protocol):
     """A subscription; hands out deliveries, extends their leases and settles them as the handler says."""
 
-    is_open: bool
-    """Whether messages are being pulled; what readiness asks."""
+    @property
+    def is_open(self) -> bool:
+        """Whether messages are being pulled; what readiness asks."""
 
     async def run(self, handler: Handler, on_stopped: Callable[[], None] | None = None) -> None:
         """
@@ -256,9 +257,12 @@ class Subscriber(Protocol):
         What is leased already stays leased.
         """
 
-    async def max_delivery_attempts(self) -> int | None:
+    async def max_delivery_attempts(self, source: str = "") -> int | None:
         """
         Return the dead-letter policy's limit; `None` without one, or when reading it is not permitted.
+
+        Args:
+            source: Which subscription of several (`ReceivedMessage.source`).
 
         Raises:
             BrokerResourceError: Gone; permanent.

@@ -19,11 +19,12 @@ from typing import Any
 from prometheus_client import ProcessCollector
 
 from worker.backends.openai import HttpBackend
-from worker.brokers.connection import Broker
+from worker.brokers.connection import Broker, source_of
 from worker.delivery import Limits
 from worker.errors import BrokerResourceError, SettingsError, how_to_get
 from worker.flow.clock import LoopClock, wait_for
 from worker.flow.lane import BreakerChange
+from worker.flow.queue import Share
 from worker.pipeline.attempt import Attempts
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, build_store
@@ -230,6 +231,7 @@ class Service:
                 limits=limits,
                 settle_s=settings.drain.settle_s,
                 deadline_chance=settings.policy.deadline_chance,
+                shares=self._shares(),
             ),
             deduper=deduper,
             bodies=self._build_bodies(payloads, recorder),
@@ -243,7 +245,7 @@ class Service:
             settings.policy.error_limit,
             intake,
             subscriber=self._subscriber,
-            max_in_flight=settings.pubsub.max_in_flight,
+            max_in_flight=settings.pubsub.most_in_flight,
         )
 
     def _breaker_changed(self, recorder: Recorder, route: str, change: BreakerChange) -> None:
@@ -267,13 +269,29 @@ class Service:
         assert self._subscriber is not None
         settings = self._settings
         attempts = settings.pubsub.max_delivery_attempts
+        subscriber = self._subscriber
+        attempts_of = {
+            source: await subscriber.max_delivery_attempts(source) if attempts == "auto" else attempts
+            for source in self._shares()
+        }
         return Limits(
+            attempts_of=attempts_of,
             max_lease_duration_s=settings.pubsub.max_lease_duration_s,
             max_message_age_s=settings.pubsub.max_message_age_s,
             hold_max_s=settings.policy.hold_max_s or settings.pubsub.max_lease_duration_s,
             reply_on_last_attempt=settings.policy.reply_on_last_attempt,
-            max_delivery_attempts=await self._subscriber.max_delivery_attempts() if attempts == "auto" else attempts,
+            max_delivery_attempts=await self._default_attempts() if not attempts_of else None,
         )
+
+    async def _default_attempts(self) -> int | None:
+        assert self._subscriber is not None
+        attempts = self._settings.pubsub.max_delivery_attempts
+        return await self._subscriber.max_delivery_attempts() if attempts == "auto" else attempts
+
+    def _shares(self) -> dict[str, Share]:
+        """Return the part of the window that each of several subscriptions has, by source."""
+        several = self._settings.pubsub.subscriptions
+        return {source_of(each.name): Share(each.level, source_of(each.name), each.weight) for each in several}
 
     async def _serve(self) -> int:
         """Pull until stopped or until the subscription is lost, then drain."""

@@ -16,18 +16,29 @@ data "google_project" "cluster" {
   project_id = local.pool_project
 }
 
+locals {
+  pulled = merge(
+    { requests = google_pubsub_subscription.requests.name },
+    { for key, each in google_pubsub_subscription.filtered : "filtered-${key}" => each.name },
+  )
+}
+
 # The worker: pull and settle, read the subscription's own policy, publish answers.
 
 resource "google_pubsub_subscription_iam_member" "worker_pulls" {
+  for_each = local.pulled
+
   project      = var.project_id
-  subscription = google_pubsub_subscription.requests.name
+  subscription = each.value
   role         = "roles/pubsub.subscriber"
   member       = local.worker
 }
 
 resource "google_pubsub_subscription_iam_member" "worker_reads_policy" {
+  for_each = local.pulled
+
   project      = var.project_id
-  subscription = google_pubsub_subscription.requests.name
+  subscription = each.value
   role         = "roles/pubsub.viewer"
   member       = local.worker
 }
@@ -49,8 +60,10 @@ resource "google_pubsub_topic_iam_member" "agent_buries" {
 }
 
 resource "google_pubsub_subscription_iam_member" "agent_takes" {
+  for_each = local.pulled
+
   project      = var.project_id
-  subscription = google_pubsub_subscription.requests.name
+  subscription = each.value
   role         = "roles/pubsub.subscriber"
   member       = local.agent
 }
@@ -83,4 +96,21 @@ resource "google_pubsub_subscription_iam_member" "consumer" {
   subscription = google_pubsub_subscription.responses.name
   role         = "roles/pubsub.subscriber"
   member       = each.value
+}
+
+# What was one member before there could be several subscriptions.
+
+moved {
+  from = google_pubsub_subscription_iam_member.worker_pulls
+  to   = google_pubsub_subscription_iam_member.worker_pulls["requests"]
+}
+
+moved {
+  from = google_pubsub_subscription_iam_member.worker_reads_policy
+  to   = google_pubsub_subscription_iam_member.worker_reads_policy["requests"]
+}
+
+moved {
+  from = google_pubsub_subscription_iam_member.agent_takes
+  to   = google_pubsub_subscription_iam_member.agent_takes["requests"]
 }

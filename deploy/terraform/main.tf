@@ -33,6 +33,7 @@ resource "google_pubsub_subscription" "requests" {
   name    = "${var.prefix}-requests-worker"
   topic   = google_pubsub_topic.requests.id
   labels  = local.labels
+  filter  = var.request_filter
 
   ack_deadline_seconds       = var.ack_deadline_seconds
   message_retention_duration = "${var.retention_days * local.day_seconds}s"
@@ -54,6 +55,38 @@ resource "google_pubsub_subscription" "requests" {
 
   lifecycle {
     # Deleting it deletes every unanswered request.
+    prevent_destroy = true
+  }
+}
+
+# For those who want isolation by the broker: each gets its part of the requests (pubsub.subscriptions of the worker).
+resource "google_pubsub_subscription" "filtered" {
+  for_each = var.filtered_subscriptions
+
+  project = var.project_id
+  name    = "${var.prefix}-requests-${each.key}-worker"
+  topic   = google_pubsub_topic.requests.id
+  labels  = local.labels
+  filter  = each.value
+
+  ack_deadline_seconds       = var.ack_deadline_seconds
+  message_retention_duration = "${var.retention_days * local.day_seconds}s"
+
+  expiration_policy {
+    ttl = ""
+  }
+
+  retry_policy {
+    minimum_backoff = "${var.minimum_backoff_seconds}s"
+    maximum_backoff = "${var.maximum_backoff_seconds}s"
+  }
+
+  dead_letter_policy {
+    dead_letter_topic     = google_pubsub_topic.dead_letters.id
+    max_delivery_attempts = var.max_delivery_attempts
+  }
+
+  lifecycle {
     prevent_destroy = true
   }
 }

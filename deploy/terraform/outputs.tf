@@ -10,6 +10,11 @@ output "request_subscription" {
   value       = google_pubsub_subscription.requests.name
 }
 
+output "filtered_subscriptions" {
+  description = "Names for pubsub.subscriptions of the worker, by name of the filter."
+  value       = { for key, each in google_pubsub_subscription.filtered : key => each.name }
+}
+
 output "response_topic" {
   description = "spec.responseTopic"
   value       = google_pubsub_topic.responses.name

@@ -113,3 +113,28 @@ variable "retention_days" {
     error_message = "retention_days: 1 to 31."
   }
 }
+
+variable "request_filter" {
+  description = <<-EOT
+    Which requests the worker's subscription gets, in Pub/Sub's filter language; empty: all. With filtered_subscriptions
+    it is what they leave, for example NOT attributes:model. A change replaces the subscription.
+  EOT
+  type        = string
+  default     = ""
+}
+
+variable "filtered_subscriptions" {
+  description = <<-EOT
+    Further subscriptions to the request topic by name, each with its filter: { llama = "attributes.model = \"llama\"" }
+    makes PREFIX-requests-llama-worker. A request that no filter takes is gone. A change replaces the subscription.
+  EOT
+  type        = map(string)
+  default     = {}
+
+  validation {
+    condition = alltrue([
+      for name, filter in var.filtered_subscriptions : can(regex("^[a-z0-9-]{1,40}$", name)) && filter != ""
+    ])
+    error_message = "filtered_subscriptions: names of small letters, digits and hyphens, and a filter for each."
+  }
+}

@@ -46,6 +46,7 @@ SUBSCRIPTION = Schema(
         optional("labels", Map(String())),
         optional("ack_deadline_seconds", Number()),
         optional("message_retention_duration"),
+        optional("filter"),
         computed("id"),
     ],
     block_types=[

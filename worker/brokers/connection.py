@@ -20,6 +20,7 @@ from typing import Any
 import grpc
 from google.protobuf import duration_pb2
 
+from worker.brokers.group import SubscriberGroup
 from worker.brokers.messages import (
     DeadLetterPolicy,
     GetSubscriptionRequest,
@@ -33,6 +34,7 @@ from worker.brokers.messages import (
 from worker.brokers.publisher import PubSubPublisher
 from worker.brokers.subscriber import SETTLE_S, PubSubSubscriber
 from worker.errors import BrokerResourceError, SettingsError
+from worker.ports import Subscriber
 from worker.settings.schema import PubSubSettings
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
@@ -58,7 +60,15 @@ class Names:
     """Full resource names."""
 
     subscription: str
+    """The first one, where there are several."""
     topic: str
+    several: tuple[str, ...] = ()
+    """All of them in the order of the settings, where there are several."""
+
+    @property
+    def subscriptions(self) -> tuple[str, ...]:
+        """All of them, in the order of the settings."""
+        return self.several or (self.subscription,)
 
 
 def resolve(settings: PubSubSettings) -> tuple[Names, Any]:
@@ -82,11 +92,10 @@ def resolve(settings: PubSubSettings) -> tuple[Names, Any]:
         project = project or found
     elif project is None:
         project = "local"
-    names = (
-        _full(settings.request_subscription, "subscriptions", project),
-        _full(settings.response_topic, "topics", project),
-    )
-    return Names(*names), credentials
+    pulled = [_full(source.request_subscription, "subscriptions", project) for source in settings.sources()]
+    return Names(
+        pulled[0], _full(settings.response_topic, "topics", project), tuple(pulled) if settings.subscriptions else ()
+    ), credentials
 
 
 def expire(credentials: Any) -> None:
@@ -97,6 +106,11 @@ def expire(credentials: Any) -> None:
     """
     if getattr(credentials, "token", None) is not None:
         credentials.token = None
+
+
+def source_of(subscription: str) -> str:
+    """Return what messages of a subscription have as their `source`, of several: its id."""
+    return subscription.rpartition("/")[2]
 
 
 def full_topic(name: str, settings: PubSubSettings, like: Names) -> str:
@@ -305,16 +319,22 @@ class Broker:
         name = self.names.topic if topic is None else full_topic(topic, self._settings, self.names)
         return PubSubPublisher(async_channel(self._settings, self._credentials), name, self._settings.publish)
 
-    def subscriber(self, metrics: Metrics, *, settle_s: float = SETTLE_S) -> PubSubSubscriber:
-        """Return a subscriber to the request subscription, whose drain leaves the last acks `settle_s` seconds."""
-        return PubSubSubscriber(
-            async_channel(self._settings, self._credentials),
-            self.names.subscription,
-            self._settings,
-            metrics,
-            settle_s=settle_s,
-            renew_credentials=lambda: expire(self._credentials),
-        )
+    def subscriber(self, metrics: Metrics, *, settle_s: float = SETTLE_S) -> Subscriber:
+        """Return a subscriber to all request subscriptions, whose drain leaves the last acks `settle_s` seconds."""
+        has_several = bool(self._settings.subscriptions)
+        members = [
+            PubSubSubscriber(
+                async_channel(self._settings, self._credentials),
+                name,
+                source,
+                metrics,
+                settle_s=settle_s,
+                renew_credentials=lambda: expire(self._credentials),
+                source=source_of(name) if has_several else "",
+            )
+            for name, source in zip(self.names.subscriptions, self._settings.sources(), strict=True)
+        ]
+        return SubscriberGroup(members) if has_several else members[0]
 
     async def check(self) -> bool:
         """
@@ -326,9 +346,9 @@ class Broker:
 
         Cancellation: leaves nothing behind.
         """
-        is_certain = await check_resource(self._channel, self.names.subscription)
+        is_certain = [await check_resource(self._channel, name) for name in self.names.subscriptions]
         await check_resource(self._channel, self.names.topic)
-        return is_certain
+        return all(is_certain)
 
     async def check_topic(self, name: str) -> None:
         """Check that a topic, short or full, can be published to; see `check_resource`, also for cancellation."""

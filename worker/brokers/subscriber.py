@@ -157,6 +157,7 @@ class PubSubSubscriber:
         metrics: Counts lost leases and reopened streams.
         settle_s: Seconds that a drain has, once the grace is over or nothing runs any more, to get the last acks out.
         renew_credentials: Called when the credentials were refused, before the next try; raises nothing.
+        source: `ReceivedMessage.source` of what it delivers.
     """
 
     def __init__(
@@ -168,8 +169,11 @@ class PubSubSubscriber:
         *,
         settle_s: float = SETTLE_S,
         renew_credentials: Callable[[], None] = lambda: None,
+        source: str = "",
     ) -> None:
         self.subscription = subscription
+        self.source = source
+        self.max_in_flight = settings.max_in_flight
         self.is_open = False
         self._channel = channel
         self._metrics = metrics
@@ -177,6 +181,8 @@ class PubSubSubscriber:
         self._renew_credentials = renew_credentials
         self._refused_since: float | None = None
         self._leases = Leases(settings, on_lost=self._lost, on_refused=self._ack_refused)
+        self._told = 0
+        """Leases that the metric has."""
         self._has_asked = False
         """For the subscription, whose ack deadline is the first lease's."""
         self._client_id = str(uuid.uuid4())
@@ -214,7 +220,7 @@ class PubSubSubscriber:
         )
         return functools.partial(call, metadata=self._metadata)
 
-    async def max_delivery_attempts(self) -> int | None:
+    async def max_delivery_attempts(self, source: str = "") -> int | None:  # noqa: ARG002 - it is the only one
         """Return the dead-letter policy's limit; see `worker.ports.Subscriber.max_delivery_attempts`."""
         try:
             found = await self._read_subscription()
@@ -350,7 +356,7 @@ class PubSubSubscriber:
         now, properties = time.monotonic(), response.subscription_properties
         is_ordered, is_exactly_once = properties.message_ordering_enabled, properties.exactly_once_delivery_enabled
         for delivery in deliveries:
-            message = received(delivery, now)
+            message = received(delivery, now, self.source)
             self._leases.add(
                 delivery.ack_id,
                 message,
@@ -395,7 +401,10 @@ class PubSubSubscriber:
     def _go_on(self) -> None:
         """Do what has become possible; to be called after every change of the leases."""
         self._start_ready()
-        self._metrics.leased_messages.set(len(self._leases))
+        leased = len(self._leases)
+        gauge = self._metrics.leased_messages
+        gauge.set(gauge.value + leased - self._told)  # other subscriptions have their part of it
+        self._told = leased
         self._plan()
         self._changed.set()
 
@@ -554,7 +563,7 @@ class PubSubSubscriber:
             self._closing = None
 
 
-def received(delivery: Any, received_at: float) -> ReceivedMessage:
+def received(delivery: Any, received_at: float, source: str = "") -> ReceivedMessage:
     """Return what the processor sees of a delivery that came at `received_at`, monotonic seconds."""
     message = delivery.message
     published = message.publish_time
@@ -566,6 +575,7 @@ def received(delivery: Any, received_at: float) -> ReceivedMessage:
         delivery_attempt=delivery.delivery_attempt or None,
         ordering_key=message.ordering_key,
         received_at=received_at,
+        source=source,
     )
 
 

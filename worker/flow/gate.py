@@ -37,7 +37,7 @@ from worker.flow.lane import (
     Lanes,
     LaneStatistics,
 )
-from worker.flow.queue import AdmissionOrder, Waiter, WaitQueue
+from worker.flow.queue import ALONE, AdmissionOrder, Share, Waiter, WaitQueue
 from worker.flow.shares import RouteLoad
 from worker.flow.window.adaptive import AdaptiveWindow, Outcome, Ticket
 from worker.policy.blame import PRIOR_SHARE, Blame
@@ -104,9 +104,12 @@ class Permit:
     was called.
     """
 
-    __slots__ = ("_finished", "_gate", "_key", "_lane", "_lane_pass", "_number", "_route_pass", "_ticket")
+    __slots__ = ("_finished", "_gate", "_key", "_lane", "_lane_pass", "_number", "_route_pass", "_ticket", "share")
 
-    def __init__(self, gate: "RouteGate", lane: Lane, key: str | None, number: int, *, streamed: bool) -> None:
+    def __init__(
+        self, gate: "RouteGate", lane: Lane, key: str | None, number: int, share: Share, *, streamed: bool
+    ) -> None:
+        self.share = share
         self._gate = gate
         self._lane = lane
         self._key = key
@@ -283,8 +286,8 @@ class RouteGate:
             raise AdmissionClosedError("the worker is draining")
         lane = self._lanes.of(lane_name)
         if delay_s <= 0.0 and not lane.queue and not self._is_paused and self._may_start(lane):
-            lane.queue.count_admission()
-            return self._permit(lane, key, streamed=streamed)
+            lane.queue.count_admission(order.share)
+            return self._permit(lane, key, order.share, streamed=streamed)
         waiter = self._wait(
             lane,
             order,
@@ -330,13 +333,13 @@ class RouteGate:
         lane = self._lanes.find(lane_name)
         return 0.0 if lane is None else lane.window.in_flight / lane.window.limit
 
-    def try_start(self, lane_name: str | None, key: str | None, *, streamed: bool) -> Permit | None:
+    def try_start(self, lane_name: str | None, key: str | None, share: Share, *, streamed: bool) -> Permit | None:
         """Return a permit if an attempt may start now and nobody waits for that; else `None`."""
         lane = self._lanes.of(lane_name)
         if self._is_closed or self._is_paused or lane.queue or not self._may_start(lane):
             return None
-        lane.queue.count_admission()
-        return self._permit(lane, key, streamed=streamed)
+        lane.queue.count_admission(share)
+        return self._permit(lane, key, share, streamed=streamed)
 
     def enqueue(
         self,
@@ -503,10 +506,10 @@ class RouteGate:
             closed=self._is_closed,
         )
 
-    def _permit(self, lane: Lane, key: str | None, *, streamed: bool) -> Permit:
+    def _permit(self, lane: Lane, key: str | None, share: Share, *, streamed: bool) -> Permit:
         self._starts += 1
         lane.under_way[self._starts] = self._clock.now()
-        return Permit(self, lane, key, self._starts, streamed=streamed)
+        return Permit(self, lane, key, self._starts, share, streamed=streamed)
 
     def _failed(self, lane: Lane, scope: BreakerScope, key: str | None, number: int) -> Blame:
         undecided = len(self._under_way(lane, scope)) - 1  # this attempt has its permit still
@@ -536,6 +539,8 @@ class RouteGate:
         """Apply what the end of an attempt says, then admit what that allows."""
         lane, key, number, lane_pass, route_pass = permit.identity
         now, began_at = self._clock.now(), lane.under_way.pop(number)
+        if permit.share is not ALONE:
+            lane.queue.settle(permit.share, now - permit.started_at)
         if signal.breaker is BreakerEffect.SUCCESS:
             lane.times.add(now, now - permit.started_at)
             had_failed = lane.evidence.served(key, number)
@@ -601,7 +606,7 @@ class RouteGate:
                 return
             if chosen.future.done():
                 continue  # Its task is cancelled and has not run since; `admit` will find it gone.
-            chosen.future.set_result(self._permit(lane, chosen.key, streamed=chosen.streamed))
+            chosen.future.set_result(self._permit(lane, chosen.key, chosen.order.share, streamed=chosen.streamed))
         if lane_opens_at is not None:
             opens_at.append(lane_opens_at)
 

@@ -1,17 +1,26 @@
 """
 Which of the waiting requests of one lane is next.
 
-Messages that failed here come behind those that did not, one step for each failure, so that what always fails keeps no
-other message waiting.  Then come larger priority, earlier deadline, earlier publish time, earlier arrival.  One
-admission in `aging_every` goes to the request that has waited longest instead, so that neither failures nor a low
-priority nor a missing deadline make a request wait for ever: with n older requests, it waits for at most
-`aging_every * (n + 1)` admissions.  A share was chosen rather than a rate of ageing because it needs no notion of how
-long is long: a second is many admissions of embeddings and none of a chat.
+Requests belong to *shares*: of one subscription, of one tenant, or of both; without either there is one share.
+
+* A share of a lower level comes before all of a higher one.
+* Shares of the same level get the window in proportion to their weights: each start is charged with one mean answer,
+  corrected by what the answer took when it ends, and the share that has been charged least for its weight is next.
+  What a share does not use the others get; it cannot save it up.
+
+Within a share, messages that failed here come behind those that did not, one step for each failure, so that what always
+fails keeps no other message waiting.  Then come earlier deadline, larger priority, earlier publish time, earlier
+arrival.  One admission in `aging_every` goes to the request that has waited longest instead, so that neither failures
+nor a low priority nor a missing deadline make a request wait for ever: with n older requests, it waits for at most
+`aging_every * (n + 1)` admissions of its share.  A share of admissions was chosen rather than a rate of ageing because
+it needs no notion of how long is long: a second is many admissions of embeddings and none of a chat.
 
 The probe of a stopped lane is another message than the one that failed last, a fresh one where there is one, chosen at
 random: where messages that fail stand in a block, the first of the queue would be one of them again and again.
 
 A waiter is *ready*, or *delayed* until a caller says otherwise.
+
+Source: start-time fair queueing (https://dl.acm.org/doi/10.1145/248157.248171), with the cost corrected afterwards.
 """
 
 import asyncio
@@ -25,10 +34,32 @@ from typing import Any
 
 import msgspec
 
+MAX_SHARES = 256
+"""Shares that are remembered though nothing of them waits."""
+MEAN_STEP = 0.05
+"""How far one answer moves the mean time of an answer."""
+MAX_CHARGE = 10.0
+"""One answer costs its share at most this many mean answers."""
+
+
+class Share(msgspec.Struct, frozen=True):
+    """Whose part of the window a request uses."""
+
+    level: int = 0
+    """Smaller is before all larger ones."""
+    name: str = ""
+    weight: float = 1.0
+    """Above 0; in proportion to the other shares of the level."""
+
+
+ALONE = Share()
+"""The share of all requests where they are not told apart: nothing is charged."""
+
 
 class AdmissionOrder(msgspec.Struct, frozen=True, kw_only=True):
     """A message's claim to be next."""
 
+    share: Share = ALONE
     deadline: float | None = None
     """Any clock, the same for all; `None` comes after every deadline."""
     priority: int = 0
@@ -66,7 +97,50 @@ class Waiter(msgspec.Struct, eq=False):
     state: WaiterState = WaiterState.GONE
     arrival: int = 0
     claim: tuple[float, ...] = ()
-    """What the waiters are sorted by; smaller is sooner."""
+    """What the waiters of a share are sorted by; smaller is sooner."""
+
+
+class _Line:
+    """The waiters of one share."""
+
+    def __init__(self) -> None:
+        self.charged = 0.0
+        """Mean answers, divided by the weight."""
+        self.waiters: OrderedDict[int, Waiter] = OrderedDict()  # by arrival
+        # A heap of the ready ones.  An entry stays when its waiter leaves otherwise, and is skipped when it is reached.
+        self._by_claim: list[tuple[tuple[float, ...], Waiter]] = []
+
+    def longest_waiting(self) -> Waiter | None:
+        return next((each for each in self.waiters.values() if each.state is WaiterState.READY), None)
+
+    def first(self, *, keep: bool = False) -> Waiter | None:
+        """Return the ready waiter with the best claim and take its entry off the heap, unless it is to be kept."""
+        while self._by_claim:
+            waiter = self._by_claim[0][1]
+            is_ready = waiter.state is WaiterState.READY
+            if is_ready and keep:
+                return waiter
+            heapq.heappop(self._by_claim)
+            if is_ready:
+                return waiter
+        return None
+
+    def push(self, waiter: Waiter) -> None:
+        """Make a waiter ready."""
+        if len(self._by_claim) > 64 + 2 * len(self.waiters):  # most entries are those of waiters that have left
+            self._by_claim = [(e.claim, e) for e in self.waiters.values() if e.state is WaiterState.READY]
+            heapq.heapify(self._by_claim)
+        waiter.state = WaiterState.READY
+        heapq.heappush(self._by_claim, (waiter.claim, waiter))
+
+    def forgive(self) -> None:
+        """Let no waiter stand behind another for its failures."""
+        self._by_claim.clear()
+        for waiter in self.waiters.values():
+            waiter.rank = 0
+            waiter.claim = _claim(waiter)
+            if waiter.state is WaiterState.READY:
+                self.push(waiter)
 
 
 class WaitQueue:
@@ -86,12 +160,14 @@ class WaitQueue:
         self._admissions = 0
         self._arrivals = 0
         self._held = 0
-        self._waiters: OrderedDict[int, Waiter] = OrderedDict()  # by arrival
-        # A heap of the ready ones.  An entry stays when its waiter leaves otherwise, and is skipped when it is reached.
-        self._by_claim: list[tuple[tuple[float, ...], Waiter]] = []
+        self._waiting = 0
+        self._lines: dict[Share, _Line] = {ALONE: _Line()}
+        self._charged_least: dict[int, float] = {}
+        """By level: what the share that started last had been charged before, below which none begins."""
+        self._mean_s = 0.0
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return self._waiting
 
     @property
     def held(self) -> int:
@@ -103,36 +179,49 @@ class WaitQueue:
         self._arrivals += 1
         waiter.arrival = self._arrivals
         waiter.claim = _claim(waiter)
-        self._waiters[waiter.arrival] = waiter
+        line = self._line(waiter.order.share)
+        line.waiters[waiter.arrival] = waiter
+        self._waiting += 1
         self._held += waiter.order.held
         if is_delayed:
             waiter.state = WaiterState.DELAYED
         else:
-            self._push(waiter)
+            line.push(waiter)
 
-    def count_admission(self) -> None:
-        """Count an admission without waiting, so that ageing has the same rhythm."""
+    def count_admission(self, share: Share = ALONE) -> None:
+        """Count an admission without waiting, so that ageing has the same rhythm and its share is charged."""
         self._admissions += 1
+        self._charge(share)
+
+    def settle(self, share: Share, seconds: float) -> None:
+        """Correct the charge of a start by what its answer took; called for each, answered or not."""
+        if share is ALONE:
+            return
+        self._mean_s = self._mean_s + MEAN_STEP * (seconds - self._mean_s) if self._mean_s else seconds
+        if self._mean_s > 0.0:
+            cost = min(seconds / self._mean_s, MAX_CHARGE)
+            self._line(share).charged += (cost - 1.0) / share.weight
 
     def make_ready(self, waiter: Waiter) -> None:
         """End the delay of a waiter; harmless when that is over or the waiter has left."""
         if waiter.state is WaiterState.DELAYED:
-            self._push(waiter)
+            self._lines[waiter.order.share].push(waiter)
 
     def discard(self, waiter: Waiter) -> None:
         """Remove a waiter, whatever its state; harmless when it has left."""
         if waiter.state is WaiterState.GONE:
             return
         waiter.state = WaiterState.GONE
-        del self._waiters[waiter.arrival]
+        del self._lines[waiter.order.share].waiters[waiter.arrival]
+        self._waiting -= 1
         self._held -= waiter.order.held
 
     def pop(self) -> Waiter | None:
         """Remove and return the next ready waiter; `None` when none is ready."""
-        waiter = self._longest_waiting() if self._is_aging() else self._first()
+        line = self._next_line()
+        waiter = line.longest_waiting() if self._is_aging() else line.first()
         if waiter is not None:
-            self._admissions += 1
-            self.discard(waiter)
+            self._leaves(waiter)
         return waiter
 
     def pop_probe(self, last_failed: str | None, *, newest: bool) -> Waiter | None:
@@ -144,65 +233,87 @@ class WaitQueue:
             newest: Of the best take the newest, and none at random: messages that fail often came together, so that
                 one is the least like them.
         """
-        ready = [each for each in self._waiters.values() if each.state is WaiterState.READY]
+        ready = [each for each in self._all() if each.state is WaiterState.READY]
         others = [each for each in ready if last_failed is None or each.key != last_failed] or ready
         if not others:
             return None
         freshest = min(each.rank for each in others)
         best = [each for each in others if each.rank == freshest]
-        waiter = best[-1] if newest else self._rng.choice(best)
-        self._admissions += 1
-        self.discard(waiter)
+        waiter = max(best, key=lambda each: each.arrival) if newest else self._rng.choice(best)
+        self._leaves(waiter)
         return waiter
 
     def has_ready(self) -> bool:
         """Whether a waiter is ready."""
-        return self._first(keep=True) is not None
+        return any(line.first(keep=True) is not None for line in self._lines.values())
 
     def release(self) -> None:
         """Make every waiter ready: the lane works again."""
-        for waiter in self._waiters.values():
-            self.make_ready(waiter)
+        for line in self._lines.values():
+            for waiter in line.waiters.values():
+                self.make_ready(waiter)
 
     def forgive(self) -> None:
         """Let none stand behind another for its failures."""
-        self._by_claim.clear()
-        for waiter in self._waiters.values():
-            waiter.rank = 0
-            waiter.claim = _claim(waiter)
-            if waiter.state is WaiterState.READY:
-                self._push(waiter)
+        for line in self._lines.values():
+            line.forgive()
 
     def drain(self) -> Iterator[Waiter]:
         """Remove and yield every waiter, in the order of arrival."""
-        for waiter in list(self._waiters.values()):
+        for waiter in sorted(self._all(), key=lambda each: each.arrival):
             self.discard(waiter)
             yield waiter
+
+    def _all(self) -> Iterator[Waiter]:
+        for line in self._lines.values():
+            yield from line.waiters.values()
 
     def _is_aging(self) -> bool:
         return self._aging_every > 0 and (self._admissions + 1) % self._aging_every == 0
 
-    def _longest_waiting(self) -> Waiter | None:
-        return next((each for each in self._waiters.values() if each.state is WaiterState.READY), None)
+    def _leaves(self, waiter: Waiter) -> None:
+        """Take note that a waiter starts."""
+        self._admissions += 1
+        self.discard(waiter)
+        self._charge(waiter.order.share)
 
-    def _first(self, *, keep: bool = False) -> Waiter | None:
-        """Return the ready waiter with the best claim and take its entry off the heap, unless it is to be kept."""
-        while self._by_claim:
-            waiter = self._by_claim[0][1]
-            is_ready = waiter.state is WaiterState.READY
-            if is_ready and keep:
-                return waiter
-            heapq.heappop(self._by_claim)
-            if is_ready:
-                return waiter
-        return None
+    def _next_line(self) -> _Line:
+        """Return the share that is next; any where none has a ready waiter."""
+        if len(self._lines) == 1:
+            return self._lines[ALONE]
+        best: tuple[tuple[float, ...], _Line] = ((), self._lines[ALONE])
+        for share, line in self._lines.items():
+            head = line.first(keep=True)
+            if head is not None:
+                claim = (share.level, head.rank > 0, line.charged, head.arrival)
+                if not best[0] or claim < best[0]:
+                    best = (claim, line)
+        return best[1]
 
-    def _push(self, waiter: Waiter) -> None:
-        if len(self._by_claim) > 64 + 2 * len(self._waiters):  # most entries are those of waiters that have left
-            self._by_claim = [(e.claim, e) for e in self._waiters.values() if e.state is WaiterState.READY]
-            heapq.heapify(self._by_claim)
-        waiter.state = WaiterState.READY
-        heapq.heappush(self._by_claim, (waiter.claim, waiter))
+    def _line(self, share: Share) -> _Line:
+        line = self._lines.get(share)
+        if line is None:
+            if len(self._lines) > MAX_SHARES:
+                self._forget()
+            line = self._lines[share] = _Line()
+        if not line.waiters and share is not ALONE:  # what it did not use while it was away is gone
+            line.charged = max(line.charged, self._charged_least.get(share.level, 0.0))
+        return line
+
+    def _charge(self, share: Share) -> None:
+        if share is ALONE:
+            return
+        line = self._line(share)
+        least = self._charged_least
+        least[share.level] = max(least.get(share.level, 0.0), line.charged)
+        line.charged += 1.0 / share.weight
+
+    def _forget(self) -> None:
+        """Forget half of the shares that nothing waits for, those with the least charge: little is forgiven them."""
+        idle = [share for share, line in self._lines.items() if not line.waiters and share is not ALONE]
+        idle.sort(key=lambda share: self._lines[share].charged)
+        for share in idle[: (len(idle) + 1) // 2]:
+            del self._lines[share]
 
 
 def _claim(waiter: Waiter) -> tuple[float, ...]:

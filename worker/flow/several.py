@@ -51,7 +51,7 @@ async def admit_to_any(
     ranked = sorted(rng.sample(gates, len(gates)), key=lambda gate: gate.load_of(lane_name))
     if delay_s <= 0.0:
         for gate in ranked:
-            permit = gate.try_start(lane_name, key, streamed=streamed)
+            permit = gate.try_start(lane_name, key, order.share, streamed=streamed)
             if permit is not None:
                 return permit
     future: asyncio.Future[Permit | None] = asyncio.get_running_loop().create_future()

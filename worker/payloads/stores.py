@@ -167,7 +167,9 @@ def build_payloads(settings: Settings) -> PayloadStores:
     Raises:
         SettingsError: As `PayloadStores`.
     """
-    return PayloadStores(settings.payloads, subscription=settings.pubsub.request_subscription.rpartition("/")[2])
+    return PayloadStores(
+        settings.payloads, subscription=settings.pubsub.sources()[0].request_subscription.rpartition("/")[2]
+    )
 
 
 def _safe(name: str) -> str:

@@ -48,7 +48,7 @@ class InFlightDeliveries:
         Cancellation: as that of `work`; a delivery that waits for another one is settled as that one is, within the
         grace, and nacked when the grace is over first.
         """
-        message_id = message.message_id
+        message_id = message.key
         first = self._running.get(message_id)
         if first is not None:
             self._recorder.duplicate("in_flight")
@@ -68,9 +68,9 @@ class InFlightDeliveries:
     async def _join(self, first: Delivery, message: ReceivedMessage) -> Settlement:
         if (message.delivery_attempt or 0) > (first.message.delivery_attempt or 0):
             first.message = message  # the last permitted attempt may be this one
-        outcome = self._awaited.get(message.message_id)
+        outcome = self._awaited.get(message.key)
         if outcome is None:
-            outcome = self._awaited[message.message_id] = asyncio.get_running_loop().create_future()
+            outcome = self._awaited[message.key] = asyncio.get_running_loop().create_future()
         try:
             await asyncio.wait({outcome})
         except asyncio.CancelledError:

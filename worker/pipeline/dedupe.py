@@ -274,7 +274,7 @@ class Deduper:
 
 
 def _id_key(delivery: Delivery) -> str:
-    return "i:" + delivery.message.message_id
+    return "i:" + delivery.message.key
 
 
 def _fingerprint(delivery: Delivery) -> str:

@@ -14,7 +14,7 @@ be kept; the same message in flight twice reaches the backend once.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -32,7 +32,7 @@ from worker.errors import (
 from worker.flow.circuit import DOUBT_S
 from worker.flow.clock import wait_for
 from worker.flow.gate import Permit
-from worker.flow.queue import AdmissionOrder
+from worker.flow.queue import ALONE, AdmissionOrder, Share
 from worker.pipeline.attempt import Attempts, event_of
 from worker.pipeline.coalescing import InFlightDeliveries
 from worker.pipeline.dead_letters import DeadLetters
@@ -78,8 +78,10 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """How long an answer may still be published after the grace is over."""
     outage_detection_s: float = OUTAGE_DETECTION_S
     """How long a failure waits for others of its kind before it is nacked."""
+    shares: Mapping[str, Share] = {}
+    """By source of a message; empty where there is one."""
     deadline_chance: float = 0.0
-    """Share of recent answers that must have been faster than a deadline leaves; 0: any is tried."""
+    """Part of the recent answers that must have been faster than a deadline leaves; 0: any is tried."""
 
 
 class Processor:
@@ -125,6 +127,7 @@ class Processor:
         self._limits = rules.limits
         self._outage_detection_s = rules.outage_detection_s
         self._deadline_chance = rules.deadline_chance
+        self._shares = rules.shares
         self._deduper = deduper
         self._dead_letters = dead_letters
         self._clock = clock
@@ -288,7 +291,7 @@ class Processor:
         delay_s, serving, request, lane = 0.0, None, original, original.lane
         while True:
             waiting_since = self._clock()
-            choice = self._router.choose(route, delivery.message.message_id, lane, delivery.failed_at)
+            choice = self._router.choose(route, delivery.message.key, lane, delivery.failed_at)
             if choice.route is not serving:
                 serving = choice.route
                 delivery.backend = serving.name
@@ -369,6 +372,7 @@ class Processor:
             deadline=request.deadline,
             publish_time=delivery.message.publish_time,
             held=delivery.attempts > 0,
+            share=self._shares.get(delivery.message.source, ALONE) if self._shares else ALONE,
         )
         backend = choice.targets[0].backend
         streamed = request.body is not None and backend.streams(request.path, request.body)
@@ -377,7 +381,7 @@ class Processor:
         admission = self._router.admit(
             choice,
             order,
-            key=delivery.message.message_id,
+            key=delivery.message.key,
             lane_name=request.lane,
             give_up_s=spare_s if is_short and spare_s is not None else give_up_s,
             delay_s=delay_s,

@@ -199,7 +199,7 @@ class Replier:
             self._recorder.payload_starts(delivery, "write")
             fault = "cancelled"
             try:
-                stored = await payloads.write(delivery.message.message_id, reply.body)
+                stored = await payloads.write(delivery.message.key, reply.body)
                 fault = ""
             except PayloadError as error:
                 fault = error.fault

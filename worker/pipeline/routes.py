@@ -244,7 +244,9 @@ class Route(msgspec.Struct, eq=False):
         """Return what waits behind open circuits and pauses; a message that waits at several targets counts once."""
         loads = [target.gate.load() for target in self.targets]
         return RouteLoad(
-            waiting=min(load.waiting for load in loads), has_working_lane=any(load.has_working_lane for load in loads)
+            waiting=min(load.waiting for load in loads),
+            has_working_lane=any(load.has_working_lane for load in loads),
+            many_fail=any(load.many_fail for load in loads),
         )
 
 

@@ -23,8 +23,9 @@ def find_conflicts(settings: Settings) -> list[str]:
     """Return every combination of settings that cannot work, one sentence each; empty when there is none."""
     faults: list[str] = []
     pubsub, drain = settings.pubsub, settings.drain
-    if not pubsub.request_subscription:
+    if not pubsub.request_subscription and not pubsub.subscriptions:
         faults.append("pubsub.request_subscription: is required (WORKER_PUBSUB__REQUEST_SUBSCRIPTION)")
+    faults += _subscription_conflicts(settings)
     if not pubsub.response_topic:
         faults.append("pubsub.response_topic: is required (WORKER_PUBSUB__RESPONSE_TOPIC)")
     if settings.backend is None and not settings.routes:
@@ -93,8 +94,10 @@ def _route_conflicts(route: RouteSettings, settings: Settings) -> list[str]:
         faults.append("continuation: needs streams, and stream is never")
     if not window.min <= window.initial <= window.max:
         faults.append("window: needs min <= initial <= max")
-    if window.max > settings.pubsub.max_in_flight:
-        faults.append(f"window.max: {window.max} exceeds pubsub.max_in_flight ({settings.pubsub.max_in_flight})")
+    most = settings.pubsub.most_in_flight
+    if window.max > most:
+        of_all = " of all subscriptions" if settings.pubsub.subscriptions else ""
+        faults.append(f"window.max: {window.max} exceeds pubsub.max_in_flight{of_all} ({most})")
     if route.breaker.probe_interval_s > route.breaker.max_probe_interval_s:
         faults.append("breaker.probe_interval_s: must not exceed breaker.max_probe_interval_s")
     return faults
@@ -132,6 +135,21 @@ def _sagemaker_conflicts(route: RouteSettings, sagemaker: SageMakerSettings) -> 
         for name in ("target_model", "enable_explanations")
         if getattr(sagemaker, name) and sagemaker.response_stream
     ]
+    return faults
+
+
+def _subscription_conflicts(settings: Settings) -> list[str]:
+    pubsub = settings.pubsub
+    if not pubsub.subscriptions:
+        return []
+    faults = ["pubsub.subscriptions: excludes pubsub.request_subscription"] if pubsub.request_subscription else []
+    names = [each.name.rpartition("/")[2] for each in pubsub.subscriptions]
+    faults += [f"pubsub.subscriptions: the name {name!r} stands twice" for name in _repeated(names)]
+    least = min(source.max_in_flight_bytes for source in pubsub.sources())
+    if settings.payloads.is_used and settings.payloads.max_bytes > least:
+        faults.append(
+            f"payloads.max_bytes: must not exceed a subscription's part of pubsub.max_in_flight_bytes ({least})"
+        )
     return faults
 
 

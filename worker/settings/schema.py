@@ -101,13 +101,34 @@ class PublishSettings(Section):
     """How long an answer may wait for others to share its RPC."""
 
 
+class SubscriptionSettings(Section):
+    """One of several subscriptions that a worker pulls from."""
+
+    name: Annotated[SubscriptionName, Field(min_length=1)]
+    """Subscription id, or the full `projects/P/subscriptions/S`."""
+    level: Annotated[int, Field(ge=0, le=100)] = 0
+    """Requests of a lower level start before all of a higher one: 0 for what people wait for, 1 for batches."""
+    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """Part of the window, in proportion to the other subscriptions of the level; what one does not use the others
+    get."""
+    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Deliveries of this subscription leased at once.  Default: `pubsub.max_in_flight`."""
+    topic: TopicName | None = None
+    """For `setup` alone: the topic it is subscribed to.  Default: as that of `pubsub.request_subscription`."""
+    filter: Annotated[str, Field(max_length=256)] = ""
+    """For `setup` alone: the messages it gets, for example `attributes.model = "llama"`; all by default.  It cannot be
+    changed once the subscription exists."""
+
+
 class PubSubSettings(Section):
     """Where requests come from and answers go."""
 
     project_id: str | None = None
     """Google Cloud project.  Default: the one of the credentials."""
     request_subscription: SubscriptionName = ""
-    """Subscription id, or the full `projects/P/subscriptions/S`.  Required."""
+    """Subscription id, or the full `projects/P/subscriptions/S`.  Required, or `subscriptions`."""
+    subscriptions: list[SubscriptionSettings] = []
+    """Several subscriptions instead, by level and weight: see docs/traffic.md."""
     response_topic: TopicName = ""
     """Topic id, or the full `projects/P/topics/T`.  Required."""
     emulator_host: Annotated[str, Field(pattern=r"^[^\s/]+:\d{1,5}$")] | None = None
@@ -129,6 +150,28 @@ class PubSubSettings(Section):
     """Bounds retries where attempts are not counted: a try that fails on a message older than this is answered, not
     nacked.  A message that was never tried is not refused for its age."""
     publish: PublishSettings = PublishSettings()
+
+    def sources(self) -> tuple["PubSubSettings", ...]:
+        """Return these settings for each subscription alone; the bytes are shared out in proportion to the messages."""
+        if not self.subscriptions:
+            return (self,)
+        caps = [each.max_in_flight or self.max_in_flight for each in self.subscriptions]
+        return tuple(
+            self.model_copy(
+                update={
+                    "request_subscription": each.name,
+                    "subscriptions": [],
+                    "max_in_flight": cap,
+                    "max_in_flight_bytes": self.max_in_flight_bytes * cap // sum(caps),
+                }
+            )
+            for each, cap in zip(self.subscriptions, caps, strict=True)
+        )
+
+    @property
+    def most_in_flight(self) -> int:
+        """Deliveries of all subscriptions leased at once."""
+        return sum(source.max_in_flight for source in self.sources())
 
 
 class TimeoutSettings(Section):

@@ -42,7 +42,7 @@ def build_tracer(settings: Settings) -> SpanTracer:
 
     return SpanTracer(
         provider.get_tracer("inference-worker", version("pubsub-inference-worker")),
-        subscription=pubsub.request_subscription.rpartition("/")[2],
+        subscription=pubsub.sources()[0].request_subscription.rpartition("/")[2],
         topic=pubsub.response_topic.rpartition("/")[2],
         base_urls={each.name: each.address for route in settings.all_routes() for each in route.targets()},
         close=close,

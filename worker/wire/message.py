@@ -87,6 +87,13 @@ class ReceivedMessage(msgspec.Struct, frozen=True, kw_only=True):
     ordering_key: str = ""
     received_at: float | None = None
     """Monotonic seconds at which its lease began here, before any wait in the subscriber; `None`: now."""
+    source: str = ""
+    """Id of its subscription where the worker has several; empty otherwise."""
+
+    @property
+    def key(self) -> str:
+        """What no other message has: its id, which is the broker's for one topic only, and its source."""
+        return f"{self.source}-{self.message_id}" if self.source else self.message_id
 
 
 class RequestMessage(msgspec.Struct, frozen=True, kw_only=True):

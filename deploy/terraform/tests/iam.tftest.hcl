@@ -9,10 +9,10 @@ run "worker_has_three_roles_on_two_resources" {
 
   assert {
     condition = (
-      google_pubsub_subscription_iam_member.worker_pulls.role == "roles/pubsub.subscriber"
-      && google_pubsub_subscription_iam_member.worker_pulls.subscription == "inference-requests-worker"
-      && google_pubsub_subscription_iam_member.worker_reads_policy.role == "roles/pubsub.viewer"
-      && google_pubsub_subscription_iam_member.worker_reads_policy.subscription == "inference-requests-worker"
+      google_pubsub_subscription_iam_member.worker_pulls["requests"].role == "roles/pubsub.subscriber"
+      && google_pubsub_subscription_iam_member.worker_pulls["requests"].subscription == "inference-requests-worker"
+      && google_pubsub_subscription_iam_member.worker_reads_policy["requests"].role == "roles/pubsub.viewer"
+      && google_pubsub_subscription_iam_member.worker_reads_policy["requests"].subscription == "inference-requests-worker"
       && google_pubsub_topic_iam_member.worker_answers.role == "roles/pubsub.publisher"
       && google_pubsub_topic_iam_member.worker_answers.topic == "inference-responses"
     )
@@ -22,8 +22,8 @@ run "worker_has_three_roles_on_two_resources" {
   assert {
     condition = alltrue([
       for member in [
-        google_pubsub_subscription_iam_member.worker_pulls.member,
-        google_pubsub_subscription_iam_member.worker_reads_policy.member,
+        google_pubsub_subscription_iam_member.worker_pulls["requests"].member,
+        google_pubsub_subscription_iam_member.worker_reads_policy["requests"].member,
         google_pubsub_topic_iam_member.worker_answers.member,
       ] : can(regex("^principal://iam\\.googleapis\\.com/projects/[0-9]+/locations/global/workloadIdentityPools/my-project\\.svc\\.id\\.goog/subject/ns/inference/sa/inference-worker$", member))
     ])
@@ -38,8 +38,8 @@ run "pubsub_may_bury" {
     condition = (
       google_pubsub_topic_iam_member.agent_buries.role == "roles/pubsub.publisher"
       && google_pubsub_topic_iam_member.agent_buries.topic == "inference-dead-letters"
-      && google_pubsub_subscription_iam_member.agent_takes.role == "roles/pubsub.subscriber"
-      && google_pubsub_subscription_iam_member.agent_takes.subscription == "inference-requests-worker"
+      && google_pubsub_subscription_iam_member.agent_takes["requests"].role == "roles/pubsub.subscriber"
+      && google_pubsub_subscription_iam_member.agent_takes["requests"].subscription == "inference-requests-worker"
     )
     error_message = "Pub/Sub's agent publishes to the dead-letter topic and acks on the request subscription."
   }

@@ -108,3 +108,48 @@ run "what_pubsub_refuses_is_refused_here" {
     var.prefix,
   ]
 }
+
+run "each_filter_has_a_subscription" {
+  command = plan
+
+  variables {
+    request_filter         = "NOT attributes:model"
+    filtered_subscriptions = { llama = "attributes.model = \"llama\"" }
+  }
+
+  assert {
+    condition     = google_pubsub_subscription.requests.filter == "NOT attributes:model"
+    error_message = "The worker's subscription gets what the others leave."
+  }
+
+  assert {
+    condition = (
+      google_pubsub_subscription.filtered["llama"].name == "inference-requests-llama-worker"
+      && google_pubsub_subscription.filtered["llama"].filter == "attributes.model = \"llama\""
+      && one(google_pubsub_subscription.filtered["llama"].dead_letter_policy).max_delivery_attempts == 20
+      && one(google_pubsub_subscription.filtered["llama"].expiration_policy).ttl == ""
+    )
+    error_message = "It is like the worker's own, but for its filter."
+  }
+
+  assert {
+    condition = alltrue([
+      for granted in [
+        google_pubsub_subscription_iam_member.worker_pulls,
+        google_pubsub_subscription_iam_member.worker_reads_policy,
+        google_pubsub_subscription_iam_member.agent_takes,
+      ] : granted["filtered-llama"].subscription == "inference-requests-llama-worker"
+    ])
+    error_message = "The worker and Pub/Sub's agent need the same roles there."
+  }
+}
+
+run "a_filter_says_something" {
+  command = plan
+
+  variables {
+    filtered_subscriptions = { all = "" }
+  }
+
+  expect_failures = [var.filtered_subscriptions]
+}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.flow.queue import AdmissionOrder, Waiter, WaiterState, WaitQueue
+from worker.flow.queue import ALONE, MAX_SHARES, AdmissionOrder, Share, Waiter, WaiterState, WaitQueue
 
 
 @pytest.fixture
@@ -173,10 +173,104 @@ def test_waiters_that_have_left_do_not_stay_in_memory(loop, aging_every):
         line.add()
         line.pop()
     assert len(line.queue) == 0
-    assert len(line.queue._by_claim) < 200
+    assert len(line.queue._lines[ALONE]._by_claim) < 200
 
 
 def test_a_negative_share_is_refused():
     """0 turns ageing off; less than that means nothing."""
     with pytest.raises(ValueError, match="aging_every"):
         WaitQueue(aging_every=-1)
+
+
+# Shares
+
+
+def shares_of(line: Line, count: int, *, seconds: dict[str, float] | None = None) -> list[str]:
+    """Start so many waiters, each ending at once after its share's time; return whose they were."""
+    started = []
+    for _ in range(count):
+        waiter = line.pop()
+        assert waiter is not None
+        started.append(waiter.order.share.name)
+        if seconds is not None:
+            line.queue.settle(waiter.order.share, seconds[waiter.order.share.name])
+    return started
+
+
+def test_a_lower_level_comes_first(line):
+    """Whatever the deadlines and priorities of the other; a delayed waiter keeps nobody back."""
+    people, batch = Share(0, "people"), Share(1, "batch")
+    first = line.add(share=batch, priority=9, deadline=1.0)
+    second = line.add(share=people)
+    delayed = line.add(share=people, is_delayed=True)
+    assert [line.pop(), line.pop()] == [second, first]
+    line.queue.make_ready(delayed)
+    line.add(share=batch)
+    assert line.pop() is delayed
+
+
+def test_weights_share_out_the_starts(line):
+    """Three to one, evenly spread, while both wait."""
+    for _ in range(60):
+        line.add(share=Share(0, "a", 3.0))
+        line.add(share=Share(0, "b", 1.0))
+    started = shares_of(line, 40)
+    assert started.count("a") == 30
+    assert all(started[start : start + 4].count("b") == 1 for start in range(0, 40, 4))
+
+
+def test_long_answers_cost_their_share_more(line):
+    """Equal weights are equal parts of the window, not of the starts."""
+    for _ in range(200):
+        line.add(share=Share(0, "long"))
+        line.add(share=Share(0, "short"))
+    started = shares_of(line, 200, seconds={"long": 3.0, "short": 1.0})
+    assert 0.65 < started.count("short") / 200 < 0.85
+
+
+def test_what_a_share_does_not_use_is_not_saved_up(line):
+    """One that comes back after a while gets its part from then on, and no more."""
+    for _ in range(100):
+        line.add(share=Share(0, "a"))
+    shares_of(line, 50)
+    for _ in range(50):
+        line.add(share=Share(0, "b"))
+    assert shares_of(line, 20).count("b") == 10
+
+
+def test_one_message_at_a_time_is_no_advantage(line):
+    """A share that never has two waiters gets its part, not every second start of ten shares."""
+    names = [f"s{number}" for number in range(9)]
+    for _ in range(50):
+        for name in names:
+            line.add(share=Share(0, name))
+    started = []
+    for _ in range(100):
+        if not any(each.order.share.name == "one" for each in line.queue._all()):
+            line.add(share=Share(0, "one"))
+        started += shares_of(line, 1)
+    assert 8 <= started.count("one") <= 12
+
+
+def test_what_failed_comes_after_the_fresh_ones_of_other_shares(line):
+    """A tenant whose messages always fail keeps no other one waiting."""
+    bad, good = line.add(share=Share(0, "bad"), rank=1), line.add(share=Share(0, "good"))
+    assert [line.pop(), line.pop()] == [good, bad]
+
+
+def test_shares_are_forgotten(line):
+    """Their names come from requesters."""
+    for number in range(2000):
+        line.add(share=Share(0, f"t{number}"))
+        line.pop()
+    assert len(line.queue._lines) <= MAX_SHARES + 2
+
+
+def test_ageing_stays_within_the_share(loop):
+    """A strict level is strict."""
+    line = Line(loop, aging_every=2)
+    batch = [line.add(share=Share(1, "batch")) for _ in range(4)]
+    people = [line.add(share=Share(0, "people"), priority=number) for number in range(4)]
+    started = [line.pop() for _ in range(8)]
+    assert set(started[:4]) == set(people)
+    assert set(started[4:]) == set(batch)

@@ -27,6 +27,10 @@ def targets(*several: Any, **more: Any) -> dict[str, Any]:
     return {"backend": {"base_url": "", "base_urls": list(several), **more}}
 
 
+def subscriptions(*several: dict[str, Any]) -> dict[str, Any]:
+    return {"pubsub": {"request_subscription": "", "subscriptions": list(several)}}
+
+
 CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
     "subscription": ({"pubsub": {"request_subscription": ""}}, "pubsub.request_subscription: is required"),
     "topic": ({"pubsub": {"response_topic": ""}}, "pubsub.response_topic: is required"),
@@ -99,6 +103,18 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
     "payloads": (
         {"payloads": {"request_prefixes": ["gs://bucket"], "max_bytes": 300_000_000}},
         "payloads.max_bytes: must not exceed pubsub.max_in_flight_bytes",
+    ),
+    "one and several subscriptions": (
+        {"pubsub": {"subscriptions": [{"name": "a"}]}},
+        "pubsub.subscriptions: excludes pubsub.request_subscription",
+    ),
+    "a subscription twice": (
+        subscriptions({"name": "a"}, {"name": "projects/p/subscriptions/a"}),
+        "pubsub.subscriptions: the name 'a' stands twice",
+    ),
+    "window above all subscriptions": (
+        subscriptions({"name": "a", "max_in_flight": 30}, {"name": "b", "max_in_flight": 33}),
+        "backend.window.max: 64 exceeds pubsub.max_in_flight of all subscriptions (63)",
     ),
     "one and several servers": (
         {"backend": {"base_urls": ["http://b"]}},
@@ -188,6 +204,7 @@ def test_what_cannot_work_together_is_one_sentence(sections: dict[str, Any], sen
         {"pubsub": {"max_lease_duration_s": 600}},
         {"policy": {"hold_max_s": 21_600}},
         {"backend": {"timeouts": {"first_byte_s": 480, "connect_s": 480}}},
+        subscriptions({"name": "a", "max_in_flight": 30}, {"name": "b", "level": 1, "weight": 2, "max_in_flight": 34}),
         targets("http://b", "http://c"),
         targets({"url": "http://b", "weight": 9}, {"url": "http://b", "weight": 1, "model": "new"}),
         targets("http://b", "https://c", tls={"ca_file": "/f"}),

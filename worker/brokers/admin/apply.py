@@ -45,7 +45,7 @@ async def run_setup(settings: Settings, *, dry_run: bool, force: bool, say: Say)
     Cancellation: what was done until then stays.
     """
     names, credentials = await asyncio.to_thread(resolve, settings.pubsub)
-    wanted = desired_by(settings, subscription=names.subscription, topic=names.topic)
+    wanted = desired_by(settings, subscriptions=names.subscriptions, topic=names.topic)
     channel = async_channel(settings.pubsub, credentials)
     try:
         infrastructure = Infrastructure(channel, is_emulator=settings.pubsub.emulator_host is not None)

@@ -1,5 +1,6 @@
 """What the settings want of Pub/Sub: topics, subscriptions and roles, by full names.  Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from worker.brokers.admin.iam import PUBLISHER, SUBSCRIBER, VIEWER, Need
@@ -24,50 +25,80 @@ class Desired:
 
 
 @dataclass(frozen=True, slots=True)
+class _Pulled:
+    """A subscription that the worker pulls from; full names."""
+
+    name: str
+    topic: str
+    filter: str
+    dead: str | None
+    """Where its failed messages go; `None`: nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Names:
     """Full names; `None` for what is not wanted."""
 
-    requests: str
-    pulled: str
+    pulled: tuple[_Pulled, ...]
     responses: str
     collected: str | None
-    dead: str | None
     copies: str | None
 
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """Topics of requests, each once."""
+        return tuple(dict.fromkeys(each.topic for each in self.pulled))
 
-def desired_by(settings: Settings, *, subscription: str, topic: str) -> Desired:
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """Dead-letter topics of Pub/Sub's own, each once."""
+        return tuple(dict.fromkeys(each.dead for each in self.pulled if each.dead is not None))
+
+
+def desired_by(settings: Settings, *, subscriptions: Sequence[str], topic: str) -> Desired:
     """
     Return what the settings want.
 
     Args:
         settings: In force.
-        subscription: Full name of the request subscription; other short names are completed with its project, unless
-            `pubsub.project_id` names one.
+        subscriptions: Full names of the request subscriptions, in the order of the settings; other short names are
+            completed with the project of the first, unless `pubsub.project_id` names one.
         topic: Full name of the response topic.
 
     Raises:
         SettingsError: Names or numbers cannot work together; permanent.
     """
-    _refuse(_faults(settings, subscription))
-    names = _complete(settings, subscription, topic)
+    project = settings.pubsub.project_id or subscriptions[0].split("/")[1]
+    topics = [_request_topic(settings, number, name, project) for number, name in enumerate(subscriptions)]
+    _refuse(_faults(settings, [name for name, topic in zip(subscriptions, topics, strict=True) if not topic]))
+    names = _complete(settings, subscriptions, topics, topic, project)
     _refuse(_clashes(names))
-    dead_letters = tuple(dict.fromkeys(name for name in (names.dead, names.copies) if name is not None))
-    topics = (names.requests, names.responses, *dead_letters)
-    return Desired(topics, _subscriptions(settings, names, dead_letters), _needs(settings, names))
+    dead_letters = tuple(dict.fromkeys((*names.dead, *([names.copies] if names.copies is not None else []))))
+    wanted = (*names.requests, names.responses, *dead_letters)
+    return Desired(wanted, _subscriptions(settings, names, dead_letters), _needs(settings, names))
 
 
-def _complete(settings: Settings, subscription: str, topic: str) -> _Names:
+def _request_topic(settings: Settings, number: int, subscription: str, project: str) -> str:
+    """Return the topic of a request subscription, as it or all of them name it, or by its name; empty without any."""
+    several = settings.pubsub.subscriptions
+    named = (several[number].topic if several else None) or settings.setup.request_topic
+    return _full(named, "topics", project) if named else _topic_of(subscription)
+
+
+def _complete(
+    settings: Settings, subscriptions: Sequence[str], topics: Sequence[str], responses: str, project: str
+) -> _Names:
     setup, copies = settings.setup, settings.dead_letter.topic
-    project = settings.pubsub.project_id or subscription.split("/")[1]
-    requests = _full(setup.request_topic, "topics", project) if setup.request_topic else _topic_of(subscription)
-    dead = f"{requests}-dead-letters" if setup.dead_letter_topic is None else setup.dead_letter_topic
-    collected = setup.response_subscription
+    collected, several = setup.response_subscription, settings.pubsub.subscriptions
+    pulled = []
+    for number, (name, requests) in enumerate(zip(subscriptions, topics, strict=True)):
+        dead = f"{requests}-dead-letters" if setup.dead_letter_topic is None else setup.dead_letter_topic
+        filter_ = several[number].filter if several else ""
+        pulled.append(_Pulled(name, requests, filter_, _full(dead, "topics", project) if dead else None))
     return _Names(
-        requests=requests,
-        pulled=subscription,
-        responses=topic,
+        pulled=tuple(pulled),
+        responses=responses,
         collected=_full(collected, "subscriptions", project) if collected else None,
-        dead=_full(dead, "topics", project) if dead else None,
         copies=_full(copies, "topics", project) if copies else None,
     )
 
@@ -87,14 +118,16 @@ def _subscriptions(settings: Settings, names: _Names, dead_letters: tuple[str, .
     setup = settings.setup
     kept: Policy = {Field.ACK_DEADLINE: setup.ack_deadline_s, Field.RETENTION: setup.retention_s, Field.EXPIRY: None}
     held: Policy = {**kept, Field.RETENTION: setup.dead_letter_retention_s}
-    retried: Policy = {
-        **kept,
-        Field.MINIMUM_BACKOFF: setup.minimum_backoff_s,
-        Field.MAXIMUM_BACKOFF: setup.maximum_backoff_s,
-        Field.DEAD_LETTER_TOPIC: names.dead,
-        Field.MAX_DELIVERY_ATTEMPTS: setup.max_delivery_attempts if names.dead else None,
-    }
-    subscriptions = [Subscription(names.pulled, names.requests, retried)]
+    subscriptions = []
+    for pulled in names.pulled:
+        retried: Policy = {
+            **kept,
+            Field.MINIMUM_BACKOFF: setup.minimum_backoff_s,
+            Field.MAXIMUM_BACKOFF: setup.maximum_backoff_s,
+            Field.DEAD_LETTER_TOPIC: pulled.dead,
+            Field.MAX_DELIVERY_ATTEMPTS: setup.max_delivery_attempts if pulled.dead else None,
+        }
+        subscriptions.append(Subscription(pulled.name, pulled.topic, retried, pulled.filter))
     if names.collected is not None:
         subscriptions.append(Subscription(names.collected, names.responses, kept))
     return (*subscriptions, *(Subscription(_hold(topic), topic, held) for topic in dead_letters))
@@ -107,19 +140,20 @@ def _hold(topic: str) -> str:
 
 
 def _needs(settings: Settings, names: _Names) -> tuple[Need, ...]:
-    project, worker = names.pulled.split("/")[1], settings.setup.worker_member or PLACEHOLDER
-    needs = []
-    if names.dead is not None:
-        needs += [
-            Need(names.dead, PUBLISHER, None, project, "to dead-letter anything"),
-            Need(names.pulled, SUBSCRIBER, None, project, "to dead-letter anything"),
-        ]
+    project = names.pulled[0].name.split("/")[1]
+    worker = settings.setup.worker_member or PLACEHOLDER
+    needs = [Need(dead, PUBLISHER, None, project, "to dead-letter anything") for dead in names.dead]
     needs += [
-        Need(names.pulled, SUBSCRIBER, worker, project, "to pull requests"),
-        Need(names.responses, PUBLISHER, worker, project, "to publish answers"),
+        Need(each.name, SUBSCRIBER, None, project, "to dead-letter anything")
+        for each in names.pulled
+        if each.dead is not None
     ]
+    needs += [Need(each.name, SUBSCRIBER, worker, project, "to pull requests") for each in names.pulled]
+    needs.append(Need(names.responses, PUBLISHER, worker, project, "to publish answers"))
     if settings.pubsub.max_delivery_attempts == "auto":
-        needs.append(Need(names.pulled, VIEWER, worker, project, "to read its number of delivery attempts"))
+        needs += [
+            Need(each.name, VIEWER, worker, project, "to read its number of delivery attempts") for each in names.pulled
+        ]
     if names.copies is not None:
         needs.append(Need(names.copies, PUBLISHER, worker, project, "to publish copies of what failed"))
     return tuple(needs)
@@ -130,14 +164,13 @@ def _refuse(faults: list[str]) -> None:
         raise SettingsError(faults)
 
 
-def _faults(settings: Settings, subscription: str) -> list[str]:
+def _faults(settings: Settings, without_topic: Sequence[str]) -> list[str]:
     setup, attempts = settings.setup, settings.pubsub.max_delivery_attempts
-    faults = []
-    if not setup.request_topic and not _topic_of(subscription):
-        faults.append(
-            f"setup.request_topic: is required by setup (WORKER_SETUP__REQUEST_TOPIC), since the name {subscription} "
-            f"does not end with {SUFFIX}"
-        )
+    faults = [
+        f"setup.request_topic: is required by setup (WORKER_SETUP__REQUEST_TOPIC), since the name {subscription} "
+        f"does not end with {SUFFIX}"
+        for subscription in without_topic
+    ]
     if setup.minimum_backoff_s > setup.maximum_backoff_s:
         faults.append("setup.minimum_backoff_s: must not exceed setup.maximum_backoff_s")
     if attempts != "auto" and attempts > setup.max_delivery_attempts:
@@ -150,12 +183,13 @@ def _faults(settings: Settings, subscription: str) -> list[str]:
 
 def _clashes(names: _Names) -> list[str]:
     """Return one sentence for each pair that must not be the same; copies may share the dead-letter topic."""
-    pairs = [
-        ("setup.request_topic", names.requests, "pubsub.response_topic", names.responses),
-        ("setup.dead_letter_topic", names.dead, "setup.request_topic", names.requests),
-        ("setup.dead_letter_topic", names.dead, "pubsub.response_topic", names.responses),
-        ("dead_letter.topic", names.copies, "setup.request_topic", names.requests),
-        ("dead_letter.topic", names.copies, "pubsub.response_topic", names.responses),
-        ("setup.response_subscription", names.collected, "pubsub.request_subscription", names.pulled),
-    ]
+    pulled = "pubsub.subscriptions" if len(names.pulled) > 1 else "pubsub.request_subscription"
+    pairs: list[tuple[str, str | None, str, str]] = []
+    for requests in names.requests:
+        pairs.append(("setup.request_topic", requests, "pubsub.response_topic", names.responses))
+        pairs += [("setup.dead_letter_topic", dead, "setup.request_topic", requests) for dead in names.dead]
+    pairs += [("setup.dead_letter_topic", dead, "pubsub.response_topic", names.responses) for dead in names.dead]
+    pairs += [("dead_letter.topic", names.copies, "setup.request_topic", requests) for requests in names.requests]
+    pairs.append(("dead_letter.topic", names.copies, "pubsub.response_topic", names.responses))
+    pairs += [("setup.response_subscription", names.collected, pulled, each.name) for each in names.pulled]
     return [f"{key}: must not be {name}, which is {other}" for key, name, other, same in pairs if name == same]

@@ -56,6 +56,8 @@ class Step:
         yield f"{self.verb} {self.kind} {self.name}"
         if self.obstacle:
             yield f"    {self.obstacle}"
+        if self.verb is Verb.CREATE and self.wanted is not None and self.wanted.filter:
+            yield f"    {'filter':<{_WIDTH}} {self.wanted.filter}"
         for change in self.changes:
             new = show(change.field, change.new)
             values = new if self.verb is Verb.CREATE else f"{show(change.field, change.old)} -> {new}"
@@ -117,6 +119,12 @@ def _step(wanted: Subscription, found: Subscription | None) -> Step:
     if found.topic != wanted.topic:
         obstacle = (
             f"it is subscribed to {found.topic}, not to {wanted.topic}, and that cannot be changed; "
+            "delete it or choose another name"
+        )
+        return replace(step, verb=Verb.OBSTACLE, obstacle=obstacle)
+    if found.filter != wanted.filter:
+        obstacle = (
+            f"its filter is {found.filter or 'none'}, not {wanted.filter or 'none'}, and that cannot be changed; "
             "delete it or choose another name"
         )
         return replace(step, verb=Verb.OBSTACLE, obstacle=obstacle)

@@ -45,6 +45,8 @@ class Subscription:
     topic: str
     """Full name of what it is subscribed to; cannot be changed later."""
     policy: Policy
+    filter: str = ""
+    """Which messages of the topic it gets; empty: all.  Cannot be changed later."""
     obstacle: str | None = field(default=None, kw_only=True)
     """Of one that was found: why the worker can never pull from it, whatever is changed; `None`: nothing."""
 
@@ -102,7 +104,7 @@ def read_subscription(message: Any) -> Subscription:
         Field.DEAD_LETTER_TOPIC: None if dead is None else dead.dead_letter_topic,
         Field.MAX_DELIVERY_ATTEMPTS: None if dead is None else dead.max_delivery_attempts or _DEFAULT_ATTEMPTS,
     }
-    return Subscription(message.name, message.topic, policy, obstacle=_obstacle(message))
+    return Subscription(message.name, message.topic, policy, message.filter, obstacle=_obstacle(message))
 
 
 def _expiry(message: Any) -> float | None:
@@ -129,7 +131,7 @@ def _obstacle(message: Any) -> str | None:
 
 def write_subscription(wanted: Subscription) -> Any:
     """Return the protobuf `Subscription`; fields that are not listed are not set."""
-    message, policy = _Subscription(name=wanted.name, topic=wanted.topic), wanted.policy
+    message, policy = _Subscription(name=wanted.name, topic=wanted.topic, filter=wanted.filter), wanted.policy
     if Field.ACK_DEADLINE in policy:
         message.ack_deadline_seconds = policy[Field.ACK_DEADLINE]
     if Field.RETENTION in policy:

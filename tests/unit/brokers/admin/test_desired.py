@@ -15,7 +15,7 @@ PULLED, RESPONSES = "projects/p/subscriptions/worker", "projects/p/topics/respon
 
 def want(*, subscription: str = PULLED, topic: str = RESPONSES, **sections: Any) -> Desired:
     sections["setup"] = {"request_topic": "requests", **sections.get("setup", {})}
-    return desired_by(Settings.model_validate(sections), subscription=subscription, topic=topic)
+    return desired_by(Settings.model_validate(sections), subscriptions=[subscription], topic=topic)
 
 
 def test_the_defaults_are_the_safe_values() -> None:
@@ -38,6 +38,27 @@ def test_the_defaults_are_the_safe_values() -> None:
     )
     assert hold.policy == {Field.ACK_DEADLINE: 20, Field.RETENTION: 2_678_400, Field.EXPIRY: None}
     assert wanted.topics == ("projects/p/topics/requests", RESPONSES, "projects/p/topics/requests-dead-letters")
+
+
+def test_several_subscriptions_have_filters_and_topics_of_their_own() -> None:
+    """Each with the retries, the dead letters and the roles that a single one has."""
+    several = [
+        {"name": "llama", "filter": 'attributes.model = "llama"'},
+        {"name": "people-worker", "topic": "people"},
+    ]
+    settings = {"pubsub": {"project_id": "p", "subscriptions": several}, "setup": {"request_topic": "requests"}}
+    names = [f"projects/p/subscriptions/{each['name']}" for each in several]
+    wanted = desired_by(Settings.model_validate(settings), subscriptions=names, topic=RESPONSES)
+    llama, people, *holds = wanted.subscriptions
+    assert (llama.topic, llama.filter) == ("projects/p/topics/requests", 'attributes.model = "llama"')
+    assert (people.topic, people.filter) == ("projects/p/topics/people", "")
+    assert people.policy[Field.DEAD_LETTER_TOPIC] == "projects/p/topics/people-dead-letters"
+    assert {hold.topic for hold in holds} == {
+        llama.policy[Field.DEAD_LETTER_TOPIC],
+        people.policy[Field.DEAD_LETTER_TOPIC],
+    }
+    worker = {(need.resource, need.role) for need in wanted.needs if need.member is not None}
+    assert {(name, role) for name in names for role in (SUBSCRIBER, VIEWER)} < worker
 
 
 def test_every_number_is_the_settings() -> None:

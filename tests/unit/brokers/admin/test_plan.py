@@ -151,3 +151,15 @@ def test_the_plan_reads_like_a_plan() -> None:
 def test_values_as_people_read_them(field: Field, value: Value, text: str) -> None:
     """No scientific notation, days where they help."""
     assert show(field, value) == text
+
+
+def test_a_filter_cannot_be_changed() -> None:
+    """Pub/Sub has no way: the plan says so instead of making a subscription that gets other messages."""
+    wanted = Subscription("projects/p/subscriptions/s", "projects/p/topics/t", {}, 'attributes.model = "a"')
+    found = Subscription(wanted.name, wanted.topic, {})
+    (step,) = plan({}, (wanted,), {wanted.name: found}).steps
+    assert (step.verb, "its filter is none, not attributes.model" in step.obstacle) == (Verb.OBSTACLE, True)
+    (step,) = plan({}, (wanted,), {wanted.name: None}).steps
+    assert 'filter                 attributes.model = "a"' in "\n".join(step.render())
+    (step,) = plan({}, (wanted,), {wanted.name: wanted}).steps
+    assert step.verb is Verb.KEEP
