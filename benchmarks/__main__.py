@@ -57,6 +57,12 @@ BENCHMARKS = {
         command=["-m", "benchmarks.batches"],
         short=["--lines", "2000", "--batches", "2000", "--requests", "50", "--fair-lines", "2000"],
     ),
+    "traffic": Benchmark(
+        title="Deadlines and tenants, on virtual time",
+        command=["-m", "benchmarks.traffic"],
+        short=["--seeds", "1"],
+        has_figures=False,
+    ),
     "mixed": Benchmark(
         title="Messages that always fail beside healthy ones",
         command=["-m", "benchmarks.mixed", "--attempts", "5", "--scenario", "fresh"],

@@ -50,6 +50,10 @@ class Delivery(msgspec.Struct, eq=False):
     """What the latest attempt left for the next one to go on from."""
     continuations: int = 0
     """Times the delivery was held so that its next attempt could go on from that."""
+    reserved_tokens: float | None = None
+    """What it has reserved of its tenant's limits; `None`: nothing."""
+    limited_until: float | None = None
+    """Monotonic seconds until which these limits make it wait."""
     is_tried_late: bool = False
     """It is sent though its deadline is nearer than recent answers took."""
     event: ErrorEvent | None = None

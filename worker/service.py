@@ -32,8 +32,10 @@ from worker.pipeline.processor import Processor, Rules
 from worker.pipeline.referenced_bodies import ReferencedBodies
 from worker.pipeline.replies import Replier
 from worker.pipeline.routes import IntakePause, Router, build_routes
+from worker.pipeline.tenants import LimitStore, Tenants, build_limits
 from worker.policy.engine import load_policy
 from worker.policy.hook import HookOutcome, HookReport
+from worker.policy.prices import Price, PriceTable
 from worker.ports import Payloads, Publisher, Subscriber
 from worker.settings.conflicts import section_of
 from worker.settings.schema import RequestSettings, RouteSettings, Settings
@@ -80,6 +82,8 @@ class Service:
         self._policy = load_policy(
             settings.policy.rules, hook_timeout_s=settings.policy.hook_timeout_s, on_hook=self._hook_asked
         )
+        self._limits_store: LimitStore | None = None
+        """Keeps the limits of tenants; `None` where none has any."""
         self._may_surely_pull = False
         self._probes = Probes(self._metrics.registry, self._details, on_scrape=self._set_gauges)
         self._tracer = _build_tracer(settings)
@@ -162,7 +166,11 @@ class Service:
             payloads = _build_payloads(settings)
         except SettingsError as error:
             faults += error.faults
-        self._closing += [*backends, *([deduper] if deduper is not None else [])]
+        try:
+            self._limits_store = build_limits(settings.tenants, self._metrics)
+        except SettingsError as error:
+            faults += error.faults
+        self._closing += [*backends, *(part for part in (deduper, self._limits_store) if part is not None)]
         if faults or deduper is None:
             raise SettingsError(faults)
         return backends, deduper, payloads
@@ -198,6 +206,8 @@ class Service:
             tracer=self._tracer,
             paths=tuple(settings.request.allowed_paths),
             models=tuple(model for route in settings.all_routes() for model in route.match.models),
+            tenants=self._tenant_names(),
+            prices=PriceTable([Price(**price.model_dump()) for price in settings.prices]),
             include_stats=settings.reply.include_stats,
             answer_ratio=settings.log.answer_ratio,
         )
@@ -219,6 +229,7 @@ class Service:
             lease_s=settings.pubsub.max_lease_duration_s,
             payloads=payloads if payloads is not None and payloads.can_write else None,
         )
+        tenants = Tenants(settings.tenants, self._shares(), self._limits_store, metrics)
         attempts = Attempts(recorder, send_idempotency_key=settings.request.idempotency_key)
         self._processor = Processor(
             router=router,
@@ -231,11 +242,12 @@ class Service:
                 limits=limits,
                 settle_s=settings.drain.settle_s,
                 deadline_chance=settings.policy.deadline_chance,
-                shares=self._shares(),
+                tenants_share_windows=settings.tenants.windows == "shared",
             ),
             deduper=deduper,
             bodies=self._build_bodies(payloads, recorder),
             dead_letters=self._build_dead_letters(broker),
+            tenants=tenants if tenants.is_used else None,
         )
         assert self._subscriber is not None
         self._supervisor = Supervisor(
@@ -287,6 +299,13 @@ class Service:
         assert self._subscriber is not None
         attempts = self._settings.pubsub.max_delivery_attempts
         return await self._subscriber.max_delivery_attempts() if attempts == "auto" else attempts
+
+    def _tenant_names(self) -> tuple[str, ...] | None:
+        """Return the tenants that the settings name; `None` where they tell none apart."""
+        request, tenants = self._settings.request, self._settings.tenants
+        if request.tenant_attribute is None and request.tenant_metadata_key is None:
+            return None
+        return (*tenants.weights, *(each.tenant for each in tenants.limits))
 
     def _shares(self) -> dict[str, Share]:
         """Return the part of the window that each of several subscriptions has, by source."""

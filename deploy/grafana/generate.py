@@ -58,7 +58,15 @@ ROWS: Mapping[str, tuple[str, ...]] = {
         "variant_tokens_total",
     ),
     "Hooks": ("policy_hook_total",),
-    "Traffic": ("rerouted_attempts_total", "unreachable_deadlines_total"),
+    "Traffic": (
+        "rerouted_attempts_total",
+        "unreachable_deadlines_total",
+        "tenant_requests_total",
+        "tenant_tokens_total",
+        "tenant_cost_total",
+        "tenant_limited_seconds",
+        "limit_store_skipped_total",
+    ),
 }
 CLOSED = {"Holds and streams", "Object storage", "Variants", "Hooks", "Traffic"}
 """Rows of what not every worker does; closed, so that nothing of them is shown or asked for."""

@@ -25,8 +25,10 @@ from worker.pipeline.processor import Processor, Rules
 from worker.pipeline.referenced_bodies import ReferencedBodies
 from worker.pipeline.replies import Replier
 from worker.pipeline.routes import IntakePause, Router, Target, build_routes
+from worker.pipeline.tenants import MemoryLimits, Tenants, build_limits
 from worker.policy.engine import ErrorPolicy
 from worker.policy.judge import OUTAGE_DETECTION_S
+from worker.policy.prices import Price, PriceTable
 from worker.ports import Settlement
 from worker.settings.schema import (
     BreakerSettings,
@@ -35,6 +37,7 @@ from worker.settings.schema import (
     RequestSettings,
     RouteMatch,
     Settings,
+    TenantSettings,
 )
 from worker.supervisor import Supervisor
 from worker.telemetry.error_share import ErrorShare
@@ -104,6 +107,8 @@ class Pipeline:
             tracer=more.pop("tracer", None),
             include_stats=more.pop("include_stats", False),
             answer_ratio=more.pop("answer_ratio", 1.0),
+            tenants=() if "request" in more else None,
+            prices=PriceTable([Price(**price) for price in more.pop("prices", ())]),
             clock=loop_time,
             wall_clock=unix_time,
         )
@@ -156,12 +161,21 @@ class Pipeline:
             request=more.pop("request", RequestSettings()),
             limits=self.limits,
             settle_s=more.pop("settle_s", 40.0),
+            tenants_share_windows=more.get("tenants", {}).get("windows") == "shared",
             deadline_chance=more.pop("deadline_chance", 0.1),
             outage_detection_s=more.pop("outage_detection_s", OUTAGE_DETECTION_S),
         )
         max_bytes = more.pop("max_payload_bytes", 1_000_000)
         bodies = None if payloads is None else ReferencedBodies(payloads, self.recorder, max_bytes=max_bytes)
         dead_letters = DeadLetters(self.dead_topic, self.metrics) if more.pop("dead_letters", False) else None
+        settings_of_tenants = TenantSettings.model_validate(more.pop("tenants", {}))
+        self.tenants = Tenants(
+            settings_of_tenants,
+            more.pop("sources", {}),
+            build_limits(settings_of_tenants, self.metrics) and MemoryLimits(loop_time),
+            self.metrics,
+            clock=loop_time,
+        )
         self.processor = Processor(
             router=more.pop("router", None) or self.router,
             policy=policy,
@@ -172,6 +186,7 @@ class Pipeline:
             deduper=self.deduper,
             bodies=bodies,
             dead_letters=dead_letters,
+            tenants=self.tenants if self.tenants.is_used else None,
             clock=loop_time,
             wall_clock=unix_time,
             rng=self._rng,

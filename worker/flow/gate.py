@@ -484,7 +484,7 @@ class RouteGate:
             if is_stopped or lane.is_stopped:
                 waiting += len(lane.queue)
             else:
-                waiting += lane.queue.held
+                waiting += lane.queue.held + lane.queue.limited
                 has_working_lane = True
                 many_fail |= any(fate.evidence.failing_share > PRIOR_SHARE for fate in (lane, self._route))
         return RouteLoad(waiting=waiting, has_working_lane=has_working_lane, many_fail=many_fail)

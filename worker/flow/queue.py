@@ -68,6 +68,8 @@ class AdmissionOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Any clock, the same for all."""
     held: bool = False
     """It was attempted before and is held; counted, and no claim."""
+    limited: bool = False
+    """It waits for a limit of its tenant: nothing but the end of its delay makes it ready."""
 
 
 class WaiterState(Enum):
@@ -160,6 +162,7 @@ class WaitQueue:
         self._admissions = 0
         self._arrivals = 0
         self._held = 0
+        self._limited = 0
         self._waiting = 0
         self._lines: dict[Share, _Line] = {ALONE: _Line()}
         self._charged_least: dict[int, float] = {}
@@ -174,6 +177,11 @@ class WaitQueue:
         """Waiters whose message was attempted before."""
         return self._held
 
+    @property
+    def limited(self) -> int:
+        """Waiters that wait, or have waited, for a limit of their tenant."""
+        return self._limited
+
     def add(self, waiter: Waiter, *, is_delayed: bool) -> None:
         """Add a waiter, ready or delayed."""
         self._arrivals += 1
@@ -183,6 +191,7 @@ class WaitQueue:
         line.waiters[waiter.arrival] = waiter
         self._waiting += 1
         self._held += waiter.order.held
+        self._limited += waiter.order.limited
         if is_delayed:
             waiter.state = WaiterState.DELAYED
         else:
@@ -215,6 +224,7 @@ class WaitQueue:
         del self._lines[waiter.order.share].waiters[waiter.arrival]
         self._waiting -= 1
         self._held -= waiter.order.held
+        self._limited -= waiter.order.limited
 
     def pop(self) -> Waiter | None:
         """Remove and return the next ready waiter; `None` when none is ready."""
@@ -251,7 +261,8 @@ class WaitQueue:
         """Make every waiter ready: the lane works again."""
         for line in self._lines.values():
             for waiter in line.waiters.values():
-                self.make_ready(waiter)
+                if not waiter.order.limited:  # its limit has another reason
+                    self.make_ready(waiter)
 
     def forgive(self) -> None:
         """Let none stand behind another for its failures."""

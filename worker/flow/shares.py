@@ -25,7 +25,8 @@ class RouteLoad(msgspec.Struct, frozen=True, kw_only=True):
     """What one route keeps, at one instant."""
 
     waiting: int
-    """Messages that wait behind an open circuit or a paused window, or because they failed."""
+    """Messages that wait behind an open circuit or a paused window, because they failed, or for a limit of their
+    tenant."""
     has_working_lane: bool
     """Some messages could start, as far as circuits and pauses are concerned."""
     many_fail: bool = False

@@ -70,6 +70,9 @@ class Attempts:
         headers["x-request-id"] = request_id
         if delivery.result is not None:
             delivery.result.request_id = request_id
+        if target.time_left_header is not None and request.deadline is not None:
+            left_s = max(0.0, request.deadline - self._wall_clock())
+            headers[target.time_left_header] = str(int(left_s * 1000))
         if self._send_idempotency_key:
             headers["idempotency-key"] = message.message_id
         self._recorder.add_trace_context(delivery, headers)

@@ -14,7 +14,7 @@ be kept; the same message in flight twice reaches the backend once.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -32,7 +32,7 @@ from worker.errors import (
 from worker.flow.circuit import DOUBT_S
 from worker.flow.clock import wait_for
 from worker.flow.gate import Permit
-from worker.flow.queue import ALONE, AdmissionOrder, Share
+from worker.flow.queue import ALONE, AdmissionOrder
 from worker.pipeline.attempt import Attempts, event_of
 from worker.pipeline.coalescing import InFlightDeliveries
 from worker.pipeline.dead_letters import DeadLetters
@@ -41,6 +41,7 @@ from worker.pipeline.referenced_bodies import ReferencedBodies
 from worker.pipeline.replies import Replier
 from worker.pipeline.routes import Choice, RequestReader, Route, Router, Target, record_failure
 from worker.pipeline.shutdown import ShutdownGrace
+from worker.pipeline.tenants import Tenants
 from worker.policy.budgets import Budget
 from worker.policy.engine import ErrorPolicy
 from worker.policy.judge import (
@@ -78,8 +79,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """How long an answer may still be published after the grace is over."""
     outage_detection_s: float = OUTAGE_DETECTION_S
     """How long a failure waits for others of its kind before it is nacked."""
-    shares: Mapping[str, Share] = {}
-    """By source of a message; empty where there is one."""
+    tenants_share_windows: bool = False
     deadline_chance: float = 0.0
     """Part of the recent answers that must have been faster than a deadline leaves; 0: any is tried."""
 
@@ -98,6 +98,7 @@ class Processor:
         deduper: Knows what was answered already.
         bodies: Fetches bodies that requests name; `None` where none may.
         dead_letters: Takes copies of what failed for good; `None` for no copies.
+        tenants: Says whose part of the window a request uses and how long it has to wait; `None`: all are alike.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
         rng: Jitter of waits; `None` for one of its own.
@@ -115,6 +116,7 @@ class Processor:
         deduper: Deduper,
         bodies: ReferencedBodies | None = None,
         dead_letters: DeadLetters | None = None,
+        tenants: Tenants | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
@@ -127,14 +129,16 @@ class Processor:
         self._limits = rules.limits
         self._outage_detection_s = rules.outage_detection_s
         self._deadline_chance = rules.deadline_chance
-        self._shares = rules.shares
+        self._tenants = tenants
         self._deduper = deduper
         self._dead_letters = dead_letters
         self._clock = clock
         self._wall_clock = wall_clock
         self._random = rng or random.Random()  # noqa: S311 - jitter
         self._bodies = bodies
-        self._reader = RequestReader(rules.request, None if bodies is None else bodies.check)
+        self._reader = RequestReader(
+            rules.request, None if bodies is None else bodies.check, shares_windows=rules.tenants_share_windows
+        )
         self._draining = asyncio.Event()
         self._grace = ShutdownGrace(rules.settle_s, clock=clock)
         self._in_flight = InFlightDeliveries(self._process, self._grace, recorder, clock=clock)
@@ -166,6 +170,8 @@ class Processor:
         settlement = Settlement.NACK
         try:
             settlement = await self._settle(delivery, await self._outcome(delivery))
+            if self._tenants is not None:
+                await self._tenants.settle(delivery)
         except Exception:  # noqa: BLE001 - the invariant: whatever happens, the delivery settles and the pull goes on
             self._recorder.internal_error(delivery)
             settlement = Settlement.ACK if delivery.is_answered else Settlement.NACK
@@ -284,6 +290,8 @@ class Processor:
         route = self._router.find(request, delivery.message.attributes)
         if route is None:
             return self._judge(delivery, NoRoute(model=request.model, path=request.path))
+        if self._tenants is not None:
+            await self._tenants.reserve(delivery, request)
         return await self._pursue(delivery, request, route)
 
     async def _pursue(self, delivery: Delivery, original: RequestMessage, route: Route) -> Verdict:
@@ -367,12 +375,14 @@ class Processor:
             held = delivery.decision
             hold_max_s = held.hold_max_s if held and held.hold_max_s else budget.hold_max_s
             give_up_s = max(0.0, min(give_up_s, hold_max_s - budget.held_s))
+        limited_s = 0.0 if delivery.limited_until is None else delivery.limited_until - self._clock()
         order = AdmissionOrder(
             priority=request.priority,
             deadline=request.deadline,
             publish_time=delivery.message.publish_time,
             held=delivery.attempts > 0,
-            share=self._shares.get(delivery.message.source, ALONE) if self._shares else ALONE,
+            share=ALONE if self._tenants is None else self._tenants.share(delivery.message.source, request.tenant),
+            limited=limited_s > 0.0,
         )
         backend = choice.targets[0].backend
         streamed = request.body is not None and backend.streams(request.path, request.body)
@@ -384,7 +394,7 @@ class Processor:
             key=delivery.message.key,
             lane_name=request.lane,
             give_up_s=spare_s if is_short and spare_s is not None else give_up_s,
-            delay_s=delay_s,
+            delay_s=max(delay_s, limited_s),
             streamed=streamed,
         )
         return self._admit_in_time(admission) if is_short else admission

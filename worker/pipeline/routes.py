@@ -66,6 +66,8 @@ class Target(msgspec.Struct, eq=False):
     weight: float | None = None
     rename: BodyRules | None = None
     """Gives the model the name that it has at this server; `None` where the route's rules do."""
+    time_left_header: str | None = None
+    """Tells the server how long it is to the request's deadline."""
     forbidden_row: ForbiddenRow = msgspec.field(default_factory=ForbiddenRow)
     foreign_headers: frozenset[str] = frozenset()
     """Headers that a message may set for other routes only: they are left out here."""
@@ -196,6 +198,10 @@ class Route(msgspec.Struct, eq=False):
         headers = {name: value for name, value in request.headers.items() if name not in rules.drop}
         sources = {name: message.attributes.get(key) for name, key in rules.from_attributes.items()}
         sources |= {name: _metadata_text(request, key) for name, key in rules.from_metadata.items()}
+        if rules.tenant is not None:
+            sources[rules.tenant] = request.tenant
+        if rules.priority is not None:
+            sources[rules.priority] = str(request.priority)
         for name, value in sources.items():
             if value is None:
                 continue
@@ -491,6 +497,7 @@ def build_route(
                 known_models=settings.match.models,
                 foreign_headers=frozenset() if settings.is_sagemaker else foreign_headers,
                 weight=settings.base_urls[number].weight if settings.base_urls else None,
+                time_left_header=settings.header_rules.time_left_ms,
                 rename=BodyRules({}, {"model": each.model}) if is_renamed_by_target and each.model else None,
             )
         )
@@ -517,10 +524,14 @@ class RequestReader:
     Args:
         rules: Paths and headers that may be asked for.
         check_uri: Raises ValueError for a `body_uri` that is not allowed; `None` where none is.
+        shares_windows: Tenants have no windows of their own.
     """
 
-    def __init__(self, rules: RequestSettings, check_uri: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, rules: RequestSettings, check_uri: Callable[[str], None] | None = None, *, shares_windows: bool = False
+    ) -> None:
         self._rules = rules
+        self._shares_windows = shares_windows
         self._check_uri = check_uri
         self._usual_paths = frozenset(rules.allowed_paths)
 
@@ -543,7 +554,7 @@ class RequestReader:
                 raise MessageError(f"header {name!r} is not allowed", param="headers", metadata=request.metadata)
         tenant = self._tenant(message, request)
         if tenant is not None:
-            request = structs.replace(request, tenant=tenant[:MAX_TENANT_CHARS])
+            request = structs.replace(request, tenant=tenant[:MAX_TENANT_CHARS], shares_window=self._shares_windows)
         return request if request.body_uri is None else self._referring(message, request, request.body_uri)
 
     def _referring(self, message: ReceivedMessage, request: RequestMessage, uri: str) -> RequestMessage:

@@ -15,6 +15,7 @@ from worker.settings.schema import (
     RouteSettings,
     SageMakerSettings,
     Settings,
+    TenantSettings,
     TlsSettings,
 )
 
@@ -42,6 +43,7 @@ def find_conflicts(settings: Settings) -> list[str]:
         )
     if settings.request.tenant_attribute is not None and settings.request.tenant_metadata_key is not None:
         faults.append("request.tenant_metadata_key: the tenant is named by an attribute already (tenant_attribute)")
+    faults += _tenant_conflicts(settings)
     if settings.dedupe.store == "redis" and settings.dedupe.redis_url is None:
         faults.append("dedupe.redis_url: is required with dedupe.store redis")
     faults += _batches_conflicts(settings.batches)
@@ -150,6 +152,29 @@ def _subscription_conflicts(settings: Settings) -> list[str]:
         faults.append(
             f"payloads.max_bytes: must not exceed a subscription's part of pubsub.max_in_flight_bytes ({least})"
         )
+    return faults
+
+
+def _tenant_conflicts(settings: Settings) -> list[str]:
+    tenants, request = settings.tenants, settings.request
+    faults: list[str] = []
+    has_key = request.tenant_attribute is not None or request.tenant_metadata_key is not None
+    if not has_key and tenants != TenantSettings():
+        faults.append("tenants: needs request.tenant_attribute or request.tenant_metadata_key, which names the tenant")
+    if tenants.weights and tenants.windows != "shared":
+        faults.append("tenants.weights: need tenants.windows shared")
+    names = [each.tenant for each in tenants.limits]
+    faults += [f"tenants.limits: the tenant {name!r} stands twice" for name in _repeated(names)]
+    if tenants.store == "redis" and tenants.redis_url is None:
+        faults.append("tenants.redis_url: is required with tenants.store redis")
+    for route in settings.all_routes():
+        if route.header_rules.tenant is not None and not has_key:
+            faults.append(f"{section_of(route, settings)}.header_rules.tenant: nothing names the tenant of a request")
+    patterns = [price.model for price in settings.prices]
+    for number, pattern in enumerate(patterns):
+        first = next((each for each in patterns[:number] if _pattern_covers(each, pattern)), None)
+        if first is not None:
+            faults.append(f"prices: {pattern!r} can never be used, {first!r} takes all its models before it")
     return faults
 
 

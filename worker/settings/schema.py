@@ -396,11 +396,22 @@ class HeaderRuleSettings(Section):
     """Headers by name, each from the attribute of the message that has this name; not sent where it is absent."""
     from_metadata: dict[str, str] = {}
     """The same from keys of the request's metadata."""
+    tenant: str | None = None
+    """Header that names the request's tenant to a router, for example `x-gateway-inference-fairness-id` (llm-d)."""
+    priority: str | None = None
+    """Header with the request's `priority`, a whole number."""
+    time_left_ms: str | None = None
+    """Header with the time until the request's `deadline` at the start of the attempt, milliseconds."""
 
     @field_validator("drop")
     @classmethod
     def _plain_names(cls, value: list[str]) -> list[str]:
         return [_header_name(name) for name in value]
+
+    @field_validator("tenant", "priority", "time_left_ms")
+    @classmethod
+    def _plain_name(cls, value: str | None) -> str | None:
+        return refuse_own_headers([_header_name(value)])[0] if value else None
 
     @field_validator("from_attributes", "from_metadata")
     @classmethod
@@ -564,7 +575,7 @@ class RequestSettings(Section):
     and queue at every backend, so that one that is refused or at its limit keeps no other back.  `window.max` is a
     tenant's.  64 pairs of tenant and model at most, all others share one."""
     tenant_metadata_key: str | None = None
-    """The same by a key of the request's metadata.  At most one of the two."""
+    """The same by a key of the request's metadata.  At most one of the two; `tenants` says what each gets."""
     idempotency_key: bool = False
     """Send `Idempotency-Key: <message id>`, the same for every attempt, for the few proxies that deduplicate."""
 
@@ -572,6 +583,60 @@ class RequestSettings(Section):
     @classmethod
     def _plain_names(cls, value: list[str]) -> list[str]:
         return refuse_own_headers([_header_name(name) for name in value])
+
+
+class TenantLimitSettings(Section):
+    """The limits of one tenant, in place of those of all."""
+
+    tenant: Annotated[str, Field(min_length=1)]
+    """Its name."""
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """`null`: no limit, also where all others have one."""
+    tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """The same for tokens."""
+
+
+class TenantSettings(Section):
+    """What each tenant gets; who it is says `request.tenant_attribute` or `request.tenant_metadata_key`."""
+
+    windows: Literal["separate", "shared"] = "separate"
+    """`separate`: each tenant has windows, breakers and queues of its own, for gateways that limit tenants one by one.
+    `shared`: all tenants share those of the model, each by its weight."""
+    weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = {}
+    """Part of a shared window by name of a tenant, in proportion to the other weights; what one does not use the
+    others get."""
+    default_weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """Of every other tenant; requests without a tenant are one of them."""
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """Of each tenant.  What is over it waits, with its lease extended; nothing is refused."""
+    tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """The same for tokens of input and output together."""
+    limits: list[TenantLimitSettings] = []
+    """Tenants with limits of their own."""
+    store: Literal["memory", "redis"] = "memory"
+    """`memory`: the limits are those of each worker; `redis` (extra `redis`): those of all workers together."""
+    redis_url: SecretStr | None = None
+    """`redis://host:port/db`."""
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether any tenant has one."""
+        if self.requests_per_minute is not None or self.tokens_per_minute is not None:
+            return True
+        return any(each.requests_per_minute or each.tokens_per_minute for each in self.limits)
+
+
+class PriceSettings(Section):
+    """What a model's tokens cost, for a million, in any currency."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """Shell pattern for the requested model, case-sensitive; the first that matches counts."""
+    input: Annotated[float, Field(ge=0)]
+    """Tokens of the request."""
+    output: Annotated[float, Field(ge=0)]
+    """Generated tokens."""
+    input_cached: Annotated[float, Field(ge=0)] | None = None
+    """Tokens of the request that came from the server's cache.  Default: as `input`."""
 
 
 class ReplySettings(Section):
@@ -884,6 +949,9 @@ class Settings(Section):
     routes: list[RouteSettings] = []
     """Several backends, first match wins."""
     request: RequestSettings = RequestSettings()
+    tenants: TenantSettings = TenantSettings()
+    prices: list[PriceSettings] = []
+    """For the metrics and `stats` of cost; without one there are none."""
     reply: ReplySettings = ReplySettings()
     payloads: PayloadSettings = PayloadSettings()
     policy: PolicySettings = PolicySettings()

@@ -114,6 +114,28 @@ class Metrics:
             "Tokens of published answers. kind: input, output, input_cached, output_reasoning.",
             (*_ROUTE, "kind"),
         )
+        self.tenant_requests_total = counter(
+            "tenant_requests",
+            "Requests settled. tenant: none for requests without one. outcome: ok, error_reply, nack.",
+            ("tenant", "model", "outcome"),
+        )
+        self.tenant_tokens_total = counter(
+            "tenant_tokens",
+            "Tokens of published answers. kind: input, output, input_cached, output_reasoning.",
+            ("tenant", "model", "kind"),
+        )
+        self.tenant_cost_total = counter(
+            "tenant_cost", "What published answers cost, by `prices`, in their currency.", ("tenant", "model")
+        )
+        self.tenant_limited_seconds = histogram(
+            "tenant_limited_seconds",
+            "How long requests have to wait for a limit of their tenant; only of those that have to.",
+            (),
+            _WAITS,
+        ).labels()
+        self.limit_store_skipped_total = counter(
+            "limit_store_skipped", "Limits of tenants that this process kept alone: Redis cannot be reached."
+        ).labels()
         self.salvaged_tokens_total = counter(
             "salvaged_tokens", "Tokens of broken streams that published answers resumed from.", _ROUTE
         )

@@ -30,6 +30,7 @@ from worker.delivery import Delivery, Reply
 from worker.flow.lane import BreakerChange
 from worker.policy.model import Decision, Disposition
 from worker.policy.normalise import bounded
+from worker.policy.prices import PriceTable
 from worker.ports import AttemptResult, Settlement
 from worker.telemetry.error_share import ErrorShare
 from worker.telemetry.logs import FrequentLog, StateLog, get_logger
@@ -39,6 +40,8 @@ from worker.telemetry.tracing import Tracer
 from worker.wire.usage import NO_USAGE, Usage
 
 _OK = 200
+MAX_TENANTS = 64
+"""Names of tenants in labels, beside those that the settings name."""
 
 _log = get_logger("worker")
 _state_log = StateLog("worker")
@@ -138,6 +141,8 @@ class Recorder:
         tracer: Is told what concerns spans; `None`: tracing is off.
         paths: Paths that may stand in a label.
         models: Models that may stand in a label; a few others may as well.
+        tenants: Tenants that may stand in a label, and 64 others; `None`: there are no metrics of tenants.
+        prices: What tokens cost; `None`: nothing.
         include_stats: Whether answers carry `stats`.
         answer_ratio: Share of good answers whose line is written, 0 to 1; those of errors always are.
         clock: Monotonic seconds.
@@ -152,6 +157,8 @@ class Recorder:
         tracer: Tracer | None = None,
         paths: tuple[str, ...] = (),
         models: tuple[str, ...] = (),
+        tenants: tuple[str, ...] | None = None,
+        prices: PriceTable | None = None,
         include_stats: bool = False,
         answer_ratio: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
@@ -163,6 +170,8 @@ class Recorder:
         self._paths = LabelCap(paths, limit=0)
         self._models = LabelCap(models)
         self._variants = LabelCap()
+        self._tenants = None if tenants is None else LabelCap(tenants, MAX_TENANTS)
+        self._prices = prices or PriceTable(())
         self._include_stats = include_stats
         self._answer_ratio = answer_ratio
         self._due_lines = 1.0 - answer_ratio if answer_ratio else 0.0
@@ -316,6 +325,8 @@ class Recorder:
             metrics.partial_responses_total.labels(error_class or "none").inc()
         measures = self._measures(delivery)
         self._measured(delivery, route, measures)
+        if self._tenants is not None:
+            self._tenant_answered(delivery, route, measures, "ok" if error_class is None else "error_reply")
         if error_class is None:
             self._due_lines += self._answer_ratio
             if self._due_lines < 1.0:
@@ -352,6 +363,25 @@ class Recorder:
             if measures.ttft_s is not None:
                 metrics.variant_time_to_first_token_seconds.labels(*variant).observe(measures.ttft_s)
 
+    def _tenant_answered(self, delivery: Delivery, route: _RouteSeries, measures: Measures, outcome: str) -> None:
+        labels = self._tenant_labels(delivery, route)
+        metrics = self._metrics
+        metrics.tenant_requests_total.labels(*labels, outcome).inc()
+        for kind, count in measures.usage.kinds():
+            metrics.tenant_tokens_total.labels(*labels, kind).inc(count)
+        cost = self._cost(delivery, measures)
+        if cost:
+            metrics.tenant_cost_total.labels(*labels).inc(cost)
+
+    def _tenant_labels(self, delivery: Delivery, route: _RouteSeries) -> tuple[str, str]:
+        assert self._tenants is not None
+        tenant = delivery.request.tenant if delivery.request is not None else None
+        return self._tenants.label(tenant), route.labels[2]
+
+    def _cost(self, delivery: Delivery, measures: Measures) -> float | None:
+        model, usage = delivery.request.model if delivery.request is not None else None, measures.usage
+        return self._prices.cost(model, tokens_in=usage.input, tokens_out=usage.output, cached=usage.input_cached)
+
     @staticmethod
     def _measures(delivery: Delivery) -> Measures:
         """Measure the latest attempt; tokens of a good answer are paid for whatever becomes of it afterwards."""
@@ -379,7 +409,10 @@ class Recorder:
 
     def _count_nack(self, delivery: Delivery, reason: str) -> None:
         self._metrics.deliveries_total.labels("nack", reason).inc()
-        self._metrics.requests_total.labels(*self._route(delivery).labels, "nack", "none").inc()
+        route = self._route(delivery)
+        self._metrics.requests_total.labels(*route.labels, "nack", "none").inc()
+        if self._tenants is not None:
+            self._metrics.tenant_requests_total.labels(*self._tenant_labels(delivery, route), "nack").inc()
 
     def stats(self, delivery: Delivery) -> bytes | None:
         """
@@ -406,6 +439,8 @@ class Recorder:
                 "request_time": self._request_time(delivery.result.started),
                 "backend": delivery.backend,
                 "model": request.model if request is not None else None,
+                "tenant": request.tenant if request is not None else None,
+                "cost": _rounded(self._cost(delivery, measures)),
                 "error_class": decision.error_class if decision is not None else None,
                 **({} if variant is None else {"variant": variant}),
             }

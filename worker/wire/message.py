@@ -118,11 +118,13 @@ class RequestMessage(msgspec.Struct, frozen=True, kw_only=True):
     """`body.model` when it is a string."""
     tenant: str | None = None
     """For whom it is; `None` where tenants are not told apart."""
+    shares_window: bool = False
+    """Its tenant has no window of its own."""
 
     @property
     def lane(self) -> str | None:
         """Name of the requests that share its fate at a backend: its model, and its tenant if there is one."""
-        return self.model if self.tenant is None else f"{self.tenant}/{self.model or ''}"
+        return self.model if self.tenant is None or self.shares_window else f"{self.tenant}/{self.model or ''}"
 
 
 _decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -100,6 +100,30 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
         {"request": {"tenant_attribute": "t", "tenant_metadata_key": "t"}},
         "request.tenant_metadata_key: the tenant is named by an attribute already",
     ),
+    "tenants that nobody names": (
+        {"tenants": {"windows": "shared"}},
+        "tenants: needs request.tenant_attribute or request.tenant_metadata_key",
+    ),
+    "weights of separate windows": (
+        {"tenants": {"weights": {"a": 2}}, "request": {"tenant_attribute": "t"}},
+        "tenants.weights: need tenants.windows shared",
+    ),
+    "limits of one tenant twice": (
+        {"tenants": {"limits": [{"tenant": "a"}] * 2}, "request": {"tenant_attribute": "t"}},
+        "tenants.limits: the tenant 'a' stands twice",
+    ),
+    "limits in no Redis": (
+        {"tenants": {"store": "redis"}, "request": {"tenant_attribute": "t"}},
+        "tenants.redis_url: is required with tenants.store redis",
+    ),
+    "a header of no tenant": (
+        {"backend": {"header_rules": {"tenant": "x-t"}}},
+        "backend.header_rules.tenant: nothing names the tenant of a request",
+    ),
+    "a price behind another": (
+        {"prices": [{"model": m, "input": 1, "output": 1} for m in ("llama*", "llama-3")]},
+        "prices: 'llama-3' can never be used, 'llama*' takes all its models before it",
+    ),
     "payloads": (
         {"payloads": {"request_prefixes": ["gs://bucket"], "max_bytes": 300_000_000}},
         "payloads.max_bytes: must not exceed pubsub.max_in_flight_bytes",

@@ -50,6 +50,7 @@ def test_an_entry_says_what_it_is(name: str, kind: str, labels: tuple[str, ...],
         "settlement",
         "reason",
         "variant",
+        "tenant",
     }
     assert set(labels) <= closed | {"kind", "version"}
 

@@ -24,6 +24,7 @@ from worker.client.report.text import (
     NOTHING,
     WEAK,
     amount,
+    cost_rows,
     count,
     duration,
     examples,
@@ -149,6 +150,7 @@ def render_page(report: RunReport) -> str:
         _outputs(report),
         _models(report),
         _variants(report),
+        _tenants(report),
         _errors(report),
         _notes(report),
     ]
@@ -310,6 +312,14 @@ def _spread_rows(groups: Iterable[GroupReport]) -> Iterator[list[str]]:
             values = [show(spread.mean), *shown, show(spread.maximum)]
             title = f"{NAMES[name]}{UNITS.get(name, '')}"
             yield [group.name, title, count(spread.count), count(spread.missing), *values]
+
+
+def _tenants(report: RunReport) -> str:
+    if not report.tenants:
+        return ""
+    header = ["Tenant / model", "Answers", "Errors", "Input", "Output", "Cost"]
+    rows = list(cost_rows([*report.tenants, report.total]))
+    return _section("tenants", "By tenant", _table("Tokens and cost", header, rows))
 
 
 def _ranges(report: RunReport) -> str:

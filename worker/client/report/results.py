@@ -134,7 +134,7 @@ class GroupReport:
     example: ErrorExample | None
     """Of an error class."""
     cost: float | None = None
-    """Of its tokens; `None` without a price."""
+    """Of its tokens, by the prices of the report or else of the worker; `None` where neither has one."""
 
     @property
     def error_rate(self) -> float:
@@ -201,6 +201,8 @@ class RunReport:
     """The most frequent first."""
     variants: tuple[GroupReport, ...]
     """Of models that are compared, as SageMaker has them; empty where no answer names one."""
+    tenants: tuple[GroupReport, ...]
+    """One for each tenant and model, named `TENANT / MODEL`, the most frequent first; empty where none is known."""
     error_classes: tuple[GroupReport, ...]
     histograms: Mapping[str, tuple[Bar, ...]]
     """By name of a duration or size, over good answers; seconds, tokens, tokens a second."""
@@ -239,6 +241,7 @@ class RunReport:
             "total": self.total.as_dict(),
             "models": {group.name: group.as_dict() for group in self.models},
             "variants": {group.name: group.as_dict() for group in self.variants},
+            "tenants": {group.name: group.as_dict() for group in self.tenants},
             "error_classes": {group.name: group.as_dict() for group in self.error_classes},
             "timeline": {
                 "bin_s": self.bin_s,

@@ -45,6 +45,8 @@ class Sample:
     """The requested model, else the model in the answer."""
     is_truncated: bool
     """An error that carries part of an answer."""
+    tenant: str | None
+    """`None` where the worker tells no tenants apart."""
     tokens: Usage
     measured: "Measured | None"
     """`None` when the line has no `stats`."""
@@ -67,6 +69,9 @@ class Measured(msgspec.Struct, frozen=True):
     request_time: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     """When the last attempt started."""
     model: str | None = None
+    tenant: str | None = None
+    cost: Annotated[float, msgspec.Meta(ge=0, le=1e12)] | None = None
+    """In the currency of the worker's prices."""
     error_class: str | None = None
     variant: str | None = None
     """Which variant of the model answered."""
@@ -200,6 +205,7 @@ def _sample(line: _Line, status: int | None, body: bytes, *, is_error: bool, cod
         status_code=status,
         error_class=_error_class(stats, status, parsed, code) if is_error else None,
         model=_name(stats.model if stats is not None else None) or _name(parsed.model),
+        tenant=_name(stats.tenant) if stats is not None else None,
         is_truncated=is_error and parsed.truncated is True,
         tokens=usage or NO_USAGE,
         measured=stats,

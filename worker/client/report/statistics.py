@@ -108,6 +108,7 @@ class Group:
         self._redelivered = 0
         self._statuses: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
+        self._cost: float | None = None
         self._timed_tokens: Counter[str] = Counter()
         self._counted: Counter[str] = Counter()
         """Answers that have a count of tokens of a kind."""
@@ -128,6 +129,8 @@ class Group:
             self._add_output(sample)
         if measured is None:
             return
+        if measured.cost is not None:
+            self._cost = (self._cost or 0.0) + measured.cost
         self._retried += (measured.attempts or 0) > 1
         self._redelivered += (measured.delivery_attempt or 0) > 1
         if sample.is_error == self._is_of_errors:
@@ -162,6 +165,7 @@ class Group:
             statuses=dict(sorted(self._statuses.items())),
             tokens={kind: self._tokens_of(kind, duration_s) for kind in TOKEN_KINDS},
             example=self.example,
+            cost=self._cost,
             durations={name: _spread(sketch, population, min_tail) for name, sketch in self.sketches.items()},
             sizes={name: _spread(sketch, good, min_tail) for name, sketch in self.sizes.items()},
             finish_reasons=dict(self._finish_reasons.most_common()),
@@ -268,6 +272,7 @@ class Statistics:
         self._total = Group("total")
         self._models: dict[str, Group] = {}
         self._variants: dict[str, Group] = {}
+        self._tenants: dict[str, Group] = {}
         self._classes: dict[str, Group] = {}
         self._timeline = Timeline()
         self._timed = 0
@@ -282,6 +287,8 @@ class Statistics:
         _group(self._models, sample.model or UNKNOWN).add(sample)
         if sample.measured is not None and sample.measured.variant:
             _group(self._variants, sample.measured.variant[:MAX_VARIANT_CHARS]).add(sample)
+        if sample.tenant is not None:
+            _group(self._tenants, f"{sample.tenant} / {sample.model or UNKNOWN}").add(sample)
         if sample.is_error:
             group = _group(self._classes, sample.error_class or UNKNOWN, is_of_errors=True)
             group.add(sample)
@@ -337,6 +344,10 @@ class Statistics:
             total=replace(self._total.report(min_tail, duration_s), cost=sum(costs) if costs else None),
             models=models,
             variants=_ordered(self._variants, min_tail, duration_s),
+            tenants=tuple(
+                _priced(group, prices or {}, model=group.name.rpartition(" / ")[2])
+                for group in _ordered(self._tenants, min_tail, duration_s)
+            ),
             error_classes=_ordered(self._classes, min_tail, duration_s),
             histograms={name: sketch.histogram(HISTOGRAM_BARS) for name, sketch in sketches.items()},
             bin_s=self._timeline.width_s,
@@ -357,9 +368,9 @@ def _ordered(groups: dict[str, Group], min_tail: int, duration_s: float | None) 
     return tuple(group.report(min_tail, duration_s) for group in ordered)
 
 
-def _priced(group: GroupReport, prices: Mapping[str, Price]) -> GroupReport:
-    """Return a model's report with what its tokens cost, where a price is known."""
-    price = prices.get(group.name, prices.get(DEFAULT_PRICE))
+def _priced(group: GroupReport, prices: Mapping[str, Price], model: str | None = None) -> GroupReport:
+    """Return the report of a model, or of a tenant's part of it, with its cost where a price is known."""
+    price = prices.get(model or group.name, prices.get(DEFAULT_PRICE))
     return group if price is None else replace(group, cost=price.of(group.tokens))
 
 

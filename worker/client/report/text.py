@@ -27,7 +27,14 @@ _GAP = "  "
 
 def render_text(report: RunReport) -> str:
     """Return the report with its last newline."""
-    blocks = [_summary(report), _models(report), _tokens(report), _durations(report, _groups(report)), _outputs(report)]
+    blocks = [
+        _summary(report),
+        _models(report),
+        _tokens(report),
+        _tenants(report),
+        _durations(report, _groups(report)),
+        _outputs(report),
+    ]
     if report.variants:
         blocks += [_answers("Answers by variant", "variant", report.variants), _durations(report, report.variants)]
     if report.error_classes:
@@ -113,6 +120,22 @@ def _tokens(report: RunReport) -> list[str]:
         missing = ", ".join(f"{kind}: {count(number)}" for kind, number in unknown.items())
         lines.append(f"answers without token counts ({missing}) are left out of the sums")
     return lines
+
+
+def _tenants(report: RunReport) -> list[str]:
+    if not report.tenants:
+        return []
+    rows = list(cost_rows([*report.tenants, report.total]))
+    header = ["tenant / model", "answers", "errors", "input", "output", "cost"]
+    return ["By tenant and model", *table(header, rows)]
+
+
+def cost_rows(groups: Iterable[GroupReport]) -> Iterator[list[str]]:
+    """Yield the row of every group: answers, tokens, and what they cost."""
+    for group in groups:
+        counts = [count(group.answers), count(group.errors)]
+        tokens = [count(group.tokens[kind].total) for kind in TOKEN_KINDS[:2]]
+        yield [cut(group.name), *counts, *tokens, money(group.cost)]
 
 
 def _durations(report: RunReport, groups: Iterable[GroupReport]) -> list[str]:

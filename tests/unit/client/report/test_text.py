@@ -142,3 +142,21 @@ def test_variants_have_tables_where_there_are_any():
     assert re.search(r"^green +20 +0 +0\.0 %$", text, re.MULTILINE)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "variant" not in render_text(report_of(a_run()))
+
+
+def test_tenants_have_a_table_with_what_they_cost():
+    """By tenant and model, from the worker's prices; where no tenant is known there is no table."""
+    lines = [a_line(number, tenant="a" if number % 4 else "b", cost=0.25) for number in range(8)]
+    text = render_text(report_of(lines))
+    assert "By tenant and model\ntenant / model" in text
+    assert re.search(r"^a / m +6 +0 +60 +120 +1\.50$", text, re.MULTILINE)
+    assert re.search(r"^total +8 +0 +80 +160 +2\.00$", text, re.MULTILINE)
+    assert "cost of the tokens: 0.5000" in render_text(report_of([a_line(1, cost=0.5)]))
+    assert "tenant" not in render_text(report_of([a_line(1)]))
+
+
+def test_the_values_of_tenants_are_in_the_json():
+    """As the tables have them."""
+    values = report_of([a_line(1, tenant="a", cost=0.5)]).as_dict()
+    assert (values["tenants"]["a / m"]["cost"], values["total"]["cost"]) == (0.5, 0.5)
+    assert report_of([a_line(1)]).as_dict()["total"]["cost"] is None
