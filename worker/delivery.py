@@ -4,7 +4,9 @@ One delivery while it is worked on: what came, what was spent on it, and the ans
 Plain data, written by the processor alone.
 """
 
+import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -62,6 +64,12 @@ class Delivery(msgspec.Struct, eq=False):
     """About the latest attempt; in the end, about the delivery."""
     cancelled_at: float | None = None
     """Monotonic seconds at which the processor was told to give up."""
+    is_withdrawn: bool = False
+    """It was cancelled while it was worked on."""
+    is_concluded: bool = False
+    """Its outcome is known: it can be cancelled no more."""
+    task: "asyncio.Task[Any] | None" = None
+    """Works on it, where requests can be cancelled."""
     is_answered: bool = False
     """The broker has the answer: whatever happens now, the message is acked."""
 

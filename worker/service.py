@@ -14,7 +14,7 @@ import asyncio
 import functools
 import time
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import ProcessCollector
 
@@ -26,6 +26,7 @@ from worker.flow.clock import LoopClock, wait_for
 from worker.flow.lane import BreakerChange
 from worker.flow.queue import Share
 from worker.pipeline.attempt import Attempts
+from worker.pipeline.cancels import Cancels
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, build_store
 from worker.pipeline.processor import Processor, Rules
@@ -46,6 +47,10 @@ from worker.telemetry.metrics import Metrics
 from worker.telemetry.probes import Probes
 from worker.telemetry.record import Recorder
 from worker.telemetry.tracing import Tracer
+from worker.wire.control import CancelRequest
+
+if TYPE_CHECKING:
+    from worker.brokers.control import ControlListener
 from worker.wire.sagemaker import FIELDS
 
 START_RETRY_S = 2.0
@@ -82,6 +87,7 @@ class Service:
         self._policy = load_policy(
             settings.policy.rules, hook_timeout_s=settings.policy.hook_timeout_s, on_hook=self._hook_asked
         )
+        self._control: ControlListener | None = None
         self._limits_store: LimitStore | None = None
         """Keeps the limits of tenants; `None` where none has any."""
         self._may_surely_pull = False
@@ -177,14 +183,19 @@ class Service:
 
     async def _reach_broker(self, broker: Broker) -> Limits | None:
         """Check subscription and topic, waiting for a broker that is away; return `None` when stopped meanwhile."""
+        pubsub = self._settings.pubsub
         while not self._stopping.is_set():
             try:
                 self._may_surely_pull = await broker.check()
-                return await self._limits()
+                limits = await self._limits()
+                self._control = await broker.control(self._metrics, self._cancel, pubsub.control_remember_s)
             except ConnectionError as error:
                 self._probes.startup_failure = f"Pub/Sub cannot be reached: {error}"
                 _log.warning("broker_unreachable", error=str(error))
                 await wait_for(self._stopping, START_RETRY_S)
+            else:
+                self._closing += [self._control] if self._control is not None else []
+                return limits
         return None
 
     def _build(
@@ -248,6 +259,7 @@ class Service:
             bodies=self._build_bodies(payloads, recorder),
             dead_letters=self._build_dead_letters(broker),
             tenants=tenants if tenants.is_used else None,
+            cancels=Cancels(settings.pubsub.control_remember_s) if self._control is not None else None,
         )
         assert self._subscriber is not None
         self._supervisor = Supervisor(
@@ -300,6 +312,10 @@ class Service:
         attempts = self._settings.pubsub.max_delivery_attempts
         return await self._subscriber.max_delivery_attempts() if attempts == "auto" else attempts
 
+    def _cancel(self, request: CancelRequest) -> None:
+        if self._processor is not None:
+            self._processor.cancel(request)
+
     def _tenant_names(self) -> tuple[str, ...] | None:
         """Return the tenants that the settings name; `None` where they tell none apart."""
         request, tenants = self._settings.request, self._settings.tenants
@@ -321,6 +337,7 @@ class Service:
         pulse = loop.create_task(self._supervisor.run())
         pulling = loop.create_task(self._subscriber.run(self._processor.handle, self._processor.begin_drain))
         stopping = loop.create_task(self._stopping.wait())
+        hearing = loop.create_task(self._control.run()) if self._control is not None else None
         startup = loop.call_later(0 if self._may_surely_pull else FIRST_PULL_S, self._probes.succeed)
         try:
             await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -331,9 +348,10 @@ class Service:
             await pulling
         finally:
             startup.cancel()
-            for task in (pulse, stopping, pulling):
+            running = [task for task in (pulse, stopping, pulling, hearing) if task is not None]
+            for task in running:
                 task.cancel()
-            await asyncio.gather(pulse, stopping, pulling, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
         _state_log.info("drain_finished", seconds=round(loop.time() - started, 3))
         return 0
 

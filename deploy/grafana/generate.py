@@ -61,6 +61,8 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "Traffic": (
         "rerouted_attempts_total",
         "unreachable_deadlines_total",
+        "cancelled_requests_total",
+        "control_messages_total",
         "tenant_requests_total",
         "tenant_tokens_total",
         "tenant_cost_total",

@@ -19,6 +19,7 @@ from worker.flow.clock import LoopClock
 from worker.flow.gate import GateStatistics
 from worker.flow.lane import BreakerChange, LaneStatistics
 from worker.pipeline.attempt import Attempts
+from worker.pipeline.cancels import Cancels
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, MemoryStore
 from worker.pipeline.processor import Processor, Rules
@@ -187,6 +188,7 @@ class Pipeline:
             bodies=bodies,
             dead_letters=dead_letters,
             tenants=self.tenants if self.tenants.is_used else None,
+            cancels=Cancels(86_400.0, unix_time) if more.pop("can_cancel", False) else None,
             clock=loop_time,
             wall_clock=unix_time,
             rng=self._rng,

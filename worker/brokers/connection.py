@@ -14,8 +14,10 @@ local runs, whose embedded server starts empty.
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import duration_pb2
@@ -38,6 +40,10 @@ from worker.ports import Subscriber
 from worker.settings.schema import PubSubSettings
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
+from worker.wire.control import CancelRequest
+
+if TYPE_CHECKING:
+    from worker.brokers.control import ControlListener
 
 HOST = "pubsub.googleapis.com"
 SCOPES = ("https://www.googleapis.com/auth/pubsub",)
@@ -335,6 +341,37 @@ class Broker:
             for name, source in zip(self.names.subscriptions, self._settings.sources(), strict=True)
         ]
         return SubscriberGroup(members) if has_several else members[0]
+
+    async def control(
+        self, metrics: Metrics, on_cancel: Callable[[CancelRequest], None], remember_s: float
+    ) -> "ControlListener | None":
+        """
+        Make this process's subscription to the control topic; `None` where the settings name none.
+
+        Args:
+            metrics: Counts control messages.
+            on_cancel: Called with each cancellation once the listener runs.
+            remember_s: How far back it listens.
+
+        Raises:
+            BrokerResourceError: The topic is missing, or making a subscription is refused; permanent.
+            ConnectionError: Pub/Sub cannot be reached; retryable.
+
+        Cancellation: the subscription may exist, and expires.
+        """
+        if self._settings.control_topic is None:
+            return None
+        from worker.brokers.control import (  # noqa: PLC0415 - 20 MB of Google's types, which most workers do without
+            ControlListener,
+            create,
+            new_name,
+        )
+
+        topic = self.full_topic(self._settings.control_topic)
+        name = new_name(topic)
+        await create(self._channel, name, topic, since=time.time() - remember_s)
+        subscriber = PubSubSubscriber(self.channel(), name, self._settings, Metrics(), settle_s=0.0)
+        return ControlListener(self.channel(), subscriber, on_cancel, metrics)
 
     async def check(self) -> bool:
         """

@@ -210,6 +210,7 @@ class PubSubSubscriber:
         self._is_pulling = False
         self._grace_over = False
         self._grace_timer: asyncio.TimerHandle | None = None
+        self._grace_until = math.inf
         self._drained: asyncio.Task[None] | None = None
         self._closing: asyncio.Timeout | None = None
         self._on_stopped: Callable[[], None] | None = None
@@ -500,10 +501,10 @@ class PubSubSubscriber:
         self._stopping.set()
         end = loop.time() + grace_s
         if self._grace_timer is None:
-            self._grace_timer = loop.call_at(end, self._end_grace)
-        elif end < self._grace_timer.when() or grace_s == 0:
+            self._grace_timer, self._grace_until = loop.call_at(end, self._end_grace), end
+        elif end < self._grace_until or grace_s == 0:  # uvloop's timer of a time that has passed cannot be asked
             self._grace_timer.cancel()
-            self._grace_timer = loop.call_at(end, self._end_grace)
+            self._grace_timer, self._grace_until = loop.call_at(end, self._end_grace), end
             self._hurry()
         if self._drained is None:
             self._drained = loop.create_task(self._drain())

@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, Command] = {
     "local": Command("answer a file of requests, everything on this machine", "local"),
     "submit": Command("publish a file of requests to the request topic", "submit"),
     "collect": Command("write the answers of a submitted file", "collect"),
+    "cancel": Command("tell all workers that some requests are not wanted any more", "cancel"),
     "watch": Command("a live view of a submitted file", "watch"),
     "retry-failed": Command("send the failed lines of a submitted file again", "retry"),
     "batches": Command("OpenAI's Files and Batches API in front of the topics", "batches"),

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from worker.delivery import Delivery
 from worker.pipeline.shutdown import ShutdownGrace
@@ -40,6 +40,9 @@ class InFlightDeliveries:
 
     def __len__(self) -> int:
         return len(self._running)
+
+    def __iter__(self) -> Iterator[Delivery]:
+        return iter(list(self._running.values()))
 
     async def handle(self, message: ReceivedMessage) -> Settlement:
         """

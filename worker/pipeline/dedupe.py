@@ -37,6 +37,9 @@ seconds waits for the timeout, and no other.  House decision."""
 _NO_FINGERPRINT = "-"
 """The fingerprint of a message id: the data of a message never changes."""
 
+_NO_ANSWERS = frozenset({ErrorClass.IDEMPOTENCY_CONFLICT, ErrorClass.CANCELLED})
+"""Classes of answers that do not answer the request itself: under its key it may be sent again."""
+
 _log = get_logger("dedupe")
 _state_log = StateLog("dedupe")
 
@@ -258,7 +261,7 @@ class Deduper:
         if self._store is None:
             return
         key, id_key = self.key(delivery), _id_key(delivery)
-        if key == id_key or reply.retryable or reply.error_class == ErrorClass.IDEMPOTENCY_CONFLICT:
+        if key == id_key or reply.retryable or reply.error_class in _NO_ANSWERS:
             await self._store.put(id_key, _NO_FINGERPRINT)
         else:
             await self._store.put(key, _fingerprint(delivery))

@@ -34,6 +34,7 @@ from worker.flow.clock import wait_for
 from worker.flow.gate import Permit
 from worker.flow.queue import ALONE, AdmissionOrder
 from worker.pipeline.attempt import Attempts, event_of
+from worker.pipeline.cancels import Cancels
 from worker.pipeline.coalescing import InFlightDeliveries
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Dedupe, Deduper
@@ -57,6 +58,7 @@ from worker.policy.judge import (
     NotAdmitted,
     Unexpected,
     Verdict,
+    Withdrawn,
     judge,
     report,
 )
@@ -64,6 +66,7 @@ from worker.policy.model import Disposition, ErrorEvent, Fault, Phase
 from worker.ports import Settlement
 from worker.settings.schema import RequestSettings
 from worker.telemetry.record import Recorder
+from worker.wire.control import CancelRequest
 from worker.wire.message import ReceivedMessage, RequestMessage
 
 DEADLINE_SLACK_S = 0.01
@@ -99,6 +102,7 @@ class Processor:
         bodies: Fetches bodies that requests name; `None` where none may.
         dead_letters: Takes copies of what failed for good; `None` for no copies.
         tenants: Says whose part of the window a request uses and how long it has to wait; `None`: all are alike.
+        cancels: Knows which requests were cancelled; `None` where none can be.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
         rng: Jitter of waits; `None` for one of its own.
@@ -117,6 +121,7 @@ class Processor:
         bodies: ReferencedBodies | None = None,
         dead_letters: DeadLetters | None = None,
         tenants: Tenants | None = None,
+        cancels: Cancels | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
@@ -130,6 +135,7 @@ class Processor:
         self._outage_detection_s = rules.outage_detection_s
         self._deadline_chance = rules.deadline_chance
         self._tenants = tenants
+        self._cancels = cancels
         self._deduper = deduper
         self._dead_letters = dead_letters
         self._clock = clock
@@ -155,6 +161,23 @@ class Processor:
         """Leave the last answers `settle_s` from now, also those that are waited for already; on the event loop."""
         self._grace.hurry(settle_s)
 
+    def cancel(self, request: CancelRequest) -> None:
+        """
+        Answer the requests that are meant as cancelled: now what is under way here, and what comes when it comes.
+
+        An attempt that runs is cut and its connection closed; an answer that is whole, or on its way to the topic, goes
+        out all the same.  On the event loop; raises nothing.
+        """
+        if self._cancels is None:
+            return
+        self._cancels.add(request)
+        for delivery in self._in_flight:
+            if delivery.is_concluded or delivery.is_withdrawn or delivery.task is None:
+                continue
+            if self._cancels.covers(delivery.message):
+                delivery.is_withdrawn = True
+                delivery.task.cancel()
+
     def handle(self, message: ReceivedMessage) -> Coroutine[Any, Any, Settlement]:
         """
         Process one delivery and return its settlement; to be awaited, never raises.
@@ -168,6 +191,8 @@ class Processor:
 
     async def _process(self, delivery: Delivery) -> Settlement:
         settlement = Settlement.NACK
+        if self._cancels is not None:
+            delivery.task = asyncio.current_task()
         try:
             settlement = await self._settle(delivery, await self._outcome(delivery))
             if self._tenants is not None:
@@ -183,15 +208,23 @@ class Processor:
         """Return the outcome, whatever goes wrong on the way."""
         end: End
         try:
-            return await self._walk(delivery)
+            outcome = await self._walk(delivery)
         except asyncio.CancelledError:
-            delivery.cancelled_at = self._clock()
             if delivery.decision is None:
                 delivery.event = None  # an end that was not judged yet says nothing
-            end = Cancelled(last=delivery.decision)
+            if _is_only_withdrawn(delivery):
+                self._recorder.withdrawn(delivery)
+                end = Withdrawn(last=delivery.decision)
+            else:
+                delivery.cancelled_at = self._clock()
+                end = Cancelled(last=delivery.decision)
         except Exception:  # noqa: BLE001 - answered too when the delivery attempts are used up
             self._recorder.internal_error(delivery)
             end = Unexpected()
+        else:
+            delivery.is_concluded = True
+            return outcome
+        delivery.is_concluded = True
         return self._conclude(delivery, judge(end, self._budget(delivery)))
 
     async def _walk(self, delivery: Delivery) -> Outcome:
@@ -287,6 +320,9 @@ class Processor:
         Raises:
             MessageError: The request cannot be changed as the route wants it.
         """
+        if self._cancels is not None and self._cancels.covers(delivery.message):
+            self._recorder.withdrawn(delivery)
+            return self._judge(delivery, Withdrawn())
         route = self._router.find(request, delivery.message.attributes)
         if route is None:
             return self._judge(delivery, NoRoute(model=request.model, path=request.path))
@@ -513,3 +549,10 @@ class Processor:
         await self._deduper.put(delivery, published)
         if self._dead_letters is not None:
             await self._dead_letters.copy(delivery.message, published)
+
+
+def _is_only_withdrawn(delivery: Delivery) -> bool:
+    """Say whether a cancelled task was cancelled for its request alone, and let it go on then."""
+    if not delivery.is_withdrawn or delivery.task is None:
+        return False
+    return delivery.task.uncancel() == 0

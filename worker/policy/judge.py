@@ -3,10 +3,10 @@ What is done with a delivery: the only code that says reply, nack or hold.
 
 Theory of operation.  Whatever can end a step of a delivery is a value: an attempt ended (`AttemptEnd`), the gate let it
 not start (`NotAdmitted`), its deadline passed (`DeadlinePassed`) or is too near (`DeadlineUnreachable`), no route takes
-it (`NoRoute`), the worker has to stop (`Cancelled`), the worker's own code failed (`Unexpected`).  `judge` turns such a
-value, together with what is left to spend (`Budget`) and what the gate knows of the backend (`BackendHealth`), into a
-`Verdict`.  `report` says what the gate learns of an attempt; the gate applies it as it is.  `inference-worker policy
-explain` runs this code.
+it (`NoRoute`), its sender has cancelled it (`Withdrawn`), the worker has to stop (`Cancelled`), the worker's own code
+failed (`Unexpected`).  `judge` turns such a value, together with what is left to spend (`Budget`) and what the gate
+knows of the backend (`BackendHealth`), into a `Verdict`.  `report` says what the gate learns of an attempt; the gate
+applies it as it is.  `inference-worker policy explain` runs this code.
 
 The kind of a failure comes from the table, the operator's rules and the hooks (`engine`), as a proposed `Decision`.
 Here it meets the circumstances, in this order:
@@ -32,6 +32,7 @@ from worker.policy.model import BreakerAction, Decision, Disposition, ErrorClass
 from worker.policy.own_replies import (
     INTERNAL,
     INTERRUPTED,
+    WITHDRAWN,
     deadline_passed,
     deadline_unreachable,
     never_started,
@@ -126,6 +127,13 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
     """About the latest attempt, a whole answer included; `None` when none was judged."""
 
 
+class Withdrawn(msgspec.Struct, frozen=True, kw_only=True):
+    """Whoever sent the request wants no answer any more."""
+
+    last: Decision | None = None
+    """About the latest attempt, a whole answer included; `None` when none was judged."""
+
+
 class NoRoute(msgspec.Struct, frozen=True, kw_only=True):
     """No backend takes the request."""
 
@@ -137,7 +145,7 @@ class Unexpected(msgspec.Struct, frozen=True):
     """The worker's own code raised an exception."""
 
 
-End = AttemptEnd | NotAdmitted | DeadlinePassed | DeadlineUnreachable | Cancelled | NoRoute | Unexpected
+End = AttemptEnd | NotAdmitted | DeadlinePassed | DeadlineUnreachable | Withdrawn | Cancelled | NoRoute | Unexpected
 
 
 class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,6 +262,9 @@ def judge(  # noqa: PLR0911 - one return a kind of end
             return Verdict(decision=no_route(end.model, end.path))
         case NotAdmitted():
             return Verdict(decision=apply_budgets(_not_admitted(end, budget, health), budget))
+        case Withdrawn():
+            is_answered = end.last is not None and end.last.error_class is None
+            return Verdict(decision=end.last if is_answered and end.last is not None else WITHDRAWN)
         case Cancelled():
             if end.last is not None and end.last.disposition is Disposition.REPLY:
                 return Verdict(decision=end.last)  # the answer was whole when its attempt was cut

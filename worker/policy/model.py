@@ -47,6 +47,7 @@ class ErrorClass(StrEnum):
     PAYLOAD_UNAVAILABLE = "payload_unavailable"
     BAD_MESSAGE = "bad_message"
     DEADLINE_EXCEEDED = "deadline_exceeded"
+    CANCELLED = "cancelled"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     INTERNAL_ERROR = "internal_error"
 

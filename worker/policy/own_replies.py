@@ -76,6 +76,10 @@ def deadline_unreachable(needed_s: float, last: Decision | None = None) -> Decis
     return replace(decision, message=decision.message.replace(passed, message))
 
 
+WITHDRAWN = own_decision(ErrorClass.CANCELLED, "builtin:cancelled")
+"""Nobody wants the answer any more."""
+
+
 def no_route(model: str | None, path: str) -> Decision:
     """Return the decision about a request that no route takes."""
     message = f"no backend serves model {model!r} at {path}"

@@ -36,6 +36,7 @@ each of which JSON may make six times as long (`\\u0000`)."""
 _OURS = frozenset(
     {
         ErrorClass.BAD_MESSAGE,
+        ErrorClass.CANCELLED,
         ErrorClass.DEADLINE_EXCEEDED,
         ErrorClass.IDEMPOTENCY_CONFLICT,
         ErrorClass.INTERNAL_ERROR,

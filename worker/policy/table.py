@@ -193,6 +193,7 @@ ROWS: Mapping[ErrorClass, Row] = {
     ErrorClass.DEADLINE_EXCEEDED: Row(
         do=_REPLY, reply_status=504, retryable=True, verbatim=False, says="The request's deadline has passed."
     ),
+    ErrorClass.CANCELLED: Row(do=_REPLY, reply_status=499, verbatim=False, says="The request was cancelled."),
     ErrorClass.IDEMPOTENCY_CONFLICT: Row(
         do=_REPLY, reply_status=409, verbatim=False, says="The key was used before with another request."
     ),

@@ -131,6 +131,11 @@ class PubSubSettings(Section):
     """Several subscriptions instead, by level and weight: see docs/traffic.md."""
     response_topic: TopicName = ""
     """Topic id, or the full `projects/P/topics/T`.  Required."""
+    control_topic: TopicName | None = None
+    """Topic id, or the full `projects/P/topics/T`, on which requests are cancelled: see docs/traffic.md.  Each worker
+    makes a subscription of its own to it, and removes it when it stops."""
+    control_remember_s: Seconds = 86_400.0
+    """How long a cancellation is remembered, and how far back a worker that starts listens."""
     emulator_host: Annotated[str, Field(pattern=r"^[^\s/]+:\d{1,5}$")] | None = None
     """`host:port` of an emulator or of the embedded server; no credentials are used then.  `PUBSUB_EMULATOR_HOST`
     sets it too."""

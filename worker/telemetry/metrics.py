@@ -77,6 +77,14 @@ class Metrics:
             "reason: fallback (its route was stopped for too long), failover (it failed at another server).",
             ("backend", "reason"),
         )
+        self.cancelled_requests_total = counter(
+            "cancelled_requests",
+            "Requests answered as cancelled. kind: waiting (no attempt had begun), started.",
+            ("backend", "kind"),
+        )
+        self.control_messages_total = counter(
+            "control_messages", "Messages on the control topic. outcome: ok, unusable.", ("outcome",)
+        )
         self.unreachable_deadlines_total = counter(
             "unreachable_deadlines",
             "Requests whose deadline was nearer than nearly all recent answers took. outcome: refused, tried.",

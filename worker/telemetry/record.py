@@ -248,6 +248,11 @@ class Recorder:
         reason = "fallback" if is_fallback else "failover"
         self._metrics.rerouted_attempts_total.labels(delivery.backend or "none", reason).inc()
 
+    def withdrawn(self, delivery: Delivery) -> None:
+        """Note that a request was cancelled, before or after its first attempt began."""
+        kind = "started" if delivery.attempts else "waiting"
+        self._metrics.cancelled_requests_total.labels(delivery.backend or "none", kind).inc()
+
     def deadline_unreachable(self, delivery: Delivery, *, is_tried: bool) -> None:
         """Note a request whose deadline is too near, and whether it is sent all the same."""
         outcome = "tried" if is_tried else "refused"

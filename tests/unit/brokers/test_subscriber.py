@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+import uvloop
 
 from tests.support.embedded_pubsub import SUBSCRIPTION, Google, running
 from tests.support.waiting import eventually
@@ -340,3 +341,17 @@ async def test_more_messages_may_come_at_once_where_the_limit_kept_them_back(
     await party.until(5)
     await party.subscriber.drain(5)
     await running_task
+
+
+def test_draining_without_grace_twice_is_harmless_on_the_workers_own_loop() -> None:
+    """After a second SIGTERM everything is closed as well; uvloop's timer of the past cannot be asked for its time."""
+
+    async def run() -> None:
+        channel = grpc.aio.insecure_channel("127.0.0.1:1")
+        settings = PubSubSettings(request_subscription="s", response_topic="t", emulator_host="127.0.0.1:1")
+        subscriber = PubSubSubscriber(channel, "projects/p/subscriptions/s", settings, Metrics(), settle_s=0.0)
+        await subscriber.drain(0)
+        await subscriber.drain(0)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())

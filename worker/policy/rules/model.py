@@ -21,7 +21,14 @@ from worker.policy.model import BreakerAction, Disposition, ErrorClass, Fault, P
 from worker.policy.rules.regex import RegexError, compile_regex
 from worker.wire.http import is_success
 
-_NOT_JUDGED = frozenset({ErrorClass.BAD_MESSAGE, ErrorClass.DEADLINE_EXCEEDED, ErrorClass.IDEMPOTENCY_CONFLICT})
+_NOT_JUDGED = frozenset(
+    {
+        ErrorClass.BAD_MESSAGE,
+        ErrorClass.CANCELLED,
+        ErrorClass.DEADLINE_EXCEEDED,
+        ErrorClass.IDEMPOTENCY_CONFLICT,
+    }
+)
 """Classes the worker gives without asking the table, so that a rule on one of them could never match."""
 
 

@@ -1,0 +1,30 @@
+"""Control messages: what they say, and what is none."""
+
+import pytest
+
+from worker.errors import MessageError
+from worker.wire.control import MAX_IDS, decode_control, encode_cancel
+
+
+def test_what_is_written_is_read() -> None:
+    """Ids, attributes and the time at which it was published."""
+    request = decode_control(encode_cancel(["1", "2"], {"run_id": "r"}), 7.0)
+    assert (request.message_ids, dict(request.attributes), request.published_at) == ({"1", "2"}, {"run_id": "r"}, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "cannot be read"),
+        (b"{}", "cannot be read"),
+        (b'{"cancel":{"messageids":["1"]}}', "unknown field"),
+        (b'{"cancel":{"message_ids":[1]}}', "cannot be read"),
+        (b'{"cancel":{}}', "cancels nothing"),
+        (b"\xff", "cannot be read"),
+        (encode_cancel(["1"] * (MAX_IDS + 1), {}), "more than"),
+    ],
+)
+def test_what_is_none_is_told(data: bytes, words: str) -> None:
+    """A mistake must not cancel everything, nor pass for a cancellation."""
+    with pytest.raises(MessageError, match=words):
+        decode_control(data, 0.0)
