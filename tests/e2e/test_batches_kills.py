@@ -31,6 +31,7 @@ from tests.support.batches import opened_store, sqlite_url
 from tests.support.postgresql import PostgreSQL, running_postgresql
 from tests.support.waiting import until
 from worker.batches import tables
+from worker.batches.coordinator import CHUNK_LINES
 from worker.batches.store import Store, StoreUnavailableError
 from worker.emulators.openai import SimOptions
 
@@ -322,4 +323,5 @@ def test_a_database_that_is_away(tmp_path: Path, seconds: int):
             found = read_finished(client, batch_id, content)
             check_finished(found)
             assert found.batch["request_counts"]["completed"] == 3_000
-            assert stage.rig.stats()["bodies"]["repeats"] == 0
+            # The other coordinator may lead now: it does not know what of the last chunk the broker has.
+            assert stage.rig.stats()["bodies"]["repeats"] <= CHUNK_LINES

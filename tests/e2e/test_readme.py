@@ -172,6 +172,7 @@ def test_every_command_of_the_readme_works_as_pasted(tmp_path: Path) -> None:
             process.kill()
     assert sorted(row["metadata"]["row"] for row in shell.rows("answers.jsonl")) == list(range(20))  # type: ignore[index]
     paste_batches(shell, todo, done)
+    paste("inference-worker batches serve", "inference-worker batches serve --help")  # of a fleet
     assert "complete" in paste("inference-worker completion bash")
     assert "rate_limited" in paste("inference-worker policy explain --status 429 --body @answer.json")
     assert sorted(done) == sorted(todo), "a command of the page is not executed here"
