@@ -17,6 +17,7 @@ arguments: what the first call stored is found, and not done twice.
 """
 
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +37,7 @@ LEADER = "coordinator"
 """Name of the lease whose owner coordinates."""
 INSERT_ROWS = 500
 """Rows of one INSERT statement; SQLite takes 32,766 parameters."""
+_WAL_PAUSE_S = 0.02
 _BUSY_S = 30
 """How long SQLite waits for another process's transaction."""
 _UNAVAILABLE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, sa.exc.DisconnectionError)
@@ -337,8 +339,9 @@ def open_engine(url: str, *, pool_size: int = 8) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
-        # FULL: what was committed is on the disk.  WAL: readers and the writer do not wait for each other.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        _use_wal(connection)
+        # FULL: what was committed is on the disk.
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
@@ -348,6 +351,24 @@ def open_engine(url: str, *, pool_size: int = 8) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _use_wal(connection: Any) -> None:
+    """
+    Have readers and the writer of an SQLite database not wait for each other.
+
+    A new database changes to it under a lock that SQLite does not wait for when several processes begin at once.
+    """
+    end = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_WAL_PAUSE_S)
+        else:
+            return
 
 
 class Store:
