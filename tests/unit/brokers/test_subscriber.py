@@ -146,7 +146,6 @@ async def test_a_delivery_cancelled_before_its_first_step_is_settled_too(party: 
     """A task that never ran a line must not leave its message leased."""
     party.run()
     await eventually(lambda: party.subscriber.is_open)
-    await party.google.publish(b"{}")
     start, tasks = party.subscriber._start_ready, party.subscriber._running
 
     def start_and_cancel() -> None:
@@ -155,6 +154,7 @@ async def test_a_delivery_cancelled_before_its_first_step_is_settled_too(party: 
             task.cancel()
 
     party.subscriber._start_ready = start_and_cancel  # type: ignore[method-assign]
+    await party.google.publish(b"{}")
     await eventually(lambda: len(party.google.state.delivery_attempts) == 1 and party.google.state.delivered_count > 1)
     assert party.received == []
 
