@@ -35,17 +35,15 @@ PUBLISHING_REFUSED = "publishing refused"
 
 _COUNTING_TASKS = """
 import asyncio, pathlib, sys, threading, time
-def count():
-    alive = getattr(asyncio.tasks, "_scheduled_tasks", None) or asyncio.tasks._all_tasks
-    path = pathlib.Path(sys.argv.pop(1))
+def count(path):
+    alive = asyncio.tasks._scheduled_tasks if hasattr(asyncio.tasks, "_scheduled_tasks") else asyncio.tasks._all_tasks
     while True:
         try:
             path.write_text(str(len(alive)))
         except RuntimeError:  # the set changed while it was counted
             pass
         time.sleep(1)
-threading.Thread(target=count, daemon=True).start()
-time.sleep(0.1)
+threading.Thread(target=count, args=(pathlib.Path(sys.argv.pop(1)),), daemon=True).start()
 from worker.__main__ import main
 main()
 """

@@ -78,16 +78,16 @@ def resource_type(name, schema):
             return schema
 
         def create(self, ctx, planned):
-            raise NotImplementedError("plans only")
+            raise RuntimeError("a plan must change nothing")
 
         def read(self, ctx, current):
             return current
 
         def update(self, ctx, current, planned):
-            raise NotImplementedError("plans only")
+            raise RuntimeError("a plan must change nothing")
 
         def delete(self, ctx, current):
-            raise NotImplementedError("plans only")
+            raise RuntimeError("a plan must change nothing")
 
     return Declared
 
