@@ -50,8 +50,8 @@ def how_to_get(extra: str, *, is_in_image: bool = True) -> str:
     """
     Return how an operator gets an extra that is missing, to end a message about it.
 
-    It names no distribution to install from an index: this one is on none, and whoever took the name could put anything
-    there.
+    It names no distribution to install from an index: this one is on none, and the first to take its name could put
+    anything there.
     """
     checkout = f"in a checkout: .venv/bin/pip install --constraint requirements-dev.lock --editable '.[{extra}]'"
     image = "the image has it unless it was built with requirements-core.lock; "

@@ -15,7 +15,7 @@ Once a round, a few times a second, the unfinished batches are read:
 * `cancelling`: as at the end of its time, and then it is cancelled.
 
 Work of a batch runs beside the others', and is begun again after a failure, with backoff: the store, the storage of
-files or the broker are away, and nobody's batch fails for it.
+files or the broker are away, and no batch fails for it.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from worker.batches.lines import request_of
 from worker.batches.metrics import BatchMetrics
 from worker.batches.objects import Objects, is_missing
 from worker.batches.records import Record, read_records
-from worker.batches.sharing import Wish, share
+from worker.batches.sharing import Demand, share
 from worker.batches.states import UNFINISHED, Status
 from worker.batches.store import LEADER, Batch, Fault, Outcome, Result, Store, StoreUnavailableError
 from worker.batches.validate import INVALID, Rules, validate
@@ -190,7 +190,7 @@ class Coordinator:
             while not self._is_stopping.is_set():
                 await wait_for(self._is_stopping, await self._round())
                 if keeping.done():
-                    keeping.result()  # it ends only by a fault, with which nobody can coordinate
+                    keeping.result()  # it ends only by a fault, with which this process cannot coordinate
         finally:
             keeping.cancel()
             tasks = [job.task for job in self._jobs.values() if job.task is not None]
@@ -231,7 +231,7 @@ class Coordinator:
         """Look at every unfinished batch; return the seconds until the next look."""
         if not self.leads:
             self._metrics.stop_coordinating()
-            self._confirmed.clear()  # whoever leads now publishes them
+            self._confirmed.clear()  # the process that leads now publishes them
             await self._close_lines()
             return min(ROUND_S, self._settings.lease_s / 3)
         began = time.monotonic()
@@ -457,8 +457,8 @@ class Coordinator:
         room = limit - sum(batch.outstanding for batch in batches)
         for batch in running.values():
             room += max(0, batch.announced_records - batch.published_records)
-        wishes = [
-            Wish(
+        demands = [
+            Demand(
                 batch_id=batch.id,
                 tenant=batch.tenant,
                 outstanding=max(0, batch.published_records - batch.settled),
@@ -466,7 +466,7 @@ class Coordinator:
             )
             for batch in running.values()
         ]
-        shares = share(wishes, room, extra=limit)
+        shares = share(demands, room, extra=limit)
         results = await asyncio.gather(
             *(self._publish_batch(running[batch_id], lines) for batch_id, lines in shares.items()),
             return_exceptions=True,
@@ -610,7 +610,7 @@ class Coordinator:
 
     async def keep_house(self) -> None:
         """
-        Remove what nobody needs any more: contents of deleted and expired files, results of batches that have ended.
+        Remove what is no longer needed: contents of deleted and expired files, results of batches that have ended.
 
         Raises:
             StoreUnavailableError: Retryable.

@@ -18,7 +18,7 @@ FIRST_LINES = 20
 """Beyond the limit, for each batch that has none outstanding."""
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """A batch with lines to publish."""
 
     batch_id: str
@@ -29,22 +29,22 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """Lines that are not published."""
 
 
-def share(wishes: Iterable[Wish], room: int, *, extra: int) -> dict[str, int]:
+def share(demands: Iterable[Demand], room: int, *, extra: int) -> dict[str, int]:
     """
     Return how many lines each batch may publish now; those that may publish none are left out.
 
     Args:
-        wishes: Batches that are in progress, oldest first.
+        demands: Batches that are in progress, oldest first.
         room: Lines that may be published, all together; may be negative.
         extra: Lines beyond it for batches that have none outstanding.
     """
     given: dict[str, int] = defaultdict(int)
-    wanted = {wish.batch_id: wish for wish in wishes if wish.remaining > 0}
+    wanted = {demand.batch_id: demand for demand in demands if demand.remaining > 0}
     of_tenant: dict[str, int] = defaultdict(int)
     heaps: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    for age, wish in enumerate(wanted.values()):
-        of_tenant[wish.tenant] += wish.outstanding
-        heapq.heappush(heaps[wish.tenant], (wish.outstanding, age, wish.batch_id))
+    for age, demand in enumerate(wanted.values()):
+        of_tenant[demand.tenant] += demand.outstanding
+        heapq.heappush(heaps[demand.tenant], (demand.outstanding, age, demand.batch_id))
     tenants = [(count, tenant) for tenant, count in of_tenant.items()]
     heapq.heapify(tenants)
     room = max(0, room)
@@ -58,10 +58,10 @@ def share(wishes: Iterable[Wish], room: int, *, extra: int) -> dict[str, int]:
             heapq.heappush(heaps[tenant], (outstanding + lines, age, batch_id))
         if heaps[tenant]:
             heapq.heappush(tenants, (count + lines, tenant))
-    for batch_id, wish in wanted.items():
+    for batch_id, demand in wanted.items():
         if extra <= 0:
             break
-        if wish.outstanding == 0 and given[batch_id] == 0:
-            given[batch_id] = min(FIRST_LINES, wish.remaining, extra)
+        if demand.outstanding == 0 and given[batch_id] == 0:
+            given[batch_id] = min(FIRST_LINES, demand.remaining, extra)
             extra -= given[batch_id]
     return {batch_id: lines for batch_id, lines in given.items() if lines}

@@ -777,7 +777,7 @@ class Store:
     # Moves.
 
     def _locked(self, connection: sa.Connection, *conditions: Any) -> Batch | None:
-        """Return a batch that nobody else can change until the transaction ends."""
+        """Return a batch that no other transaction can change until the transaction ends."""
         row = connection.execute(sa.select(*_BATCH_COLUMNS).where(*conditions).with_for_update()).mappings().first()
         return None if row is None else _batch(row)
 
@@ -911,7 +911,7 @@ class Store:
         Note that the records after `published` up to `upto` are about to be published.
 
         Returns:
-            Whether they may be: the batch is in progress, its time is not over, and nobody published them meanwhile.
+            Whether they may be: the batch is in progress, its time is not over, and no process published them.
         """
         columns = t.batches.c
         with self._writing() as connection:
@@ -940,7 +940,7 @@ class Store:
             lines: Lines of the input up to there.
 
         Returns:
-            Whether nobody else did.
+            Whether no other process did.
         """
         columns = t.batches.c
         with self._writing() as connection:
@@ -955,7 +955,7 @@ class Store:
         """
         Have every line without a result published again, because the broker has lost its messages.
 
-        What is published at the moment may be published twice: nobody must coordinate.
+        What is published at the moment may be published twice: no process may coordinate meanwhile.
         """
         columns = t.batches.c
         never = {"published_records": 0, "published_bytes": 0, "published_lines": 0}

@@ -137,7 +137,7 @@ async def prepare_subscription(
 
 
 async def _use(channel: grpc.aio.Channel, ledger: Ledger, name: str, topic: str | None) -> None:
-    """Note a subscription that somebody made, if answers can come over it."""
+    """Note a subscription that an operator made, if answers can come over it."""
     state = await look_at_subscription(channel, name)
     if state.fault is not None:
         raise _useless(name, state.fault)

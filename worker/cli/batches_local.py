@@ -40,7 +40,7 @@ from worker.telemetry.logs import configure_logs
 DRAIN_S = 60.0
 """How long a cancelled batch waits for the results of its published lines."""
 LEASE_S = 2.0
-"""Nobody else coordinates these batches: the next start need not wait long for a lease that a killed process left."""
+"""No other process coordinates these batches: the next start need not wait for the lease of a killed one."""
 SETTLE_S = 5.0
 SETTLE_STEP_S = 0.3
 """What the worker published at its end is stored when nothing came for a step, or `SETTLE_S` have passed."""

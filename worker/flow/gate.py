@@ -334,7 +334,7 @@ class RouteGate:
         return 0.0 if lane is None else lane.window.in_flight / lane.window.limit
 
     def try_start(self, lane_name: str | None, key: str | None, share: Share, *, streamed: bool) -> Permit | None:
-        """Return a permit if an attempt may start now and nobody waits for that; else `None`."""
+        """Return a permit if an attempt may start now and no request waits for that; else `None`."""
         lane = self._lanes.of(lane_name)
         if self._is_closed or self._is_paused or lane.queue or not self._may_start(lane):
             return None

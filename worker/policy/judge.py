@@ -128,7 +128,7 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Withdrawn(msgspec.Struct, frozen=True, kw_only=True):
-    """Whoever sent the request wants no answer any more."""
+    """The requester wants no answer any more."""
 
     last: Decision | None = None
     """About the latest attempt, a whole answer included; `None` when none was judged."""

@@ -77,7 +77,7 @@ def deadline_unreachable(needed_s: float, last: Decision | None = None) -> Decis
 
 
 WITHDRAWN = own_decision(ErrorClass.CANCELLED, "builtin:cancelled")
-"""Nobody wants the answer any more."""
+"""The requester wants no answer any more."""
 
 
 def no_route(model: str | None, path: str) -> Decision:

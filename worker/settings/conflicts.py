@@ -231,7 +231,7 @@ def _unreachable_routes(settings: Settings) -> list[str]:
 
 
 def _fallback_conflicts(settings: Settings) -> list[str]:
-    """Return fallbacks that lead nowhere or in a circle, and routes that wait for a fallback nobody names."""
+    """Return fallbacks that lead nowhere or in a circle, and routes that wait for a fallback that no route names."""
     faults: list[str] = []
     routes = {route.name: route for route in settings.all_routes()}
     for route in routes.values():

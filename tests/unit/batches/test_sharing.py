@@ -3,43 +3,43 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.batches.sharing import FIRST_LINES, Wish, share
+from worker.batches.sharing import FIRST_LINES, Demand, share
 
 
-def wish(name: str, remaining: int, outstanding: int = 0, tenant: str = "t") -> Wish:
-    return Wish(batch_id=name, tenant=tenant, outstanding=outstanding, remaining=remaining)
+def demand(name: str, remaining: int, outstanding: int = 0, tenant: str = "t") -> Demand:
+    return Demand(batch_id=name, tenant=tenant, outstanding=outstanding, remaining=remaining)
 
 
 def test_one_batch_gets_all_the_room():
-    assert share([wish("a", 50_000)], 2_000, extra=0) == {"a": 2_000}
-    assert share([wish("a", 7)], 2_000, extra=0) == {"a": 7}
+    assert share([demand("a", 50_000)], 2_000, extra=0) == {"a": 2_000}
+    assert share([demand("a", 7)], 2_000, extra=0) == {"a": 7}
 
 
 def test_batches_of_a_tenant_get_equal_shares():
-    assert share([wish("a", 50_000), wish("b", 50_000)], 2_000, extra=0) == {"a": 1_000, "b": 1_000}
-    assert share([wish("a", 50_000), wish("b", 100)], 2_000, extra=0) == {"a": 1_900, "b": 100}
+    assert share([demand("a", 50_000), demand("b", 50_000)], 2_000, extra=0) == {"a": 1_000, "b": 1_000}
+    assert share([demand("a", 50_000), demand("b", 100)], 2_000, extra=0) == {"a": 1_900, "b": 100}
 
 
 def test_tenants_get_equal_shares_however_many_batches_they_have():
-    wishes = [wish(f"a{number}", 50_000, tenant="a") for number in range(9)] + [wish("b", 50_000, tenant="b")]
-    given_ = share(wishes, 1_800, extra=0)
+    demands = [demand(f"a{number}", 50_000, tenant="a") for number in range(9)] + [demand("b", 50_000, tenant="b")]
+    given_ = share(demands, 1_800, extra=0)
     assert given_["b"] == 900
 
 
 def test_the_one_with_fewer_outstanding_lines_catches_up():
-    given_ = share([wish("a", 50_000, outstanding=1_900), wish("b", 50_000)], 100, extra=0)
+    given_ = share([demand("a", 50_000, outstanding=1_900), demand("b", 50_000)], 100, extra=0)
     assert given_ == {"b": 100}
 
 
 def test_a_small_batch_need_not_wait_for_room():
-    assert share([wish("a", 50_000, 2_000), wish("b", 10)], 0, extra=2_000) == {"b": 10}
-    assert share([wish("a", 50_000, 2_000), wish("b", 1_000)], -50, extra=2_000) == {"b": FIRST_LINES}
-    assert share([wish("a", 50_000, 2_000), wish("b", 1_000)], 0, extra=0) == {}
+    assert share([demand("a", 50_000, 2_000), demand("b", 10)], 0, extra=2_000) == {"b": 10}
+    assert share([demand("a", 50_000, 2_000), demand("b", 1_000)], -50, extra=2_000) == {"b": FIRST_LINES}
+    assert share([demand("a", 50_000, 2_000), demand("b", 1_000)], 0, extra=0) == {}
 
 
-wishes = st.lists(
+demands = st.lists(
     st.builds(
-        Wish,
+        Demand,
         batch_id=st.uuids().map(str),
         tenant=st.sampled_from("abc"),
         outstanding=st.integers(0, 3_000),
@@ -50,7 +50,7 @@ wishes = st.lists(
 )
 
 
-@given(wishes, st.integers(-100, 5_000))
+@given(demands, st.integers(-100, 5_000))
 def test_the_room_is_used_and_not_exceeded(asked, room):
     given_ = share(asked, room, extra=0)
     assert sum(given_.values()) == min(max(0, room), sum(each.remaining for each in asked))
@@ -58,6 +58,6 @@ def test_the_room_is_used_and_not_exceeded(asked, room):
         assert 0 <= given_.get(each.batch_id, 0) <= each.remaining
 
 
-@given(wishes, st.integers(0, 5_000), st.integers(0, 100))
+@given(demands, st.integers(0, 5_000), st.integers(0, 100))
 def test_the_extra_is_bounded(asked, room, extra):
     assert sum(share(asked, room, extra=extra).values()) <= room + extra

@@ -56,7 +56,7 @@ NEXT_ADDRESS_S = 0.25
 MAX_PROXY_BYTES = 16 * 1024
 """Of a proxy's answer to CONNECT."""
 _KEEP_ALIVE_PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
-"""Long requests are silent: without these a NAT forgets their connection, and nobody notices that a node has died."""
+"""Long requests are silent: without these a NAT forgets their connection, and the death of a node is not noticed."""
 
 _PORTS = {"http": 80, "https": 443}
 Address = tuple[Any, ...]

@@ -30,7 +30,7 @@ from worker.settings.schema import TlsSettings
 CONNECT_S = 5.0
 """Where a request sets no limit, as httpx's client has it."""
 MAX_BUFFERED_BYTES = 256 * 1024
-"""Of a body that nobody reads; then the connection is not read either."""
+"""Of a body that is not read; then the connection is not read either."""
 
 _NAMES: dict[str, type[httpx.RequestError]] = {
     Fault.CONNECT: httpx.ConnectError,

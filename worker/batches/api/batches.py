@@ -54,7 +54,7 @@ MAX_LIMIT = 100
 LISTED_ERRORS = 20
 """Errors of a failed batch in a list; the batch alone has all of them, which may be 50,000."""
 TOKENS_RETRY_AFTER_S = 60
-"""Room comes when a batch ends, which nobody can foretell; below the 120 s at which the client stops by itself."""
+"""Room comes when a batch ends, at a time that is not known; below the 120 s at which the client stops by itself."""
 CREATES_RETRY_AFTER_S = 60
 RETRY_KEY = "retry-of:"
 """Begins the idempotency key of a retry that has none of its own: one batch for each, however often it is asked for."""

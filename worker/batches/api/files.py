@@ -1,7 +1,7 @@
 """
 `/v1/files`: upload, list, retrieve, content, delete.
 
-An upload goes from the socket to the storage piece by piece, and is seen by nobody until it is whole.  Its first record
+An upload goes from the socket to the storage piece by piece, and is not visible until it is whole.  Its first record
 is looked at on the way: a file that is no JSONL at all is refused here, everything else is left to the validation of
 the batch, which names every line at fault.
 """

@@ -86,7 +86,7 @@ class Storage:
         check: Callable[[], Awaitable[int | None]] | None = None,
     ) -> File:
         """
-        Write a file and return it; until then nobody sees it.
+        Write a file and return it; until then it is not visible.
 
         Args:
             tenant: Whose.

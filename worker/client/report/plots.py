@@ -3,7 +3,7 @@ The drawings of the page.  Pure.
 
 Over time: answers, attempts, times and tokens.  Of durations and sizes: a histogram for all answers, a line with dots
 for each model.  Of counts by name: a bar for each.  What is drawn over the whole page is drawn a second time for a
-phone, since a drawing that is only made smaller has letters that nobody can read.
+phone, since a drawing that is only made smaller has letters too small to read.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
