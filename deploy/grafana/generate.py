@@ -17,7 +17,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker.telemetry.metrics import PREFIX, catalogue
+from worker.telemetry.metrics import catalogue
+from worker.telemetry.series import PREFIX
 
 FILE = Path(__file__).resolve().parent / "dashboard.json"
 TITLE = "Inference worker"

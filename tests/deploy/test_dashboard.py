@@ -21,7 +21,8 @@ from tests.deploy.tools import DEPLOY, ROOT, need_tool
 from tests.support.rig import rig
 from tests.support.waiting import until
 from worker.emulators.pubsub import LocalPubSubThread
-from worker.telemetry.metrics import PREFIX, catalogue
+from worker.telemetry.metrics import catalogue
+from worker.telemetry.series import PREFIX
 
 
 def _generator() -> ModuleType:

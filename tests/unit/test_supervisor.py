@@ -17,7 +17,8 @@ from worker.flow.queue import AdmissionOrder
 from worker.policy.engine import ErrorPolicy
 from worker.policy.rules.load import parse_rules
 from worker.ports import Settlement
-from worker.telemetry.metrics import MAX_LABEL, OTHER, PREFIX
+from worker.telemetry.metrics import MAX_LABEL, OTHER
+from worker.telemetry.series import PREFIX
 from worker.wire.body import RequestBody
 from worker.wire.message import RequestMessage
 

@@ -6,12 +6,10 @@ of all batches is told by the process that coordinates, and by no other.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from worker.telemetry.metrics import PREFIX
-from worker.telemetry.series import Counter, Family, Gauge, Histogram, S
+from worker.telemetry.series import Families
 
 _REQUESTS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """From reading a batch to uploading 200 MB over a slow line."""
@@ -27,21 +25,9 @@ class BatchMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry = registry or CollectorRegistry()
-        self.families: list[Family[Any]] = []
-
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Family[Counter]:
-            return add(Family(PREFIX + name + "_total", text, labels, Counter, registry))
-
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Family[Gauge]:
-            return add(Family(PREFIX + name, text, labels, Gauge, registry))
-
-        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Family[Histogram]:
-            return add(Family(PREFIX + name, text, labels, lambda: Histogram(buckets), registry))
-
-        def add(family: Family[S]) -> Family[S]:
-            self.families.append(family)
-            return family
+        self.families = families = Families(registry)
+        self.registry = families.registry
+        counter, gauge, histogram = families.counter, families.gauge, families.histogram
 
         self.answers_total = counter(
             "batch_answers",
@@ -112,6 +98,5 @@ class BatchMetrics:
 
 
 def batch_catalogue() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
-    """Yield `(name as scraped, kind, labels, meaning)` of every metric, sorted by name."""
-    for family in sorted(BatchMetrics().families, key=lambda each: each.name):
-        yield family.name, family.kind, family.label_names, family.meaning
+    """Return `(name as scraped, kind, labels, meaning)` of every metric, sorted by name."""
+    return BatchMetrics().families.rows()

@@ -28,9 +28,8 @@ from worker.batches.serve import BatchServer, Role
 from worker.batches.store import Store, open_engine
 from worker.brokers.connection import Broker
 from worker.cli.children import Child, ChildError, WorkerChild
-from worker.cli.exit_codes import EXIT_INTERRUPTED
-from worker.cli.local import Interrupts, look_at_server
-from worker.cli.loop import on_signals, run_loop
+from worker.cli.local import look_at_server
+from worker.cli.loop import Interrupts, run_interruptible
 from worker.cli.target import PROJECT, REQUESTS, RESPONSES, Target, find_target
 from worker.errors import SettingsError
 from worker.settings.load import load_settings
@@ -55,17 +54,10 @@ def run(namespace: argparse.Namespace) -> int:
     """Serve until Ctrl-C; return the exit code."""
     configure_logs("auto", "error")
 
-    async def main() -> int:
-        interrupts = Interrupts()
-        interrupts.task = asyncio.ensure_future(run_local(namespace, interrupts))
-        on_signals(interrupts.count)
-        try:
-            return await interrupts.task
-        except asyncio.CancelledError:
-            _say("interrupted; batches that have not ended go on at the next start")
-            return EXIT_INTERRUPTED
-
-    return run_loop(main)
+    return run_interruptible(
+        lambda interrupts: run_local(namespace, interrupts),
+        lambda: _say("interrupted; batches that have not ended go on at the next start"),
+    )
 
 
 async def run_local(options: argparse.Namespace, interrupts: Interrupts) -> int:

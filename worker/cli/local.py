@@ -27,7 +27,7 @@ from worker.cli.arguments import at_least_one, share
 from worker.cli.children import Child, ChildError, WorkerChild
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from worker.cli.inputs import add_input, input_of
-from worker.cli.loop import on_signals, run_loop
+from worker.cli.loop import Interrupts, run_interruptible
 from worker.cli.parser import describe
 from worker.cli.preflight import PreflightError, ask, missing
 from worker.cli.preflight import describe as describe_server
@@ -157,40 +157,10 @@ def run(namespace: argparse.Namespace) -> int:
     """Answer the file; return the exit code."""
     configure_logs("auto", "error")
 
-    async def main() -> int:
-        interrupts = Interrupts()
-        interrupts.task = asyncio.ensure_future(run_local(namespace, interrupts))
-        on_signals(interrupts.count)
-        try:
-            return await interrupts.task
-        except asyncio.CancelledError:
-            say("interrupted; the same command continues this run")
-            return EXIT_INTERRUPTED
-
-    return run_loop(main)
-
-
-class Interrupts:
-    """What Ctrl-C and SIGTERM do: the first one drains, where something is to drain; the next one ends everything."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self.task: asyncio.Task[int] | None = None
-        self.drain: Callable[[], None] | None = None
-        """What the first one calls; `None`: it ends everything."""
-
-    @property
-    def has_come(self) -> bool:
-        """Whether there was one."""
-        return self._count > 0
-
-    def count(self) -> None:
-        """Take one signal."""
-        self._count += 1
-        if self._count == 1 and self.drain is not None:
-            self.drain()
-        elif self.task is not None:
-            self.task.cancel()
+    return run_interruptible(
+        lambda interrupts: run_local(namespace, interrupts),
+        lambda: say("interrupted; the same command continues this run"),
+    )
 
 
 async def look_at_server(target: Target, asked_for: Mapping[str, ModelUse], *, is_required: bool) -> None:

@@ -4,9 +4,10 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
-from worker.cli.exit_codes import EXIT_FAILED
+from worker.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from worker.errors import SettingsError
 
 ORPHAN_S = 5.0
@@ -34,6 +35,53 @@ def on_signals(stop: Callable[[], object]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+
+
+class Interrupts:
+    """What Ctrl-C and SIGTERM do: the first one drains, where something is to drain; the next one ends everything."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.task: asyncio.Task[int] | None = None
+        self.drain: Callable[[], None] | None = None
+        """What the first one calls; `None`: it ends everything."""
+
+    @property
+    def has_come(self) -> bool:
+        """Whether there was one."""
+        return self._count > 0
+
+    def count(self) -> None:
+        """Take one signal."""
+        self._count += 1
+        if self._count == 1 and self.drain is not None:
+            self.drain()
+        elif self.task is not None:
+            self.task.cancel()
+
+
+def run_interruptible(
+    job: Callable[[Interrupts], Coroutine[Any, Any, int]], on_interrupted: Callable[[], object]
+) -> int:
+    """
+    Run a command that drains at the first Ctrl-C and ends at the next one; return its exit code.
+
+    Args:
+        job: The command.
+        on_interrupted: Called when it was ended: the exit code is that of an interruption.
+    """
+
+    async def main() -> int:
+        interrupts = Interrupts()
+        interrupts.task = asyncio.ensure_future(job(interrupts))
+        on_signals(interrupts.count)
+        try:
+            return await interrupts.task
+        except asyncio.CancelledError:
+            on_interrupted()
+            return EXIT_INTERRUPTED
+
+    return run_loop(main)
 
 
 def serve_until_stopped(serve: Callable[[], Awaitable[None]], where: str) -> int:

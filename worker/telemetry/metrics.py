@@ -7,13 +7,11 @@ requester chose becomes `other` beyond a small number of distinct values (`Label
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from worker.telemetry.series import Counter, Family, Gauge, Histogram, S
+from worker.telemetry.series import Families
 
-PREFIX = "inference_worker_"
 OTHER = "other"
 MAX_LABEL = 128
 """Characters of a label that a requester chose; longer than any model's name."""
@@ -39,21 +37,9 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:  # noqa: PLR0915 - a list, not a procedure
-        self.registry = registry = registry or CollectorRegistry()
-        self.families: list[Family[Any]] = []
-
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Family[Counter]:
-            return add(Family(PREFIX + name + "_total", text, labels, Counter, registry))
-
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Family[Gauge]:
-            return add(Family(PREFIX + name, text, labels, Gauge, registry))
-
-        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Family[Histogram]:
-            return add(Family(PREFIX + name, text, labels, lambda: Histogram(buckets), registry))
-
-        def add(family: Family[S]) -> Family[S]:
-            self.families.append(family)
-            return family
+        self.families = families = Families(registry)
+        self.registry = families.registry
+        counter, gauge, histogram = families.counter, families.gauge, families.histogram
 
         self.deliveries_total = counter(
             "deliveries",
@@ -278,9 +264,8 @@ class Metrics:
 
 
 def catalogue() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
-    """Yield `(name as scraped, kind, labels, meaning)` of every metric, sorted by name."""
-    for family in sorted(Metrics().families, key=lambda each: each.name):
-        yield family.name, family.kind, family.label_names, family.meaning
+    """Return `(name as scraped, kind, labels, meaning)` of every metric, sorted by name."""
+    return Metrics().families.rows()
 
 
 class LabelCap:

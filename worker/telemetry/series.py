@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
+PREFIX = "inference_worker_"
+
 
 class Series(Protocol):
     """One number, or one histogram."""
@@ -168,4 +170,42 @@ class Family(Generic[S]):
         family = self._new_family(self.name, self.meaning, labels=self.label_names)
         for values, series in items:
             series.add_to(family, values)
+        return family
+
+
+class Families:
+    """
+    The families of one catalogue, as they are declared.
+
+    Args:
+        registry: Where they are registered; a fresh one when `None`.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._declared: list[Family[Any]] = []
+
+    def __iter__(self) -> Iterator[Family[Any]]:
+        """Yield them in the order of their names."""
+        return iter(sorted(self._declared, key=lambda family: family.name))
+
+    def counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Family[Counter]:
+        """Declare a counter; its name gets `_total`."""
+        return self._add(Family(f"{PREFIX}{name}_total", text, labels, Counter, self.registry))
+
+    def gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Family[Gauge]:
+        """Declare a gauge."""
+        return self._add(Family(PREFIX + name, text, labels, Gauge, self.registry))
+
+    def histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Family[Histogram]:
+        """Declare a histogram with these upper bounds."""
+        return self._add(Family(PREFIX + name, text, labels, lambda: Histogram(buckets), self.registry))
+
+    def rows(self) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
+        """Yield `(name as scraped, kind, labels, meaning)` of each."""
+        for family in self:
+            yield family.name, family.kind, family.label_names, family.meaning
+
+    def _add(self, family: Family[S]) -> Family[S]:
+        self._declared.append(family)
         return family

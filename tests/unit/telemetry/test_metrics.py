@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker.telemetry.metrics import OTHER, PREFIX, LabelCap, Metrics, catalogue
-from worker.telemetry.series import Family, Histogram
+from worker.telemetry.metrics import OTHER, LabelCap, Metrics, catalogue
+from worker.telemetry.series import PREFIX, Family, Histogram
 
 ENTRIES = list(catalogue())
 
