@@ -11,8 +11,12 @@ from tests.deploy.crds import custom_faults, trigger_faults
 pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 
 
+WHERE = {"PodMonitor": "with-podmonitor", "PrometheusRule": "with-alerts-operator"}
+"""The variant that has a kind, where it is not the overlay for GKE."""
+
+
 def _broken(kind: str, *path: Any, value: Any) -> dict[str, Any]:
-    (found,) = manifests.variant("gke").of_kind(kind)
+    (found,) = manifests.variant(WHERE.get(kind, "gke")).of_kind(kind)
     found = copy.deepcopy(found)
     place: Any = found
     for key in path[:-1]:
@@ -30,6 +34,8 @@ def _broken(kind: str, *path: Any, value: Any) -> dict[str, Any]:
         ("ScaledObject", ("spec", "triggers", 0, "metadata", "treshold"), "1", "treshold"),
         ("TriggerAuthentication", ("spec", "podIdentity", "provider"), "goggle", "goggle"),
         ("PodMonitoring", ("spec", "endpoints", 0, "intervall"), "15s", "intervall"),
+        ("PodMonitor", ("spec", "podMetricsEndpoints", 0, "intervall"), "15s", "intervall"),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0, "expression"), "1", "expression"),
     ],
 )
 def test_a_mistake_is_found(kind: str, path: tuple[Any, ...], value: Any, word: str):

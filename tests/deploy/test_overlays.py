@@ -10,12 +10,8 @@ from tests.deploy.manifests import COMPONENTS, KUSTOMIZE, OVERLAYS, STACKS, Vari
 
 VERSIONS = ("1.31.0", "1.34.0", "1.37.0")
 """The oldest that matters, one between, the newest there are schemas for."""
-WITHOUT_SCHEMA = {
-    "AutoscalingMetric": "with-hpa-gke",
-    "PodMonitor": "with-podmonitor",
-    "PrometheusRule": "with-alerts-operator",
-}
-"""Kinds nobody publishes data for here, and the only variant each may occur in; deploy/README.md says so."""
+WITHOUT_SCHEMA = {"AutoscalingMetric": "with-hpa-gke"}
+"""Kinds without a published definition, and the only variant each may occur in; deploy/README.md says so."""
 
 
 def test_every_component_is_rendered_somewhere():
@@ -39,7 +35,7 @@ def test_core_objects_are_valid(variant: Variant, version: str):
 
 
 def test_custom_objects_are_valid(variant: Variant):
-    """KEDA's and Google's objects pass their definitions with unknown fields refused, triggers KEDA's list of keys."""
+    """Custom objects pass their definitions with unknown fields refused, triggers KEDA's list of keys."""
     pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     for document in variant.documents:
         if document["kind"] in WITHOUT_SCHEMA:
