@@ -7,11 +7,12 @@ STAMP := $(VENV)/.installed
 # The image has a lock of its own, with hashes (requirements.lock).
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK := requirements-dev.lock
+SITE := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs -b html . build/site
 
 # Where `make install` puts the command.
 BINDIR ?= $(HOME)/.local/bin
 
-.PHONY: run install help test test-fast check fmt docs image bench chaos clean
+.PHONY: run install help test test-fast check fmt docs docs-site image bench chaos clean
 
 run: $(STAMP)  ## answer examples/requests.jsonl on this machine: embedded Pub/Sub, worker, simulated backend
 	$(BIN)/inference-worker local examples/requests.jsonl out.jsonl --simulated
@@ -36,7 +37,7 @@ test: $(STAMP)-dev  ## every test; what a machine lacks is skipped with a printe
 test-fast: $(STAMP)-dev  ## the unit tests alone: a minute on two cores
 	$(BIN)/python -m pytest -n 2 tests/unit $(PYTEST_ARGS)
 
-check: $(STAMP)-dev  ## lint, format, types, architecture, generated documents
+check: $(STAMP)-dev  ## lint, format, types, architecture, generated documents, the documentation site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -44,6 +45,10 @@ check: $(STAMP)-dev  ## lint, format, types, architecture, generated documents
 	$(BIN)/python tools/generate_docs.py --check
 	$(BIN)/python deploy/alerts/generate.py --check
 	$(BIN)/python deploy/grafana/generate.py --check
+	$(SITE)
+
+docs-site: $(STAMP)-dev  ## build the documentation into build/site; a broken link, anchor or list fails
+	$(SITE)
 
 fmt: $(STAMP)-dev  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

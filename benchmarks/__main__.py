@@ -97,7 +97,7 @@ def main() -> int:
         elif benchmark.has_figures:
             table = "\n".join(row for row in done.stdout.splitlines() if row.startswith("|"))
             text = table or f"```\n{done.stdout.strip()}\n```"
-            sections.append(f"### {benchmark.title}\n\n`python {' '.join(line)}`\n\n{text}\n")
+            sections.append(f"## {benchmark.title}\n\n`python {' '.join(line)}`\n\n{text}\n")
     if options.write is not None:
         head, rest = options.write.read_text("utf-8").split(BEGIN)
         figures = "\n".join(sections)
