@@ -4,6 +4,9 @@ import asyncio
 import heapq
 from collections.abc import Callable
 
+MAX_TIMERS = 10_000
+"""Timers of one instant; more are one that is set again and again for an instant that is over."""
+
 
 class FakeTimer:
     """A callback on the fake clock."""
@@ -35,8 +38,11 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         """Let time pass; run what becomes due, each at its own instant."""
         end = self._now + seconds
+        at_once = 0
         while self._timers and self._timers[0][0] <= end:
             when, _, timer = heapq.heappop(self._timers)
+            at_once = 0 if when > self._now else at_once + 1
+            assert at_once < MAX_TIMERS, f"a timer is set for {when} again and again"
             self._now = max(self._now, when)
             callback, timer.callback = timer.callback, None
             if callback is not None:

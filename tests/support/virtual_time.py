@@ -3,6 +3,7 @@ An event loop whose time does not pass but jumps: waits of hours take no time, i
 
 Whenever every task waits, the loop moves its clock to the next timer.  When every task waits and there is no timer
 either, nothing will ever happen again, and the test fails instead of hanging: a wait without an end is found at once.
+So is a loop that goes on turning although no time passes, as with a timer that is set again for an instant that is over.
 Only for code that stays on its loop; a thread's answer would come after the jump.
 """
 
@@ -20,14 +21,26 @@ class DeadlockError(AssertionError):
     """Every task waits for another."""
 
 
+class SpinError(AssertionError):
+    """The loop turns for ever at one instant."""
+
+
+MAX_TURNS = 100_000
+"""Turns of the loop at one instant; a test of ten thousand tasks takes some hundreds."""
+
+
 class _Selector(selectors.DefaultSelector):
     """Reports what is ready and never waits; what it would have waited is added to the loop's time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self._turns = 0
 
     def select(self, timeout: float | None = None) -> Any:
+        self._turns = 0 if timeout else self._turns + 1
+        if self._turns > MAX_TURNS:
+            raise SpinError(f"{MAX_TURNS} turns of the loop at {self.now} s: something is done again and again at once")
         ready = super().select(0)
         if not ready:
             if timeout is None:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tests.support import fakeclock
 from tests.support.fakes import (
     GOOD,
     REFUSED,
@@ -15,7 +16,7 @@ from tests.support.fakes import (
     FakeSubscriber,
     status,
 )
-from tests.support.virtual_time import DeadlockError, VirtualLoop, loop_time, settle, virtual_time
+from tests.support.virtual_time import DeadlockError, SpinError, VirtualLoop, loop_time, settle, virtual_time
 from worker.errors import BackendError, MessageRejectedError, PayloadError, PublishRetryableError
 from worker.policy.model import Fault, Phase
 from worker.ports import AttemptResult, BackendRequest, Settlement
@@ -51,6 +52,31 @@ def test_a_wait_without_an_end_fails() -> None:
         loop.run_until_complete(asyncio.sleep(0))
     finally:
         loop.close()
+
+
+def test_a_loop_that_turns_without_time_passing_fails() -> None:
+    """Like a timer that is set again and again for an instant that is over."""
+    loop = VirtualLoop()
+
+    def again() -> None:
+        loop.call_at(0.0, again)
+
+    again()
+    with pytest.raises(SpinError):
+        loop.run_forever()
+    loop.close()
+
+
+def test_a_timer_set_again_at_once_fails() -> None:
+    """The same on the clock that a test advances."""
+    clock = fakeclock.FakeClock()
+
+    def again() -> None:
+        clock.call_at(0.0, again)
+
+    again()
+    with pytest.raises(AssertionError, match="again and again"):
+        clock.advance(1.0)
 
 
 def test_a_task_left_over_fails() -> None:

@@ -656,6 +656,24 @@ async def test_a_doubt_ends_with_a_timer_where_messages_wait(clock):
     assert [task.done() for task in tasks] == [False, True]
 
 
+async def test_a_doubt_of_the_window_behind_an_open_circuit_keeps_no_timer_busy(clock):
+    """The window is not asked for room then; its doubt ends all the same, and the probe starts at its own time."""
+    gate = a_gate(clock, room=6)
+    flight = [await admit(gate, key=str(index)) for index in range(6)]
+    for permit in flight[:2]:
+        permit.finish(AttemptSignal(overload=True, error_class="rate_limited"))
+    for permit in flight[2:4]:
+        permit.finish(AUTH)
+    task = waiting(gate)
+    await settle()
+    clock.advance(DOUBT_S)
+    assert gate.statistics().circuit.state is CircuitState.OPEN
+    assert clock.pending() == 1
+    assert not task.done()
+    clock.advance(60.0)
+    (await task).finish(OK)
+
+
 async def test_attempts_that_began_before_a_row_leave_no_doubt(clock):
     """What began before the backend went away may be answered still."""
     gate = a_gate(clock, room=3, config=CircuitConfig())

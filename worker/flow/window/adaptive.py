@@ -169,9 +169,7 @@ class AdaptiveWindow:
 
     def has_room(self) -> bool:
         """Whether one more attempt may start now."""
-        if self._refusals.is_in_doubt:
-            self._end_doubt()
-        return not self._refusals.is_in_doubt and self._limit.has_room(self._in_flight)
+        return self._in_doubt_until() is None and self._limit.has_room(self._in_flight)
 
     def opens_at(self) -> float | None:
         """
@@ -180,9 +178,8 @@ class AdaptiveWindow:
         A pause or a doubt ends then, or growth takes effect.  `None` when one may start now, or when only the end of
         another attempt makes room.
         """
-        if self._refusals.doubt_ends_at is not None:
-            return self._refusals.doubt_ends_at
-        return self._limit.opens_at(self._in_flight)
+        doubt_ends_at = self._in_doubt_until()
+        return self._limit.opens_at(self._in_flight) if doubt_ends_at is None else doubt_ends_at
 
     def start(self, *, streamed: bool = False) -> Ticket:
         """
@@ -283,6 +280,12 @@ class AdaptiveWindow:
             self._wanted_pause_s = max(self._wanted_pause_s, pause_s)
             self._paused_by = ticket.number
         self._apply_refusals(limit)
+
+    def _in_doubt_until(self) -> float | None:
+        """Return when a doubt ends; one whose time is over ends now.  `None`: there is none."""
+        if self._refusals.is_in_doubt:
+            self._end_doubt()
+        return self._refusals.doubt_ends_at
 
     def _end_doubt(self) -> None:
         self._apply_refusals(self._refusals.end_doubt(limit=self._limit.target, next_number=self._next_number))

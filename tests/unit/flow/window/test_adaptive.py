@@ -376,6 +376,16 @@ def test_a_doubt_ends_by_itself(driver):
     assert driver.window.limit < 8
 
 
+def test_the_instant_from_which_one_more_may_start_is_never_over(driver):
+    """Also where `has_room` is not asked, as behind an open circuit."""
+    tickets = driver.start()
+    for ticket in tickets[:2]:
+        driver.refuse(ticket)
+    driver.clock.advance(DOUBT_S)
+    assert driver.window.opens_at() is None
+    assert driver.window.limit < 8
+
+
 def test_a_limit_that_was_lowered_for_messages_goes_on_doubling_afterwards(driver):
     """Even one at a time was refused: the number was not the cause, and the search goes on as if nothing had been."""
     for ticket in driver.start():
