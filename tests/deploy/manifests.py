@@ -7,7 +7,7 @@ A `Variant` is one rendering; it answers the questions that several tests ask (t
 import functools
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ STACKS: dict[str, tuple[str, ...]] = {
     "with-alerts-gmp": ("alerts-gmp", "values"),
     "with-alerts-operator": ("alerts-prometheus-operator", "values"),
     "with-sagemaker": ("sagemaker", "values"),
+    "with-batches": ("gmp", "networkpolicy", "batches", "api-key", "values"),
 }
 """Components on the base with the values of overlays/gke; together with the overlays every component occurs."""
 VARIANTS = (*OVERLAYS, *STACKS)
@@ -72,24 +73,36 @@ class Variant:
 
     name: str
     documents: tuple[dict[str, Any], ...]
+    of: str = "inference-worker"
+    """Name of the Deployment that the questions are about."""
 
     def of_kind(self, *kinds: str) -> list[dict[str, Any]]:
         return [document for document in self.documents if document["kind"] in kinds]
 
     @property
+    def batches(self) -> "Variant":
+        """The same, asked about the pods of the Batches API."""
+        return replace(self, of="inference-worker-batches")
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether it has those."""
+        return any(item["metadata"]["name"] == self.batches.of for item in self.of_kind("Deployment"))
+
+    @property
     def deployment(self) -> dict[str, Any]:
-        """The worker's."""
-        (found,) = [item for item in self.of_kind("Deployment") if item["metadata"]["name"] == "inference-worker"]
+        """The worker's, unless it is asked about others."""
+        (found,) = [item for item in self.of_kind("Deployment") if item["metadata"]["name"] == self.of]
         return found
 
     @property
     def pod(self) -> dict[str, Any]:
-        """The worker's pod specification."""
+        """The pod specification."""
         return dict(self.deployment["spec"]["template"]["spec"])
 
     @property
     def labels(self) -> dict[str, str]:
-        """The labels of the worker's pods."""
+        """The labels of the pods."""
         return dict(self.deployment["spec"]["template"]["metadata"]["labels"])
 
     @property
@@ -103,12 +116,13 @@ class Variant:
 
     @property
     def config(self) -> str:
-        """The text of worker.yaml in the ConfigMap that the pod mounts."""
+        """The text of the one file in the ConfigMap that the pod mounts."""
         (volume,) = [item for item in self.pod["volumes"] if "configMap" in item]
         (found,) = [
             item for item in self.of_kind("ConfigMap") if item["metadata"]["name"] == volume["configMap"]["name"]
         ]
-        return str(found["data"]["worker.yaml"])
+        (text,) = found["data"].values()
+        return str(text)
 
     def settings(self) -> Settings:
         """
@@ -120,7 +134,10 @@ class Variant:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             file.write(self.config)
             file.flush()
-            return load_settings(file.name, environ={k: v for k, v in self.environ.items() if k != "WORKER_CONFIG"})
+            environ = {k: v for k, v in self.environ.items() if k != "WORKER_CONFIG"}
+            # `batches serve` pulls no requests and answers none, so it does without these.
+            unused = {"pubsub.request_subscription": "unused", "pubsub.response_topic": "unused"}
+            return load_settings(file.name, environ=environ, flags=unused if self.of == self.batches.of else {})
 
 
 def variant(name: str) -> Variant:
@@ -142,6 +159,11 @@ def pod_specs(documents: tuple[dict[str, Any], ...]) -> list[tuple[str, dict[str
     ]
 
 
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return every container of a pod, those that run first included."""
+    return [*pod.get("initContainers", ()), *pod["containers"]]
+
+
 __all__ = [
     "COMPONENTS",
     "KUSTOMIZE",
@@ -151,6 +173,7 @@ __all__ = [
     "VARIANTS",
     "Variant",
     "compose",
+    "containers",
     "kustomize",
     "parse",
     "pod_specs",

@@ -34,6 +34,7 @@ OF_COMPONENT: dict[str, dict[str, Any]] = {
     "sagemaker": {
         "backend": {"awsRoleArn": "arn:aws:iam::123456789012:role/inference-worker", "awsRegion": "eu-west-1"}
     },
+    "batches": {"batches": {"enabled": True}},
     "alerts-gmp": {"alerts": {"for": "gmp", "runbook": GKE["alerts"]["runbook"]}},
     "alerts-prometheus-operator": {"alerts": {"for": "prometheus-operator", "runbook": GKE["alerts"]["runbook"]}},
     "values": {},
@@ -64,8 +65,8 @@ def comparable(variant: Variant, *, without: tuple[str, ...] = ("Namespace",)) -
     rollout by the hash in the ConfigMap's name there and by a checksum in the pod template here.
     """
     text = re.sub(
-        r"\binference-worker-[a-z0-9]{10}$",
-        "inference-worker",
+        r"\b(inference-worker(?:-batches)?)-[a-z0-9]{10}$",
+        r"\1",
         yaml.safe_dump_all(variant.documents),
         flags=re.MULTILINE,
     )
@@ -75,7 +76,7 @@ def comparable(variant: Variant, *, without: tuple[str, ...] = ("Namespace",)) -
         template = document.get("spec", {}).get("template", {}).get("metadata", {})
         if template.get("annotations", {}).pop("checksum/config", None):
             template.pop("annotations")
-        for container in document.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
+        for container in containers_of(document):
             container["env"].sort(key=lambda item: item["name"])
             container["volumeMounts"].sort(key=lambda item: item["name"])
             document["spec"]["template"]["spec"]["volumes"].sort(key=lambda item: item["name"])
@@ -84,6 +85,12 @@ def comparable(variant: Variant, *, without: tuple[str, ...] = ("Namespace",)) -
         if document["kind"] not in without:
             found[document["kind"], document["metadata"]["name"]] = document
     return found
+
+
+def containers_of(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the containers of what makes pods, those that run first included."""
+    pod = document.get("spec", {}).get("template", {}).get("spec", {})
+    return [*pod.get("initContainers", ()), *pod.get("containers", ())]
 
 
 def test_every_component_has_a_switch() -> None:
@@ -99,7 +106,7 @@ def test_each_stack_is_what_kustomize_makes(name: str) -> None:
     theirs = manifests.variant(name)
     expected = comparable(theirs)
     for document in expected.values():  # a stack of the tests has no image of its own
-        for container in document["spec"]["template"]["spec"]["containers"] if document["kind"] == "Deployment" else ():
+        for container in containers_of(document):
             assert container["image"] == "inference-worker"
             container["image"] = "inference-worker:dev"
     without = ("ClusterRules", "GlobalRules")  # Kustomize has them apart
@@ -131,13 +138,29 @@ def test_alerts_of_the_whole_cluster_are_there_too() -> None:
 
 def test_two_releases_do_not_meet() -> None:
     """In one namespace: no name in common, and neither selects the pods of the other."""
-    first, second = (comparable(rendered(OF_COMPONENT["alerts-gmp"], release=name)) for name in ("one", "two"))
+    values = merged(OF_COMPONENT["alerts-gmp"], OF_COMPONENT["batches"])
+    first, second = (comparable(rendered(values, release=name)) for name in ("one", "two"))
     assert len(first) == len(second) > 5
     assert not first.keys() & second.keys()
     for name, objects in (("one", first), ("two", second)):
         text = yaml.safe_dump(list(objects.values()))
         assert set(re.findall(r"app\.kubernetes\.io/name: (\S+)", text)) == {name}, "labels and selectors"
         assert all(each["metadata"]["name"].startswith(name) for each in objects.values())
+
+
+def test_settings_of_batches_are_merged_and_a_change_is_a_rollout() -> None:
+    """`batches.config` wins key by key over the file of the chart, and touches the workers' pods not at all."""
+    plain, changed = (
+        rendered(merged(BARE, {"batches": {"enabled": True, "config": config}}))
+        for config in ({}, {"batches": {"max_lines": 10}})
+    )
+    assert changed.batches.settings().batches.max_lines == 10
+    assert changed.batches.settings().pubsub == plain.batches.settings().pubsub
+    templates = [
+        [part.deployment["spec"]["template"] for part in (variant, variant.batches)] for variant in (plain, changed)
+    ]
+    assert templates[0][0] == templates[1][0]
+    assert templates[0][1]["metadata"]["annotations"] != templates[1][1]["metadata"]["annotations"]
 
 
 def test_settings_are_merged_and_a_change_is_a_rollout() -> None:
@@ -167,6 +190,8 @@ def test_without_an_autoscaler_a_number_may_be_given(replicas: int | None, expec
         ({"scalling": {}}, "scalling"),
         ({"backend": {"baseUrl": "vllm:8000"}}, "baseUrl"),
         ({"image": {"digest": "latest"}}, "digest"),
+        ({"batches": {"files": "/var/files"}}, "files"),
+        ({"batches": {"enabled": "yes"}}, "enabled"),
         ({"alerts": {"for": "gmp"}}, "alerts.runbook: where docs/operations.md can be read is required"),
         ({"alerts": {"for": "gmp", "runbook": "docs/operations.md"}}, "runbook"),
     ],

@@ -7,11 +7,14 @@ import pytest
 
 from tests.deploy import manifests
 from tests.deploy.manifests import VARIANTS, Variant
+from worker.batches.serve import API_GRACE_S, COLLECTOR_GRACE_S, SETTLE_S
 from worker.service import FIRST_PULL_S
 from worker.telemetry.metrics import catalogue
 
 PROCESS_BYTES = 120_000_000
 """What a worker takes before any payload; the bound is one of the program's promises."""
+PART_BYTES = 8 << 20
+"""Of an object in a bucket that is read or written piece by piece (`worker.payloads.objects`)."""
 METRIC_LAG_S = 240
 """Cloud Monitoring shows the backlog two to four minutes late."""
 PARTS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -45,6 +48,23 @@ def test_the_time_budget_holds(variant: Variant):
         assert longest < drain.grace_s
         assert drain.cut_longer_requests is False
         assert grace == 600, "GKE's node scale-down waits ten minutes at most"
+
+
+def test_the_batches_api_ends_within_its_grace_period():
+    """What it finishes after SIGTERM, and the time that the Service needs to notice, fit into it."""
+    part = manifests.variant("with-batches").batches
+    grace = part.pod["terminationGracePeriodSeconds"]
+    waits = part.container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert waits + max(API_GRACE_S, COLLECTOR_GRACE_S + SETTLE_S) < grace
+
+
+def test_the_batches_api_has_memory_for_its_answers():
+    """Leased twice over, beside the process and eight parts of uploads or files."""
+    part = manifests.variant("with-batches").batches
+    resources = part.container["resources"]
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]
+    needed = PROCESS_BYTES + 2 * part.settings().pubsub.max_in_flight_bytes + 8 * PART_BYTES
+    assert needed <= _bytes(resources["limits"]["memory"])
 
 
 def test_a_rollout_outlives_the_drain(variant: Variant):

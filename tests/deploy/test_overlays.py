@@ -6,7 +6,18 @@ import pytest
 import yaml
 
 from tests.deploy.crds import custom_faults, known_kinds
-from tests.deploy.manifests import COMPONENTS, KUSTOMIZE, OVERLAYS, STACKS, Variant, compose, kustomize, pod_specs
+from tests.deploy.manifests import (
+    COMPONENTS,
+    KUSTOMIZE,
+    OVERLAYS,
+    STACKS,
+    Variant,
+    compose,
+    containers,
+    kustomize,
+    pod_specs,
+)
+from tests.deploy.manifests import variant as rendered_variant
 
 VERSIONS = ("1.31.0", "1.34.0", "1.37.0")
 """The oldest that matters, one between, the newest there are schemas for."""
@@ -82,7 +93,7 @@ def test_pods_meet_the_restricted_standard(variant: Variant):
             "projected",
             "secret",
         }
-        for container in pod["containers"]:
+        for container in containers(pod):
             inner = container["securityContext"]
             assert inner["allowPrivilegeEscalation"] is False, name
             assert inner["readOnlyRootFilesystem"] is True, name
@@ -91,10 +102,15 @@ def test_pods_meet_the_restricted_standard(variant: Variant):
 
 
 def test_no_shell_is_needed(variant: Variant):
-    """Neither probes nor hooks run a command: the image has no shell, and a preStop would only delay SIGTERM."""
-    for _, pod in pod_specs(variant.documents):
-        for container in pod["containers"]:
-            assert "lifecycle" not in container
+    """
+    Neither probes nor hooks run a command: the image has no shell.
+
+    Only what a Service sends traffic to waits before it ends; for the others a preStop would only delay SIGTERM.
+    """
+    for name, pod in pod_specs(variant.documents):
+        for container in containers(pod):
+            waits = name == "Deployment/inference-worker-batches" and container["name"] == "batches"
+            assert container.get("lifecycle") == ({"preStop": {"sleep": {"seconds": 5}}} if waits else None)
             assert "command" not in container
             assert all("exec" not in container.get(f"{kind}Probe", {}) for kind in ("startup", "readiness", "liveness"))
 
@@ -102,21 +118,38 @@ def test_no_shell_is_needed(variant: Variant):
 def test_the_last_words_are_kept(variant: Variant):
     """What a container that gives up says last is what `kubectl describe pod` shows."""
     for name, spec in pod_specs(variant.documents):
-        for container in spec["containers"]:
+        for container in containers(spec):
             assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", name
 
 
-def test_selectors_find_the_workers(variant: Variant):
-    """Budget, policy, spread and scrapers select the worker's pods and nobody else's."""
-    selectors = [variant.deployment["spec"]["selector"]]
-    selectors += [
-        item["spec"]["selector"] for item in variant.of_kind("PodDisruptionBudget", "PodMonitoring", "PodMonitor")
-    ]
-    selectors += [item["spec"]["podSelector"] for item in variant.of_kind("NetworkPolicy")]
-    selectors += [item["labelSelector"] for item in variant.pod["topologySpreadConstraints"]]
-    for selector in selectors:
-        assert selector["matchLabels"].items() <= variant.labels.items()
-        assert selector["matchLabels"]["app.kubernetes.io/component"] == "worker"
+def test_selectors_find_the_pods_they_are_for(variant: Variant):
+    """Budget, policy, spread and Service select the pods of one component, the one they are named like."""
+    parts = [variant, *([variant.batches] if variant.has_batches else [])]
+    for part in parts:
+        named = [
+            item
+            for item in variant.of_kind("PodDisruptionBudget", "NetworkPolicy", "Service", "Deployment")
+            if item["metadata"]["name"] == part.of
+        ]
+        assert len(named) >= 2
+        selectors = [
+            item["spec"]["selector"] for item in named if item["kind"] in {"PodDisruptionBudget", "Deployment"}
+        ]
+        selectors += [item["spec"]["podSelector"] for item in named if item["kind"] == "NetworkPolicy"]
+        selectors += [{"matchLabels": item["spec"]["selector"]} for item in named if item["kind"] == "Service"]
+        selectors += [item["labelSelector"] for item in part.pod["topologySpreadConstraints"]]
+        for selector in selectors:
+            assert [selector["matchLabels"].items() <= other.labels.items() for other in parts] == [
+                other is part for other in parts
+            ]
+
+
+def test_scrapers_select_every_pod_with_metrics(variant: Variant):
+    """The workers, and those of the Batches API."""
+    for scraper in variant.of_kind("PodMonitoring", "PodMonitor"):
+        wanted = scraper["spec"]["selector"]["matchLabels"].items()
+        assert wanted <= variant.labels.items()
+        assert not variant.has_batches or wanted <= variant.batches.labels.items()
 
 
 def test_ports_fit(variant: Variant):
@@ -124,8 +157,7 @@ def test_ports_fit(variant: Variant):
     settings = variant.settings()
     assert variant.container["ports"] == [{"name": "http", "containerPort": settings.http.port}]
     assert settings.http.host == "0.0.0.0"
-    for kind, path in (("startup", "/startupz"), ("readiness", "/readyz"), ("liveness", "/livez")):
-        assert variant.container[f"{kind}Probe"]["httpGet"] == {"path": path, "port": "http"}
+    _probes_fit(variant)
     for scraper in variant.of_kind("PodMonitoring"):
         assert [(item["port"], item["path"]) for item in scraper["spec"]["endpoints"]] == [("http", "/metrics")]
     for scraper in variant.of_kind("PodMonitor"):
@@ -133,7 +165,51 @@ def test_ports_fit(variant: Variant):
             ("http", "/metrics")
         ]
     for policy in variant.of_kind("NetworkPolicy"):
-        assert policy["spec"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": "http"}]
+        assert policy["spec"]["ingress"][-1]["ports"] == [{"protocol": "TCP", "port": "http"}]
+
+
+def _probes_fit(variant: Variant) -> None:
+    for kind, path in (("startup", "/startupz"), ("readiness", "/readyz"), ("liveness", "/livez")):
+        assert variant.container[f"{kind}Probe"]["httpGet"] == {"path": path, "port": "http"}
+
+
+def test_clients_reach_the_batches_api():
+    """Through the Service and the policy to the port that the program listens on."""
+    part = rendered_variant("with-batches").batches
+    settings = part.settings()
+    assert part.container["ports"] == [
+        {"name": "api", "containerPort": settings.batches.port},
+        {"name": "http", "containerPort": settings.http.port},
+    ]
+    assert settings.batches.host == settings.http.host == "0.0.0.0"
+    _probes_fit(part)
+    (service,) = part.of_kind("Service")
+    assert [(port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [(80, "api")]
+    (policy,) = [item for item in part.of_kind("NetworkPolicy") if item["metadata"]["name"] == part.of]
+    assert policy["spec"]["ingress"][0] == {"ports": [{"protocol": "TCP", "port": "api"}]}
+
+
+def test_the_batches_api_has_what_it_needs():
+    """Names of the values, keys on, the address of the database from the Secret, files where every pod sees them."""
+    part = rendered_variant("with-batches").batches
+    values = yaml.safe_load((KUSTOMIZE / "overlays" / "gke" / "values.yaml").read_text())["spec"]
+    batches = part.settings().batches
+    assert batches.request_topic == values["batches"]["requestTopic"]
+    assert batches.response_subscription == values["batches"]["responseSubscription"]
+    assert batches.files == values["batches"]["files"]
+    assert batches.auth == "keys"
+    (volume,) = [item for item in part.pod["volumes"] if item["name"] == "secret"]
+    (migrating,) = part.pod["initContainers"]
+    for container in (migrating, part.container):
+        environ = {item["name"]: item["value"] for item in container["env"]}
+        (mount,) = [item for item in container["volumeMounts"] if item["name"] == volume["name"]]
+        assert environ["WORKER_BATCHES__DATABASE_URL_FILE"] == f"{mount['mountPath']}/database-url"
+        assert environ["WORKER_CONFIG"] == part.environ["WORKER_CONFIG"]
+    assert migrating["args"] == ["batches", "migrate"]
+    backend = part.settings().backend
+    assert backend is not None
+    (key,) = [item for item in part.container["volumeMounts"] if item["name"] == "backend-key"]
+    assert backend.api_key_file == f"{key['mountPath']}/api-key"
 
 
 def test_the_network_policy_lets_the_backend_through(variant: Variant):
@@ -156,10 +232,12 @@ def test_one_autoscaler_owns_the_number(variant: Variant):
 
 def test_a_lone_pod_can_be_evicted(variant: Variant):
     """The budget lets a node be drained even when it has the only worker."""
-    (budget,) = variant.of_kind("PodDisruptionBudget")
-    assert budget["spec"]["maxUnavailable"] == "25%"
-    assert "minAvailable" not in budget["spec"]
-    assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    budgets = variant.of_kind("PodDisruptionBudget")
+    assert budgets
+    for budget in budgets:
+        assert budget["spec"]["maxUnavailable"] == "25%"
+        assert "minAvailable" not in budget["spec"]
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
 def test_a_change_of_configuration_is_a_rollout(tmp_path):

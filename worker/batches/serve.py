@@ -31,6 +31,7 @@ from worker.batches.metrics import BatchMetrics
 from worker.batches.migrate import migrate
 from worker.batches.models import Models
 from worker.batches.objects import Objects, open_objects
+from worker.batches.secrets import database_url, signing_key
 from worker.batches.store import Store, StoreUnavailableError, open_engine
 from worker.brokers.connection import Broker
 from worker.errors import SettingsError
@@ -160,7 +161,7 @@ class BatchServer:
 
     async def _open_store(self, stack: AsyncExitStack) -> Store | None:
         """Return the store once it can be reached; `None`: stopped before that."""
-        engine = open_engine(self._settings.batches.database_url.get_secret_value())
+        engine = open_engine(database_url(self._settings.batches))
         store = Store(engine)
         stack.callback(store.close)
         is_told = False
@@ -202,11 +203,10 @@ class BatchServer:
             if batches.event_topic:
                 topic = broker.publisher(batches.event_topic)
                 stack.push_async_callback(topic.aclose)
-            key = batches.webhook_signing_key
             events = EventTeller(
                 store,
                 webhook_url=batches.webhook_url,
-                signing_key=None if key is None else key.get_secret_value(),
+                signing_key=signing_key(batches),
                 publisher=topic,
                 metrics=self._batch_metrics,
             )

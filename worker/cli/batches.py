@@ -221,7 +221,9 @@ def _settings(namespace: argparse.Namespace) -> "Settings":
 
 
 def _database_url(namespace: argparse.Namespace) -> str:
-    return _settings(namespace).batches.database_url.get_secret_value()
+    from worker.batches.secrets import database_url  # noqa: PLC0415 - of the extra
+
+    return database_url(_settings(namespace).batches)
 
 
 def _migrate(namespace: argparse.Namespace) -> int:

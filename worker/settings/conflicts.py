@@ -58,9 +58,15 @@ def find_conflicts(settings: Settings) -> list[str]:
 
 
 def _batches_conflicts(batches: BatchesSettings) -> list[str]:
-    if batches.webhook_url is not None and batches.webhook_signing_key is None:
-        return ["batches.webhook_signing_key: is required with batches.webhook_url"]
-    return []
+    faults = []
+    has_key = batches.webhook_signing_key is not None or batches.webhook_signing_key_file is not None
+    if batches.webhook_url is not None and not has_key:
+        faults.append("batches.webhook_signing_key: is required with batches.webhook_url")
+    if "database_url" in batches.model_fields_set and batches.database_url_file is not None:
+        faults.append("batches.database_url: excludes batches.database_url_file")
+    if batches.webhook_signing_key is not None and batches.webhook_signing_key_file is not None:
+        faults.append("batches.webhook_signing_key: excludes batches.webhook_signing_key_file")
+    return faults
 
 
 def section_of(route: RouteSettings, settings: Settings) -> str:

@@ -856,6 +856,8 @@ class BatchesSettings(Section):
     database_url: SecretStr = SecretStr("sqlite:///batches.db")
     """Where batches, results that have arrived and API keys are kept: `sqlite:///FILE` for one machine, or
     `postgresql://USER:PASSWORD@HOST/DATABASE` for several replicas."""
+    database_url_file: str | None = None
+    """A file that holds `database_url` instead, for example of a mounted Secret; read at start."""
     files: str = "batches-files"
     """Where the contents of files are kept: a folder, `file:///folder`, or a prefix of a bucket (`gs://bucket/folder`,
     `s3://bucket/folder`, `az://container/folder`; needs the extra `payloads`, and `payloads.*_options` hold for it).
@@ -911,6 +913,8 @@ class BatchesSettings(Section):
     """Where an event is posted when a batch ends, in OpenAI's shape and signed like theirs."""
     webhook_signing_key: SecretStr | None = None
     """`whsec_` and the signing key in base64; needed with `webhook_url`."""
+    webhook_signing_key_file: str | None = None
+    """A file that holds `webhook_signing_key` instead; read at start."""
     event_topic: TopicName | None = None
     """Topic that the same events are published to."""
     lease_s: Annotated[float, Field(ge=0.5, le=300)] = 10.0

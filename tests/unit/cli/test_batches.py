@@ -105,3 +105,33 @@ def test_unusable_settings_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().err
     assert "batches.database_url" in told
     assert "pubsub" not in told
+
+
+def test_the_database_may_stand_in_a_file(tmp_path: Path, database: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a Secret brings it, with a newline at its end."""
+    secret = tmp_path / "database-url"
+    secret.write_text(f"{database}\n")
+    assert run_command(["batches", "migrate", "--set", f"batches.database_url_file={secret}"]) == 0
+    assert "the database is at" in capsys.readouterr().out
+    assert (tmp_path / "batches.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        (b"mysql://someone:hidden@host/db", "must hold sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"),
+        (b"\xff", "is not UTF-8"),
+    ],
+)
+def test_a_file_without_a_database_is_named(
+    tmp_path: Path, content: bytes | None, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2; its content is not shown."""
+    secret = tmp_path / "database-url"
+    if content is not None:
+        secret.write_bytes(content)
+    assert run_command(["batches", "migrate", "--set", f"batches.database_url_file={secret}"]) == 2
+    told = capsys.readouterr().err
+    assert f"batches.database_url_file: {secret}: {reason}" in told
+    assert "hidden" not in told
