@@ -15,7 +15,8 @@ very instant of the change is the 100 % of the table.  Printed are medians over 
 * goodput: work done, of what that rule does;
 * refused: share of the attempts that got a 429;
 * found: seconds until a new capacity was found: nine tenths of a larger one in use; of a smaller one, counted from when
-  the backend itself has come down to it, the window at most half as large again.  `-` when it was not found at all;
+  the backend itself has come down to it, the window at most half as large again.  `-` when it was not found at all.
+  In front of an engine the capacity is the smallest of the best fixed windows;
 * wait: mean seconds a request stood in the backend's queue.
 """
 
@@ -24,18 +25,23 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from benchmarks.window_model import Phase, Result, Rule, Scenario
 from benchmarks.window_rules import OTHER_RULES, Fixed
 from benchmarks.window_sim import Simulation
+from worker.emulators.openai.engine import LLAMA_8B_H100, LLAMA_70B_2_H100
 from worker.flow.clock import Now
 from worker.flow.window.adaptive import AdaptiveWindow
 
 OURS = "this window"
 FACTORS = (0.75, 1.0, 1.125, 1.25, 1.5, 2.0)
+ENGINE_WINDOWS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
+MAXIMUM = 128
+ENGINE_MAXIMUM = 512
+"""Largest window of every rule that has one."""
 KINDS = {
     "short": ("0.2 s", 60.0, False, True),
     "mixed": ("mixed", 300.0, False, True),
@@ -88,6 +94,36 @@ def scenarios() -> Iterable[Scenario]:
         yield Scenario(name=f"short, then chat, then short, {backend}", sizes="short", phases=_shift(), queue=queue)
     yield Scenario(name="short, 4 workers", sizes="short", phases=steps(60.0, 64, 32, 128), queue=1.0, workers=4)
     yield Scenario(name="chat, streamed, 4 workers", phases=steps(300.0, 64, 32, 128), queue=1.0, workers=4, **chat)
+    yield from engine_scenarios()
+
+
+def engine_scenarios() -> Iterable[Scenario]:
+    """Yield the scenarios in front of an inference engine; `compare` finds the capacity of their phases."""
+    few = dataclasses.replace(LLAMA_8B_H100, max_sequences=256)
+    kinds = {
+        "chat": ("engine chat", LLAMA_8B_H100, 600.0, True, True),
+        "chat, 256 sequences": ("engine chat", few, 600.0, True, True),
+        "long prompts": ("engine long prompts", LLAMA_70B_2_H100, 900.0, True, True),
+        "short answers": ("engine answers", LLAMA_8B_H100, 120.0, True, True),
+        "embeddings": ("engine embeddings", LLAMA_8B_H100, 120.0, False, False),
+    }
+    for kind, (sizes, engine, seconds, is_text, tokens) in kinds.items():
+        for streamed in (True, False) if is_text else (False,):
+            yield Scenario(
+                name=f"engine, {kind}{', streamed' if streamed else ''}",
+                sizes=sizes,
+                phases=(Phase(seconds=seconds, capacity=1),),
+                engine=engine,
+                streamed=streamed,
+                tokens=tokens,
+                leased=1024,
+            )
+    for streamed in (True, False):
+        name = f"engine, chat, 256 sequences{', streamed' if streamed else ''}"
+        engine: dict[str, Any] = {"sizes": "engine chat", "engine": few, "streamed": streamed, "leased": 1024}
+        alone, beside = Phase(seconds=300.0, capacity=1), Phase(seconds=300.0, capacity=1, others_per_s=15.0)
+        yield Scenario(name=f"{name}, others come and go", phases=(alone, beside, alone), **engine)
+        yield Scenario(name=f"{name}, 4 workers", phases=(Phase(seconds=600.0, capacity=1),), workers=4, **engine)
 
 
 def _shift() -> tuple[Phase, ...]:
@@ -106,9 +142,9 @@ def _gap(capacity: int) -> tuple[Phase, ...]:
     )
 
 
-def ours(now: Now) -> Rule:
+def ours(now: Now, maximum: int) -> Rule:
     """Build our rule, with bounds that are no help."""
-    return AdaptiveWindow(8, 1, 128, now=now)
+    return AdaptiveWindow(8, 1, maximum, now=now)
 
 
 def best_fixed(scenario: Scenario) -> dict[float, int]:
@@ -123,9 +159,11 @@ def best_fixed(scenario: Scenario) -> dict[float, int]:
 
 def _best(scenario: Scenario, phase: Phase) -> int:
     share = phase.capacity / scenario.workers
-    candidates = sorted({max(1, round(share * factor)) for factor in FACTORS} | {64 // scenario.workers})
+    candidates = {max(1, round(share * factor)) for factor in FACTORS} | {64 // scenario.workers}
+    if scenario.engine is not None:
+        candidates = {max(1, window // scenario.workers) for window in ENGINE_WINDOWS}
     alone = dataclasses.replace(scenario, phases=(phase,))
-    results = [(Simulation(alone, partial(Fixed, limit=n), 0).run(), n) for n in candidates]
+    results = [(Simulation(alone, partial(Fixed, limit=n), 0).run(), n) for n in sorted(candidates)]
     most = max(result.work for result, _ in results)
     # Among those that do as much within half a per cent, the one that is refused least.
     return min((result.rejected_share, n) for result, n in results if result.work >= 0.995 * most)[1]
@@ -159,12 +197,29 @@ class Row:
 def compare(scenario: Scenario, seeds: range) -> dict[str, Row]:
     """Run every rule; the best fixed windows come last, with the sweep's result as their name."""
     schedule = best_fixed(scenario)
+    if scenario.engine is not None:
+        windows = [window * scenario.workers for window in schedule.values()]
+        phases = zip(scenario.phases, windows, strict=True)
+        scenario = dataclasses.replace(
+            scenario, phases=tuple(dataclasses.replace(phase, capacity=window) for phase, window in phases)
+        )
     best = [Simulation(scenario, lambda now: Fixed(now, 1, schedule), seed).run() for seed in seeds]
+    rules: dict[str, Callable[[Now, int], Rule]] = {OURS: ours, **OTHER_RULES}
     rows = {
-        name: Row.of([Simulation(scenario, build, seed).run() for seed in seeds], best)
-        for name, build in {OURS: ours, **OTHER_RULES}.items()
+        name: Row.of(
+            [
+                Simulation(scenario, lambda now, build=build: build(now, _maximum(scenario)), seed).run()
+                for seed in seeds
+            ],
+            best,
+        )
+        for name, build in rules.items()
     }
     return rows | {f"best fixed: {', '.join(str(window) for window in schedule.values())}": Row.of(best, best)}
+
+
+def _maximum(scenario: Scenario) -> int:
+    return MAXIMUM if scenario.engine is None else ENGINE_MAXIMUM
 
 
 def print_long(scenario: Scenario, rows: dict[str, Row]) -> None:
@@ -191,7 +246,9 @@ def _describe(scenario: Scenario) -> str:
 def trace(scenario: Scenario) -> None:
     """Print one run of our rule second by second."""
     print("time limit running queued capacity")
-    for time_s, limit, running, queued, capacity in Simulation(scenario, ours, 0).run().trace:
+    for time_s, limit, running, queued, capacity in (
+        Simulation(scenario, partial(ours, maximum=_maximum(scenario)), 0).run().trace
+    ):
         print(f"{time_s:6.1f} {limit:5d} {running:7d} {queued:6d} {capacity:8d}")
 
 

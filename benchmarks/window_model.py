@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from worker.emulators.openai.engine import EngineModel
+from worker.flow.circuit import Pass
 from worker.flow.window.adaptive import Outcome
 
 
@@ -34,6 +36,8 @@ class Phase:
     """It refuses everything new with a 429, and finishes what it has."""
     sizes: str | None = None
     """Sizes of the requests that start from now on; `None`: the scenario's."""
+    others_per_s: float = 0.0
+    """Requests a second that other clients send to the engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,7 @@ class Scenario:
 
     name: str
     sizes: str
-    """`short`, `llm` or `mixed`."""
+    """A kind that `window_sim.size` knows."""
     phases: tuple[Phase, ...]
     queue: float = math.inf
     """Requests that wait, as a multiple of the capacity."""
@@ -57,11 +61,48 @@ class Scenario:
     """A request's time grows by this share for every other that runs."""
     sharing: bool = False
     """No queue: everything runs at once and shares the capacity."""
+    engine: EngineModel | None = None
+    """The backend is this engine; `capacity` is then the window that it is best asked with."""
     workers: int = 1
+    leased: int = 256
+    """Messages that a worker leases at once."""
 
     @property
     def seconds(self) -> float:
         return sum(phase.seconds for phase in self.phases)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The size of one request."""
+
+    seconds: float = 0.0
+    """What it needs alone on an idle backend with slots, after its first byte."""
+    prompt: int = 0
+    """Tokens of its prompt, for an engine."""
+    tokens: float
+    """Tokens of its answer."""
+
+
+class Owner(Protocol):
+    """The worker that sends a request."""
+
+    def fill(self) -> None: ...
+    def connect(self, request: "Request") -> None: ...
+    def begin(self, request: "Request") -> None: ...
+    def end(self, request: "Request", outcome: Outcome, retry_after_s: float | None = None) -> None: ...
+
+
+@dataclass(eq=False)
+class Request:
+    """One message, through all its attempts."""
+
+    owner: Owner
+    size: Size
+    attempts: int = 0
+    sent_at: float = 0.0
+    ticket: Any = None
+    circuit_pass: Pass | None = None
 
 
 @dataclass

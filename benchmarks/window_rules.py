@@ -189,9 +189,10 @@ class AIBrix(Fixed):
         return slow
 
 
-OTHER_RULES: Mapping[str, Callable[[Now], Fixed]] = {
-    "llm-d batch-gateway": BatchGateway,
-    "llm-d feedback gate": FeedbackGate,
-    "AIBrix": AIBrix,
-    "fixed 64": lambda now: Fixed(now, 64),
+OTHER_RULES: Mapping[str, Callable[[Now, int], Fixed]] = {
+    "llm-d batch-gateway": lambda now, _: BatchGateway(now),
+    "llm-d feedback gate": lambda now, maximum: FeedbackGate(now, maximum=maximum),
+    "AIBrix": lambda now, maximum: AIBrix(now, maximum=maximum),
+    "fixed 64": lambda now, _: Fixed(now, 64),
 }
+"""Built with the largest window that they are configured with."""

@@ -1,12 +1,9 @@
 """
-A backend with hidden, changing capacity, and workers in front of it, in virtual time.
+Workers in front of a backend with hidden, changing capacity, in virtual time.
 
-Discrete events, no sleeping, deterministic by seed.  The backend runs up to `capacity` requests at once and queues up
-to `queue` times as many more, first come first served; beyond that it refuses.  Running requests share one speed, a
-function of how many they are, so that a batch engine that slows down a little (`slowdown`), and a server that shares
-its processor (`sharing`), are the same few lines.  A worker always has messages, leases at most `LEASED` of them, keeps
-refused ones for a backoff with full jitter, or for the backend's Retry-After, and sends those first.  The breaker is
-the worker's own, for every rule.
+Discrete events, no sleeping, deterministic by seed.  The backends are in `window_backends`.  A worker always has
+messages, leases at most `Scenario.leased` of them, keeps refused ones for a backoff with full jitter, or for the
+backend's Retry-After, and sends those first.  The breaker is the worker's own, for every rule.
 """
 
 import heapq
@@ -15,42 +12,40 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from benchmarks.window_model import Phase, PhaseResult, Result, Rule, Scenario
-from worker.flow.circuit import CONNECT, Circuit, CircuitConfig, CircuitState, Pass
+from benchmarks.window_backends import NETWORK_S, Backend, EngineBackend, SlotBackend
+from benchmarks.window_model import Phase, PhaseResult, Request, Result, Rule, Scenario, Size
+from worker.flow.circuit import CONNECT, Circuit, CircuitConfig, CircuitState
 from worker.flow.clock import Now
 from worker.flow.window.adaptive import Outcome
 
-LEASED = 256
 REFUSAL_S = 0.005
-NETWORK_S = 0.001
 SECONDS_PER_TOKEN = 0.02
 NOISE = 0.15
 """Sigma of what the number of tokens does not explain of the work."""
-FIRST_TOKEN_S = {"short": 0.02, "llm": 0.15, "mixed": 0.02}
 
 
-def size(kind: str, rng: random.Random) -> float:
-    """Draw the seconds a request needs alone on an idle backend, after its first byte."""
+def size(kind: str, rng: random.Random) -> Size:
+    """Draw the size of a request; for the engine, tokens of prompt and answer and no seconds."""
+    match kind:
+        case "engine chat":
+            return Size(prompt=_tokens(rng, 300, 0.7, 4_000), tokens=_tokens(rng, 200, 0.8, 2_000))
+        case "engine answers":
+            return Size(prompt=_tokens(rng, 300, 0.5, 4_000), tokens=_tokens(rng, 12, 0.5, 100))
+        case "engine long prompts":
+            return Size(prompt=_tokens(rng, 3_000, 0.5, 16_000), tokens=_tokens(rng, 300, 0.8, 2_000))
+        case "engine embeddings":
+            return Size(prompt=_tokens(rng, 200, 0.7, 4_000), tokens=1)
     if kind == "short" or (kind == "mixed" and rng.random() < 0.8):
-        return 0.2 * math.exp(rng.gauss(0, 0.3))
-    return 5.0 * math.exp(rng.gauss(0, 1.0))
+        work = 0.2 * math.exp(rng.gauss(0, 0.3))
+    else:
+        work = 5.0 * math.exp(rng.gauss(0, 1.0))
+    return Size(seconds=work, tokens=work / SECONDS_PER_TOKEN * math.exp(rng.gauss(0, NOISE)))
 
 
-@dataclass(eq=False)
-class Request:
-    """One message, through all its attempts."""
-
-    owner: "Worker"
-    work: float
-    tokens: float
-    attempts: int = 0
-    sent_at: float = 0.0
-    ticket: Any = None
-    circuit_pass: Pass | None = None
+def _tokens(rng: random.Random, median: float, sigma: float, most: int) -> int:
+    return min(most, max(1, round(median * math.exp(rng.gauss(0.0, sigma)))))
 
 
 class Worker:
@@ -71,11 +66,9 @@ class Worker:
         while self.rule.has_room() if self.circuit.state is CircuitState.CLOSED else self.circuit.allows():
             if self._retries:
                 request = self._retries.popleft()
-            elif self._leased < LEASED:
+            elif self._leased < simulation.scenario.leased:
                 self._leased += 1
-                work = size(simulation.sizes, simulation.rng)
-                noise = math.exp(simulation.rng.gauss(0, NOISE))
-                request = Request(self, work, work / SECONDS_PER_TOKEN * noise)
+                request = Request(self, simulation.draw())
             else:
                 return
             request.sent_at = simulation.now
@@ -101,7 +94,7 @@ class Worker:
     def end(self, request: Request, outcome: Outcome, retry_after_s: float | None = None) -> None:
         """One attempt is over."""
         scenario, now = self.simulation.scenario, self.simulation.now
-        tokens = request.tokens if outcome is Outcome.OK and scenario.tokens else None
+        tokens = request.size.tokens if outcome is Outcome.OK and scenario.tokens else None
         is_fresh = self.rule.is_refusal_fresh(request.ticket)
         self.rule.finish(request.ticket, outcome, work=tokens, pause_s=retry_after_s)
         token = request.circuit_pass
@@ -143,22 +136,21 @@ class Simulation:
         self.now = 0.0
         self.rng = random.Random(seed)
         self.result = Result()
+        self.phase = Phase(seconds=0.0, capacity=0)
         self.workers = [Worker(self, build_rule(lambda: self.now)) for _ in range(scenario.workers)]
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
-        self._phase = Phase(seconds=0.0, capacity=0)
         self._grew = True
         self._changed_at = 0.0
-        self._queued: deque[Request] = deque()
-        self._running: list[tuple[float, int, Request]] = []
-        self._progress = 0.0
-        self._progress_at = 0.0
-        self._epoch = 0
+        self._backend: Backend = SlotBackend(self) if scenario.engine is None else EngineBackend(self, scenario.engine)
 
-    @property
-    def sizes(self) -> str:
-        """Which sizes requests have that start now."""
-        return self._phase.sizes or self.scenario.sizes
+    def draw(self) -> Size:
+        """Draw the size of a request that starts now."""
+        return size(self.phase.sizes or self.scenario.sizes, self.rng)
+
+    def exponential(self, rate: float) -> float:
+        """Draw the seconds until the next of events that come so many times a second."""
+        return self.rng.expovariate(rate)
 
     def run(self) -> Result:
         """Run to the scenario's end."""
@@ -173,7 +165,7 @@ class Simulation:
             action()
             self._watch()
         self.now = at
-        self._advance()
+        self._backend.stop()
         self.result.served_by = [worker.served for worker in self.workers]
         return self.result
 
@@ -182,97 +174,54 @@ class Simulation:
         heapq.heappush(self._events, (when, next(self._count), action))
 
     def arrive(self, request: Request) -> None:
-        """Take a request, queue it, refuse it or be away."""
-        full = len(self._running) >= self._phase.capacity and not self.scenario.sharing
-        if self._phase.capacity == 0:
-            self._answer(request, Outcome.NEUTRAL)
+        """Let a request reach the backend: it is connected, and refused at once or taken."""
+        if self.phase.capacity == 0:
+            self.answer(request, Outcome.NEUTRAL)
             return
         if self.scenario.connections:
             request.owner.connect(request)
             request.owner.fill()
-        if self._phase.storm or (full and len(self._queued) >= self.scenario.queue * self._phase.capacity):
+        if self.phase.storm or self._backend.is_full:
             self.result.rejected += 1
-            self.at(self.now + REFUSAL_S, lambda: self._answer(request, Outcome.OVERLOAD))
+            self.at(self.now + REFUSAL_S, lambda: self.answer(request, Outcome.OVERLOAD))
         else:
-            self._queued.append(request)
-            self._admit()
+            self._backend.take(request)
 
-    def _answer(self, request: Request, outcome: Outcome) -> None:
+    def answer(self, request: Request, outcome: Outcome) -> None:
+        """Let a worker see the end of an attempt."""
         retry_after_s = self.scenario.retry_after_s if outcome is Outcome.OVERLOAD else None
         request.owner.end(request, outcome, retry_after_s)
         request.owner.fill()
 
+    def begin(self, request: Request) -> None:
+        """Let a worker see the first byte of an answer."""
+        request.owner.begin(request)
+        request.owner.fill()
+
     def _change(self, phase: Phase) -> None:
-        self._advance()
-        self._grew = self._phase.storm or phase.capacity > self._phase.capacity
-        self._phase, self._changed_at = phase, self.now
+        self._grew = self.phase.storm or phase.capacity > self.phase.capacity
+        self._backend.before_change()
+        self.phase, self._changed_at = phase, self.now
         self.result.phases.append(PhaseResult())
-        if phase.capacity == 0:
-            lost = [request for _, _, request in self._running] + list(self._queued)
-            done = sum(self._progress - target + request.work for target, _, request in self._running)
-            self.result.phases[max(0, len(self.result.phases) - 2)].work -= done
-            self._running.clear()
-            self._queued.clear()
-            for request in lost:
-                request.owner.end(request, Outcome.NEUTRAL)
-        self._admit()
+        for request in self._backend.after_change():
+            request.owner.end(request, Outcome.NEUTRAL)
+        self._backend.proceed()
         for worker in self.workers:
             worker.fill()
 
     def _watch(self) -> None:
         """Note when a new capacity was found: nine tenths used when it grew, at most half as much waits when not."""
-        phase, capacity = self.result.phases[-1], self._phase.capacity
-        if phase.found_s is not None or capacity == 0 or self._phase.storm:
+        phase, capacity = self.result.phases[-1], self.phase.capacity
+        if phase.found_s is not None or capacity == 0 or self.phase.storm:
             return
-        if not self._grew and len(self._running) > capacity:
+        running = self._backend.running
+        if not self._grew and running > capacity:
             self._changed_at = self.now  # The backend itself has not come down yet.
         limit = sum(worker.rule.limit for worker in self.workers)
-        if len(self._running) >= 0.9 * capacity if self._grew else limit <= 1.5 * capacity:
+        if running >= 0.9 * capacity if self._grew else limit <= 1.5 * capacity:
             phase.found_s = self.now - self._changed_at
 
     def _sample(self) -> None:
         limit = sum(worker.rule.limit for worker in self.workers)
-        self.result.trace.append((self.now, limit, len(self._running), len(self._queued), self._phase.capacity))
-
-    def _admit(self) -> None:
-        self._advance()
-        while self._queued and (self.scenario.sharing or len(self._running) < self._phase.capacity):
-            request = self._queued.popleft()
-            self.result.waited_s += self.now - request.sent_at - NETWORK_S
-            first = FIRST_TOKEN_S[self.scenario.sizes]
-            heapq.heappush(self._running, (self._progress + request.work + first, next(self._count), request))
-            if self.scenario.streamed:
-                self.at(self.now + first / self._speed() + NETWORK_S, partial(self._begin, request))
-        self._epoch += 1
-        if self._running:
-            epoch = self._epoch
-            left = max(0.0, self._running[0][0] - self._progress) / self._speed()
-            self.at(self.now + left, lambda: self._complete(epoch))
-
-    def _begin(self, request: Request) -> None:
-        request.owner.begin(request)
-        request.owner.fill()
-
-    def _speed(self) -> float:
-        """Return the seconds of work each running request does in a second."""
-        n = len(self._running)
-        if self.scenario.sharing:
-            return min(1.0, self._phase.capacity / n) if n else 1.0
-        return 1.0 / (1.0 + self.scenario.slowdown * max(0, n - 1))
-
-    def _advance(self) -> None:
-        """Account for the work done since the last event."""
-        done = (self.now - self._progress_at) * self._speed() if self._running else 0.0
-        self._progress += done
-        self._progress_at = self.now
-        if self.result.phases:
-            self.result.phases[-1].work += done * len(self._running)
-
-    def _complete(self, epoch: int) -> None:
-        if epoch != self._epoch:
-            return
-        self._advance()
-        while self._running and self._running[0][0] <= self._progress + 1e-9:
-            request = heapq.heappop(self._running)[2]
-            self.at(self.now + NETWORK_S, partial(self._answer, request, Outcome.OK))
-        self._admit()
+        backend = self._backend
+        self.result.trace.append((self.now, limit, backend.running, backend.waiting, self.phase.capacity))
