@@ -326,7 +326,7 @@ async def collect_run(
     is_complete = ledger.totals().is_complete if progress is None else progress.totals.is_complete
     if is_complete:
         ledger.note({RETRY: None})
-        sort_outputs(files)
+        await sort_outputs(files)
         await _remove_subscription(settings, ledger, teller)
     elif fault is not None:
         assert subscription is not None  # it has the fault

@@ -512,17 +512,23 @@ def _sink(writer: LineWriter, *, fsync: bool) -> LineSink:
     return _SyncedSink(writer) if fsync else writer
 
 
-def sort_outputs(files: Files) -> None:
+async def sort_outputs(files: Files) -> None:
     """
-    Sort what was collected into the ordered outputs and remove the unsorted files; blocks.
+    Sort what was collected into the ordered outputs and remove the unsorted files.
 
     A kill on the way leaves the unsorted files, and the next call begins anew.
 
     Raises:
         OutputError: An output cannot be written; the unsorted file stays.
+
+    Cancellation: ends the wait at once.  The sort itself, in a thread, goes on as long as the process lives.
     """
-    for path in files.ordered:
-        _sort(path)
+    thread = BlockingThread("sort")
+    try:
+        for path in files.ordered:
+            await thread.call(_sort, path)
+    finally:
+        thread.close()
 
 
 def _sort(path: str) -> None:

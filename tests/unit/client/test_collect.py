@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import threading
 
 import msgspec
 import pytest
@@ -93,7 +94,7 @@ class Run:
         finally:
             files.close()
         if done:
-            sort_outputs(files)
+            await sort_outputs(files)
         return done, collection.progress()
 
     def numbers(self, output="out.jsonl"):
@@ -235,6 +236,27 @@ async def test_a_kill_during_or_after_the_sort_repeats_no_line(tmp_path):
     assert (done, run.numbers()) == (True, list(range(1, 11)))
     assert sorted(path.name for path in tmp_path.glob("*out*")) == ["out.jsonl"]
     run.ledger.close()
+
+
+async def test_the_sort_of_a_large_output_can_be_interrupted(tmp_path, monkeypatch):
+    """Ctrl-C ends the command while a thread still sorts."""
+    run, begun, may_end = Run(tmp_path), asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def sort(_: str) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        may_end.wait()
+
+    monkeypatch.setattr(collect, "_sort", sort)
+    collecting = asyncio.create_task(run.collect(Topic([run.answer(n) for n in range(1, 7)]), is_ordered=True))
+    try:
+        await begun.wait()
+        collecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await collecting
+    finally:
+        may_end.set()
+        run.ledger.close()
 
 
 def test_an_ordered_output_must_be_a_file_and_errors_another_one(tmp_path):
