@@ -45,7 +45,7 @@ pygments_dark_style = "github-dark"
 
 def navigation(page: str, folder: str) -> str:
     """
-    Return the trees of the side bar: one for each heading `## …` of a page, with the Markdown pages that its lists name.
+    Return the trees of the side bar: one for each heading `## …` of a page, with the Markdown pages that it lists.
 
     Args:
         page: The text of a page that lists others; what stands before its first heading counts as well, untitled.
