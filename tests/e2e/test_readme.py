@@ -1,7 +1,6 @@
 """Every command of README.md, as it is pasted: by a shell, in a checkout, after `make run` and `make install`."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pasted import Shell
 from tests.support.waiting import until
 from worker.emulators.openai import SimBackendThread, SimOptions
 from worker.emulators.pubsub import LocalPubSubThread
@@ -32,52 +32,6 @@ def commands() -> Iterator[str]:
             command = re.sub(r"\s{2,}# .*", "", line.removeprefix("$ ")).strip()
             if command.startswith(STARTS):
                 yield command
-
-
-class Shell:
-    """A shell in a copy of the checkout, with nothing of this project on its PATH."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "checkout"
-        self.folder.mkdir()
-        for name in (
-            "Makefile",
-            "examples",
-            "worker",
-            "benchmarks",
-            "tests",
-            "pyproject.toml",
-            "requirements-dev.lock",
-        ):
-            (self.folder / name).symlink_to(ROOT / name)
-        self.home = folder / "home"
-        self.bin = self.home / ".local" / "bin"
-        own = Path(sys.prefix).resolve() / "bin"
-        path = [entry for entry in os.environ["PATH"].split(":") if Path(entry).resolve() != own]
-        self.environ = {
-            **os.environ,
-            "HOME": str(self.home),
-            "PATH": ":".join([str(self.bin), *path]),
-            "PYTHONPATH": str(ROOT),
-        }
-
-    def run(self, command: str) -> str:
-        """Run one command; return what it printed."""
-        # The environment of this test stands in for the one that `make` would install: same recipes, no download.
-        make = f"make VENV={sys.prefix} -o {sys.prefix}/.installed -o {sys.prefix}/.installed-dev"
-        command = re.sub(r"^make", make, command)
-        command = re.sub(r"^python", sys.executable, command)
-        done = subprocess.run(
-            ["sh", "-c", command], cwd=self.folder, env=self.environ, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    def write(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text, "utf-8")
-
-    def rows(self, name: str) -> list[dict[str, object]]:
-        return [json.loads(line) for line in (self.folder / name).read_bytes().splitlines()]
 
 
 def paste_batches(shell: Shell, todo: list[str], done: list[str]) -> None:
