@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from worker.emulators.openai import SimBackend, SimBackendThread, SimOptions
+from worker.emulators.openai.transport import Sender
 
 USER = {"role": "user", "content": "hello"}
 CHAT = {"model": "m", "messages": [USER]}
@@ -112,6 +113,27 @@ async def test_too_large_bodies_are_refused(http: aiohttp.ClientSession) -> None
     async with a_server() as sim:
         status, answer, _ = await post(http, sim, io.BytesIO(b"x" * (65 << 20)))
         assert (status, "error" in answer) == (413, True)
+
+
+async def test_a_client_that_is_gone_when_the_answer_is_ready_leaves_no_traceback(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is counted, and the person at the terminal reads nothing about it."""
+    write = Sender._write
+
+    def to_a_client_that_left(sender: Sender, data: bytes) -> None:
+        transport = sender._request.transport
+        assert transport is not None
+        transport.abort()
+        write(sender, data)
+
+    monkeypatch.setattr(Sender, "_write", to_a_client_that_left)
+    async with a_server() as sim:
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await post(http, sim)
+        await sim.stats.wait_for(lambda stats: stats.in_flight == 0)
+        assert sim.stats.client_disconnects == 1
+    assert not caplog.records
 
 
 async def test_above_max_concurrency_requests_are_rejected(http: aiohttp.ClientSession) -> None:

@@ -136,11 +136,13 @@ class DataPlane:
                 return await self._answer_prepared(request, prepared)
             exchange, response = await self._serve(request, path)
             status = exchange.status
-        except (asyncio.CancelledError, ConnectionError):
+        except (asyncio.CancelledError, ConnectionError) as end:
             left = self.drops == drops
             status = "disconnected" if left else "reset"
             self._stats.client_disconnects += left
-            raise
+            if isinstance(end, asyncio.CancelledError):
+                raise
+            return SENT_AND_CLOSE  # of an error aiohttp would print a traceback
         else:
             return response
         finally:
