@@ -1,5 +1,5 @@
 """
-Generate `docs/settings.md`, `docs/metrics.md` and the end of `docs/architecture.md` from the code they describe.
+Generate settings.md, metrics.md, cli.md and the end of architecture.md in `docs/` from the code they describe.
 
 `make docs` writes them, `make check` calls this with `--check` and fails when one is stale.  The text comes from the
 docstrings of `worker.settings.schema`, from the catalogue of `worker.telemetry.metrics`, and from the import contract
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from tools.cli_page import cli_page
 from worker.batches.metrics import batch_catalogue
 from worker.settings.schema import BackendSettings, RouteSettings, Settings
 from worker.telemetry.metrics import catalogue
@@ -256,7 +257,7 @@ def architecture_page(current: str) -> str:
 def main(arguments: list[str] | None = None, folder: Path = DOCS) -> int:
     """Write the pages, or with `--check` only compare; return the exit code, 1 when one is stale."""
     parser = argparse.ArgumentParser(
-        description="generate docs/settings.md, docs/metrics.md and the end of docs/architecture.md"
+        description="generate settings.md, metrics.md, cli.md and the end of architecture.md in docs/"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is stale")
     is_check = parser.parse_args(arguments).check
@@ -265,6 +266,7 @@ def main(arguments: list[str] | None = None, folder: Path = DOCS) -> int:
     pages = {
         "settings.md": settings_page(),
         "metrics.md": metrics_page(),
+        "cli.md": cli_page(),
         "architecture.md": architecture_page(architecture.read_text("utf-8") if architecture.exists() else ""),
     }
     for name, text in pages.items():

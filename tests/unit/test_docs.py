@@ -1,6 +1,8 @@
 """The pages are current, and name exactly the settings, metrics and log events there are."""
 
 import ast
+import contextlib
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
+from tools.cli_page import cli_page
 from tools.generate_docs import (
     DOCS,
     ROOT,
@@ -22,6 +25,7 @@ from tools.generate_docs import (
     settings_page,
 )
 from worker.batches.metrics import BatchMetrics
+from worker.cli.main import COMMANDS, build_parser
 from worker.errors import SettingsError
 from worker.settings.load import load_settings
 from worker.settings.schema import BackendSettings, RouteSettings, Settings
@@ -29,6 +33,7 @@ from worker.telemetry.metrics import Metrics
 
 SETTINGS = (DOCS / "settings.md").read_text("utf-8")
 METRICS = (DOCS / "metrics.md").read_text("utf-8")
+CLI = (DOCS / "cli.md").read_text("utf-8")
 ARCHITECTURE = (DOCS / "architecture.md").read_text("utf-8")
 GOOD = {
     "WORKER_PUBSUB__REQUEST_SUBSCRIPTION": "s",
@@ -67,6 +72,30 @@ def test_the_pages_are_current() -> None:
     assert settings_page() == SETTINGS
     assert metrics_page() == METRICS
     assert architecture_page(ARCHITECTURE) == ARCHITECTURE
+    assert cli_page() == CLI
+
+
+def test_documented_commands_are_exactly_the_real_ones() -> None:
+    """Each command has a section with a table row for each option of its help."""
+    sections = dict(re.findall(r"^## `([a-z-]+)`\n(.*?)(?=^## |\Z)", CLI, re.MULTILINE | re.DOTALL))
+    assert list(sections) == list(COMMANDS)
+    for name, text in sections.items():
+        help_text = io.StringIO()
+        with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
+            build_parser([name]).parse_args([name, "--help"])
+        options = set(re.findall(r"^  (--[a-z-]+)", help_text.getvalue(), re.MULTILINE))
+        assert options <= set(re.findall(r"`(--[a-z-]+)", text)), name
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in sorted(DOCS.glob("**/*.md")) if "::test_" in page.read_text("utf-8")], ids=str
+)
+def test_named_tests_exist(page: Path) -> None:
+    """A page that says which test proves a sentence names one that is there."""
+    named = re.findall(r"`?(tests/[\w/]+\.py)::(test_\w+)", page.read_text("utf-8"))
+    missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (ROOT / path).read_text("utf-8")]
+    assert named
+    assert missing == []
 
 
 def test_the_architecture_names_every_module_once() -> None:
@@ -169,7 +198,7 @@ def test_documented_log_events_are_exactly_the_written_ones() -> None:
         if isinstance(node, ast.Call)
         for found in logged(node)
     }
-    table = (DOCS / "operations.md").read_text("utf-8").split("## Log events\n")[1].split("\n## ")[0]
+    table = (DOCS / "log.md").read_text("utf-8").split("## Log events\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `([a-z]+(?:_[a-z]+)+)` \| ([a-z, ]+) \| (.+\.) \|$", table, re.MULTILINE)
     documented = {(event, level) for event, levels, _ in rows for level in levels.split(", ")}
     assert documented == written

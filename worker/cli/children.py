@@ -183,7 +183,7 @@ class WorkerChild(Child):
             self._shown.add(key)
             error = entry.get("error") or entry.get("reason") or ""
             details = ", ".join(filter(None, (entry.get("error_class"), self._where(entry))))
-            event = entry["event"].replace("_", " ")  # docs/operations.md has a sentence for each
+            event = entry["event"].replace("_", " ")  # docs/log.md has a sentence for each
             text = f"worker: {entry['level']}: {event}{f': {error}' if error else ''}"
             self._say(" ".join(f"{text}{f' ({details})' if details else ''}".split()))
 

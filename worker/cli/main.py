@@ -88,8 +88,8 @@ def build_parser(arguments: Sequence[str] | None) -> Parser:
     parser = Parser(prog="inference-worker")
     describe(
         parser,
-        "Pub/Sub batch inference worker: publish a request to a topic, and exactly one well-formed answer for it "
-        "comes back on the response topic.",
+        "Pub/Sub batch inference worker: publish a request to a topic, and a well-formed answer to it comes back "
+        "on the response topic.",
         examples=[
             "inference-worker local requests.jsonl answers.jsonl",
             "inference-worker run --config worker.yaml",

@@ -99,4 +99,4 @@ def test_the_fault_of_the_example_reads_like_that():
     rules = yaml.safe_dump([{"match": {"status": 500}, "do": "hold"}, {"match": {"mesage_regex": "x"}, "do": "hold"}])
     with pytest.raises(Exception, match="unknown key") as caught:
         rules_of(rules)
-    assert block("text").strip() in caught.value.faults
+    assert block("text", "unknown key").strip() in caught.value.faults
