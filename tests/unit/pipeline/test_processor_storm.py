@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from tests.support.fakes import GOOD, REFUSED, Answer, FakeBackend, FakePublisher, FakeSubscriber, status
 from tests.support.pipeline import Pipeline, data
-from tests.support.virtual_time import virtual_time
+from tests.support.virtual_time import unix_time, until, virtual_time
 from worker.errors import PublishRefusedError, PublishRetryableError
 from worker.policy.model import Fault, Phase
 from worker.ports import Settlement
+from worker.settings.schema import RequestSettings
+from worker.wire.control import CancelRequest
 
 OUTCOMES = st.sampled_from(
     [
@@ -74,5 +76,90 @@ def test_no_message_is_lost_whatever_happens(
         assert set(ids) >= set(acked)
         deliveries = [(message_id, attempt) for message_id, attempt, _ in subscriber.settlements]
         assert len(deliveries) == len(set(deliveries))
+
+    run()
+
+
+REQUESTS = st.tuples(
+    st.sampled_from(["m1", "m2", "other"]),
+    st.sampled_from([None, "a", "b"]),
+    st.integers(-1, 1),
+    st.sampled_from([None, None, 1.0, 40.0, 3000.0]),
+)
+"""Model, tenant, priority, seconds until its deadline."""
+SERVERS = ["own/a", "own/b", "cloud", "rest"]
+ROUTES = [
+    {
+        "name": "own",
+        "match": {"models": ["m*"]},
+        "base_urls": [{"url": "http://a", "name": "a"}, {"url": "http://b", "name": "b"}],
+        "fallback": "cloud",
+        "fallback_after_s": 20.0,
+    },
+    {"name": "cloud", "only_fallback": True},
+    {"name": "rest"},
+]
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    scripts=st.tuples(*(st.lists(OUTCOMES, max_size=25) for _ in SERVERS)),
+    publishes=st.lists(PUBLISHES, max_size=20),
+    requests=st.lists(REQUESTS, min_size=1, max_size=25),
+    cancels=st.lists(st.tuples(st.floats(0.0, 60.0), st.integers(1, 25)), max_size=4),
+)
+def test_every_message_is_answered_once_the_faults_are_over(
+    scripts: tuple[list[Answer], ...],
+    publishes: list[Exception | None],
+    requests: list[tuple[str, str | None, int, float | None]],
+    cancels: list[tuple[float, int]],
+) -> None:
+    """
+    Several servers, a fallback, tenants, deadlines and cancellations: nothing waits for ever, nothing is answered twice.
+
+    Each server works after its script; how long the faults last is bounded by the script, so the wait is as well.
+    """
+
+    @virtual_time
+    async def run() -> None:
+        backends = [FakeBackend(*script, name=name) for name, script in zip(SERVERS, scripts, strict=True)]
+        publisher = FakePublisher(*publishes)
+        pipeline = Pipeline(
+            *backends,
+            routes=ROUTES,
+            publisher=publisher,
+            request=RequestSettings(tenant_attribute="tenant"),
+            tenants={"windows": "shared"},
+            window=3,
+            can_cancel=True,
+            max_delivery_attempts=6,
+        )
+        subscriber = FakeSubscriber(max_in_flight=12, max_attempts=6)
+        ids = []
+        for index, (model, tenant, priority, seconds) in enumerate(requests):
+            more = {} if seconds is None else {"deadline": unix_time() + seconds}
+            body = data({"model": model, "n": index}, priority=priority, **more)
+            ids.append(subscriber.publish(body, {} if tenant is None else {"tenant": tenant}))
+        serving = pipeline.serve(subscriber)
+        started = asyncio.get_running_loop().time()
+        for after, number in sorted(cancels):
+            await asyncio.sleep(max(0.0, started + after - asyncio.get_running_loop().time()))
+            pipeline.processor.cancel(CancelRequest(message_ids=frozenset({f"m{number}"})))
+
+        def all_answered() -> bool:
+            return {each.attributes["request_message_id"] for each in publisher.published} >= set(ids)
+
+        async with asyncio.timeout(6 * 3600.0):
+            await until(all_answered)
+            await until(lambda: subscriber.in_flight == 0)
+        answered = [each.attributes["request_message_id"] for each in publisher.published]
+        assert sorted(answered) == sorted(ids)
+        assert subscriber.count(Settlement.ACK) == dict.fromkeys(ids, 1)
+        assert subscriber.dead == []
+        pipeline.processor.begin_drain()
+        await subscriber.drain(0.0)
+        await serving
+        pipeline.assert_nothing_leaks()
+        assert pipeline.intake.reasons == ()
 
     run()
