@@ -67,6 +67,7 @@ class Pods:
             "WORKER_PUBSUB__PROJECT_ID": stage.rig.admin.project,
             "WORKER_BATCHES__REQUEST_TOPIC": stage.rig.requests,
             "WORKER_BATCHES__RESPONSE_SUBSCRIPTION": stage.responses,
+            "WORKER_BATCHES__DEAD_LETTER_SUBSCRIPTION": stage.rig.graves,
             "WORKER_BACKEND__BASE_URL": stage.rig.sim.base_url,
             "WORKER_BATCHES__FILES": "s3://bucket/files",
             "WORKER_PAYLOADS__S3_OPTIONS": json.dumps(bucket.s3_options),

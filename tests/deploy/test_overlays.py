@@ -196,6 +196,7 @@ def test_the_batches_api_has_what_it_needs():
     batches = part.settings().batches
     assert batches.request_topic == values["batches"]["requestTopic"]
     assert batches.response_subscription == values["batches"]["responseSubscription"]
+    assert batches.dead_letter_subscription == values["batches"]["deadLetterSubscription"]
     assert batches.files == values["batches"]["files"]
     assert batches.auth == "keys"
     (volume,) = [item for item in part.pod["volumes"] if item["name"] == "secret"]

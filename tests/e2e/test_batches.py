@@ -73,6 +73,34 @@ def test_a_process_that_is_stopped_leaves_its_work_to_the_next(stage: BatchStage
     assert stage.rig.stats()["bodies"]["repeats"] == 0
 
 
+def test_dead_lettered_lines_end_their_batch_and_can_be_retried(stage: BatchStage):
+    """The broker moves the requests itself, after five deliveries that no worker answers."""
+    admin = stage.rig.admin
+    broken = admin.subscription(stage.rig.requests, backoff=(0.1, 0.1), dead_letter=(stage.rig.dead, 5))
+    filter_ = 'hasPrefix(attributes.run_id, "batch_")'
+    dead = admin.subscription(stage.rig.dead, filter=filter_)
+    client = stage.client(stage.start(batches__dead_letter_subscription=dead))
+    content = chat_file(3)
+    batch_id = create(client, upload(client, content))
+
+    def nacked() -> bool:
+        """As workers that die again and again."""
+        got = admin.pull(broken, timeout=1)
+        if got:
+            admin.subscriber.modify_ack_deadline(
+                request={"subscription": broken, "ack_ids": [each.ack_id for each in got], "ack_deadline_seconds": 0}
+            )
+        return client.batches.retrieve(batch_id).status == "completed"
+
+    until(nacked, 300, "the lines are dead-lettered")
+    done = finished(client, batch_id, content)
+    assert done.batch["request_counts"] == {"total": 3, "completed": 0, "failed": 3}
+    assert {line["error"]["code"] for line in done.error.lines} == {"dead_lettered"}
+    stage.rig.worker()
+    again = client.post(f"/batches/{batch_id}/retry", cast_to=object)
+    assert finished(client, again["id"], content).batch["request_counts"]["completed"] == 3  # type: ignore[index]
+
+
 def test_what_is_missing_is_told(tmp_path: Path):
     """Exit 2 with every fault, before anything is opened."""
     command = [sys.executable, "-m", "worker", "batches", "serve", "--set", f"batches.files={tmp_path / 'files'}"]

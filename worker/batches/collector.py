@@ -5,6 +5,9 @@ Answers that wait are stored together, in one transaction: the more come, the mo
 they are kept, with their leases, and stored when it is back: that costs no delivery attempt.  Any number of processes
 may collect; the first stored result of a line counts.
 
+A second collector may read the dead-letter topic: a line whose request Pub/Sub has given up gets an error as its
+result.  It waits a while first, since a worker may have answered the last delivery and lost its ack.
+
 An answer that the database refuses is nacked alone: a transaction that fails is done again in halves.
 """
 
@@ -12,6 +15,7 @@ import asyncio
 import random
 import time
 from collections import deque
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -33,6 +37,11 @@ STORE_BACKOFF = Backoff(base_s=0.2, max_s=5.0, jitter=0.5)
 """While the store is away; 5 s, so that it is soon noticed when it is back."""
 
 _log = get_logger("batches.collector")
+
+Read = Callable[[bytes, Mapping[str, str]], Outcome | None]
+"""Returns the result that a message carries, by its data and attributes; `None`: it carries none."""
+DEAD_LETTER_WAIT_S = 30.0
+"""From the dead-lettering of a request to its result: an answer that was published before has been stored by then."""
 
 
 class CollectorCounts(msgspec.Struct, kw_only=True):
@@ -59,9 +68,25 @@ class Collector:
         store: Gets the results.
         subscriber: Of the response topic.
         metrics: Count what is done; of its own when `None`.
+        read: What the messages mean.
+        wait_s: A message is stored so long after it was published.
+        clock: Unix seconds.
     """
 
-    def __init__(self, store: Store, subscriber: Subscriber, metrics: BatchMetrics | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        subscriber: Subscriber,
+        metrics: BatchMetrics | None = None,
+        *,
+        read: Read = outcome_of,
+        wait_s: float = 0.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._read = read
+        self._wait_s = wait_s
+        self._clock = clock
+        self._is_draining = asyncio.Event()
         self.counts = CollectorCounts()
         self._metrics = metrics or BatchMetrics()
         self._store = store
@@ -89,6 +114,7 @@ class Collector:
 
     async def drain(self, grace_s: float) -> None:
         """Take no more answers, store those that are here within so many seconds.  Cancellation: the drain goes on."""
+        self._is_draining.set()
         await self._subscriber.drain(grace_s)
 
     async def handle(self, message: ReceivedMessage) -> Settlement:
@@ -97,11 +123,15 @@ class Collector:
 
         Cancellation: the answer may be stored.
         """
-        outcome = outcome_of(message.data, message.attributes)
+        outcome = self._read(message.data, message.attributes)
         if outcome is None:
             self._count("foreign", 1)
             _log.debug("batch_answer_foreign", message_id=message.message_id)
             return Settlement.ACK
+        if self._wait_s:
+            await wait_for(self._is_draining, message.publish_time + self._wait_s - self._clock())
+            if self._is_draining.is_set():
+                return Settlement.NACK
         stored: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
         self._waiting.append((outcome, stored))
         self._has_waiting.set()

@@ -25,6 +25,11 @@ _ENDED_MESSAGES = {
     Status.CANCELLED: "This line has no result: the batch was cancelled first.",
     Status.EXPIRED: "This line has no result: the batch expired first.",
 }
+DEAD_LETTERED = "dead_lettered"
+"""`error.code` of a line whose request Pub/Sub moved to the dead-letter topic."""
+DELIVERIES = "CloudPubSubDeadLetterSourceDeliveryCount"
+"""Attribute that Pub/Sub adds to such a message
+(https://cloud.google.com/pubsub/docs/handling-failures#dead_letter_topic)."""
 EXPIRED = ENDED[Status.EXPIRED]
 _MAX_MESSAGE_CHARS = 500
 _ERROR_STATUSES = range(300, 600)
@@ -71,6 +76,38 @@ def request_of(batch: Batch, record: int, line: int, data: bytes) -> Message:
     return Message(body, {RUN_ID: batch.id, LINE_ID: str(record), TENANT: batch.tenant})
 
 
+def _place_of(attributes: Mapping[str, str]) -> tuple[str, int] | None:
+    """Return batch and record of a line's message; `None`: it is no line's."""
+    batch_id, record = attributes.get(RUN_ID, ""), attributes.get(LINE_ID, "")
+    if not is_id(batch_id, BATCH) or not record.isascii() or not record.isdigit() or len(record) > 9:  # noqa: PLR2004 - a 32-bit integer
+        return None
+    return batch_id, int(record)
+
+
+def dead_letter_of(_data: bytes, attributes: Mapping[str, str]) -> Outcome | None:
+    """
+    Return the result of a line whose request Pub/Sub has given up, from the message on the dead-letter topic.
+
+    Args:
+        _data: Of the message: the request itself.
+        attributes: Of the message: the request's, and Pub/Sub's own.
+
+    Returns:
+        `None`: it is not the request of a line of a batch.
+    """
+    if (place := _place_of(attributes)) is None:
+        return None
+    times = attributes.get(DELIVERIES, "")
+    often = f"delivered {times} times" if times.isascii() and times.isdigit() else "delivered as often as it may be"
+    return Outcome(
+        batch_id=place[0],
+        record=place[1],
+        is_ok=False,
+        code=DEAD_LETTERED,
+        message=f"The request was {often} and no worker answered it.",
+    )
+
+
 def outcome_of(data: bytes, attributes: Mapping[str, str]) -> Outcome | None:
     """
     Return the result that a message of the response topic carries.
@@ -82,11 +119,10 @@ def outcome_of(data: bytes, attributes: Mapping[str, str]) -> Outcome | None:
     Returns:
         `None`: it is not the answer to a line of a batch.
     """
-    batch_id, record = attributes.get(RUN_ID, ""), attributes.get(LINE_ID, "")
-    if not is_id(batch_id, BATCH) or not record.isascii() or not record.isdigit() or len(record) > 9:  # noqa: PLR2004 - a 32-bit integer
+    if (found := _place_of(attributes)) is None:
         return None
     answer = decode_answer(data, attributes)
-    place: dict[str, Any] = {"batch_id": batch_id, "record": int(record), "request_id": answer.request_id}
+    place: dict[str, Any] = {"batch_id": found[0], "record": found[1], "request_id": answer.request_id}
     if answer.error_class == ErrorClass.DEADLINE_EXCEEDED:  # which is the batch's
         return Outcome(**place, is_ok=False, code=EXPIRED, message=_ENDED_MESSAGES[Status.EXPIRED])
     if not answer.is_error:

@@ -24,9 +24,10 @@ from prometheus_client import ProcessCollector
 from worker.batches.api.app import build_app
 from worker.batches.api.server import ApiServer
 from worker.batches.api.storage import Storage
-from worker.batches.collector import Collector
+from worker.batches.collector import DEAD_LETTER_WAIT_S, Collector
 from worker.batches.coordinator import Coordinator, HasModel
 from worker.batches.events import EventTeller
+from worker.batches.lines import dead_letter_of
 from worker.batches.metrics import BatchMetrics
 from worker.batches.migrate import migrate
 from worker.batches.models import Models
@@ -225,6 +226,17 @@ class BatchServer:
         if Role.COLLECTOR in self._roles:
             subscriber = broker.subscriber(self._metrics, settle_s=SETTLE_S)
             self._parts.append((Role.COLLECTOR, Collector(store, subscriber, self._batch_metrics), COLLECTOR_GRACE_S))
+            if batches.dead_letter_subscription:
+                await self._add_dead_letters(stack, store)
+
+    async def _add_dead_letters(self, stack: AsyncExitStack, store: Store) -> None:
+        batches = self._settings.batches
+        named = {"request_subscription": batches.dead_letter_subscription}
+        broker = await Broker.connect(pubsub_settings(self._settings).model_copy(update=named))
+        stack.push_async_callback(broker.aclose)
+        subscriber = broker.subscriber(self._metrics, settle_s=SETTLE_S)
+        collector = Collector(store, subscriber, self._batch_metrics, read=dead_letter_of, wait_s=DEAD_LETTER_WAIT_S)
+        self._parts.append((Role.COLLECTOR, collector, COLLECTOR_GRACE_S))
 
 
 def pubsub_settings(settings: Settings) -> PubSubSettings:

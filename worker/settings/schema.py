@@ -27,6 +27,7 @@ from worker.wire.sagemaker import FIELDS, public_address
 DAY_S = 86_400
 NO_BACKEND = "http://unused"
 """Base URL of settings that name no backend, for commands that call none."""
+MIN_RETENTION_S = 600
 MAX_RETENTION_S = 31 * DAY_S
 """The longest that Pub/Sub keeps a message."""
 
@@ -46,7 +47,7 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_RETENTION_S)]
 """A duration in seconds, at most as long as Pub/Sub keeps a message."""
 SubscriptionName = Annotated[str, Field(pattern=r"^(?:[^/\s]*|projects/[^/\s]+/subscriptions/[^/\s]+)$")]
 TopicName = Annotated[str, Field(pattern=r"^(?:[^/\s]*|projects/[^/\s]+/topics/[^/\s]+)$")]
-Retention = Annotated[int, Field(ge=600, le=MAX_RETENTION_S)]
+Retention = Annotated[int, Field(ge=MIN_RETENTION_S, le=MAX_RETENTION_S)]
 RetryBackoff = Annotated[float, Field(ge=0, le=600)]
 """Bounds of the service
 (https://cloud.google.com/pubsub/docs/reference/rest/v1/projects.subscriptions), like those of `Retention`."""
@@ -840,6 +841,8 @@ class SetupSettings(Section):
     worker_member: Annotated[str, Field(pattern=r"^[^\s'\"$`]*$")] = ""
     """The worker's identity as IAM writes it (`serviceAccount:…`, `principal://…`): `setup` then prints which of its
     roles are missing.  Empty: the credentials that run `setup` are checked instead."""
+    batches_member: Annotated[str, Field(pattern=r"^[^\s'\"$`]*$")] = ""
+    """The same for `batches serve`.  `setup` makes its subscriptions where `batches.response_subscription` names one."""
 
 
 class BatchesSettings(Section):
@@ -867,6 +870,10 @@ class BatchesSettings(Section):
     response_subscription: SubscriptionName = ""
     """A subscription to the worker's response topic that only this API consumes; its filter may be
     `hasPrefix(attributes.run_id, "batch_")`."""
+    dead_letter_subscription: SubscriptionName = ""
+    """A subscription to the dead-letter topic of the worker's request subscription, with the same filter, that only
+    this API consumes: a line whose request is dead-lettered fails with `dead_lettered`.  Without it the line's batch
+    waits for a result until it expires."""
     endpoints: list[str] = [
         "/v1/chat/completions",
         "/v1/completions",

@@ -16,7 +16,7 @@ from worker.batches import coordinator as module
 from worker.batches.collector import Collector
 from worker.batches.coordinator import Coordinator
 from worker.batches.events import EventTeller
-from worker.batches.lines import outcome_of
+from worker.batches.lines import dead_letter_of, outcome_of
 from worker.batches.states import FINAL, Status
 from worker.batches.store import Batch, Store, StoreUnavailableError
 from worker.errors import (
@@ -614,6 +614,59 @@ async def test_an_answer_that_the_database_refuses_is_nacked_alone(fleet: Fleet,
     assert [number for number, each in enumerate(settled, 1) if each is Settlement.NACK] == [7]
     assert again(fleet.store, batch).completed == 39
     assert [each["record"] for each in logs if each["event"] == "batch_result_not_stored"] == [7]
+
+
+def dead_letters(fleet: Fleet, **options: Any) -> Collector:
+    return Collector(fleet.store, None, read=dead_letter_of, **options)  # type: ignore[arg-type]
+
+
+async def test_a_dead_lettered_line_fails_and_its_batch_ends(fleet: Fleet):
+    """Long before it expires; the message on the dead-letter topic is the request with Pub/Sub's attributes."""
+    batch = fleet.create(3)
+    async with fleet.coordinating():
+        await eventually(lambda: len(fleet.topic.messages) == 3)
+        fleet.answer(2)
+        data, attributes = fleet.topic.messages[2]
+        dead = ReceivedMessage(
+            message_id="9",
+            data=data,
+            attributes={**attributes, "CloudPubSubDeadLetterSourceDeliveryCount": "20"},
+        )
+        collector = dead_letters(fleet)
+        async with collecting(collector):
+            assert await collector.handle(dead) is Settlement.ACK
+            assert await collector.handle(dead) is Settlement.ACK
+        ended = await fleet.until(batch)
+    assert (ended.status, ended.completed, ended.failed) == (Status.COMPLETED, 2, 1)
+    found = await fleet.finished(batch)
+    assert found.error.lines[0]["error"] == {
+        "code": "dead_lettered",
+        "message": "The request was delivered 20 times and no worker answered it.",
+    }
+    assert found.error.lines[0]["response"] is None
+    assert collector.counts.stored == collector.counts.repeated == 1
+
+
+async def test_an_answer_that_was_published_before_wins_over_a_dead_letter(fleet: Fleet):
+    """The dead letter waits for it; one that waits when the process stops comes again."""
+    batch = await running_batch(fleet, 1)
+    _, attributes = fleet.topic.messages[0]
+    dead = ReceivedMessage(message_id="9", data=b"", attributes=attributes, publish_time=1_000.0)
+    now = 1_000.0
+    collector = dead_letters(fleet, wait_s=30.0, clock=lambda: now)
+    async with collecting(collector):
+        waiting = asyncio.create_task(collector.handle(dead))
+        await asyncio.sleep(0)
+        fleet.answer()
+        assert not waiting.done()
+        collector._is_draining.set()
+        assert await waiting is Settlement.NACK
+    now = 1_031.0
+    collector = dead_letters(fleet, wait_s=30.0, clock=lambda: now)
+    async with collecting(collector):
+        assert await collector.handle(dead) is Settlement.ACK
+    assert collector.counts.repeated == 1
+    assert (again(fleet.store, batch).completed, again(fleet.store, batch).failed) == (1, 0)
 
 
 async def test_what_is_done_is_counted(fleet: Fleet):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.batches import CHAT
 from worker.batches.ids import BATCH, make_id
-from worker.batches.lines import ended_line, outcome_of, request_of, result_line
+from worker.batches.lines import dead_letter_of, ended_line, outcome_of, request_of, result_line
 from worker.batches.states import Status
 from worker.batches.store import Batch, Outcome
 from worker.wire.message import decode_request
@@ -176,3 +176,15 @@ def test_a_line_that_the_batch_ended_before():
 
 def test_a_line_break_in_a_body_does_not_break_the_line():
     assert written(answer(200, b'{\r\n "a":\n 1}'))["response"]["body"] == {"a": 1}
+
+
+@pytest.mark.parametrize("attributes", [{}, {**PLACE, "line_id": "x"}, {**PLACE, "run_id": "8f14e45fceea"}])
+def test_a_dead_letter_of_another_request_is_no_result(attributes: dict[str, str]):
+    assert dead_letter_of(b"{}", attributes) is None
+
+
+def test_a_dead_letter_without_a_count_is_a_result_all_the_same():
+    found = dead_letter_of(b"not JSON", {**PLACE, "CloudPubSubDeadLetterSourceDeliveryCount": "\u0662"})
+    assert found is not None
+    assert (found.record, found.is_ok, found.code, found.body) == (3, False, "dead_lettered", None)
+    assert found.message == "The request was delivered as often as it may be and no worker answered it."
