@@ -8,6 +8,9 @@ data "google_project" "this" {
 locals {
   day_seconds = 86400
   labels      = { app = "inference-worker" }
+
+  # The lines of batches have it as the attribute run_id.
+  batch_filter = "hasPrefix(attributes.run_id, \"batch_\")"
 }
 
 resource "google_pubsub_topic" "requests" {
@@ -96,6 +99,7 @@ resource "google_pubsub_subscription" "responses" {
   name    = "${var.prefix}-responses-reader"
   topic   = google_pubsub_topic.responses.id
   labels  = local.labels
+  filter  = var.response_filter
 
   ack_deadline_seconds       = 60
   message_retention_duration = "${var.retention_days * local.day_seconds}s"
@@ -128,4 +132,68 @@ resource "google_pubsub_subscription" "dead_letters" {
   lifecycle {
     prevent_destroy = true
   }
+}
+
+# For `batches serve`: the answers to lines, the lines that Pub/Sub has given up, and the contents of files.
+resource "google_pubsub_subscription" "batches" {
+  for_each = var.batches == null ? {} : {
+    responses    = google_pubsub_topic.responses.id
+    dead-letters = google_pubsub_topic.dead_letters.id
+  }
+
+  project = var.project_id
+  name    = "${var.prefix}-${each.key}-batches"
+  topic   = each.value
+  labels  = local.labels
+  filter  = local.batch_filter
+
+  ack_deadline_seconds       = 60
+  message_retention_duration = "${var.retention_days * local.day_seconds}s"
+
+  expiration_policy {
+    ttl = ""
+  }
+
+  lifecycle {
+    # Deleting it deletes every answer that is not stored.
+    prevent_destroy = true
+  }
+}
+
+resource "google_storage_bucket" "batches" {
+  count = var.batches == null ? 0 : 1
+
+  project  = var.project_id
+  name     = var.batches.bucket
+  location = var.batches.location
+  labels   = local.labels
+
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+
+  # Parts of uploads that were cut.  Everything else is deleted by `batches serve` when its time is over.
+  lifecycle_rule {
+    condition {
+      age = 1
+    }
+    action {
+      type = "AbortIncompleteMultipartUpload"
+    }
+  }
+
+  lifecycle {
+    prevent_destroy = true
+  }
+}
+
+# Every worker hears what is said on it, by a subscription of its own that it makes and removes.
+resource "google_pubsub_topic" "control" {
+  count = var.control == null ? 0 : 1
+
+  project = var.project_id
+  name    = "${var.prefix}-control"
+  labels  = local.labels
+
+  # pubsub.control_remember_s of the worker: one that starts later hears what was said before.
+  message_retention_duration = "${local.day_seconds}s"
 }

@@ -39,3 +39,23 @@ output "worker_principal" {
   description = "The IAM member that the worker's pods are."
   value       = local.worker
 }
+
+output "batches" {
+  description = "spec.batches; null without batches."
+  value = var.batches == null ? null : {
+    requestTopic           = google_pubsub_topic.requests.name
+    responseSubscription   = google_pubsub_subscription.batches["responses"].name
+    deadLetterSubscription = google_pubsub_subscription.batches["dead-letters"].name
+    files                  = "gs://${google_storage_bucket.batches[0].name}/files"
+  }
+}
+
+output "batches_principal" {
+  description = "The IAM member that the pods of `batches serve` are; null without batches."
+  value       = local.batches
+}
+
+output "control_topic" {
+  description = "pubsub.control_topic of the worker; null without control."
+  value       = one(google_pubsub_topic.control[*].name)
+}

@@ -138,3 +138,37 @@ variable "filtered_subscriptions" {
     error_message = "filtered_subscriptions: names of small letters, digits and hyphens, and a filter for each."
   }
 }
+
+variable "response_filter" {
+  description = <<-EOT
+    Which answers the consumers' subscription gets, in Pub/Sub's filter language; empty: all. With batches it is usually
+    NOT hasPrefix(attributes.run_id, "batch_"), so that their answers do not pile up there. A change replaces the
+    subscription.
+  EOT
+  type        = string
+  default     = ""
+}
+
+variable "batches" {
+  description = <<-EOT
+    For the Files and Batches API: the name of a new bucket for contents of files, its location, and the Kubernetes
+    service account of `batches serve`; null: none of it is made.
+  EOT
+  type = object({
+    bucket          = string
+    location        = string
+    service_account = optional(string, "inference-worker-batches")
+  })
+  default = null
+}
+
+variable "control" {
+  description = <<-EOT
+    For cancelling requests: IAM members that may cancel; null: no control topic is made. Gives the worker the right to
+    make, pull from and delete subscriptions in the project.
+  EOT
+  type = object({
+    cancellers = optional(set(string), [])
+  })
+  default = null
+}

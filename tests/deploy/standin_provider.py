@@ -18,7 +18,7 @@ from tf.blocks import SetNestedBlock
 from tf.iface import DataSource, Provider, Resource
 from tf.runner import run_provider
 from tf.schema import Attribute, Block, Schema
-from tf.types import List, Map, Number, String
+from tf.types import Bool, List, Map, Number, Set, String
 
 
 def required(name, kind=None):
@@ -55,7 +55,41 @@ SUBSCRIPTION = Schema(
         block("dead_letter_policy", optional("dead_letter_topic"), optional("max_delivery_attempts", Number())),
     ],
 )
-TOPIC = Schema(attributes=[required("name"), required("project"), optional("labels", Map(String())), computed("id")])
+TOPIC = Schema(
+    attributes=[
+        required("name"),
+        required("project"),
+        optional("labels", Map(String())),
+        optional("message_retention_duration"),
+        computed("id"),
+    ]
+)
+BUCKET = Schema(
+    attributes=[
+        required("name"),
+        required("location"),
+        required("project"),
+        optional("labels", Map(String())),
+        optional("uniform_bucket_level_access", Bool()),
+        optional("public_access_prevention"),
+        computed("id"),
+    ],
+    block_types=[
+        SetNestedBlock(
+            "lifecycle_rule",
+            Block(block_types=[block("condition", optional("age", Number())), block("action", required("type"))]),
+        ),
+    ],
+)
+ROLE = Schema(
+    attributes=[
+        required("role_id"),
+        required("project"),
+        required("title"),
+        required("permissions", Set(String())),
+        computed("id"),
+    ]
+)
 
 
 def member_of(*keys):
@@ -136,6 +170,9 @@ class Google(Provider):
             resource_type("pubsub_topic_iam_member", member_of("project", "topic")),
             resource_type("pubsub_subscription_iam_member", member_of("project", "subscription")),
             resource_type("project_iam_member", member_of("project")),
+            resource_type("project_iam_custom_role", ROLE),
+            resource_type("storage_bucket", BUCKET),
+            resource_type("storage_bucket_iam_member", member_of("bucket")),
         ]
 
 

@@ -19,6 +19,8 @@ import yaml
 
 from tests.deploy.manifests import KUSTOMIZE
 from tests.deploy.tools import DEPLOY, call, need_tool
+from worker.brokers.admin.desired import BATCH_FILTER
+from worker.settings.schema import PubSubSettings
 
 STANDIN = Path(__file__).with_name("standin_provider.py")
 
@@ -147,6 +149,28 @@ def test_manifests_and_infrastructure_name_the_same(terraform: Terraform):
     space = yaml.safe_load((KUSTOMIZE / "overlays" / "gke" / "kustomization.yaml").read_text())["namespace"]
     account = yaml.safe_load((KUSTOMIZE / "base" / "serviceaccount.yaml").read_text())["metadata"]["name"]
     assert outputs["worker_principal"]["value"].endswith(f"/subject/ns/{space}/sa/{account}")
+
+
+def test_manifests_of_batches_and_infrastructure_name_the_same(terraform: Terraform):
+    """The names that Terraform makes for the Batches API are those in the overlay's values, the account is its own."""
+    batches = '{bucket="my-project-inference-batches",location="EU"}'
+    plan = terraform.plan(project_id="my-project", batches=batches)
+    outputs = plan["planned_values"]["outputs"]
+    values = yaml.safe_load((KUSTOMIZE / "overlays" / "gke" / "values.yaml").read_text())["spec"]["batches"]
+    assert outputs["batches"]["value"] == {key: text for key, text in values.items() if key != "databasePort"}
+    made = [item["change"]["after"] for item in plan["resource_changes"] if item["name"] == "batches"]
+    assert {each["filter"] for each in made if "filter" in each} == {BATCH_FILTER}, "as `setup` makes them"
+    space = yaml.safe_load((KUSTOMIZE / "overlays" / "gke" / "kustomization.yaml").read_text())["namespace"]
+    account = yaml.safe_load((KUSTOMIZE / "components" / "batches" / "serviceaccount.yaml").read_text())
+    wanted = f"/subject/ns/{space}/sa/{account['metadata']['name']}"
+    assert outputs["batches_principal"]["value"].endswith(wanted)
+
+
+def test_the_control_topic_keeps_what_workers_look_back_for(terraform: Terraform):
+    """As long as `pubsub.control_remember_s` by default."""
+    changes = terraform.plan(project_id="my-project", control="{}")["resource_changes"]
+    (topic,) = [item["change"]["after"] for item in changes if item["name"] == "control" and "topic" in item["type"]]
+    assert topic["message_retention_duration"] == f"{PubSubSettings().control_remember_s:.0f}s"
 
 
 def test_the_role_in_aws_is_valid_and_as_promised(role_in_aws: Terraform):

@@ -842,7 +842,7 @@ class SetupSettings(Section):
     """The worker's identity as IAM writes it (`serviceAccount:…`, `principal://…`): `setup` then prints which of its
     roles are missing.  Empty: the credentials that run `setup` are checked instead."""
     batches_member: Annotated[str, Field(pattern=r"^[^\s'\"$`]*$")] = ""
-    """The same for `batches serve`.  `setup` makes its subscriptions where `batches.response_subscription` names one."""
+    """The same for `batches serve`, whose subscriptions are made where `batches.response_subscription` names one."""
 
 
 class BatchesSettings(Section):

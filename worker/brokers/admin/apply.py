@@ -13,11 +13,11 @@ missing do not change the exit code: they are printed with the commands that gra
 import asyncio
 from collections.abc import Callable
 
-from worker.brokers.admin.desired import PLACEHOLDER, Desired, desired_by
-from worker.brokers.admin.iam import PERMISSIONS, Need, State, grant_command, judge
+from worker.brokers.admin.desired import PLACEHOLDERS, Desired, desired_by
+from worker.brokers.admin.iam import Need, State, control_commands, grant_command, judge
 from worker.brokers.admin.infrastructure import Infrastructure
 from worker.brokers.admin.plan import Plan, Step, Verb, plan, show
-from worker.brokers.admin.resources import UnsupportedField
+from worker.brokers.admin.resources import Subscription, Topic, UnsupportedField
 from worker.brokers.connection import async_channel, resolve
 from worker.errors import WorkerError
 from worker.settings.schema import Settings
@@ -54,16 +54,16 @@ async def run_setup(settings: Settings, *, dry_run: bool, force: bool, say: Say)
         _refuse(steps, force=force)
         if not dry_run:
             await _carry_out(infrastructure, steps, say)
-        await _check_grants(infrastructure, wanted.needs, say)
+        await _check_grants(infrastructure, wanted, say)
     finally:
         await channel.close(None)
     return 0
 
 
 async def _look(infrastructure: Infrastructure, wanted: Desired) -> Plan:
-    topics = {name: await infrastructure.has_topic(name) for name in wanted.topics}
+    topics = {each.name: await infrastructure.find_topic(each.name) for each in wanted.topics}
     found = {each.name: await infrastructure.find_subscription(each.name) for each in wanted.subscriptions}
-    return plan(topics, wanted.subscriptions, found)
+    return plan(wanted.topics, topics, wanted.subscriptions, found)
 
 
 def _refuse(steps: Plan, *, force: bool) -> None:
@@ -82,10 +82,10 @@ async def _carry_out(infrastructure: Infrastructure, steps: Plan, say: Say) -> N
     for step in steps.steps:
         lacks += await _do(infrastructure, step)
     for lack in lacks:
-        subscription = next(step.wanted for step in steps.steps if step.wanted and step.name == lack.subscription)
-        value = show(lack.field, subscription.policy[lack.field])
-        say(f"This server does not take {lack.field} {value} of {lack.subscription}: {lack.text}\n")
-    lacking = {(lack.subscription, lack.field) for lack in lacks}
+        changes = next(step.changes for step in steps.steps if step.name == lack.name)
+        value = show(lack.field, next(change.new for change in changes if change.field is lack.field))
+        say(f"This server does not take {lack.field} {value} of {lack.name}: {lack.text}\n")
+    lacking = {(lack.name, lack.field) for lack in lacks}
     done = [step for step in steps.steps if step.verb is Verb.CREATE]
     done += [
         step
@@ -96,30 +96,38 @@ async def _carry_out(infrastructure: Infrastructure, steps: Plan, say: Say) -> N
 
 
 async def _do(infrastructure: Infrastructure, step: Step) -> list[UnsupportedField]:
-    if step.verb is Verb.CREATE and step.wanted is None:
-        await infrastructure.create_topic(step.name)
-    elif step.verb is Verb.CREATE and step.wanted is not None:
-        return await infrastructure.create_subscription(step.wanted)
-    elif step.verb is Verb.CHANGE and step.wanted is not None:
-        return await infrastructure.update_subscription(step.wanted, [change.field for change in step.changes])
+    match step.verb, step.wanted:
+        case Verb.CREATE, Topic() as topic:
+            return await infrastructure.create_topic(topic)
+        case Verb.CHANGE, Topic() as topic:
+            return await infrastructure.update_topic(topic)
+        case Verb.CREATE, Subscription() as subscription:
+            return await infrastructure.create_subscription(subscription)
+        case Verb.CHANGE, Subscription() as subscription:
+            return await infrastructure.update_subscription(subscription, [change.field for change in step.changes])
     return []
 
 
-async def _check_grants(infrastructure: Infrastructure, needs: tuple[Need, ...], say: Say) -> None:
+async def _check_grants(infrastructure: Infrastructure, wanted: Desired, say: Say) -> None:
     """Say which roles are there and which are missing, with the command that grants them."""
-    if not await infrastructure.has_access_control(needs[0].resource, PERMISSIONS[needs[0].role]):
+    needs = wanted.needs
+    if not await infrastructure.has_access_control(needs[0].resource, needs[0].permission):
         say("This server has no access control: no role is needed.\n")
         return
     for need in needs:
         say(await _grant(infrastructure, need))
-    if any(need.member == PLACEHOLDER for need in needs):
-        say("The worker's roles are those of the credentials of this command; setup.worker_member names another.\n")
+    if wanted.control is not None:
+        say(control_commands(wanted.control))
+    members = {need.member for need in needs}
+    for placeholder, (who, key) in PLACEHOLDERS.items():
+        if placeholder in members:
+            say(f"The roles of {who} are those of the credentials of this command; {key} names another.\n")
 
 
 async def _grant(infrastructure: Infrastructure, need: Need) -> str:
-    if need.member == PLACEHOLDER:
-        own = await infrastructure.own_permissions(need.resource, [PERMISSIONS[need.role]])
-        state, who = State.MET if own else State.MISSING, "the worker"
+    if need.member in PLACEHOLDERS:
+        own = await infrastructure.own_permissions(need.resource, [need.permission])
+        state, who = State.MET if own else State.MISSING, PLACEHOLDERS[need.member][0]
     else:
         state, who = judge(need, await infrastructure.bindings(need.resource)), need.who
     if state is State.MET:

@@ -20,6 +20,10 @@ PERMISSIONS = {
     VIEWER: "pubsub.subscriptions.get",
 }
 """What each role is needed for (https://cloud.google.com/pubsub/docs/access-control#roles)."""
+ATTACH = "pubsub.topics.attachSubscription"
+"""What the subscriber's role on a topic is needed for: to make a subscription to it."""
+CONTROL_PERMISSIONS = ("pubsub.subscriptions.consume", "pubsub.subscriptions.create", "pubsub.subscriptions.delete")
+"""What a worker needs in the project to hear the control topic; no predefined role has these three alone."""
 AGENT_DOMAIN = "gcp-sa-pubsub.iam.gserviceaccount.com"
 EVERYBODY = frozenset({"allUsers", "allAuthenticatedUsers"})
 
@@ -40,6 +44,13 @@ class Need:
     project: str
     """Project id of the request subscription."""
     reason: str
+
+    @property
+    def permission(self) -> str:
+        """What the role is needed for."""
+        if self.role == SUBSCRIBER and self.resource.split("/")[2] == "topics":
+            return ATTACH
+        return PERMISSIONS[self.role]
 
     @property
     def who(self) -> str:
@@ -87,4 +98,24 @@ def grant_command(need: Need) -> str:
     return (
         f"    gcloud pubsub {collection} add-iam-policy-binding {short} --project={project} \\\n"
         f'        --member="{who}" --role={need.role}'
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Who makes subscriptions to the control topic, and where."""
+
+    project: str
+    member: str
+
+
+def control_commands(control: Control) -> str:
+    """Return what is said about the permissions of a worker that hears the control topic: they are not checked."""
+    return (
+        f"? {', '.join(CONTROL_PERMISSIONS)} in {control.project}: the worker needs them to hear the control topic; "
+        "not checked\n"
+        f"    gcloud iam roles create inferenceControl --project={control.project} \\\n"
+        f"        --permissions={','.join(CONTROL_PERMISSIONS)}\n"
+        f"    gcloud projects add-iam-policy-binding {control.project} \\\n"
+        f'        --member="{control.member}" --role=projects/{control.project}/roles/inferenceControl\n'
     )

@@ -21,9 +21,12 @@ from worker.brokers.admin.resources import (
     Binding,
     Field,
     Subscription,
+    Topic,
     UnsupportedField,
     read_subscription,
+    read_topic,
     write_subscription,
+    write_topic,
 )
 from worker.errors import BrokerError, BrokerResourceError
 
@@ -52,9 +55,9 @@ class Infrastructure:
         self._channel = channel
         self._is_emulator = is_emulator
 
-    async def has_topic(self, name: str) -> bool:
+    async def find_topic(self, name: str) -> Topic | None:
         """
-        Whether a topic exists.
+        Return a topic, `None` where there is none.
 
         Raises:
             BrokerError: Unreachable (retryable) or refused (`BrokerResourceError`, permanent); so does every method.
@@ -62,11 +65,29 @@ class Infrastructure:
         Cancellation: of any method here: the change may or may not have been made.
         """
         request = types.GetTopicRequest.pb()(topic=name)
-        return await self._find(PUBLISHER, "GetTopic", request, _Topic, f"topic={name}") is not None
+        found = await self._find(PUBLISHER, "GetTopic", request, _Topic, f"topic={name}")
+        return None if found is None else read_topic(found)
 
-    async def create_topic(self, name: str) -> None:
-        """Create a topic without any policy of its own."""
-        await self._call(PUBLISHER, "CreateTopic", _Topic(name=name), _Topic, f"name={name}")
+    async def create_topic(self, wanted: Topic) -> list[UnsupportedField]:
+        """Create a topic; return what an emulator did not take."""
+        try:
+            await self._create_topic(wanted)
+        except _NotTakenError as error:
+            if wanted.retention_s is None:
+                raise
+            await self._create_topic(Topic(wanted.name))
+            return [UnsupportedField(wanted.name, Field.RETENTION, error.text)]
+        return []
+
+    async def update_topic(self, wanted: Topic) -> list[UnsupportedField]:
+        """Change a topic's retention; return what an emulator did not take."""
+        request = types.UpdateTopicRequest.pb()(topic=write_topic(wanted))
+        request.update_mask.paths.append(MASKS[Field.RETENTION])
+        try:
+            await self._call(PUBLISHER, "UpdateTopic", request, _Topic, f"topic.name={wanted.name}")
+        except _NotTakenError as error:
+            return [UnsupportedField(wanted.name, Field.RETENTION, error.text)]
+        return []
 
     async def find_subscription(self, name: str) -> Subscription | None:
         """Return a subscription with every field, `None` where there is none."""
@@ -115,6 +136,9 @@ class Infrastructure:
         except _NoAccessControlError:
             return None
         return frozenset() if answer is None else frozenset(answer.permissions)
+
+    async def _create_topic(self, wanted: Topic) -> None:
+        await self._call(PUBLISHER, "CreateTopic", write_topic(wanted), _Topic, f"name={wanted.name}")
 
     async def _create(self, wanted: Subscription) -> None:
         params = f"name={wanted.name}"

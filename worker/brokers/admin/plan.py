@@ -5,11 +5,11 @@ A step says what becomes of one topic or subscription.  A change that takes prot
 and is only carried out by force; what no change can repair is an *obstacle*, and then nothing at all is done.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from worker.brokers.admin.resources import Field, Subscription, Value
+from worker.brokers.admin.resources import Field, Subscription, Topic, Value
 
 _DAY_S = 86_400
 _WIDTH = 22
@@ -41,22 +41,27 @@ class Step:
     """What becomes of one topic or subscription."""
 
     verb: Verb
-    kind: str
-    """`topic` or `subscription`."""
-    name: str
-    """Full name."""
-    wanted: Subscription | None = None
-    """`None` for a topic."""
+    wanted: Subscription | Topic
     changes: tuple[Change, ...] = ()
-    """Of a new subscription: every field, with `None` as its old value."""
+    """Of what is new: every field, with `None` as its old value."""
     obstacle: str = ""
+
+    @property
+    def name(self) -> str:
+        """Full name of the topic or subscription."""
+        return self.wanted.name
+
+    @property
+    def kind(self) -> str:
+        """`topic` or `subscription`."""
+        return "topic" if isinstance(self.wanted, Topic) else "subscription"
 
     def render(self) -> Iterator[str]:
         """Yield the lines of the step, without line ends."""
         yield f"{self.verb} {self.kind} {self.name}"
         if self.obstacle:
             yield f"    {self.obstacle}"
-        if self.verb is Verb.CREATE and self.wanted is not None and self.wanted.filter:
+        if self.verb is Verb.CREATE and isinstance(self.wanted, Subscription) and self.wanted.filter:
             yield f"    {'filter':<{_WIDTH}} {self.wanted.filter}"
         for change in self.changes:
             new = show(change.field, change.new)
@@ -94,23 +99,35 @@ class Plan:
 
 
 def plan(
-    topics: Mapping[str, bool], wanted: tuple[Subscription, ...], found: Mapping[str, Subscription | None]
+    topics: Iterable[Topic],
+    found_topics: Mapping[str, Topic | None],
+    wanted: Iterable[Subscription],
+    found: Mapping[str, Subscription | None],
 ) -> Plan:
     """
     Compare what is wanted with what is there.
 
     Args:
-        topics: Full name of every topic that is wanted, in order, and whether it exists.
+        topics: Topics that are wanted, in order.
+        found_topics: What was found under the name of each of them; `None`: nothing.
         wanted: Subscriptions; only the fields they list are looked at.
         found: What was found under the name of each of them; `None`: nothing.
     """
-    steps = [Step(Verb.KEEP if exists else Verb.CREATE, "topic", name) for name, exists in topics.items()]
+    steps = [_topic_step(each, found_topics[each.name]) for each in topics]
     steps += [_step(each, found[each.name]) for each in wanted]
     return Plan(tuple(steps))
 
 
+def _topic_step(wanted: Topic, found: Topic | None) -> Step:
+    old = None if found is None else found.retention_s
+    is_longer = wanted.retention_s is not None and (old or 0) < wanted.retention_s
+    changes = (Change(Field.RETENTION, old, wanted.retention_s, None),) if is_longer else ()
+    verb = Verb.CREATE if found is None else Verb.CHANGE if changes else Verb.KEEP
+    return Step(verb, wanted, changes)
+
+
 def _step(wanted: Subscription, found: Subscription | None) -> Step:
-    step = Step(Verb.KEEP, "subscription", wanted.name, wanted)
+    step = Step(Verb.KEEP, wanted)
     if found is None:
         fresh = tuple(Change(field, None, value, None) for field, value in wanted.policy.items())
         return replace(step, verb=Verb.CREATE, changes=fresh)

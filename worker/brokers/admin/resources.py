@@ -18,7 +18,7 @@ from google.pubsub_v1 import types
 
 
 class Field(StrEnum):
-    """What `setup` looks after in a subscription; durations are seconds."""
+    """What `setup` looks after in a subscription, and of it the retention in a topic; durations are seconds."""
 
     ACK_DEADLINE = "ack_deadline_s"
     RETENTION = "retention_s"
@@ -34,6 +34,17 @@ class Field(StrEnum):
 
 Value = float | str | None
 Policy = Mapping[Field, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic."""
+
+    name: str
+    """Full name."""
+    retention_s: float | None = None
+    """How long its messages are kept for subscriptions that are made later, seconds; `None`: not at all, or of a topic
+    that is wanted: as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,8 @@ class Subscription:
 class UnsupportedField:
     """A field that a server does not take; only emulators lack any."""
 
-    subscription: str
+    name: str
+    """Full name of the topic or subscription."""
     field: Field
     text: str
     """The server's own words."""
@@ -88,7 +100,22 @@ _DEFAULT_ATTEMPTS = 5
 _DEFAULT_EXPIRY_S = 31 * 86_400.0
 """What a subscription without an expiration policy has; never to expire is a policy without a ttl."""
 
+_Topic: Any = types.Topic.pb()
 _Subscription: Any = types.Subscription.pb()
+
+
+def read_topic(message: Any) -> Topic:
+    """Return the value of a protobuf `Topic`."""
+    has_retention = message.HasField("message_retention_duration")
+    return Topic(message.name, _seconds(message.message_retention_duration) if has_retention else None)
+
+
+def write_topic(wanted: Topic) -> Any:
+    """Return the protobuf `Topic`."""
+    message = _Topic(name=wanted.name)
+    if wanted.retention_s is not None:
+        message.message_retention_duration.CopyFrom(_duration(wanted.retention_s))
+    return message
 
 
 def read_subscription(message: Any) -> Subscription:

@@ -10,7 +10,7 @@ import pytest
 from tests.support.guarded_pubsub import GuardedPubSub
 from worker.brokers.admin import run_setup
 from worker.brokers.admin.infrastructure import Infrastructure
-from worker.brokers.admin.resources import Field, Subscription
+from worker.brokers.admin.resources import Field, Subscription, Topic
 from worker.errors import BrokerError, BrokerResourceError, WorkerError
 from worker.settings.schema import Settings
 
@@ -18,7 +18,7 @@ REQUESTS, RESPONSES = "projects/p/topics/requests", "projects/p/topics/responses
 PULLED, DEAD = "projects/p/subscriptions/worker", "projects/p/topics/requests-dead-letters"
 AGENT = "serviceAccount:service-42@gcp-sa-pubsub.iam.gserviceaccount.com"
 WORKER = "serviceAccount:worker@p.iam.gserviceaccount.com"
-CHANGING = ("CreateTopic", "CreateSubscription", "UpdateSubscription")
+CHANGING = ("CreateTopic", "UpdateTopic", "CreateSubscription", "UpdateSubscription")
 
 
 @dataclass
@@ -27,8 +27,11 @@ class Bench:
 
     server: GuardedPubSub
 
-    async def setup(self, *, dry_run: bool = False, force: bool = False, **setup: Any) -> str:
+    async def setup(
+        self, *, dry_run: bool = False, force: bool = False, sections: dict[str, Any] | None = None, **setup: Any
+    ) -> str:
         said: list[str] = []
+        sections = sections or {}
         settings = Settings.model_validate(
             {
                 "pubsub": {
@@ -36,7 +39,9 @@ class Bench:
                     "request_subscription": "worker",
                     "response_topic": "responses",
                     "emulator_host": self.server.address,
+                    **sections.pop("pubsub", {}),
                 },
+                **sections,
                 "setup": {"request_topic": "requests", **setup},
             }
         )
@@ -127,7 +132,7 @@ async def test_a_dead_letter_policy_goes_by_force_only(bench: Bench, cloud: Infr
 
 async def test_a_subscription_to_another_topic_stops_it(bench: Bench, cloud: Infrastructure) -> None:
     """Whatever the force: what is in the way is named, and nothing is made around it."""
-    await cloud.create_topic(RESPONSES)
+    await cloud.create_topic(Topic(RESPONSES))
     await cloud.create_subscription(Subscription(PULLED, RESPONSES, {}))
     made = bench.changes()
     with pytest.raises(WorkerError, match=f"in the way: {PULLED}"):
@@ -194,7 +199,7 @@ async def test_a_refusal_is_a_sentence(
 
 async def test_the_real_service_may_not_leave_a_field_out(cloud: Infrastructure) -> None:
     """What an emulator does not take is skipped and told; from the service it is an error."""
-    await cloud.create_topic(REQUESTS)
+    await cloud.create_topic(Topic(REQUESTS))
     with pytest.raises(BrokerResourceError, match="INVALID_ARGUMENT"):
         await cloud.create_subscription(Subscription(PULLED, REQUESTS, {Field.ACK_DEADLINE: 700}))
     assert await cloud.find_subscription(PULLED) is None
@@ -204,7 +209,7 @@ async def test_an_emulator_may_lack_several_fields(bench: Bench) -> None:
     """It gets the subscription with what it takes, and what it lacks is listed in its own words."""
     async with grpc.aio.insecure_channel(bench.server.address) as channel:
         emulator = Infrastructure(channel, is_emulator=True)
-        await emulator.create_topic(REQUESTS)
+        await emulator.create_topic(Topic(REQUESTS))
         wanted = {Field.ACK_DEADLINE: 700, Field.RETENTION: 1, Field.MINIMUM_BACKOFF: 3, Field.MAXIMUM_BACKOFF: 4}
         lacks = await emulator.create_subscription(Subscription(PULLED, REQUESTS, wanted))
         assert {lack.field for lack in lacks} == {Field.ACK_DEADLINE, Field.RETENTION}
@@ -212,3 +217,48 @@ async def test_an_emulator_may_lack_several_fields(bench: Bench) -> None:
         found = await emulator.find_subscription(PULLED)
     assert found is not None
     assert (found.policy[Field.ACK_DEADLINE], found.policy[Field.MAXIMUM_BACKOFF]) == (10, 4)
+
+
+async def test_the_control_topic_is_made_and_made_to_keep_its_messages(bench: Bench, cloud: Infrastructure) -> None:
+    """Only where the settings name one; and what its workers need is said."""
+    control = "projects/p/topics/control"
+    told = await bench.setup()
+    assert "control" not in told
+    named = {"pubsub": {"control_topic": "control"}}
+    told = await bench.setup(sections=named)
+    assert f"+ topic {control}\n    retention_s            86400 (1 days)\n" in told
+    assert await cloud.find_topic(control) == Topic(control, 86_400)
+    assert f"? roles/pubsub.subscriber on {control}: the worker needs it to make a subscription to it" in told
+    assert "pubsub.subscriptions.create, pubsub.subscriptions.delete in p: the worker needs them" in told
+    assert '--member="WORKER_MEMBER" --role=projects/p/roles/inferenceControl' in told
+    made = bench.changes()
+    assert "Nothing to do." in await bench.setup(sections={"pubsub": {"control_topic": "control"}})
+    assert bench.changes() == made
+    longer = {"pubsub": {"control_topic": "control", "control_remember_s": 172_800}}
+    assert "86400 (1 days) -> 172800 (2 days)" in await bench.setup(sections=longer)
+    assert await cloud.find_topic(control) == Topic(control, 172_800)
+
+
+async def test_an_emulator_may_not_keep_messages_of_a_topic(bench: Bench) -> None:
+    """The topic is made without, and it is said."""
+    async with grpc.aio.insecure_channel(bench.server.address) as channel:
+        emulator = Infrastructure(channel, is_emulator=True)
+        lacks = await emulator.create_topic(Topic("projects/p/topics/control", 5))
+        assert [(lack.name, lack.field) for lack in lacks] == [("projects/p/topics/control", Field.RETENTION)]
+        assert await emulator.find_topic("projects/p/topics/control") == Topic("projects/p/topics/control")
+        lacks = await emulator.update_topic(Topic("projects/p/topics/control", 5))
+        assert [lack.field for lack in lacks] == [Field.RETENTION]
+
+
+async def test_subscriptions_of_batches_are_made(bench: Bench, cloud: Infrastructure) -> None:
+    """With the filter for their lines; the roles are those of an account of its own."""
+    sections = {"batches": {"response_subscription": "batches", "dead_letter_subscription": "dead-batches"}}
+    bench.server.bind("projects/p/subscriptions/batches", "roles/pubsub.subscriber", WORKER)
+    told = await bench.setup(sections=sections, batches_member=WORKER)
+    for name, topic in (("batches", RESPONSES), ("dead-batches", DEAD)):
+        found = await cloud.find_subscription(f"projects/p/subscriptions/{name}")
+        assert found is not None
+        assert (found.topic, found.filter) == (topic, 'hasPrefix(attributes.run_id, "batch_")')
+        assert found.policy[Field.EXPIRY] is None
+    assert f"= roles/pubsub.subscriber on projects/p/subscriptions/batches: {WORKER}\n" in told
+    assert f"? roles/pubsub.publisher on {REQUESTS}: {WORKER} needs it to publish lines of batches" in told

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from worker.brokers.admin.desired import PLACEHOLDER, Desired, desired_by
+from worker.brokers.admin.desired import BATCH_FILTER, BATCHES, WORKER, Desired, desired_by
 from worker.brokers.admin.iam import PUBLISHER, SUBSCRIBER, VIEWER
-from worker.brokers.admin.resources import Field
+from worker.brokers.admin.resources import Field, Topic
 from worker.errors import SettingsError
 from worker.settings.schema import Settings
 
@@ -37,7 +37,9 @@ def test_the_defaults_are_the_safe_values() -> None:
         "projects/p/topics/requests-dead-letters",
     )
     assert hold.policy == {Field.ACK_DEADLINE: 20, Field.RETENTION: 2_678_400, Field.EXPIRY: None}
-    assert wanted.topics == ("projects/p/topics/requests", RESPONSES, "projects/p/topics/requests-dead-letters")
+    names = ("projects/p/topics/requests", RESPONSES, "projects/p/topics/requests-dead-letters")
+    assert wanted.topics == tuple(map(Topic, names))
+    assert wanted.control is None
 
 
 def test_several_subscriptions_have_filters_and_topics_of_their_own() -> None:
@@ -79,16 +81,16 @@ def test_every_number_is_the_settings() -> None:
 
 def test_short_names_are_completed_with_the_project_of_the_settings() -> None:
     """Else with that of the request subscription."""
-    assert want(subscription="projects/s/subscriptions/worker").topics[0] == "projects/s/topics/requests"
+    assert want(subscription="projects/s/subscriptions/worker").topics[0].name == "projects/s/topics/requests"
     wanted = want(subscription="projects/s/subscriptions/worker", pubsub={"project_id": "q"})
-    assert wanted.topics[0] == "projects/q/topics/requests"
+    assert wanted.topics[0].name == "projects/q/topics/requests"
 
 
 def test_the_request_topic_follows_from_the_subscriptions_name() -> None:
     """As Terraform names them: `requests-worker` is a subscription to `requests`, in the subscription's own project."""
     none = {"request_topic": None}
     wanted = want(subscription="projects/s/subscriptions/in-requests-worker", setup=none, pubsub={"project_id": "q"})
-    assert wanted.topics[0] == wanted.subscriptions[0].topic == "projects/s/topics/in-requests"
+    assert wanted.topics[0].name == wanted.subscriptions[0].topic == "projects/s/topics/in-requests"
     with pytest.raises(SettingsError, match="does not end with -worker"):
         want(subscription="projects/s/subscriptions/-worker", setup=none)
 
@@ -123,9 +125,9 @@ def test_the_roles_are_the_fewest() -> None:
     assert needs == {
         ("requests-dead-letters", PUBLISHER, None),
         ("worker", SUBSCRIBER, None),
-        ("worker", SUBSCRIBER, PLACEHOLDER),
-        ("worker", VIEWER, PLACEHOLDER),
-        ("responses", PUBLISHER, PLACEHOLDER),
+        ("worker", SUBSCRIBER, WORKER),
+        ("worker", VIEWER, WORKER),
+        ("responses", PUBLISHER, WORKER),
     }
     sections: dict[str, Any] = {
         "pubsub": {"max_delivery_attempts": 20},
@@ -134,6 +136,30 @@ def test_the_roles_are_the_fewest() -> None:
     }
     workers = {(need.resource.rpartition("/")[2], need.role) for need in want(**sections).needs if need.member}
     assert workers == {("worker", SUBSCRIBER), ("responses", PUBLISHER), ("failed", PUBLISHER)}
+
+
+def test_the_control_topic_keeps_what_workers_remember() -> None:
+    """Within what Pub/Sub allows; the permissions are those of the topic's project, the role on it the worker's."""
+    for remembered, kept in ((86_400.0, 86_400.0), (5.0, 600.0)):
+        wanted = want(pubsub={"control_topic": "projects/q/topics/c", "control_remember_s": remembered})
+        assert wanted.topics[-1] == Topic("projects/q/topics/c", kept)
+    assert wanted.control is not None
+    assert (wanted.control.project, wanted.control.member) == ("q", WORKER)
+    (need,) = [need for need in wanted.needs if need.resource == "projects/q/topics/c"]
+    assert (need.role, need.permission, need.member) == (SUBSCRIBER, "pubsub.topics.attachSubscription", WORKER)
+
+
+def test_batches_have_subscriptions_and_an_account_of_their_own() -> None:
+    """Made where they are named; that to the dead letters belongs to the topic of their requests."""
+    names = {"response_subscription": "answers", "dead_letter_subscription": "given-up"}
+    wanted = want(batches=names)
+    answers, given_up = wanted.subscriptions[1:3]
+    assert (answers.topic, given_up.topic) == (RESPONSES, "projects/p/topics/requests-dead-letters")
+    assert {answers.filter, given_up.filter} == {BATCH_FILTER}
+    assert Field.DEAD_LETTER_TOPIC not in answers.policy, "an answer that cannot be stored waits"
+    needs = {(need.resource.rpartition("/")[2], need.role) for need in wanted.needs if need.member == BATCHES}
+    assert needs == {("requests", PUBLISHER), ("answers", SUBSCRIBER), ("given-up", SUBSCRIBER)}
+    assert len(want(batches={"request_topic": "requests"}).subscriptions) == 2, "none is named"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +177,29 @@ def test_the_roles_are_the_fewest() -> None:
         ({"dead_letter": {"topic": "requests"}}, "dead_letter.topic: must not be"),
         ({"dead_letter": {"topic": "responses"}}, "dead_letter.topic: must not be"),
         ({"setup": {"response_subscription": "worker"}}, "setup.response_subscription: must not be"),
+        ({"pubsub": {"control_topic": "requests"}}, "pubsub.control_topic: must not be"),
+        ({"pubsub": {"control_topic": "responses"}}, "pubsub.control_topic: must not be"),
+        ({"pubsub": {"control_topic": "requests-dead-letters"}}, "pubsub.control_topic: must not be"),
+        ({"batches": {"response_subscription": "worker"}}, "batches.response_subscription: must not be"),
+        (
+            {"batches": {"response_subscription": "c"}, "setup": {"response_subscription": "c"}},
+            "batches.response_subscription: must not be",
+        ),
+        (
+            {"batches": {"response_subscription": "c", "dead_letter_subscription": "c"}},
+            "batches.dead_letter_subscription: must not be",
+        ),
+        (
+            {"batches": {"response_subscription": "c", "request_topic": "others"}},
+            "batches.request_topic: no subscription of the worker belongs to projects/p/topics/others",
+        ),
+        (
+            {
+                "batches": {"response_subscription": "c", "dead_letter_subscription": "d"},
+                "setup": {"dead_letter_topic": ""},
+            },
+            "batches.dead_letter_subscription: needs one dead-letter topic",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

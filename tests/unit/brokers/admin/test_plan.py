@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from worker.brokers.admin.plan import Change, Plan, Verb, plan, show, weakening
-from worker.brokers.admin.resources import Field, Policy, Subscription, Value
+from worker.brokers.admin.resources import Field, Policy, Subscription, Topic, Value
 
 TOPIC, DEAD, NAME = "projects/p/topics/requests", "projects/p/topics/dead", "projects/p/subscriptions/worker"
 POLICY: Policy = {
@@ -21,7 +21,7 @@ WANTED = Subscription(NAME, TOPIC, POLICY)
 
 
 def against(found: Subscription | None, *, wanted: Subscription = WANTED) -> Plan:
-    return plan({TOPIC: True}, (wanted,), {NAME: found})
+    return plan((Topic(TOPIC),), {TOPIC: Topic(TOPIC)}, (wanted,), {NAME: found})
 
 
 def found_with(field: Field, value: Value) -> Subscription:
@@ -30,7 +30,7 @@ def found_with(field: Field, value: Value) -> Subscription:
 
 def test_what_is_missing_is_created_topics_first() -> None:
     """A step for each, in an order in which they can be carried out; a new subscription shows every field."""
-    steps = plan({TOPIC: False, DEAD: True}, (WANTED,), {NAME: None}).steps
+    steps = plan((Topic(TOPIC), Topic(DEAD)), {TOPIC: None, DEAD: Topic(DEAD)}, (WANTED,), {NAME: None}).steps
     assert [(step.verb, step.name) for step in steps] == [
         (Verb.CREATE, TOPIC),
         (Verb.KEEP, DEAD),
@@ -126,7 +126,7 @@ def test_the_plan_reads_like_a_plan() -> None:
     found = replace(
         WANTED, policy={**POLICY, Field.ACK_DEADLINE: 10, Field.EXPIRY: 2_678_400, Field.RETENTION: 864_000}
     )
-    assert plan({TOPIC: True, DEAD: False}, (WANTED,), {NAME: found}).render() == (
+    assert plan((Topic(TOPIC), Topic(DEAD)), {TOPIC: Topic(TOPIC), DEAD: None}, (WANTED,), {NAME: found}).render() == (
         f"= topic {TOPIC}\n"
         f"+ topic {DEAD}\n"
         f"~ subscription {NAME}\n"
@@ -157,9 +157,29 @@ def test_a_filter_cannot_be_changed() -> None:
     """Pub/Sub has no way: the plan says so instead of making a subscription that gets other messages."""
     wanted = Subscription("projects/p/subscriptions/s", "projects/p/topics/t", {}, 'attributes.model = "a"')
     found = Subscription(wanted.name, wanted.topic, {})
-    (step,) = plan({}, (wanted,), {wanted.name: found}).steps
+    (step,) = plan((), {}, (wanted,), {wanted.name: found}).steps
     assert (step.verb, "its filter is none, not attributes.model" in step.obstacle) == (Verb.OBSTACLE, True)
-    (step,) = plan({}, (wanted,), {wanted.name: None}).steps
+    (step,) = plan((), {}, (wanted,), {wanted.name: None}).steps
     assert 'filter                 attributes.model = "a"' in "\n".join(step.render())
-    (step,) = plan({}, (wanted,), {wanted.name: wanted}).steps
+    (step,) = plan((), {}, (wanted,), {wanted.name: wanted}).steps
     assert step.verb is Verb.KEEP
+
+
+@pytest.mark.parametrize(
+    ("found", "verb", "old"),
+    [
+        (None, Verb.CREATE, None),
+        (Topic(TOPIC), Verb.CHANGE, None),
+        (Topic(TOPIC, 600), Verb.CHANGE, 600),
+        (Topic(TOPIC, 86_400), Verb.KEEP, ...),
+        (Topic(TOPIC, 604_800), Verb.KEEP, ...),
+    ],
+)
+def test_a_topic_keeps_its_messages_at_least_as_long_as_wanted(found: Topic | None, verb: Verb, old: Value) -> None:
+    """One that keeps them longer is left alone."""
+    steps = plan((Topic(TOPIC, 86_400),), {TOPIC: found}, (), {})
+    assert steps.steps[0].verb is verb
+    assert [(change.field, change.old, change.new) for change in steps.steps[0].changes] == (
+        [] if verb is Verb.KEEP else [(Field.RETENTION, old, 86_400)]
+    )
+    assert not steps.weakenings
