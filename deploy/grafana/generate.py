@@ -1,6 +1,6 @@
 # ruff: noqa: INP001 - a script beside what it writes
 """
-Write the Grafana dashboard, dashboard.json, from the catalogue of metrics.
+Write the Grafana dashboard, dashboard.json, from the catalogues of metrics: the worker's and that of `batches serve`.
 
 `python deploy/grafana/generate.py` writes it, `--check` fails when it is stale.  On top is a row of big numbers, then
 every metric has exactly one graph and no graph asks for anything else; which query a metric gets follows from its kind.
@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from worker.batches.metrics import batch_catalogue
 from worker.telemetry.metrics import catalogue
 from worker.telemetry.series import PREFIX
 
@@ -70,8 +71,23 @@ ROWS: Mapping[str, tuple[str, ...]] = {
         "tenant_limited_seconds",
         "limit_store_skipped_total",
     ),
+    "Files and batches": (
+        "batches_unfinished",
+        "batches_ended_total",
+        "batch_answers_total",
+        "batch_lines_published_total",
+        "batch_lines_outstanding",
+        "batch_lines_unpublished",
+        "batch_silence_seconds",
+        "batch_coordinating",
+        "batch_api_request_duration_seconds",
+        "batch_store_duration_seconds",
+        "batch_step_failures_total",
+        "batch_publish_failures_total",
+        "batch_events_total",
+    ),
 }
-CLOSED = {"Holds and streams", "Object storage", "Variants", "Hooks", "Traffic"}
+CLOSED = {"Holds and streams", "Object storage", "Variants", "Hooks", "Traffic", "Files and batches"}
 """Rows of what not every worker does; closed, so that nothing of them is shown or asked for."""
 REST = "More"
 GROUPED_BY: Mapping[str, tuple[str, ...]] = {
@@ -85,6 +101,7 @@ GROUPED_BY: Mapping[str, tuple[str, ...]] = {
     "variant_time_to_first_token_seconds": ("variant",),
     "variant_tokens_total": ("variant", "kind"),
     "payload_duration_seconds": ("kind", "outcome"),
+    "batch_api_request_duration_seconds": ("route",),
 }
 """Fewer labels than the metric has, where all of them would be too many lines; histograms go by backend if they can."""
 LARGEST = {
@@ -94,6 +111,7 @@ LARGEST = {
     "error_answer_share",
     "intake_paused",
     "draining",
+    "batch_silence_seconds",
 }
 """Gauges whose sum over pods says nothing; the largest is shown."""
 RARE = {
@@ -108,12 +126,20 @@ RARE = {
     "internal_errors_total",
     "policy_hook_total",
     "dedupe_skipped_total",
+    "batches_ended_total",
+    "batch_step_failures_total",
+    "batch_publish_failures_total",
+    "batch_events_total",
 }
 """
 Counters of what should not happen often: shown as they stand, not as a rate.  A labelled counter comes into being with
 its first event, which a rate does not see.
 """
 WORDS: Mapping[str, str] = {
+    "batch_api_request_duration_seconds": "API requests",
+    "batch_coordinating": "processes that coordinate",
+    "batch_silence_seconds": "time without a result",
+    "batch_store_duration_seconds": "storing of answers",
     "build_info": "workers by version",
     "held_seconds": "waiting between attempts",
     "missing_done_total": "streams without [DONE]",
@@ -294,7 +320,8 @@ def _number(number: int, shown: Number, x: int, width: int) -> dict[str, Any]:
 
 def rows() -> dict[str, list[Metric]]:
     """Return every metric of the catalogue, by row."""
-    known = {item[0].removeprefix(PREFIX): Metric(item[0].removeprefix(PREFIX), *item[1:]) for item in catalogue()}
+    every = (*catalogue(), *batch_catalogue())
+    known = {item[0].removeprefix(PREFIX): Metric(item[0].removeprefix(PREFIX), *item[1:]) for item in every}
     placed = {title: [known.pop(name) for name in names if name in known] for title, names in ROWS.items()}
     return {title: metrics for title, metrics in {**placed, REST: list(known.values())}.items() if metrics}
 
@@ -330,7 +357,7 @@ def dashboard() -> dict[str, Any]:
     return {
         "uid": "inference-worker",
         "title": TITLE,
-        "description": "Made from the worker's catalogue of metrics by deploy/grafana/generate.py.",
+        "description": "Made from the catalogues of metrics by deploy/grafana/generate.py.",
         "tags": ["inference-worker"],
         "schemaVersion": 39,
         "version": 1,

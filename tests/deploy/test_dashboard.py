@@ -20,9 +20,13 @@ from tests.deploy.promql import asked, faults
 from tests.deploy.tools import DEPLOY, ROOT, need_tool
 from tests.support.rig import rig
 from tests.support.waiting import until
+from worker.batches.metrics import batch_catalogue
 from worker.emulators.pubsub import LocalPubSubThread
 from worker.telemetry.metrics import catalogue
 from worker.telemetry.series import PREFIX
+
+CATALOGUE = (*catalogue(), *batch_catalogue())
+"""Of the worker and of `batches serve`."""
 
 
 def _generator() -> ModuleType:
@@ -50,13 +54,13 @@ def test_the_file_is_what_the_generator_makes() -> None:
 
 
 def test_every_metric_has_one_panel() -> None:
-    """All of the catalogue, each once; a histogram stands for its three series."""
+    """All of the catalogues, each once; a histogram stands for its three series."""
     shown = [
         {re.sub(r"_bucket$", "", name) for target in panel["targets"] for name in asked(target["expr"]).metrics}
         for panel in GRAPHS
     ]
     assert all(len(names) == 1 for names in shown), "one panel, one metric"
-    assert sorted(name for names in shown for name in names) == sorted(name for name, *_ in catalogue())
+    assert sorted(name for names in shown for name in names) == sorted(name for name, *_ in CATALOGUE)
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
@@ -82,13 +86,13 @@ def test_a_metric_nobody_placed_is_shown_all_the_same(monkeypatch: pytest.Monkey
     monkeypatch.setattr(GENERATE, "ROWS", {"Answers": ("requests_total", "gone_total")})
     rows = GENERATE.rows()
     assert [metric.name for metric in rows["Answers"]] == ["requests_total"]
-    assert len(rows["More"]) == len(list(catalogue())) - 1
+    assert len(rows["More"]) == len(CATALOGUE) - 1
 
 
 def test_every_metric_has_its_place() -> None:
-    """The rows name the whole catalogue and nothing else: a new metric is put where it belongs."""
+    """The rows name the whole of both catalogues and nothing else: a new metric is put where it belongs."""
     placed = [PREFIX + name for names in GENERATE.ROWS.values() for name in names]
-    assert sorted(placed) == sorted(name for name, *_ in catalogue())
+    assert sorted(placed) == sorted(name for name, *_ in CATALOGUE)
 
 
 def test_panels_do_not_overlap() -> None:
