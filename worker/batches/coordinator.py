@@ -568,7 +568,12 @@ class Coordinator:
                 await self._publisher.publish(message.data, message.attributes)
             except MessageTooLargeError as error:
                 outcome = Outcome(
-                    batch_id=batch.id, record=record.number, is_ok=False, code="request_too_large", message=str(error)
+                    batch_id=batch.id,
+                    record=record.number,
+                    line=record.line,
+                    is_ok=False,
+                    code="request_too_large",
+                    message=str(error),
                 )
                 await asyncio.to_thread(self._store.record, [outcome])
             else:

@@ -5,7 +5,7 @@ Source: sections 1.6, 1.8 and 1.11 of the contract (docs/decisions/0023).
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -84,12 +84,32 @@ def _place_of(attributes: Mapping[str, str]) -> tuple[str, int] | None:
     return batch_id, int(record)
 
 
-def dead_letter_of(_data: bytes, attributes: Mapping[str, str]) -> Outcome | None:
+class _Origin(msgspec.Struct):
+    line: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+class _Dead(msgspec.Struct):
+    metadata: _Origin
+
+
+_decode_origin = msgspec.json.Decoder(_Origin).decode
+_decode_dead = msgspec.json.Decoder(_Dead).decode
+
+
+def _line_in(metadata: bytes) -> int | None:
+    """Return the line that `request_of` put into a message's metadata; `None`: it is not there any more."""
+    try:
+        return _decode_origin(metadata).line
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def dead_letter_of(data: bytes, attributes: Mapping[str, str]) -> Outcome | None:
     """
     Return the result of a line whose request Pub/Sub has given up, from the message on the dead-letter topic.
 
     Args:
-        _data: Of the message: the request itself.
+        data: Of the message: the request itself.
         attributes: Of the message: the request's, and Pub/Sub's own.
 
     Returns:
@@ -97,11 +117,16 @@ def dead_letter_of(_data: bytes, attributes: Mapping[str, str]) -> Outcome | Non
     """
     if (place := _place_of(attributes)) is None:
         return None
+    try:
+        line = _decode_dead(data).metadata.line
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        line = None
     times = attributes.get(DELIVERIES, "")
     often = f"delivered {times} times" if times.isascii() and times.isdigit() else "delivered as often as it may be"
     return Outcome(
         batch_id=place[0],
         record=place[1],
+        line=line,
         is_ok=False,
         code=DEAD_LETTERED,
         message=f"The request was {often} and no worker answered it.",
@@ -123,6 +148,7 @@ def outcome_of(data: bytes, attributes: Mapping[str, str]) -> Outcome | None:
         return None
     answer = decode_answer(data, attributes)
     place: dict[str, Any] = {"batch_id": found[0], "record": found[1], "request_id": answer.request_id}
+    place["line"] = _line_in(answer.metadata)
     if answer.error_class == ErrorClass.DEADLINE_EXCEEDED:  # which is the batch's
         return Outcome(**place, is_ok=False, code=EXPIRED, message=_ENDED_MESSAGES[Status.EXPIRED])
     if not answer.is_error:

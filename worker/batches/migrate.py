@@ -14,6 +14,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from worker.batches.store import SchemaError
+
 _LOCK = 0x62617463_686573
 """Of PostgreSQL's advisory locks: any number that nothing else uses."""
 
@@ -37,18 +39,29 @@ def current_revision(connection: sa.Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def migrate(engine: sa.Engine) -> None:
+def migrate(engine: sa.Engine, revision: str = "head") -> None:
     """
     Bring a database to the tables of this version; does nothing when it has them.
 
+    Args:
+        engine: Of the database.
+        revision: Tables of an earlier version, for tests of what becomes of them.
+
     Raises:
         sqlalchemy.exc.SQLAlchemyError: It cannot be reached or changed.
+        SchemaError: A newer version has changed it; permanent.
     """
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-        if current_revision(connection) == head_revision():
+        current = current_revision(connection)
+        if current == head_revision():
             return
         config = _config()
+        known = {each.revision for each in ScriptDirectory.from_config(config).walk_revisions()}
+        if current is not None and current not in known:
+            raise SchemaError(
+                f"the database is at schema {current}, which a newer version made; this one knows {head_revision()}"
+            )
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)

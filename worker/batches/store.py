@@ -56,7 +56,7 @@ class StoreUnavailableError(StoreError):
 
 
 class SchemaError(StoreError):
-    """The database has not the tables of this version; permanent until `batches migrate` ran."""
+    """The database has not the tables of this version; permanent until `batches migrate` of the right version ran."""
 
 
 class IdempotencyConflictError(StoreError):
@@ -209,6 +209,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     record: int
     """From 1; blank lines are not counted."""
     is_ok: bool
+    line: int | None = None
+    """The same with blank lines; `None`: unknown."""
     status_code: int | None = None
     code: str | None = None
     """Of the error; `None` when `is_ok`."""
@@ -1094,14 +1096,14 @@ class Store:
             .subquery()
         )
         query = (
-            sa.select(found.c.code, found.c["count"], found.c["first"], columns.message)
+            sa.select(found.c.code, found.c["count"], sa.func.coalesce(columns.line, columns.record), columns.message)
             .join(t.outcomes, sa.and_(columns.batch_id == batch_id, columns.record == found.c["first"]))
             .order_by(found.c["count"].desc(), found.c.code)
         )
         with self._reading() as connection:
             return [
-                {"code": code, "count": count, "example_line": record, "example_message": message}
-                for code, count, record, message in connection.execute(query)
+                {"code": code, "count": count, "example_line": line, "example_message": message}
+                for code, count, line, message in connection.execute(query)
             ]
 
     def has_expired_outcomes(self, batch_id: str) -> bool:

@@ -146,6 +146,7 @@ outcomes = sa.Table(
     sa.Column("cached_tokens", sa.BigInteger),
     sa.Column("output_tokens", sa.BigInteger),
     sa.Column("reasoning_tokens", sa.BigInteger),
+    sa.Column("line", sa.Integer),  # from 1, blank lines counted; null where the answer did not tell it
 )
 
 events = sa.Table(

@@ -106,8 +106,13 @@ class Fleet:
         until = len(self.topic.messages) if count is None else self.answered + count
         some = self.topic.messages[self.answered : until]
         self.answered += len(some)
-        data = json.dumps({"status_code": status, "metadata": {}, "body": body}).encode()
-        found = [outcome_of(data, {**each, **attributes}) for _, each in some]
+        answer = {"status_code": status, "body": body}
+        found = [
+            outcome_of(
+                json.dumps({**answer, "metadata": json.loads(request)["metadata"]}).encode(), {**each, **attributes}
+            )
+            for request, each in some
+        ]
         if found:
             self.store.record([outcome for outcome in found if outcome is not None])
         return len(found)
@@ -180,6 +185,19 @@ async def test_a_batch_all_of_whose_lines_fail_completes(fleet: Fleet):
         {"code": "context_length_exceeded", "count": 3, "example_line": 1, "example_message": "bad"}
     ]
     assert (await fleet.finished(batch)).output is None
+
+
+async def test_a_failure_is_told_by_its_line_while_the_batch_runs_and_after(fleet: Fleet):
+    """Blank lines are lines, and no records."""
+    batch = fleet.create(b"\n \n" + chats(1) + b"\n" + chats(2, "d"))
+    async with fleet.coordinating():
+        await eventually(lambda: len(fleet.topic.messages) == 3)
+        fleet.answer(1)
+        fleet.answer(1, status=400, body={"error": {"message": "bad", "code": "wrong"}}, error_class="x")
+        failure = {"code": "wrong", "count": 1, "example_line": 5, "example_message": "bad"}
+        assert fleet.store.failures_of(batch.id) == [failure]
+        (done,) = await fleet.run(batch)
+    assert done.failures == [failure]
 
 
 async def test_a_refused_file_fails_with_every_fault_and_sends_nothing(fleet: Fleet):

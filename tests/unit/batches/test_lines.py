@@ -188,3 +188,15 @@ def test_a_dead_letter_without_a_count_is_a_result_all_the_same():
     assert found is not None
     assert (found.record, found.is_ok, found.code, found.body) == (3, False, "dead_lettered", None)
     assert found.message == "The request was delivered as often as it may be and no worker answered it."
+
+
+@pytest.mark.parametrize(
+    ("metadata", "line"),
+    [('{"batch_id":"b","line":7}', 7), ("{}", None), ('{"line":0}', None), ('{"line":3000000000}', None), ("7", None)],
+)
+def test_a_result_knows_its_line_if_the_answer_tells_it(metadata: str, line: int | None):
+    answer_ = b'{"status_code":200,"metadata":%s,"body":{}}' % metadata.encode()
+    found, dead = outcome_of(answer_, PLACE), dead_letter_of(b'{"metadata":%s}' % metadata.encode(), PLACE)
+    assert found is not None
+    assert dead is not None
+    assert found.line == dead.line == line

@@ -22,6 +22,7 @@ from tests.support.batches import (
 )
 from tests.support.postgresql import PostgreSQL, running_postgresql
 from worker.batches import tables
+from worker.batches.migrate import migrate
 from worker.batches.states import FINAL, STAMPS, Status
 from worker.batches.store import (
     CreateLimitError,
@@ -461,10 +462,10 @@ def test_results_are_read_in_bounded_memory(store):
 
 def test_failures_are_told_by_code(store):
     batch = start(store, 4)
-    store.record([outcome(batch, n, is_ok=False, code="a", message=f"m{n}") for n in (2, 3)])
+    store.record([outcome(batch, n, line=n + 10, is_ok=False, code="a", message=f"m{n}") for n in (2, 3)])
     store.record([outcome(batch, 4, is_ok=False, code="b", message="x"), outcome(batch, 1)])
     assert store.failures_of(batch.id) == [
-        {"code": "a", "count": 2, "example_line": 2, "example_message": "m2"},
+        {"code": "a", "count": 2, "example_line": 12, "example_message": "m2"},
         {"code": "b", "count": 1, "example_line": 4, "example_message": "x"},
     ]
     assert not store.has_expired_outcomes(batch.id)
@@ -589,6 +590,22 @@ def test_the_migrations_make_the_tables_of_the_code(store, database_url):
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
     engine.dispose()
+
+
+def test_results_of_an_earlier_version_are_kept(database_url):
+    """They have no line: the number of their record stands for it."""
+    engine = open_engine(database_url)
+    migrate(engine, "0001")
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text("INSERT INTO outcomes (batch_id, record, is_ok, code, message) VALUES ('b', 3, :no, 'c', 'm')"),
+            {"no": False},
+        )
+    migrate(engine)
+    store = Store(engine)
+    assert [each.line for each in store.outcomes_of("b", after=0)] == [None]
+    assert store.failures_of("b")[0]["example_line"] == 3
+    store.close()
 
 
 def test_a_transaction_of_another_process_is_waited_for(database_url):
