@@ -73,6 +73,22 @@ def test_a_process_that_is_stopped_leaves_its_work_to_the_next(stage: BatchStage
     assert stage.rig.stats()["bodies"]["repeats"] == 0
 
 
+def test_an_answer_that_no_message_carries_is_fetched(stage: BatchStage, tmp_path: Path):
+    """150 vectors of 8,192 dimensions: 12 MB, which the worker writes into a folder that the collector reads."""
+    place = f"file://{tmp_path / 'replies'}"
+    (tmp_path / "replies").mkdir()
+    stage.rig.worker(payloads__reply_prefix=place)
+    client = stage.client(stage.start(payloads__reply_prefix=place))
+    body = {"model": "m", "input": [f"text {number}" for number in range(150)], "dimensions": 8192}
+    line = {"custom_id": "large", "method": "POST", "url": "/v1/embeddings", "body": body}
+    content = json.dumps(line).encode()
+    done = finished(client, create(client, upload(client, content), endpoint="/v1/embeddings"), content)
+    assert done.batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+    (answer,) = done.output.lines
+    assert [len(each["embedding"]) for each in answer["response"]["body"]["data"]] == [8192] * 150
+    assert list((tmp_path / "replies").rglob("*.json")), "no message carried it"
+
+
 def test_dead_lettered_lines_end_their_batch_and_can_be_retried(stage: BatchStage):
     """The broker moves the requests itself, after five deliveries that no worker answers."""
     admin = stage.rig.admin

@@ -8,6 +8,9 @@ may collect; the first stored result of a line counts.
 A second collector may read the dead-letter topic: a line whose request Pub/Sub has given up gets an error as its
 result.  It waits a while first, since a worker may have answered the last delivery and lost its ack.
 
+The body of an answer that is too large for a message stands in object storage.  It is fetched, a few at a time, and
+kept in memory until it is stored; while the storage is away its message is kept as well.
+
 An answer that the database refuses is nacked alone: a transaction that fails is done again in halves.
 """
 
@@ -19,12 +22,14 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from worker.batches.lines import outcome_of
+from worker.batches.lines import REPLY_IN_STORAGE, outcome_of, stored_at
 from worker.batches.metrics import BatchMetrics
 from worker.batches.store import Outcome, Recorded, Store, StoreUnavailableError
+from worker.errors import PayloadError
 from worker.flow.clock import wait_for
 from worker.policy.backoff import Backoff
-from worker.ports import Settlement, Subscriber
+from worker.policy.model import Fault
+from worker.ports import Payloads, Settlement, Subscriber
 from worker.telemetry.logs import get_logger
 from worker.wire.message import ReceivedMessage
 
@@ -38,6 +43,8 @@ STORE_BACKOFF = Backoff(base_s=0.2, max_s=5.0, jitter=0.5)
 
 _log = get_logger("batches.collector")
 
+FETCHES = 2
+"""Bodies from object storage in memory at once; each may have `payloads.max_bytes`."""
 Read = Callable[[bytes, Mapping[str, str]], Outcome | None]
 """Returns the result that a message carries, by its data and attributes; `None`: it carries none."""
 DEAD_LETTER_WAIT_S = 30.0
@@ -71,6 +78,7 @@ class Collector:
         read: What the messages mean.
         wait_s: A message is stored so long after it was published.
         clock: Unix seconds.
+        payloads: Has the bodies that no message carries; `None`: their lines fail, and tell where they are.
     """
 
     def __init__(
@@ -82,7 +90,10 @@ class Collector:
         read: Read = outcome_of,
         wait_s: float = 0.0,
         clock: Callable[[], float] = time.time,
+        payloads: Payloads | None = None,
     ) -> None:
+        self._payloads = payloads
+        self._fetches = asyncio.Semaphore(FETCHES)
         self._read = read
         self._wait_s = wait_s
         self._clock = clock
@@ -132,10 +143,43 @@ class Collector:
             await wait_for(self._is_draining, message.publish_time + self._wait_s - self._clock())
             if self._is_draining.is_set():
                 return Settlement.NACK
+        if outcome.code != REPLY_IN_STORAGE or self._payloads is None:
+            return await self._store_one(outcome)
+        async with self._fetches:
+            fetched = await self._fetch(message, outcome, self._payloads)
+            if fetched is None:
+                self._count("nacked", 1)
+                return Settlement.NACK
+            return await self._store_one(fetched)
+
+    async def _store_one(self, outcome: Outcome) -> Settlement:
         stored: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
         self._waiting.append((outcome, stored))
         self._has_waiting.set()
         return await stored
+
+    async def _fetch(self, message: ReceivedMessage, outcome: Outcome, payloads: Payloads) -> Outcome | None:
+        """Return the result with its body from object storage; `None`: that was away until the process stopped."""
+        uri, failures = stored_at(message.data, message.attributes) or "", 0
+        while True:
+            try:
+                async with payloads.open(uri) as payload:
+                    body = b"".join([chunk async for chunk in payload.chunks])
+            except ValueError as error:  # the workers write elsewhere than this process may read
+                _log.warning("batch_reply_not_fetched", uri=uri, error=str(error))
+                return outcome
+            except PayloadError as error:
+                if error.fault != Fault.PAYLOAD_UNAVAILABLE:
+                    _log.warning("batch_reply_not_fetched", uri=uri, error=str(error))
+                    return msgspec.structs.replace(outcome, message=f"{outcome.message} It cannot be read: {error}")
+                failures += 1
+                if failures == 1:
+                    _log.warning("batch_reply_storage_away", uri=uri, error=str(error))
+                if self._is_draining.is_set():
+                    return None
+                await wait_for(self._is_draining, STORE_BACKOFF.delay_s(failures, random.random()))  # noqa: S311 - no secret
+            else:
+                return outcome_of(message.data, message.attributes, body)
 
     async def _write(self) -> None:
         """Store what waits, again and again, until the end."""

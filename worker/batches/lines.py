@@ -5,6 +5,7 @@ Source: sections 1.6, 1.8 and 1.11 of the contract (docs/decisions/0023).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -25,6 +26,8 @@ _ENDED_MESSAGES = {
     Status.CANCELLED: "This line has no result: the batch was cancelled first.",
     Status.EXPIRED: "This line has no result: the batch expired first.",
 }
+REPLY_IN_STORAGE = "reply_in_storage"
+"""`error.code` of a line whose answer stands in object storage, from which it was not fetched."""
 DEAD_LETTERED = "dead_lettered"
 """`error.code` of a line whose request Pub/Sub moved to the dead-letter topic."""
 DELIVERIES = "CloudPubSubDeadLetterSourceDeliveryCount"
@@ -44,6 +47,9 @@ class InputLine(msgspec.Struct):
     body: msgspec.Raw
 
 
+_BREAKS = bytes.maketrans(b"\r\n", b"  ")
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_text = msgspec.json.Decoder(str).decode
 _decode_line = msgspec.json.Decoder(InputLine).decode
 _encode = msgspec.json.encode
 
@@ -133,13 +139,28 @@ def dead_letter_of(data: bytes, attributes: Mapping[str, str]) -> Outcome | None
     )
 
 
-def outcome_of(data: bytes, attributes: Mapping[str, str]) -> Outcome | None:
+def stored_at(data: bytes, attributes: Mapping[str, str]) -> str | None:
+    """Return where the body of an answer stands that no message carries; `None`: it is in the message."""
+    uri = decode_answer(data, attributes).body_uri
+    return None if uri is None else _text_in(uri)
+
+
+def _text_in(raw: bytes) -> str:
+    """Return a JSON string, or whatever else stands there as text."""
+    try:
+        return _decode_text(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return raw.decode("utf-8", "replace")
+
+
+def outcome_of(data: bytes, attributes: Mapping[str, str], stored: bytes | None = None) -> Outcome | None:
     """
     Return the result that a message of the response topic carries.
 
     Args:
         data: Of the message.
         attributes: Of the message.
+        stored: What was read at `stored_at`; without it such an answer becomes an error that says where it is.
 
     Returns:
         `None`: it is not the answer to a line of a batch.
@@ -147,6 +168,8 @@ def outcome_of(data: bytes, attributes: Mapping[str, str]) -> Outcome | None:
     if (found := _place_of(attributes)) is None:
         return None
     answer = decode_answer(data, attributes)
+    if answer.body_uri is not None and stored is not None:
+        answer = replace(answer, body=_one_line(stored), body_uri=None)
     place: dict[str, Any] = {"batch_id": found[0], "record": found[1], "request_id": answer.request_id}
     place["line"] = _line_in(answer.metadata)
     if answer.error_class == ErrorClass.DEADLINE_EXCEEDED:  # which is the batch's
@@ -166,11 +189,20 @@ def outcome_of(data: bytes, attributes: Mapping[str, str]) -> Outcome | None:
     )
 
 
+def _one_line(body: bytes) -> bytes:
+    """Return a JSON object as it can stand in a line, or nothing where it is none."""
+    try:
+        body.decode("utf-8")  # msgspec does not validate raw values
+        _decode_object(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return b""
+    return body.strip().translate(_BREAKS)  # JSON has line breaks between tokens only
+
+
 def _good(place: dict[str, Any], answer: Answer) -> Outcome:
     if answer.body_uri is not None:
-        uri = answer.body_uri.decode("utf-8", "replace")
-        text = f"The answer was too large for a message and stands in {uri}."
-        return Outcome(**place, is_ok=False, code="reply_in_storage", message=text)
+        text = f"The answer was too large for a message and stands in {_text_in(answer.body_uri)}."
+        return Outcome(**place, is_ok=False, code=REPLY_IN_STORAGE, message=text)
     if answer.body is None or not answer.body.startswith(b"{"):
         return Outcome(**place, is_ok=False, code="malformed", message="The answer's body is not a JSON object.")
     usage = read_usage(answer.body) or NO_USAGE

@@ -37,7 +37,8 @@ from worker.batches.store import Store, StoreUnavailableError, open_engine
 from worker.brokers.connection import Broker
 from worker.errors import SettingsError
 from worker.flow.clock import wait_for
-from worker.settings.schema import NO_BACKEND, PubSubSettings, RouteSettings, Settings
+from worker.ports import Payloads
+from worker.settings.schema import NO_BACKEND, PayloadSettings, PubSubSettings, RouteSettings, Settings
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.probes import Probes
@@ -225,7 +226,10 @@ class BatchServer:
             self._parts.append((Role.COORDINATOR, coordinator, 0.0))
         if Role.COLLECTOR in self._roles:
             subscriber = broker.subscriber(self._metrics, settle_s=SETTLE_S)
-            self._parts.append((Role.COLLECTOR, Collector(store, subscriber, self._batch_metrics), COLLECTOR_GRACE_S))
+            collector = Collector(
+                store, subscriber, self._batch_metrics, payloads=stored_replies(self._settings.payloads)
+            )
+            self._parts.append((Role.COLLECTOR, collector, COLLECTOR_GRACE_S))
             if batches.dead_letter_subscription:
                 await self._add_dead_letters(stack, store)
 
@@ -261,6 +265,22 @@ def pubsub_settings(settings: Settings) -> PubSubSettings:
             "max_in_flight": COLLECTED_MESSAGES,
         }
     )
+
+
+def stored_replies(settings: PayloadSettings) -> Payloads | None:
+    """
+    Return where the workers put bodies that no message carries; `None`: `payloads.reply_prefix` does not say.
+
+    Raises:
+        SettingsError: The place cannot be used; permanent.
+    """
+    if settings.reply_prefix is None:
+        _log.info("batch_replies_in_storage_not_fetched", setting="payloads.reply_prefix")
+        return None
+    from worker.payloads.stores import PayloadStores  # noqa: PLC0415 - where bodies stand in object storage
+
+    readable = settings.model_copy(update={"request_prefixes": [settings.reply_prefix], "reply_prefix": None})
+    return PayloadStores(readable, subscription="")
 
 
 def models_route(settings: Settings) -> RouteSettings | None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.batch_invariants import Finished, broken_rules, read_stored
 from tests.support.batches import TENANT, add_file, again, new_batch, opened_store, sqlite_url
+from tests.support.fakes import FakePayloads
 from tests.support.waiting import eventually
 from worker.batches import coordinator as module
 from worker.batches.collector import Collector
@@ -27,6 +28,7 @@ from worker.errors import (
     PublishRetryableError,
 )
 from worker.payloads.files import FileStore
+from worker.policy.model import Fault
 from worker.ports import Settlement
 from worker.settings.schema import BatchesSettings
 from worker.wire.message import ReceivedMessage
@@ -632,6 +634,104 @@ async def test_an_answer_that_the_database_refuses_is_nacked_alone(fleet: Fleet,
     assert [number for number, each in enumerate(settled, 1) if each is Settlement.NACK] == [7]
     assert again(fleet.store, batch).completed == 39
     assert [each["record"] for each in logs if each["event"] == "batch_result_not_stored"] == [7]
+
+
+STORED = b'{"status_code":200,"metadata":{"line":1},"body_uri":"gs://b/large"}'
+
+
+def fetching(fleet: Fleet, payloads: FakePayloads) -> Collector:
+    return Collector(fleet.store, None, payloads=payloads)  # type: ignore[arg-type]
+
+
+async def test_the_body_of_a_large_answer_is_fetched_from_storage(fleet: Fleet):
+    """And stands in the output file like any other, in one line."""
+    batch = fleet.create(1)
+    async with fleet.coordinating():
+        await eventually(lambda: len(fleet.topic.messages) == 1)
+        body = json.dumps(GOOD, indent=1).encode()
+        collector = fetching(fleet, FakePayloads(large=body))
+        async with collecting(collector):
+            assert await collector.handle(message(batch, 1, STORED)) is Settlement.ACK
+        ended = await fleet.until(batch)
+    assert (ended.completed, ended.failed) == (1, 0)
+    assert ended.usage["total_tokens"] == 5
+    found = await fleet.finished(batch)
+    assert found.output.lines[0]["response"]["body"] == GOOD
+
+
+@pytest.mark.parametrize(
+    ("content", "fault", "code", "words"),
+    [
+        (b"[]", None, "malformed", "not a JSON object"),
+        (b'{"a":"\xff"}', None, "malformed", "not a JSON object"),
+        (None, None, "reply_in_storage", "stands in gs://b/large. It cannot be read: payload_not_found"),
+        (b"{}", Fault.PAYLOAD_REFUSED, "reply_in_storage", "It cannot be read: payload_refused"),
+        (b"{}", Fault.PAYLOAD_TOO_LARGE, "reply_in_storage", "It cannot be read: payload_too_large"),
+    ],
+)
+async def test_a_large_answer_that_cannot_be_had_fails_its_line(
+    fleet: Fleet, content: bytes | None, fault: Fault | None, code: str, words: str
+):
+    batch = await running_batch(fleet, 1)
+    payloads = FakePayloads(**({} if content is None else {"large": content}))
+    payloads.always = None if fault is None else PayloadError(fault)
+    collector = fetching(fleet, payloads)
+    async with collecting(collector):
+        assert await collector.handle(message(batch, 1, STORED)) is Settlement.ACK
+    (failure,) = fleet.store.failures_of(batch.id)
+    assert failure["code"] == code
+    assert words in failure["example_message"]
+
+
+async def test_a_storage_that_is_away_is_waited_for(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
+    """Each attempt asks again; when the process stops, the message goes back."""
+    from worker.batches import collector as collecting_module
+
+    monkeypatch.setattr(collecting_module, "STORE_BACKOFF", module.Backoff(base_s=0.01, max_s=0.01))
+    batch = await running_batch(fleet, 2)
+    payloads = FakePayloads(large=b"{}")
+    payloads.failures.extend([PayloadError(Fault.PAYLOAD_UNAVAILABLE, "away")] * 3)
+    collector = fetching(fleet, payloads)
+    async with collecting(collector):
+        assert await collector.handle(message(batch, 1, STORED)) is Settlement.ACK
+        assert len(payloads.opened) == 4
+        payloads.always = PayloadError(Fault.PAYLOAD_UNAVAILABLE, "away")
+        waiting = asyncio.create_task(collector.handle(message(batch, 2, STORED)))
+        await eventually(lambda: len(payloads.opened) > 6)
+        collector._is_draining.set()
+        assert await waiting is Settlement.NACK
+    assert (collector.counts.stored, collector.counts.nacked) == (1, 1)
+
+
+async def test_few_large_answers_are_in_memory_at_once(fleet: Fleet):
+    """The others wait with their messages."""
+    batch = await running_batch(fleet, 12)
+    payloads, at_once = FakePayloads(large=b"{}"), []
+    payloads.seconds = 0.01
+    real = payloads.open
+
+    @asynccontextmanager
+    async def counted(uri: str) -> AsyncIterator[Any]:
+        at_once.append(at_once[-1] + 1 if at_once else 1)
+        async with real(uri) as payload:
+            yield payload
+        at_once.append(at_once[-1] - 1)
+
+    payloads.open = counted  # type: ignore[method-assign]
+    collector = fetching(fleet, payloads)
+    async with collecting(collector):
+        await asyncio.gather(*(collector.handle(message(batch, n, STORED)) for n in range(1, 13)))
+    assert max(at_once) == 2
+    assert collector.counts.stored == 12
+
+
+async def test_without_a_place_to_fetch_from_a_large_answer_is_told_with_its_place(fleet: Fleet):
+    batch = await running_batch(fleet, 1)
+    async with collecting(fleet.collector):
+        assert await fleet.collector.handle(message(batch, 1, STORED)) is Settlement.ACK
+    (failure,) = fleet.store.failures_of(batch.id)
+    assert failure["code"] == "reply_in_storage"
+    assert failure["example_message"].endswith("stands in gs://b/large.")
 
 
 def dead_letters(fleet: Fleet, **options: Any) -> Collector:
