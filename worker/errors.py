@@ -8,6 +8,7 @@ The exception tree; whose fault it is decides what is done about it.
     ├── MessageError               the requester's: answered with a 400, never retried
     ├── BackendError               the model server's or the network's: judged by `policy`; carries phase and fault
     ├── PayloadError               object storage's: a body that cannot be read is judged by `policy`
+    ├── MetricSourceError          the engine's or Prometheus': the metric gate goes on with its last reading
     ├── AdmissionError             ours: this delivery may not start now
     │   ├── AdmissionTimeoutError  its budget of waiting is over
     │   ├── AdmissionMovedError    it may start elsewhere
@@ -132,6 +133,21 @@ class PayloadError(WorkerError):
         self.fault = fault
         self.detail = detail
         super().__init__(f"{fault}: {detail}" if detail else fault)
+
+
+class MetricSourceError(WorkerError):
+    """
+    The numbers of a metric gate could not be read; retryable.
+
+    Attributes:
+        reason: `unreachable`, `refused` (another status than 2xx) or `unusable` (no such number in the answer).
+        detail: What is wrong, for the log; without credentials.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}")
 
 
 class AdmissionError(WorkerError):

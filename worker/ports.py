@@ -6,7 +6,7 @@ against small working fakes of these (`tests/support/fakes.py`), and every broke
 (`tests/conformance/`).
 """
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from typing import Any, Protocol
@@ -141,6 +141,27 @@ class Backend(Protocol):
 
     def credentials_changed(self) -> bool:
         """Whether the key file holds another key than at the last attempt; cheap, called while a breaker is open."""
+
+    async def aclose(self) -> None:
+        """
+        Close every connection; idempotent.
+
+        Cancellation: connections may stay open until the process ends.
+        """
+
+
+class MetricSource(Protocol):
+    """Where the numbers of a metric gate come from."""
+
+    async def read(self) -> Sequence[float]:
+        """
+        Return one number for each signal, in the order of the settings; none is NaN.  One try, bounded in time.
+
+        Raises:
+            MetricSourceError: It cannot be reached or refuses, or there is no such number; retryable.
+
+        Cancellation: closes the connection.
+        """
 
     async def aclose(self) -> None:
         """

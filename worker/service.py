@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import ProcessCollector
 
+from worker.backends.metric_source import HttpMetricSource
 from worker.backends.openai import HttpBackend
 from worker.brokers.connection import Broker, source_of
 from worker.delivery import Limits
@@ -29,6 +30,7 @@ from worker.pipeline.attempt import Attempts
 from worker.pipeline.cancels import Cancels
 from worker.pipeline.dead_letters import DeadLetters
 from worker.pipeline.dedupe import Deduper, build_store
+from worker.pipeline.metric_gates import MetricGateLoop, build_metric_gates
 from worker.pipeline.processor import Processor, Rules
 from worker.pipeline.referenced_bodies import ReferencedBodies
 from worker.pipeline.replies import Replier
@@ -88,6 +90,9 @@ class Service:
             settings.policy.rules, hook_timeout_s=settings.policy.hook_timeout_s, on_hook=self._hook_asked
         )
         self._control: ControlListener | None = None
+        self._metric_sources: dict[str, HttpMetricSource] = {}
+        """Of the metric gates, by the name of the route or, where each server has its own, of the target."""
+        self._metric_gates: list[MetricGateLoop] = []
         self._limits_store: LimitStore | None = None
         """Keeps the limits of tenants; `None` where none has any."""
         self._may_surely_pull = False
@@ -164,6 +169,11 @@ class Service:
                 backends += [_build_backend(target) for target in route.targets()]
             except SettingsError as error:
                 faults += [f"{section_of(route, settings)}.{fault}" for fault in error.faults]
+                continue
+            try:
+                self._metric_sources |= _build_metric_sources(route)
+            except SettingsError as error:
+                faults += [f"{section_of(route, settings)}.metric_gate.{fault}" for fault in error.faults]
         try:
             deduper = Deduper(build_store(settings.dedupe, self._metrics), settings.dedupe.metadata_key)
         except SettingsError as error:
@@ -176,7 +186,11 @@ class Service:
             self._limits_store = build_limits(settings.tenants, self._metrics)
         except SettingsError as error:
             faults += error.faults
-        self._closing += [*backends, *(part for part in (deduper, self._limits_store) if part is not None)]
+        self._closing += [
+            *backends,
+            *self._metric_sources.values(),
+            *(part for part in (deduper, self._limits_store) if part is not None),
+        ]
         if faults or deduper is None:
             raise SettingsError(faults)
         return backends, deduper, payloads
@@ -231,6 +245,7 @@ class Service:
                 foreign_headers=_sagemaker_headers(settings),
             )
         )
+        self._metric_gates = build_metric_gates(settings, self._metric_sources, router.targets, metrics, now=clock.now)
         intake = IntakePause(router.targets, self._intake_changed)
         replier = Replier(
             publisher,
@@ -338,6 +353,7 @@ class Service:
         pulling = loop.create_task(self._subscriber.run(self._processor.handle, self._processor.begin_drain))
         stopping = loop.create_task(self._stopping.wait())
         hearing = loop.create_task(self._control.run()) if self._control is not None else None
+        gating = [loop.create_task(each.run()) for each in self._metric_gates]
         startup = loop.call_later(0 if self._may_surely_pull else FIRST_PULL_S, self._probes.succeed)
         try:
             await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -348,7 +364,7 @@ class Service:
             await pulling
         finally:
             startup.cancel()
-            running = [task for task in (pulse, stopping, pulling, hearing) if task is not None]
+            running = [task for task in (pulse, stopping, pulling, hearing, *gating) if task is not None]
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
@@ -381,6 +397,9 @@ class Service:
         """Return the readiness verdict and what stands beside it."""
         is_open = self._subscriber is not None and self._subscriber.is_open
         details = self._supervisor.details() if self._supervisor is not None else {}
+        for gate in self._metric_gates:
+            for target in gate.targets:
+                details["backends"][target.name]["metric_gate"] = gate.details()
         return {"ready": is_open and not self._stopping.is_set(), "pulling": is_open, **details}
 
     def _set_gauges(self) -> None:
@@ -402,6 +421,21 @@ def _build_backend(route: RouteSettings) -> HttpBackend:
     except ImportError:
         raise SettingsError([f"sagemaker: {how_to_get('sagemaker')}"]) from None
     return SageMakerBackend(route)
+
+
+def _build_metric_sources(route: RouteSettings) -> dict[str, HttpMetricSource]:
+    """
+    Return what a route's metric gate reads: one source for all its servers, or one for each.
+
+    Raises:
+        SettingsError: A file cannot be read.
+    """
+    gate = route.metric_gate
+    if not gate.is_used:
+        return {}
+    if gate.url:
+        return {route.name: HttpMetricSource(route, gate)}
+    return {target.name: HttpMetricSource(target, gate) for target in route.targets()}
 
 
 def _sagemaker_headers(settings: Settings) -> frozenset[str]:

@@ -58,7 +58,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             breaker=worst.state,
             error_class=worst.error_class,
-            window=sum(lane.window.limit for lane in lanes),
+            window=sum(lane.limit for lane in lanes),
             in_flight=sum(lane.in_flight for lane in lanes),
             waiting=sum(lane.waiting for lane in lanes),
             held=sum(lane.held for lane in lanes),

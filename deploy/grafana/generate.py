@@ -61,6 +61,10 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     ),
     "Hooks": ("policy_hook_total",),
     "Traffic": (
+        "metric_gate_part",
+        "metric_gate_value",
+        "metric_gate_stale",
+        "metric_gate_failures_total",
         "rerouted_attempts_total",
         "unreachable_deadlines_total",
         "cancelled_requests_total",
@@ -110,6 +114,9 @@ LARGEST = {
     "model_failing_share",
     "error_answer_share",
     "intake_paused",
+    "metric_gate_part",
+    "metric_gate_value",
+    "metric_gate_stale",
     "draining",
     "batch_silence_seconds",
 }
@@ -130,6 +137,7 @@ RARE = {
     "batch_step_failures_total",
     "batch_publish_failures_total",
     "batch_events_total",
+    "metric_gate_failures_total",
 }
 """
 Counters of what should not happen often: shown as they stand, not as a rate.  A labelled counter comes into being with

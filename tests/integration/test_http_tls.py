@@ -205,6 +205,10 @@ def test_config_check_reads_what_is_there(authority: Authority, tmp_path: Path) 
     check_tls_files(load_settings(flags={**flags, "backend.tls.ca_file": str(tmp_path / "absent")}, environ={}))
     with pytest.raises(SettingsError, match=r"backend\.tls\.ca_file"):
         check_tls_files(load_settings(flags={**flags, "backend.tls.ca_file": str(tmp_path / "junk")}, environ={}))
+    gate = {"type": "vllm", "url": "https://m/metrics", "tls.ca_file": str(tmp_path / "junk")}
+    flags |= {f"backend.metric_gate.{key}": value for key, value in gate.items()}
+    with pytest.raises(SettingsError, match=r"backend\.metric_gate\.tls\.ca_file"):
+        check_tls_files(load_settings(flags=flags, environ={}))
 
 
 # Proxies

@@ -24,6 +24,7 @@ from worker.settings.schema import (
     DedupeSettings,
     DrainSettings,
     HttpSettings,
+    MetricGateSettings,
     PubSubSettings,
     RouteSettings,
     Settings,
@@ -205,10 +206,14 @@ async def test_a_part_that_cannot_be_built_closes_the_others(bench: Bench) -> No
 
 
 async def test_local_faults_are_told_before_the_broker_is_asked(bench: Bench) -> None:
-    """A key file that is not there, of any route, and a missing extra: at once, all of them, though Pub/Sub is away."""
+    """A key file that is not there, of any route or gate, and a missing extra: at once, all, though Pub/Sub is away."""
+    gate = MetricGateSettings(type="vllm", url="http://m/metrics", api_key_file="/nonexistent/gate")
     settings = bench.settings(
         pubsub={"emulator_host": "127.0.0.1:1"},
-        routes=[RouteSettings(name="other", base_url=bench.backend_url, api_key_file="/nonexistent/other")],
+        routes=[
+            RouteSettings(name="other", base_url=bench.backend_url, api_key_file="/nonexistent/other"),
+            RouteSettings(name="gated", base_url=bench.backend_url, metric_gate=gate),
+        ],
         dedupe=DedupeSettings(store="redis", redis_url="ftp://r"),
     )
     backend = BackendSettings(base_url=bench.backend_url, api_key_file="/nonexistent/key")
@@ -216,8 +221,12 @@ async def test_local_faults_are_told_before_the_broker_is_asked(bench: Bench) ->
     with pytest.raises(SettingsError) as caught:
         await asyncio.wait_for(service.run(), 5)
     named = [fault.split(":")[0] for fault in caught.value.faults]
-    assert named[:2] == ["routes[other].api_key_file", "backend.api_key_file"]
-    assert named[2].startswith("dedupe.")
+    assert named[:3] == [
+        "routes[other].api_key_file",
+        "routes[gated].metric_gate.api_key_file",
+        "backend.api_key_file",
+    ]
+    assert named[3].startswith("dedupe.")
     assert service._probes.startup_failure == caught.value.one_line
 
 

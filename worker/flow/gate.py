@@ -17,6 +17,7 @@ All of it runs on one event loop; no method may be called from another thread.  
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -36,6 +37,7 @@ from worker.flow.lane import (
     Lane,
     Lanes,
     LaneStatistics,
+    part_of,
 )
 from worker.flow.queue import ALONE, AdmissionOrder, Share, Waiter, WaitQueue
 from worker.flow.shares import RouteLoad
@@ -71,6 +73,8 @@ class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """By name."""
     failing_share: float
     """`LaneStatistics.failing_share`, of failures that concern the whole route."""
+    part: float
+    """See `RouteGate.set_part`."""
     paused: bool
     """Stopped by `pause`."""
     closed: bool
@@ -93,7 +97,7 @@ class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def limit(self) -> int:
         """Attempts that may run at once now, over all lanes."""
-        return sum(lane.window.limit for lane in self.lanes.values())
+        return sum(lane.limit for lane in self.lanes.values())
 
 
 class Permit:
@@ -250,6 +254,7 @@ class RouteGate:
         """Lanes that callers wait for; one that has no more is taken out by the next `_pump`."""
         self._starts = 0
         self._is_closed = self._is_paused = False
+        self._part = 1.0
         self._timer: TimerHandle | None = None
         self._timer_at: float | None = None
 
@@ -330,8 +335,10 @@ class RouteGate:
         """Return how full the window of a lane is, 0 to 1 and more; below 0 where a stopped one lets a probe start."""
         if self.wants_probe(lane_name):
             return -1.0
+        if self._part <= 0.0:
+            return math.inf
         lane = self._lanes.find(lane_name)
-        return 0.0 if lane is None else lane.window.in_flight / lane.window.limit
+        return 0.0 if lane is None else lane.window.in_flight / part_of(lane.window.limit, self._part)
 
     def try_start(self, lane_name: str | None, key: str | None, share: Share, *, streamed: bool) -> Permit | None:
         """Return a permit if an attempt may start now and no request waits for that; else `None`."""
@@ -402,7 +409,7 @@ class RouteGate:
     def wants_probe(self, lane_name: str | None) -> bool:
         """Whether an open circuit keeps a lane's attempts back, but would let one start now."""
         lane = self._lanes.find(lane_name)
-        if self._stopped_since(lane) is None or self._is_paused or self._is_closed:
+        if self._stopped_since(lane) is None or self._is_paused or self._is_closed or self._part <= 0.0:
             return False
         return self._route.circuit.allows() and (lane is None or lane.circuit.allows())
 
@@ -448,6 +455,29 @@ class RouteGate:
         self._is_paused = False
         self._pump()
 
+    @property
+    def in_flight(self) -> int:
+        """Permits not finished."""
+        return sum(lane.window.in_flight for lane in self._lanes)
+
+    @property
+    def part(self) -> float:
+        """The part of each window that may be used, 0 to 1."""
+        return self._part
+
+    def set_part(self, part: float) -> None:
+        """
+        Let only a part of each window be used; attempts under way go on.
+
+        Args:
+            part: 0 to 1.  0: nothing starts, no probe either, and what waits counts as waiting for a stopped lane
+                (`load`).  Above 0 at least one attempt of each lane may run.
+        """
+        has_risen = part > self._part
+        self._part = part
+        if has_risen:
+            self._pump()
+
     def allow_probe(self) -> None:
         """Let a probe through each open circuit at once (credentials changed, the health path answers)."""
         self._route.circuit.allow_probe()
@@ -478,7 +508,7 @@ class RouteGate:
 
     def load(self) -> RouteLoad:
         """Return what waits behind open circuits and pauses, or has failed, and whether others may start."""
-        is_stopped = self._route.circuit.state is not CircuitState.CLOSED
+        is_stopped = self._route.circuit.state is not CircuitState.CLOSED or self._part <= 0.0
         waiting, has_working_lane, many_fail = 0, not is_stopped and not any(True for _ in self._lanes), False
         for lane in self._lanes:
             if is_stopped or lane.is_stopped:
@@ -500,8 +530,9 @@ class RouteGate:
         """Return a snapshot."""
         return GateStatistics(
             circuit=self._route.circuit.statistics(),
-            lanes=self._lanes.statistics(),
+            lanes=self._lanes.statistics(self._part),
             failing_share=self._route.evidence.failing_share,
+            part=self._part,
             paused=self._is_paused,
             closed=self._is_closed,
         )
@@ -624,10 +655,19 @@ class RouteGate:
 
     def _may_start(self, lane: Lane) -> bool:
         """Whether an attempt of this lane may start now."""
+        if self._part < 1.0 and not self._has_part_left(lane):
+            return False
         if self._route.circuit.state is CircuitState.CLOSED:
             return self._route.circuit.allows() and lane.may_start()
         # A probe of the route needs no room in a window, but a lane whose own circuit keeps it back sends none.
         return self._route.circuit.allows() and lane.circuit.allows()
+
+    def _has_part_left(self, lane: Lane) -> bool:
+        """Whether the part of the window is not full; a probe needs no room in it, but needs the part not to be 0."""
+        if self._part <= 0.0:
+            return False
+        is_working = self._route.circuit.state is lane.circuit.state is CircuitState.CLOSED
+        return not is_working or lane.window.in_flight < part_of(lane.window.limit, self._part)
 
     def _timers(self, lane: Lane, waiter: Waiter, *, give_up_s: float | None, delay_s: float) -> list[TimerHandle]:
         now, timers = self._clock.now(), []
@@ -659,7 +699,7 @@ class RouteGate:
                 as still to come, and its timer runs at once.
             opens_at: The instants of the windows, read at the same time.
         """
-        if self._is_closed or self._is_paused or not self._waiting:
+        if self._is_closed or self._is_paused or self._part <= 0.0 or not self._waiting:
             return None
         instants = list(opens_at)
         for fate in (self._route, *self._waiting):

@@ -9,6 +9,7 @@ Names come from requesters, so there are at most `MAX_LANES`: a lane that is idl
 makes room for a new one, and beyond that all further ones share one lane.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 
@@ -67,6 +68,8 @@ class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
     window: WindowStatistics
     circuit: CircuitStatistics
+    limit: int
+    """Attempts that may run at once now: the window's limit, or the part of it that a metric gate leaves."""
     in_flight: int
     """Permits not finished."""
     waiting: int
@@ -222,16 +225,22 @@ class Lane(Fate):
         # A probe needs no room: attempts that started before the circuit opened, and hang, may fill the window.
         return self.circuit.allows()
 
-    def statistics(self) -> LaneStatistics:
-        """Return a snapshot."""
+    def statistics(self, part: float = 1.0) -> LaneStatistics:
+        """Return a snapshot; of the window a part, 0 to 1, may be used."""
         return LaneStatistics(
             window=self.window.statistics(),
+            limit=part_of(self.window.limit, part),
             circuit=self.circuit.statistics(),
             in_flight=self.window.in_flight,
             waiting=len(self.queue),
             held=self.queue.held,
             failing_share=self.evidence.failing_share,
         )
+
+
+def part_of(limit: int, part: float) -> int:
+    """Return how many attempts a part of a limit, 0 to 1, allows: at least one unless the part is 0."""
+    return limit if part >= 1.0 else math.ceil(limit * part)
 
 
 class Lanes:
@@ -267,9 +276,9 @@ class Lanes:
         """Return a lane if there is one, else the shared one if there is that."""
         return self._lanes.get(name or "") or self._lanes.get(SHARED)
 
-    def statistics(self) -> Mapping[str, LaneStatistics]:
-        """Return a snapshot of each, by name."""
-        return {name: lane.statistics() for name, lane in self._lanes.items()}
+    def statistics(self, part: float = 1.0) -> Mapping[str, LaneStatistics]:
+        """Return a snapshot of each, by name; of the windows a part, 0 to 1, may be used."""
+        return {name: lane.statistics(part) for name, lane in self._lanes.items()}
 
     def _forget_one(self) -> bool:
         """Forget the oldest lane that is idle."""

@@ -80,6 +80,10 @@ class Target(msgspec.Struct, eq=False):
         """Whether no breaker keeps the attempts of a `RequestMessage.lane` back."""
         return self.gate.stopped_since(lane) is None
 
+    def takes_more(self, lane: str | None) -> bool:
+        """Whether it works and its metric gate is not closed."""
+        return self.works(lane) and self.gate.part > 0.0
+
     def health(self, lane: str | None) -> BackendHealth:
         """Return what the gate knows of the server that concerns the next attempt of a lane."""
         circuit = self.gate.stopping(lane)
@@ -223,7 +227,7 @@ class Route(msgspec.Struct, eq=False):
         if len(targets) == 1:
             return targets
         if failed_at:
-            targets = [each for each in targets if each.name not in failed_at and each.works(lane)] or targets
+            targets = [each for each in targets if each.name not in failed_at and each.takes_more(lane)] or targets
         if targets[0].weight is None:
             return targets
         assigned = _by_weight(targets, message_id)
@@ -285,7 +289,7 @@ class Choice(msgspec.Struct, frozen=True):
         if route.is_plain:
             return route.targets[0].health(lane)
         health = (failed or self.targets[0]).health(lane)
-        others = [each for each in route.targets if each is not failed and each.works(lane)]
+        others = [each for each in route.targets if each is not failed and each.takes_more(lane)]
         if not others:
             return health
         if failed is None:

@@ -11,6 +11,7 @@ from worker.settings.schema import (
     NO_BACKEND,
     BatchesSettings,
     HeaderRuleSettings,
+    MetricGateSettings,
     RouteMatch,
     RouteSettings,
     SageMakerSettings,
@@ -106,8 +107,53 @@ def _route_conflicts(route: RouteSettings, settings: Settings) -> list[str]:
     if window.max > most:
         of_all = " of all subscriptions" if settings.pubsub.subscriptions else ""
         faults.append(f"window.max: {window.max} exceeds pubsub.max_in_flight{of_all} ({most})")
+    faults += [f"metric_gate.{fault}" for fault in _metric_gate_conflicts(route, route.metric_gate)]
     if route.breaker.probe_interval_s > route.breaker.max_probe_interval_s:
         faults.append("breaker.probe_interval_s: must not exceed breaker.max_probe_interval_s")
+    return faults
+
+
+def _metric_gate_conflicts(route: RouteSettings, gate: MetricGateSettings) -> list[str]:
+    if not gate.is_used:
+        return [] if gate == MetricGateSettings() else ["type: is required; it says where the numbers come from"]
+    faults = _metric_source_conflicts(route, gate)
+    if gate.stale_after_s < gate.interval_s + gate.timeout_s:
+        faults.append("stale_after_s: must be at least interval_s + timeout_s, or one late reading makes it stale")
+    if not gate.all_signals:
+        faults.append("signals: at least one is required")
+    is_query = gate.type == "prometheus"
+    for number, signal in enumerate(gate.all_signals, 1):
+        where = f"signals[{number}]"
+        if is_query != bool(signal.query) or is_query == bool(signal.metric):
+            faults.append(f"{where}: needs {'query' if is_query else 'metric'} alone with type {gate.type}")
+        if is_query and signal.labels:
+            faults.append(f"{where}.labels: belong into the query")
+        if signal.whole_at == signal.closed_at:
+            faults.append(f"{where}.closed_at: must differ from whole_at")
+    names = [name for name, _ in gate.named_signals()]
+    return [*faults, *(f"signals: the name {name!r} is used twice" for name in _repeated(names))]
+
+
+def _metric_source_conflicts(route: RouteSettings, gate: MetricGateSettings) -> list[str]:
+    faults: list[str] = []
+    if not gate.url:
+        if gate.type == "prometheus":
+            faults.append("url: is required, of Prometheus")
+        elif route.is_sagemaker:
+            faults.append("url: is required, since an endpoint of SageMaker has no page of metrics")
+        defaults = MetricGateSettings()
+        faults += [
+            f"{name}: needs url; a server's own page is read with the credentials of the route"
+            for name in ("api_key", "api_key_file", "headers", "tls", "proxy")
+            if getattr(gate, name) != getattr(defaults, name)
+        ]
+        return faults
+    if gate.api_key is not None and gate.api_key_file is not None:
+        faults.append("api_key: excludes api_key_file")
+    if gate.tls.key_file is not None and gate.tls.cert_file is None:
+        faults.append("tls.key_file: needs tls.cert_file")
+    if gate.tls != TlsSettings() and not gate.url.startswith("https:"):
+        faults.append("tls: needs a url that begins with https")
     return faults
 
 

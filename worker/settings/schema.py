@@ -348,6 +348,50 @@ def check_base_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def check_key(value: SecretStr | None) -> SecretStr | None:
+    """
+    Return a bearer token.
+
+    Raises:
+        ValueError: It cannot be sent.
+    """
+    if value is not None and not is_usable_key(value.get_secret_value().strip()):
+        raise ValueError("is empty, or holds characters that cannot stand in a header")
+    return value
+
+
+def check_proxy(value: SecretStr | None) -> SecretStr | None:
+    """
+    Return the address of an HTTP proxy.
+
+    Raises:
+        ValueError: It cannot be one.
+    """
+    if value is None:
+        return None
+    parts = urlsplit(value.get_secret_value())
+    try:
+        is_usable = parts.scheme == "http" and parts.hostname is not None and parts.port != 0
+    except ValueError:  # what is no port
+        is_usable = False
+    if not is_usable or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("must be http://[user:password@]host:port")
+    return value
+
+
+def check_headers(value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    """
+    Return headers that an operator adds.
+
+    Raises:
+        ValueError: One of them cannot be sent, or is the worker's own.
+    """
+    for name, text in value.items():
+        if not is_header(name, text.get_secret_value()):
+            raise ValueError(f"{name!r} is not a usable header")
+    return refuse_own_headers(value)
+
+
 class TargetSettings(Section):
     """One of several servers; a text alone is its `url`."""
 
@@ -431,6 +475,122 @@ def _header_name(name: str) -> str:
     return name.lower()
 
 
+class MetricSignalSettings(Section):
+    """One number that a metric gate reads: where it stands, and what it means."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_:.-]{1,60}$")] | None = None
+    """Stands in metrics and `/readyz`.  Default: the first of `metric`, or the place in the list, from 1."""
+    metric: list[Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$")]] = []
+    """Name of the metric on the page; of several the first that is there, since engines rename theirs."""
+    labels: dict[str, str] = {}
+    """Only series with exactly these labels; others of theirs are ignored."""
+    combine: Literal["sum", "max"] = "sum"
+    """What several series make, such as those of an engine's ranks."""
+    query: Annotated[str, Field(max_length=4000)] = ""
+    """PromQL in place of `metric`, for `type: prometheus`: a scalar, or a vector of one element."""
+    whole_at: Annotated[float, Field(allow_inf_nan=False)]
+    """The number at which the whole window may be used; also on the side that `closed_at` is not on."""
+    closed_at: Annotated[float, Field(allow_inf_nan=False)]
+    """The number at which nothing starts, and beyond it.  Between the two the part changes evenly.  It may be the
+    smaller one, for numbers that say how much is free."""
+    without_own: bool = False
+    """Subtract this worker's own requests that run at the server, so that only the load of others counts.  With
+    several workers at one server, subtract `sum(inference_worker_model_in_flight)` in a query instead."""
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _text_is_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+_WAITING = {"whole_at": 0.0, "closed_at": 4.0}
+_CACHE = {"whole_at": 0.8, "closed_at": 0.95, "combine": "max"}
+PRESET_SIGNALS: dict[str, list[MetricSignalSettings]] = {
+    "vllm": [
+        MetricSignalSettings(metric=["vllm:num_requests_waiting"], **_WAITING),
+        MetricSignalSettings(metric=["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"], **_CACHE),
+    ],
+    "sglang": [
+        MetricSignalSettings(metric=["sglang:num_queue_reqs"], **_WAITING),
+        MetricSignalSettings(metric=["sglang:token_usage"], **_CACHE),
+    ],
+}
+"""What an engine's gate reads unless the settings say otherwise: requests that wait, and the share of the key-value
+cache that is in use.  The names: https://docs.vllm.ai/en/stable/usage/metrics/ (`gpu_cache_usage_perc` before 0.9) and
+https://docs.sglang.io/references/production_metrics.html; the numbers: ADR 27."""
+
+
+class MetricGateSettings(Section):
+    """How much of the window may be used beside the load of others, by a metric: see docs/traffic.md."""
+
+    type: Literal["off", "vllm", "sglang", "metrics", "prometheus"] = "off"
+    """Where the numbers come from.  `vllm`, `sglang`: the server's own `/metrics`, with signals of their own (SGLang
+    needs `--enable-metrics`); `metrics`: any page in Prometheus' text form; `prometheus`: queries."""
+    url: str = ""
+    """Address of Prometheus, of which `/api/v1/query` is asked, or of the page.  Default for a page: `/metrics` of each
+    server of the route, read with its key, headers, certificates and proxy."""
+    signals: list[MetricSignalSettings] = []
+    """The least part that one of them leaves counts.  Default for `vllm` and `sglang`: requests that wait, whole at 0
+    and closed at 4, and the share of the key-value cache in use, whole at 0.8 and closed at 0.95."""
+    without_data: Literal["closed", "open"] = "closed"
+    """What holds without a recent reading, also at the start: `closed` starts nothing, `open` leaves the whole
+    window."""
+    interval_s: Annotated[float, Field(ge=0.1, le=3600)] = 1.0
+    """Between two readings."""
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 2.0
+    """For one reading."""
+    stale_after_s: Annotated[float, Field(gt=0, le=86_400)] = 15.0
+    """A reading counts for this long."""
+    rise_s: Annotated[float, Field(ge=0, le=86_400)] = 10.0
+    """Time in which the part of the window rises from nothing to all, at the fastest.  It falls at once."""
+    api_key: SecretStr | None = None
+    """Sent to `url` as `Authorization: Bearer`.  Prefer `api_key_file`."""
+    api_key_file: str | None = None
+    """File that holds the key for `url`; read again when it changes."""
+    headers: dict[str, SecretStr] = {}
+    """Headers for `url`, for example `X-Scope-OrgID`; shown masked."""
+    tls: TlsSettings = TlsSettings()
+    proxy: SecretStr | None = None
+    """As `backend.proxy`, for `url`."""
+
+    @property
+    def all_signals(self) -> list[MetricSignalSettings]:
+        """Those of the settings, or else those of the engine."""
+        return self.signals or PRESET_SIGNALS.get(self.type, [])
+
+    def named_signals(self) -> list[tuple[str, MetricSignalSettings]]:
+        """Return all signals with the names by which they are shown."""
+        return [
+            (each.name or (each.metric[0] if each.metric else str(number)), each)
+            for number, each in enumerate(self.all_signals, 1)
+        ]
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is a gate."""
+        return self.type != "off"
+
+    @field_validator("url")
+    @classmethod
+    def _usable_url(cls, value: str) -> str:
+        return check_base_url(value)
+
+    @field_validator("api_key")
+    @classmethod
+    def _sendable_key(cls, value: SecretStr | None) -> SecretStr | None:
+        return check_key(value)
+
+    @field_validator("proxy")
+    @classmethod
+    def _usable_proxy(cls, value: SecretStr | None) -> SecretStr | None:
+        return check_proxy(value)
+
+    @field_validator("headers")
+    @classmethod
+    def _plain_headers(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        return check_headers(value)
+
+
 class BackendSettings(Section):
     """One OpenAI-compatible server or several, a service in front of them, or an endpoint of Amazon SageMaker."""
 
@@ -464,6 +624,7 @@ class BackendSettings(Section):
     timeouts: TimeoutSettings = TimeoutSettings()
     window: WindowSettings = WindowSettings()
     breaker: BreakerSettings = BreakerSettings()
+    metric_gate: MetricGateSettings = MetricGateSettings()
     stream: StreamMode = "as_requested"
     """Which chat completions, completions and responses the backend is asked to stream; the worker assembles the
     answer, and the requester gets one JSON body in any case.  `as_requested`: those whose body says `"stream": true`;
@@ -502,31 +663,17 @@ class BackendSettings(Section):
     @field_validator("api_key")
     @classmethod
     def _sendable_key(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not is_usable_key(value.get_secret_value().strip()):
-            raise ValueError("is empty, or holds characters that cannot stand in a header")
-        return value
+        return check_key(value)
 
     @field_validator("proxy")
     @classmethod
     def _usable_proxy(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        parts = urlsplit(value.get_secret_value())
-        try:
-            is_usable = parts.scheme == "http" and parts.hostname is not None and parts.port != 0
-        except ValueError:  # what is no port
-            is_usable = False
-        if not is_usable or parts.path.strip("/") or parts.query or parts.fragment:
-            raise ValueError("must be http://[user:password@]host:port")
-        return value
+        return check_proxy(value)
 
     @field_validator("headers")
     @classmethod
     def _plain_headers(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        for name, text in value.items():
-            if not is_header(name, text.get_secret_value()):
-                raise ValueError(f"{name!r} is not a usable header")
-        return refuse_own_headers(value)
+        return check_headers(value)
 
 
 class RouteMatch(Section):

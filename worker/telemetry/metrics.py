@@ -198,6 +198,22 @@ class Metrics:
         self.window_limit = gauge(
             "window_limit", "Attempts that may run at once now, all models together.", ("backend",)
         )
+        self.metric_gate_part = gauge(
+            "metric_gate_part", "Part of the window that the metric gate lets be used now, 0 to 1.", ("backend",)
+        )
+        self.metric_gate_value = gauge(
+            "metric_gate_value", "The last number that the metric gate read, by signal.", ("backend", "signal")
+        )
+        self.metric_gate_stale = gauge(
+            "metric_gate_stale",
+            "1 while the metric gate has no recent reading, and so is as metric_gate.without_data says.",
+            ("backend",),
+        )
+        self.metric_gate_failures_total = counter(
+            "metric_gate_failures",
+            "Failed readings of the metric gate. reason: unreachable, refused, unusable, internal.",
+            ("backend", "reason"),
+        )
         self.breaker_state = gauge(
             "breaker_state",
             "0 closed, 1 half open, 2 open: the breaker of the backend or of one of its models, the worst one.",

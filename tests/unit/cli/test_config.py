@@ -42,6 +42,10 @@ def test_a_key_file_that_the_worker_would_refuse_is_refused(
     config.write_text(GOOD.replace("api_key: sk-secret", f"api_key_file: {key}"))
     assert run_command(["config", "check", str(config)]) == 2
     assert f"backend.api_key_file: {key}: is empty, or no text" in read_fault()
+    gate = f"{{type: vllm, url: 'http://m/metrics', api_key_file: {key}}}"
+    config.write_text(GOOD.replace("api_key: sk-secret", f"metric_gate: {gate}"))
+    assert run_command(["config", "check", str(config)]) == 2
+    assert f"backend.metric_gate.api_key_file: {key}: is empty, or no text" in read_fault()
 
 
 def test_a_key_file_that_is_elsewhere_is_no_fault(config: Path) -> None:

@@ -775,3 +775,91 @@ async def test_a_lane_that_waits_for_attempts_under_way_is_in_doubt(clock):
     assert gate.is_in_doubt()
     flight[2].finish(OK)
     assert not gate.is_in_doubt()
+
+
+async def test_a_part_of_the_window_is_used(clock):
+    """Half of four slots; what runs above a part that has fallen goes on, and its end makes no room."""
+    gate = a_gate(clock, room=4)
+    gate.set_part(0.5)
+    permits = [await admit(gate), await admit(gate)]
+    third = waiting(gate)
+    await settle()
+    assert (third.done(), gate.statistics().limit) == (False, 2)
+    gate.set_part(0.25)
+    permits[0].finish(OK)
+    await settle()
+    assert not third.done()
+    permits[1].finish(OK)
+    (await third).finish(OK)
+    assert idle(gate, clock)
+
+
+async def test_a_part_above_nothing_lets_one_attempt_run(clock):
+    """Else a small window would never be used; a part of 0 starts nothing."""
+    gate = a_gate(clock, room=2)
+    gate.set_part(0.01)
+    (await admit(gate)).finish(OK)
+    gate.set_part(0.0)
+    with pytest.raises(AdmissionTimeoutError):
+        await admit(gate)
+
+
+async def test_a_part_that_rises_lets_waiters_start_at_once(clock):
+    """As many as fit; nothing polls."""
+    gate = a_gate(clock, room=4)
+    gate.set_part(0.0)
+    tasks = [waiting(gate, lane_name=name) for name in ("a", "a", "a", "b")]
+    await settle()
+    assert (sum(task.done() for task in tasks), clock.pending()) == (0, 0)
+    gate.set_part(0.5)
+    await settle()
+    assert [task.done() for task in tasks] == [True, True, False, True]
+    gate.set_part(1.0)
+    for task in tasks:
+        (await task).finish(OK)
+    assert idle(gate, clock)
+
+
+async def test_what_waits_at_a_part_of_nothing_uses_up_no_leases(clock):
+    """As for a stopped lane (ADR 16), and without a timer that runs again and again."""
+    gate = a_gate(clock, room=2)
+    running = await admit(gate)
+    gate.set_part(0.0)
+    tasks = [waiting(gate), waiting(gate)]
+    await settle()
+    assert gate.load() == RouteLoad(waiting=2, has_working_lane=False)
+    assert clock.pending() == 0
+    running.finish(OK)
+    await settle()
+    assert (gate.load().waiting, gate.in_flight) == (2, 0)
+    gate.set_part(1.0)
+    for task in tasks:
+        (await task).finish(OK)
+    assert gate.load() == RouteLoad(waiting=0, has_working_lane=True)
+
+
+async def test_no_probe_is_sent_at_a_part_of_nothing(clock):
+    """The server of an open circuit is left alone until the part rises; then the probe that is due is sent at once."""
+    gate = a_gate(clock, config=ONE_IS_ENOUGH)
+    (await admit(gate)).finish(AUTH)
+    gate.set_part(0.0)
+    task = waiting(gate)
+    clock.advance(60.0)
+    await settle()
+    assert (task.done(), gate.wants_probe(None), clock.pending()) == (False, False, 0)
+    gate.set_part(0.1)
+    permit = await task
+    assert permit.is_probe
+    permit.finish(OK)
+
+
+async def test_the_load_of_a_target_counts_the_part(clock):
+    """So that a message goes to the server that has more of its window left, and last to one whose part is nothing."""
+    gate = a_gate(clock, room=4)
+    permit = await admit(gate)
+    assert gate.load_of(None) == 0.25
+    gate.set_part(0.5)
+    assert gate.load_of(None) == 0.5
+    gate.set_part(0.0)
+    assert gate.load_of(None) == float("inf")
+    permit.finish(OK)

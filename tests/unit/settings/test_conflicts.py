@@ -31,6 +31,14 @@ def subscriptions(*several: dict[str, Any]) -> dict[str, Any]:
     return {"pubsub": {"request_subscription": "", "subscriptions": list(several)}}
 
 
+QUERY = {"query": "sum(up)", "whole_at": 0, "closed_at": 1}
+
+
+def gated(**gate: Any) -> dict[str, Any]:
+    """The short form with a metric gate."""
+    return {"backend": {"metric_gate": gate}}
+
+
 CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
     "subscription": ({"pubsub": {"request_subscription": ""}}, "pubsub.request_subscription: is required"),
     "topic": ({"pubsub": {"response_topic": ""}}, "pubsub.response_topic: is required"),
@@ -152,6 +160,59 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
     "some weights": (
         targets({"url": "http://b", "weight": 1}, "http://c"),
         "backend.base_urls: a weight for every server or for none",
+    ),
+    "a gate without its type": (
+        {"backend": {"metric_gate": {"url": "http://p"}}},
+        "backend.metric_gate.type: is required",
+    ),
+    "a query without an address": (
+        gated(type="prometheus", signals=[QUERY]),
+        "backend.metric_gate.url: is required, of Prometheus",
+    ),
+    "an endpoint without metrics": (
+        {"backend": {"base_url": "", "sagemaker": {"endpoint": "e"}, "metric_gate": {"type": "vllm"}}},
+        "backend.metric_gate.url: is required, since an endpoint of SageMaker has no page of metrics",
+    ),
+    "a key for the server's own page": (
+        gated(type="vllm", api_key="k"),
+        "backend.metric_gate.api_key: needs url",
+    ),
+    "two keys of a gate": (
+        gated(type="vllm", url="http://m", api_key="k", api_key_file="/f"),
+        "backend.metric_gate.api_key: excludes api_key_file",
+    ),
+    "a gate's certificates without TLS": (
+        gated(type="vllm", url="http://m", tls={"ca_file": "/f"}),
+        "backend.metric_gate.tls: needs a url that begins with https",
+    ),
+    "a gate's key of no certificate": (
+        gated(type="vllm", url="https://m", tls={"key_file": "/f"}),
+        "backend.metric_gate.tls.key_file: needs tls.cert_file",
+    ),
+    "stale between two readings": (
+        gated(type="vllm", interval_s=14),
+        "backend.metric_gate.stale_after_s: must be at least interval_s + timeout_s",
+    ),
+    "a gate without signals": (gated(type="metrics"), "backend.metric_gate.signals: at least one is required"),
+    "a query of a page": (
+        gated(type="metrics", signals=[QUERY]),
+        "backend.metric_gate.signals[1]: needs metric alone with type metrics",
+    ),
+    "a metric of Prometheus": (
+        gated(type="prometheus", url="http://p", signals=[{**QUERY, "metric": "m"}]),
+        "backend.metric_gate.signals[1]: needs query alone with type prometheus",
+    ),
+    "labels beside a query": (
+        gated(type="prometheus", url="http://p", signals=[{**QUERY, "labels": {"a": "b"}}]),
+        "backend.metric_gate.signals[1].labels: belong into the query",
+    ),
+    "a signal that says nothing": (
+        gated(type="metrics", signals=[{"metric": "m", "whole_at": 1, "closed_at": 1}]),
+        "backend.metric_gate.signals[1].closed_at: must differ from whole_at",
+    ),
+    "one name for two signals": (
+        gated(type="metrics", signals=[{"metric": "m", "whole_at": 1, "closed_at": 2}] * 2),
+        "backend.metric_gate.signals: the name 'm' is used twice",
     ),
     "certificates without TLS at several": (
         targets("http://b", "http://c", tls={"ca_file": "/f"}),

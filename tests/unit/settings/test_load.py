@@ -116,10 +116,10 @@ def sections(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tup
 @pytest.mark.parametrize("way", ["file", "environment", "flag"])
 def test_unknown_keys_fail_in_every_section(path: tuple[str, ...], way: str, worker_yaml: Path) -> None:
     """A typo never passes silently, wherever it stands."""
-    key = ".".join((*path, "tyop"))
+    key = ".".join((*path, "nonesuch"))
     if way == "file":
         worker_yaml.write_text(
-            "".join(f"{'  ' * n}{name}:\n" for n, name in enumerate(path)) + "  " * len(path) + "tyop: 1"
+            "".join(f"{'  ' * n}{name}:\n" for n, name in enumerate(path)) + "  " * len(path) + "nonesuch: 1"
         )
         assert faults(worker_yaml) == [f"{key}: unknown key"]
     elif way == "environment":

@@ -51,6 +51,7 @@ def test_an_entry_says_what_it_is(name: str, kind: str, labels: tuple[str, ...],
         "reason",
         "variant",
         "tenant",
+        "signal",
     }
     assert set(labels) <= closed | {"kind", "version"}
 

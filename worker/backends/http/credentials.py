@@ -87,11 +87,13 @@ def check_key_files(settings: Settings) -> None:
     """
     faults: list[str] = []
     for route in settings.all_routes():
-        if route.api_key_file is not None and Path(route.api_key_file).exists():
-            try:
-                ApiKey(None, route.api_key_file)
-            except SettingsError as error:
-                faults += [f"{section_of(route, settings)}.{fault}" for fault in error.faults]
+        where = section_of(route, settings)
+        for section, path in ((where, route.api_key_file), (f"{where}.metric_gate", route.metric_gate.api_key_file)):
+            if path is not None and Path(path).exists():
+                try:
+                    ApiKey(None, path)
+                except SettingsError as error:
+                    faults += [f"{section}.{fault}" for fault in error.faults]
     if faults:
         raise SettingsError(faults)
 

@@ -86,11 +86,13 @@ def check_tls_files(settings: Settings) -> None:
     """
     faults: list[str] = []
     for route in settings.all_routes():
-        files = files_of(route.tls)
-        if files and all(Path(path).exists() for path in files):
-            try:
-                Tls(route.tls)
-            except SettingsError as error:
-                faults += [f"{section_of(route, settings)}.{fault}" for fault in error.faults]
+        where = section_of(route, settings)
+        for section, tls in ((where, route.tls), (f"{where}.metric_gate", route.metric_gate.tls)):
+            files = files_of(tls)
+            if files and all(Path(path).exists() for path in files):
+                try:
+                    Tls(tls)
+                except SettingsError as error:
+                    faults += [f"{section}.{fault}" for fault in error.faults]
     if faults:
         raise SettingsError(faults)

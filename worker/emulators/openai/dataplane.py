@@ -33,6 +33,7 @@ from worker.emulators.openai.faults import (
     retry_after_header,
 )
 from worker.emulators.openai.generation import generate, subject
+from worker.emulators.openai.metrics_page import CONTENT_TYPE, EngineLoad, metrics_page
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.sagemaker import (
     SERVICE,
@@ -248,6 +249,9 @@ class DataPlane:
         options, path = exchange.options, exchange.path
         if path == "/health":
             return exchange.send_json({"status": "ok"})
+        if path == "/metrics":  # without a key, as vLLM and SGLang have it
+            page = metrics_page(options.dialect, (*options.models, _DEFAULT_MODEL)[0], self._load(options))
+            return exchange.sender.answer(Answer(200, page.encode(), CONTENT_TYPE))
         if not isinstance(exchange.sender, InvocationSender):  # those are signed
             _check_key(request, options)
         if path == _MODELS or path.startswith(_MODELS + "/"):
@@ -270,6 +274,11 @@ class DataPlane:
             return await self._in_service(exchange, call)
         finally:
             self._slots.release()
+
+    def _load(self, options: SimOptions) -> EngineLoad:
+        running = self._slots.in_service
+        cache_share = min(running / options.max_concurrency, 1.0) if options.max_concurrency else 0.0
+        return EngineLoad(running, self._slots.waiting, cache_share, self._stats.tokens_generated)
 
     async def _admit(self, options: SimOptions) -> None:
         """Take a slot, perhaps after waiting; raises SimError when there is none to be had."""
