@@ -17,6 +17,22 @@ resource "google_pubsub_topic" "requests" {
   project = var.project_id
   name    = "${var.prefix}-requests"
   labels  = local.labels
+
+  dynamic "ingestion_data_source_settings" {
+    for_each = var.requests_from_storage == null ? [] : [var.requests_from_storage]
+    content {
+      cloud_storage {
+        bucket                     = ingestion_data_source_settings.value.bucket
+        match_glob                 = ingestion_data_source_settings.value.glob
+        minimum_object_create_time = ingestion_data_source_settings.value.since
+        text_format {}
+      }
+      # What could not become a message, a line over 10 MB for example, is only in the platform's log.
+      platform_logs_settings {
+        severity = "WARNING"
+      }
+    }
+  }
 }
 
 resource "google_pubsub_topic" "responses" {

@@ -33,9 +33,12 @@ def computed(name):
     return Attribute(name, String(), computed=True)
 
 
-def block(name, *attributes):
+def block(name, *parts):
     # A list of at most one upstream; the package has sets only, and `one()` reads both.
-    return SetNestedBlock(name, Block(attributes=list(attributes)))
+    attributes = [part for part in parts if isinstance(part, Attribute)]
+    return SetNestedBlock(
+        name, Block(attributes=attributes, block_types=[part for part in parts if part not in attributes])
+    )
 
 
 SUBSCRIPTION = Schema(
@@ -53,6 +56,16 @@ SUBSCRIPTION = Schema(
         block("expiration_policy", required("ttl")),
         block("retry_policy", optional("minimum_backoff"), optional("maximum_backoff")),
         block("dead_letter_policy", optional("dead_letter_topic"), optional("max_delivery_attempts", Number())),
+        block("bigquery_config", required("table"), optional("write_metadata", Bool())),
+        block(
+            "cloud_storage_config",
+            required("bucket"),
+            optional("filename_prefix"),
+            optional("filename_suffix"),
+            optional("max_bytes", Number()),
+            optional("max_duration"),
+            block("avro_config", optional("write_metadata", Bool())),
+        ),
     ],
 )
 TOPIC = Schema(
@@ -61,6 +74,60 @@ TOPIC = Schema(
         required("project"),
         optional("labels", Map(String())),
         optional("message_retention_duration"),
+        computed("id"),
+    ],
+    block_types=[
+        block(
+            "ingestion_data_source_settings",
+            block(
+                "cloud_storage",
+                required("bucket"),
+                optional("match_glob"),
+                optional("minimum_object_create_time"),
+                block("text_format", optional("delimiter")),
+            ),
+            block("platform_logs_settings", optional("severity")),
+        ),
+    ],
+)
+TABLE = Schema(
+    attributes=[
+        required("project"),
+        required("dataset_id"),
+        required("table_id"),
+        optional("labels", Map(String())),
+        optional("deletion_protection", Bool()),
+        optional("schema"),
+        computed("id"),
+    ],
+    block_types=[block("time_partitioning", required("type"), optional("field"))],
+)
+ACCOUNT_OF_SERVICE = Schema(
+    attributes=[
+        required("project"),
+        required("account_id"),
+        optional("display_name"),
+        computed("email"),
+        computed("id"),
+    ]
+)
+RESERVATION = Schema(
+    attributes=[
+        required("project"),
+        required("name"),
+        required("location"),
+        required("slot_capacity", Number()),
+        optional("edition"),
+        computed("id"),
+    ]
+)
+ASSIGNMENT = Schema(
+    attributes=[
+        required("project"),
+        required("location"),
+        required("reservation"),
+        required("assignee"),
+        required("job_type"),
         computed("id"),
     ]
 )
@@ -170,6 +237,11 @@ class Google(Provider):
             resource_type("pubsub_topic_iam_member", member_of("project", "topic")),
             resource_type("pubsub_subscription_iam_member", member_of("project", "subscription")),
             resource_type("project_iam_member", member_of("project")),
+            resource_type("bigquery_table", TABLE),
+            resource_type("bigquery_table_iam_member", member_of("project", "dataset_id", "table_id")),
+            resource_type("bigquery_reservation", RESERVATION),
+            resource_type("bigquery_reservation_assignment", ASSIGNMENT),
+            resource_type("service_account", ACCOUNT_OF_SERVICE),
             resource_type("project_iam_custom_role", ROLE),
             resource_type("storage_bucket", BUCKET),
             resource_type("storage_bucket_iam_member", member_of("bucket")),

@@ -22,6 +22,8 @@ from tests.deploy.tools import DEPLOY, call, need_tool
 from worker.brokers.admin.desired import BATCH_FILTER
 from worker.settings.schema import PubSubSettings
 
+pytestmark = pytest.mark.timeout(600)  # Terraform starts a provider for every plan
+
 STANDIN = Path(__file__).with_name("standin_provider.py")
 
 
@@ -171,6 +173,29 @@ def test_the_control_topic_keeps_what_workers_look_back_for(terraform: Terraform
     changes = terraform.plan(project_id="my-project", control="{}")["resource_changes"]
     (topic,) = [item["change"]["after"] for item in changes if item["name"] == "control" and "topic" in item["type"]]
     assert topic["message_retention_duration"] == f"{PubSubSettings().control_remember_s:.0f}s"
+
+
+def test_exports_read_answers_and_bury_apart_from_requests(terraform: Terraform):
+    """Both exports hang on the response topic; what cannot be written goes to a topic that nothing replays as requests."""
+    given = {"responses_to_bigquery": '{dataset="d"}', "responses_to_storage": '{bucket="b"}'}
+    plan = terraform.plan(project_id="my-project", **given)
+    wired = {
+        item["address"]: item["expressions"]
+        for item in plan["configuration"]["root_module"]["resources"]
+        if item["type"] == "google_pubsub_subscription"
+    }
+    for name in ("bigquery", "storage"):
+        expressions = wired[f"google_pubsub_subscription.{name}"]
+        (policy,) = expressions["dead_letter_policy"]
+        assert "google_pubsub_topic.responses" in expressions["topic"]["references"]
+        assert "google_pubsub_topic.unwritten" in policy["dead_letter_topic"]["references"]
+    assert "google_pubsub_topic.unwritten" in wired["google_pubsub_subscription.unwritten"]["topic"]["references"]
+    members = [item for item in plan["resource_changes"] if "unwritten" in item["address"] and "_iam_" in item["type"]]
+    assert {(item["change"]["after"]["role"], item.get("index")) for item in members} == {
+        ("roles/pubsub.publisher", 0),
+        ("roles/pubsub.subscriber", "bigquery"),
+        ("roles/pubsub.subscriber", "storage"),
+    }
 
 
 def test_the_role_in_aws_is_valid_and_as_promised(role_in_aws: Terraform):
