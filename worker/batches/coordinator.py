@@ -65,7 +65,8 @@ zero starts only when there are messages for it."""
 NOTE_S = 10.0
 """Between two notes of the progress of a batch."""
 SILENCE_S = 60.0
-"""After so long without a result a batch with published lines is said to wait for the workers."""
+"""After so long without a result a batch with published lines is said to wait for the workers, and lines that may not be
+published are waited for no longer when their batch ends."""
 HOUSEKEEPING_S = 60.0
 DRAFT_AGE_S = 86_400.0
 
@@ -287,23 +288,21 @@ class Coordinator:
 
     def _step_of(self, batch: Batch, now: float) -> _Step | None:  # noqa: PLR0911 - a table
         """Return what is to be done about a batch now, beside publishing its lines."""
-        is_over, drain_s = now >= batch.expires_at, self._settings.drain_s
+        is_over = now >= batch.expires_at
         match batch.status:
             case Status.VALIDATING:
                 return self._expire_unstarted if is_over else self._validate
             case Status.IN_PROGRESS if batch.settled == batch.total and not batch.is_closed:
                 return self._complete
             case Status.IN_PROGRESS if is_over:
-                is_drained = batch.is_closed or batch.outstanding == 0 or now >= batch.expires_at + drain_s
-                return self._expire if is_drained else None
+                return self._expire if _is_drained(batch, batch.expires_at, self._settings.drain_s, now) else None
             case Status.FINALIZING:
                 return self._finalize
             case Status.CANCELLING if batch.in_progress_at is None:
                 return self._cancel_unstarted
             case Status.CANCELLING:
                 since = batch.cancelling_at or 0
-                is_drained = batch.is_closed or batch.outstanding == 0 or now >= since + drain_s
-                return self._cancel if is_drained else None
+                return self._cancel if _is_drained(batch, since, self._settings.drain_s, now) else None
         return None
 
     def _start(self, batch: Batch, step: _Step) -> None:
@@ -636,6 +635,25 @@ class Coordinator:
             is_left = await asyncio.to_thread(self._store.forget_outcomes)
         if isinstance(self._objects, FileStore):
             await asyncio.to_thread(self._objects.remove_drafts, DRAFT_AGE_S)
+
+
+def _is_drained(batch: Batch, since: float, drain_s: float, now: float) -> bool:
+    """
+    Whether no more results of a batch are waited for.
+
+    Of lines that a coordinator was publishing when it died it is not known whether the topic has them.  If only such
+    ones have no result, their silence is the answer.
+
+    Args:
+        batch: Cancelled, or its time is over.
+        since: When that was; Unix seconds.
+        drain_s: How long results are waited for.
+        now: Unix seconds.
+    """
+    if batch.is_closed or batch.outstanding == 0 or now >= since + drain_s:
+        return True
+    is_unsure = batch.outstanding <= batch.announced_records - batch.published_records
+    return is_unsure and now >= max(since, _last_result(batch)) + SILENCE_S
 
 
 def _last_result(batch: Batch) -> float:

@@ -270,6 +270,53 @@ async def test_a_cancelled_batch_waits_for_a_bounded_time(fleet: Fleet, time_):
     assert again(fleet.store, batch) == done
 
 
+@pytest.mark.parametrize("is_published", [False, True])
+async def test_lines_whose_coordinator_died_hold_a_cancelled_batch_for_a_minute(fleet: Fleet, time_, is_published: bool):
+    """It is not known whether the topic has them; those that are known to be there are waited for longer."""
+    fleet.settings = fleet.settings.model_copy(update={"drain_s": 600})
+    batch = fleet.create(10)
+    hang = asyncio.Event()
+    real = fleet.topic.publish
+
+    async def dying(data: bytes, attributes: Any) -> str:
+        if int(attributes["line_id"]) > 6:
+            await hang.wait()
+        return await real(data, attributes)
+
+    if not is_published:
+        fleet.topic.publish = dying  # type: ignore[method-assign]
+    async with fleet.coordinating("first"):
+        await eventually(lambda: len(fleet.topic.messages) == (10 if is_published else 6))
+        if is_published:
+            await eventually(lambda: again(fleet.store, batch).published_records == 10)
+    assert again(fleet.store, batch).announced_records == 10
+    fleet.store.request_cancel(TENANT, batch.id)
+    fleet.answer(5)
+    looks, unfinished = 0, fleet.store.unfinished_batches
+
+    def looked() -> list[Batch]:
+        nonlocal looks
+        looks += 1
+        return unfinished()
+
+    async def still_waits() -> None:
+        seen = looks
+        await eventually(lambda: looks >= seen + 3, what="rounds of the coordinator")
+        assert again(fleet.store, batch).status is Status.CANCELLING
+
+    fleet.store.unfinished_batches = looked  # type: ignore[method-assign]
+    async with fleet.coordinating("second"):
+        time_.now += 59
+        await still_waits()
+        time_.now += 2
+        if is_published:
+            await still_waits()
+            time_.now += 540
+        done = await fleet.until(batch)
+    assert (done.completed, done.failed) == (5, 5)
+    await fleet.finished(batch)
+
+
 async def test_cancel_before_the_validation_ended(fleet: Fleet):
     batch = fleet.create(20)
     fleet.store.request_cancel(TENANT, batch.id)
