@@ -19,6 +19,7 @@ from worker.batches.api.batches import LISTED_ERRORS
 from worker.batches.ids import BATCH, make_id
 from worker.batches.states import Status
 from worker.batches.store import Fault, NewBatch, Outcome, Result, Store, StoreUnavailableError
+from worker.settings.load import load_settings
 
 WINDOW = "24h"
 
@@ -487,6 +488,19 @@ def test_limits_of_requests_and_uploads(tmp_path: Path) -> None:
             refused = until(lambda: (reply := http.get("/v1/files")).status_code == 429 and reply)
             assert error(refused, 429)["code"] == "rate_limit_exceeded"
         assert refused.headers["retry-after"] == "1"
+
+
+def test_each_limit_can_be_switched_off(tmp_path: Path) -> None:
+    """By 0, from a file or a variable as well; nothing is counted then."""
+    off = {"requests_per_minute": 0, "uploads_per_minute": 0, "creates_per_hour": 0}
+    environ = {f"WORKER_BATCHES__{name.upper()}": "0" for name in off}
+    required = {"pubsub.request_subscription": "s", "pubsub.response_topic": "t", "backend.base_url": "http://b"}
+    settings = load_settings(environ=environ, flags=required).batches
+    assert {name: getattr(settings, name) for name in off} == off
+    with running_api(tmp_path, **off) as api, api.client() as client, api.http() as http:
+        for _ in range(3):
+            client.files.create(file=jsonl(1), purpose="batch")
+        assert [http.post("/v1/batches", json=GOOD).status_code for _ in range(5)] == [200] * 5
 
 
 @pytest.fixture

@@ -65,8 +65,8 @@ zero starts only when there are messages for it."""
 NOTE_S = 10.0
 """Between two notes of the progress of a batch."""
 SILENCE_S = 60.0
-"""After so long without a result a batch with published lines is said to wait for the workers, and lines that may not be
-published are waited for no longer when their batch ends."""
+"""After so long without a result a batch with published lines is said to wait for the workers, and lines that may not
+be published are waited for no longer when their batch ends."""
 HOUSEKEEPING_S = 60.0
 DRAFT_AGE_S = 86_400.0
 

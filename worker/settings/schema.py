@@ -1057,12 +1057,12 @@ class BatchesSettings(Section):
     max_enqueued_tokens: Annotated[int, Field(ge=1)] | None = None
     """Prompt tokens of one tenant's unfinished batches, estimated from the size of their files; beyond it a batch is
     refused with a 429."""
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = 6_000
-    """Requests of one tenant to one replica of the API."""
-    uploads_per_minute: Annotated[int, Field(ge=1)] | None = 1_000
-    """Uploads of one tenant to one replica; OpenAI's limit."""
-    creates_per_hour: Annotated[int, Field(ge=1)] | None = 2_000
-    """Batches that one tenant may create; OpenAI's limit."""
+    requests_per_minute: Annotated[int, Field(ge=0)] = 6_000
+    """Requests of one tenant to one replica of the API; 0: any number."""
+    uploads_per_minute: Annotated[int, Field(ge=0)] = 1_000
+    """Uploads of one tenant to one replica; OpenAI's limit.  0: any number."""
+    creates_per_hour: Annotated[int, Field(ge=0)] = 2_000
+    """Batches that one tenant may create; OpenAI's limit.  0: any number."""
     webhook_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
     """Where an event is posted when a batch ends, in OpenAI's shape and signed like theirs."""
     webhook_signing_key: SecretStr | None = None

@@ -271,7 +271,9 @@ async def test_a_cancelled_batch_waits_for_a_bounded_time(fleet: Fleet, time_):
 
 
 @pytest.mark.parametrize("is_published", [False, True])
-async def test_lines_whose_coordinator_died_hold_a_cancelled_batch_for_a_minute(fleet: Fleet, time_, is_published: bool):
+async def test_lines_whose_coordinator_died_hold_a_cancelled_batch_for_a_minute(
+    fleet: Fleet, time_, is_published: bool
+):
     """It is not known whether the topic has them; those that are known to be there are waited for longer."""
     fleet.settings = fleet.settings.model_copy(update={"drain_s": 600})
     batch = fleet.create(10)

@@ -71,8 +71,8 @@ def build_app(
         on_request: Told method, route, status and seconds of each request that was answered; must not raise.
     """
     keys = KeyCheck(_key_finder(storage), clock, is_required=settings.auth == "keys")
-    requests = RateLimit("requests", settings.requests_per_minute or 0, _MINUTE_S, clock)
-    uploads = RateLimit("uploads", settings.uploads_per_minute or 0, _MINUTE_S, clock)
+    requests = RateLimit("requests", settings.requests_per_minute, _MINUTE_S, clock)
+    uploads = RateLimit("uploads", settings.uploads_per_minute, _MINUTE_S, clock)
     files = FileRoutes(storage, settings, uploads)
     batches = BatchRoutes(storage, settings)
     handlers: dict[str, Handler] = {

@@ -223,7 +223,7 @@ class BatchRoutes:
         try:
             return await self._storage.insist(
                 lambda: self._storage.store.create_batch(
-                    new, max_tokens=settings.max_enqueued_tokens, max_per_hour=settings.creates_per_hour
+                    new, max_tokens=settings.max_enqueued_tokens, max_per_hour=settings.creates_per_hour or None
                 )
             )
         except IdempotencyConflictError:
