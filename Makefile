@@ -8,11 +8,13 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK := requirements-dev.lock
 SITE := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs -b html . build/site
+SBOM := $(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible \
+	--output-format JSON --output-file build/sbom.cdx.json requirements.lock
 
 # Where `make install` puts the command.
 BINDIR ?= $(HOME)/.local/bin
 
-.PHONY: run install help test test-fast check fmt docs docs-site image bench chaos clean
+.PHONY: run install help test test-fast check fmt docs docs-site sbom image bench chaos clean
 
 run: $(STAMP)  ## answer examples/requests.jsonl on this machine: embedded Pub/Sub, worker, simulated backend
 	$(BIN)/inference-worker local examples/requests.jsonl out.jsonl --simulated
@@ -37,7 +39,7 @@ test: $(STAMP)-dev  ## every test; what a machine lacks is skipped with a printe
 test-fast: $(STAMP)-dev  ## the unit tests alone: a minute on two cores
 	$(BIN)/python -m pytest -n 2 tests/unit $(PYTEST_ARGS)
 
-check: $(STAMP)-dev  ## lint, format, types, architecture, generated documents, the documentation site
+check: $(STAMP)-dev  ## lint, format, types, architecture, generated documents, the documentation site, the bill of materials
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -46,6 +48,11 @@ check: $(STAMP)-dev  ## lint, format, types, architecture, generated documents, 
 	$(BIN)/python deploy/alerts/generate.py --check
 	$(BIN)/python deploy/grafana/generate.py --check
 	$(SITE)
+	$(SBOM)
+
+sbom: $(STAMP)-dev  ## what is in the image, as CycloneDX, from its lock: build/sbom.cdx.json
+	mkdir -p build
+	$(SBOM)
 
 docs-site: $(STAMP)-dev  ## build the documentation into build/site; a broken link, anchor or list fails
 	$(SITE)
