@@ -19,7 +19,7 @@ All of it runs on one event loop; no method may be called from another thread.  
 import asyncio
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -686,11 +686,9 @@ class RouteGate:
     def _give_up(self, lane: Lane, waiter: Waiter) -> None:
         lane.queue.discard(waiter)
         _give_no_permit(waiter)
-        if not lane.queue:
-            self._waiting.pop(lane, None)
-        self._arm(self._next_instant(self._clock.now()))
+        self._pump()
 
-    def _next_instant(self, now: float, opens_at: Sequence[float] = ()) -> float | None:
+    def _next_instant(self, now: float, opens_at: list[float]) -> float | None:
         """
         Return the next instant at which time alone lets an attempt start.
 
@@ -701,12 +699,8 @@ class RouteGate:
         """
         if self._is_closed or self._is_paused or self._part <= 0.0 or not self._waiting:
             return None
-        instants = list(opens_at)
-        for fate in (self._route, *self._waiting):
-            changes_at = fate.circuit.changes_at()
-            if changes_at is not None and changes_at > now:
-                instants.append(changes_at)
-        return min(instants, default=None)
+        changes_at = [fate.circuit.changes_at() for fate in (self._route, *self._waiting)]
+        return min((*opens_at, *(at for at in changes_at if at is not None and at > now)), default=None)
 
     def _arm(self, instant: float | None) -> None:
         """Keep one timer, no later than an instant."""

@@ -601,6 +601,22 @@ async def test_what_an_overload_means_for_the_breaker_is_applied_as_told(clock, 
     assert (circuit.failures, circuit.state) == (failures, state)
 
 
+async def test_one_that_gives_up_leaves_the_timer_to_those_that_wait(clock):
+    """Nothing else would wake them at the end of a pause."""
+    gate = a_gate(clock, room=4)
+    first, second = await admit(gate, key="a"), await admit(gate, key="b")
+    for permit in (first, second):
+        permit.finish(AttemptSignal(overload=True, pause_s=5.0))
+    impatient, patient = waiting(gate, give_up_s=1.0), waiting(gate)
+    await settle()
+    clock.advance(1.0)
+    with pytest.raises(AdmissionTimeoutError):
+        await impatient
+    clock.advance(5.0)
+    (await patient).finish(OK)
+    assert idle(gate, clock)
+
+
 async def test_idle_gates_keep_no_timer(clock):
     """Without waiters nothing is scheduled, whatever the breaker's state."""
     gate = a_gate(clock)
