@@ -18,6 +18,7 @@ from tests.deploy.manifests import (
     pod_specs,
 )
 from tests.deploy.manifests import variant as rendered_variant
+from worker.batches.lines import IDEMPOTENCY_KEY
 
 VERSIONS = ("1.31.0", "1.34.0", "1.37.0")
 """The oldest that matters, one between, the newest there are schemas for."""
@@ -209,6 +210,8 @@ def test_the_batches_api_has_what_it_needs():
     assert migrating["args"] == ["batches", "migrate"]
     backend = part.settings().backend
     assert backend is not None
+    workers = rendered_variant("with-batches").settings()
+    assert workers.dedupe.metadata_key == IDEMPOTENCY_KEY
     (key,) = [item for item in part.container["volumeMounts"] if item["name"] == "backend-key"]
     assert backend.api_key_file == f"{key['mountPath']}/api-key"
 

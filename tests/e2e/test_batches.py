@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from tests.support.batch_stage import BatchStage, batch_stage, chat_file, chat_line, create, finished, upload
-from tests.support.batches import sqlite_url
+from tests.support.batches import opened_store, sqlite_url
 from tests.support.waiting import until
+from worker.batches import tables
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that share the cores with others start slowly
 
@@ -71,6 +73,30 @@ def test_a_process_that_is_stopped_leaves_its_work_to_the_next(stage: BatchStage
     client = stage.client(stage.start())
     assert finished(client, batch_id, content).batch["request_counts"]["completed"] == 1_500
     assert stage.rig.stats()["bodies"]["repeats"] == 0
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_lines_that_a_take_over_publishes_twice_have_one_result(stage: BatchStage, is_told: bool):
+    """Workers that are told the key of a line do not generate the second one; without it they do."""
+    process = stage.start()
+    client = stage.client(process)
+    content = chat_file(100)
+    batch_id = create(client, upload(client, content))
+    until(lambda: client.batches.retrieve(batch_id).to_dict()["progress"]["published"] == 100, 120)
+    process.kill()
+    with opened_store(stage.database_url) as store, store._writing() as connection:
+        # As if it had died a moment earlier: every line is on the topic, and that is not noted.
+        connection.execute(sa.update(tables.batches).values(published_records=0, published_bytes=0, published_lines=0))
+    client = stage.client(stage.start())
+    until(lambda: client.batches.retrieve(batch_id).to_dict()["progress"]["published"] == 100, 120)
+    # One at a time, so that the second copy comes when the first is answered, as the lease makes it likely.
+    told = {"dedupe__metadata_key": "idempotency_key"} if is_told else {}
+    worker = stage.rig.worker(pubsub__max_in_flight=1, backend__window__initial=1, backend__window__max=1, **told)
+    done = finished(client, batch_id, content)
+    assert done.batch["request_counts"] == {"total": 100, "completed": 100, "failed": 0}
+    settled = "inference_worker_deliveries_total"
+    until(lambda: worker.metric(settled, settlement="ack") == 200, 120, "the second copies are settled as well")
+    assert stage.rig.stats()["bodies"]["repeats"] == (0 if is_told else 100)
 
 
 def test_an_answer_that_no_message_carries_is_fetched(stage: BatchStage, tmp_path: Path):

@@ -20,6 +20,8 @@ from worker.wire.usage import NO_USAGE, read_usage
 
 TENANT = "tenant"
 """Attribute of a line's message: whose it is, for `request.tenant_attribute` of the workers."""
+IDEMPOTENCY_KEY = "idempotency_key"
+"""Key of a line's metadata, the same whenever the line is published: for `dedupe.metadata_key` of the workers."""
 ENDED = {Status.CANCELLED: "batch_cancelled", Status.EXPIRED: "batch_expired"}
 """`error.code` of a line that a batch ended before."""
 _ENDED_MESSAGES = {
@@ -77,7 +79,7 @@ def request_of(batch: Batch, record: int, line: int, data: bytes) -> Message:
         data: The line, validated.
     """
     parts = _decode_line(data)
-    metadata = _encode({"batch_id": batch.id, "line": line})
+    metadata = _encode({"batch_id": batch.id, "line": line, IDEMPOTENCY_KEY: line_id(batch.id, record)})
     body = encode_request(path=parts.url, body=bytes(parts.body), metadata=metadata, deadline=batch.expires_at)
     return Message(body, {RUN_ID: batch.id, LINE_ID: str(record), TENANT: batch.tenant})
 

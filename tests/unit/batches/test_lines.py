@@ -55,7 +55,8 @@ def test_a_record_becomes_a_request_message():
     assert (request.path, request.deadline) == (CHAT, 1_800_000_000)
     assert request.body is not None
     assert request.body.data == body  # byte for byte
-    assert json.loads(request.metadata) == {"batch_id": BATCH_ID, "line": 5}
+    key = f"batch_req_{BATCH_ID.removeprefix('batch_')}00000003"
+    assert json.loads(request.metadata) == {"batch_id": BATCH_ID, "line": 5, "idempotency_key": key}
     assert message.attributes == {**PLACE, "tenant": "t"}
 
 
