@@ -21,7 +21,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 STARTS = ("make ", "inference-worker ", "python ", "pip ", "kubectl ", ".venv/")
-NEEDS_MINUTES = {"make test", "make check", "make test-fast", "make chaos", "make bench", "python -m benchmarks mixed"}
+NEEDS_MINUTES = {
+    "make test",
+    "make check",
+    "make docs-site",
+    "make test-fast",
+    "make chaos",
+    "make bench",
+    "python -m benchmarks mixed",
+}
 """Here they only say what they would do (`make --dry-run`) or print their help; CI runs them."""
 
 
