@@ -21,8 +21,8 @@ data "google_project" "cluster" {
 
 locals {
   pulled = merge(
-    { requests = google_pubsub_subscription.requests.name },
-    { for key, each in google_pubsub_subscription.filtered : "filtered-${key}" => each.name },
+    { requests = google_pubsub_subscription.requests[local.requests_worker].name },
+    { for key, name in local.filtered : "filtered-${key}" => google_pubsub_subscription.requests[name].name },
   )
 }
 

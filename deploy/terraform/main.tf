@@ -9,6 +9,15 @@ locals {
   day_seconds = 86400
   labels      = { app = "inference-worker" }
 
+  # Name to filter.  The second sort is for those who want isolation by the broker: each gets its part of the requests
+  # (pubsub.subscriptions of the worker).
+  requests_worker = "${var.prefix}-requests-worker"
+  filtered        = { for key, _ in var.filtered_subscriptions : key => "${var.prefix}-requests-${key}-worker" }
+  request_subscriptions = merge(
+    { (local.requests_worker) = var.request_filter },
+    { for key, name in local.filtered : name => var.filtered_subscriptions[key] },
+  )
+
   # The lines of batches have it as the attribute run_id.
   batch_filter = "hasPrefix(attributes.run_id, \"batch_\")"
 }
@@ -48,11 +57,13 @@ resource "google_pubsub_topic" "dead_letters" {
 }
 
 resource "google_pubsub_subscription" "requests" {
+  for_each = local.request_subscriptions
+
   project = var.project_id
-  name    = "${var.prefix}-requests-worker"
+  name    = each.key
   topic   = google_pubsub_topic.requests.id
   labels  = local.labels
-  filter  = var.request_filter
+  filter  = each.value
 
   ack_deadline_seconds       = var.ack_deadline_seconds
   message_retention_duration = "${var.retention_days * local.day_seconds}s"
@@ -74,38 +85,6 @@ resource "google_pubsub_subscription" "requests" {
 
   lifecycle {
     # Deleting it deletes every unanswered request.
-    prevent_destroy = true
-  }
-}
-
-# For those who want isolation by the broker: each gets its part of the requests (pubsub.subscriptions of the worker).
-resource "google_pubsub_subscription" "filtered" {
-  for_each = var.filtered_subscriptions
-
-  project = var.project_id
-  name    = "${var.prefix}-requests-${each.key}-worker"
-  topic   = google_pubsub_topic.requests.id
-  labels  = local.labels
-  filter  = each.value
-
-  ack_deadline_seconds       = var.ack_deadline_seconds
-  message_retention_duration = "${var.retention_days * local.day_seconds}s"
-
-  expiration_policy {
-    ttl = ""
-  }
-
-  retry_policy {
-    minimum_backoff = "${var.minimum_backoff_seconds}s"
-    maximum_backoff = "${var.maximum_backoff_seconds}s"
-  }
-
-  dead_letter_policy {
-    dead_letter_topic     = google_pubsub_topic.dead_letters.id
-    max_delivery_attempts = var.max_delivery_attempts
-  }
-
-  lifecycle {
     prevent_destroy = true
   }
 }

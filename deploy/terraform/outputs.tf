@@ -7,12 +7,12 @@ output "project_id" {
 
 output "request_subscription" {
   description = "spec.requestSubscription"
-  value       = google_pubsub_subscription.requests.name
+  value       = google_pubsub_subscription.requests[local.requests_worker].name
 }
 
 output "filtered_subscriptions" {
   description = "Names for pubsub.subscriptions of the worker, by name of the filter."
-  value       = { for key, each in google_pubsub_subscription.filtered : key => each.name }
+  value       = { for key, name in local.filtered : key => google_pubsub_subscription.requests[name].name }
 }
 
 output "response_topic" {

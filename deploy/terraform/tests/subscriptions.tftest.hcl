@@ -10,7 +10,7 @@ run "nothing_expires_and_nothing_spins" {
   assert {
     condition = alltrue([
       for subscription in [
-        google_pubsub_subscription.requests,
+        google_pubsub_subscription.requests["inference-requests-worker"],
         google_pubsub_subscription.responses,
         google_pubsub_subscription.dead_letters,
       ] : one(subscription.expiration_policy).ttl == ""
@@ -19,22 +19,22 @@ run "nothing_expires_and_nothing_spins" {
   }
 
   assert {
-    condition     = one(google_pubsub_subscription.requests.retry_policy).minimum_backoff == "10s"
+    condition     = one(google_pubsub_subscription.requests["inference-requests-worker"].retry_policy).minimum_backoff == "10s"
     error_message = "The first redelivery comes after 10 s."
   }
 
   assert {
-    condition     = one(google_pubsub_subscription.requests.retry_policy).maximum_backoff == "600s"
+    condition     = one(google_pubsub_subscription.requests["inference-requests-worker"].retry_policy).maximum_backoff == "600s"
     error_message = "The last ones come every 10 min."
   }
 
   assert {
-    condition     = google_pubsub_subscription.requests.ack_deadline_seconds == 20
+    condition     = google_pubsub_subscription.requests["inference-requests-worker"].ack_deadline_seconds == 20
     error_message = "A killed pod's messages wait 20 s."
   }
 
   assert {
-    condition     = one(google_pubsub_subscription.requests.dead_letter_policy).max_delivery_attempts == 20
+    condition     = one(google_pubsub_subscription.requests["inference-requests-worker"].dead_letter_policy).max_delivery_attempts == 20
     error_message = "Evictions must not bury a good message."
   }
 }
@@ -53,7 +53,7 @@ run "what_is_buried_is_kept" {
   }
 
   assert {
-    condition     = google_pubsub_subscription.requests.message_retention_duration == "604800s"
+    condition     = google_pubsub_subscription.requests["inference-requests-worker"].message_retention_duration == "604800s"
     error_message = "Requests are kept for a week."
   }
 }
@@ -118,16 +118,16 @@ run "each_filter_has_a_subscription" {
   }
 
   assert {
-    condition     = google_pubsub_subscription.requests.filter == "NOT attributes:model"
+    condition     = google_pubsub_subscription.requests["inference-requests-worker"].filter == "NOT attributes:model"
     error_message = "The worker's subscription gets what the others leave."
   }
 
   assert {
     condition = (
-      google_pubsub_subscription.filtered["llama"].name == "inference-requests-llama-worker"
-      && google_pubsub_subscription.filtered["llama"].filter == "attributes.model = \"llama\""
-      && one(google_pubsub_subscription.filtered["llama"].dead_letter_policy).max_delivery_attempts == 20
-      && one(google_pubsub_subscription.filtered["llama"].expiration_policy).ttl == ""
+      google_pubsub_subscription.requests["inference-requests-llama-worker"].name == "inference-requests-llama-worker"
+      && google_pubsub_subscription.requests["inference-requests-llama-worker"].filter == "attributes.model = \"llama\""
+      && one(google_pubsub_subscription.requests["inference-requests-llama-worker"].dead_letter_policy).max_delivery_attempts == 20
+      && one(google_pubsub_subscription.requests["inference-requests-llama-worker"].expiration_policy).ttl == ""
     )
     error_message = "It is like the worker's own, but for its filter."
   }
