@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # The image has a lock of its own, with hashes (requirements.lock).
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK := requirements-dev.lock
-SITE := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs -b html . build/site
+SITE := $(BIN)/python -m sphinx --quiet --fresh-env --write-all --fail-on-warning --keep-going -c docs -b html . build/site
 SBOM := $(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible \
 	--output-format JSON --output-file build/sbom.cdx.json requirements.lock
 

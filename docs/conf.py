@@ -34,11 +34,14 @@ myst_enable_extensions = ["tasklist"]
 myst_heading_anchors = 6
 """Every heading has the anchor that a forge gives it."""
 nitpicky = True
+smartquotes = False
+"""They turn the two hyphens of an option into a dash."""
 html_theme = "furo"
 html_title = "Inference worker"
 html_show_sphinx = False
 html_copy_source = False
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 pygments_style = "default"
 pygments_dark_style = "github-dark"
 

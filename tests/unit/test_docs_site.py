@@ -21,6 +21,7 @@ def build(folder: Path, **pages: str) -> subprocess.CompletedProcess[str]:
     """Build a small site by the project's own configuration, with warnings as errors; pages are named `a` for docs/a.md."""
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "conf.py", folder / "docs")
+    shutil.copytree(ROOT / "docs" / "_static", folder / "docs" / "_static")
     (folder / "file.txt").write_text("text")
     listed = "".join(f"* [{name}]({name}.md)\n" for name in pages if name != "hidden")
     (folder / "docs" / "README.md").write_text(f"# Start\n\n## Reference\n\n{listed}")
