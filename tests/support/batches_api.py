@@ -118,3 +118,13 @@ def record(number: int, **changes: Any) -> dict[str, Any]:
 def jsonl(count: int) -> bytes:
     """Return an input file with so many good lines."""
     return b"".join(json.dumps(record(number)).encode() + b"\n" for number in range(1, count + 1))
+
+
+def error(reply: httpx.Response, status: int) -> dict[str, Any]:
+    """Return the error of a reply, which is JSON with all of its keys and a request id."""
+    assert reply.status_code == status, reply.text
+    assert reply.headers["x-request-id"].startswith("req_")
+    assert reply.headers["content-type"] == "application/json"
+    found: dict[str, Any] = reply.json()["error"]
+    assert set(found) == {"message", "type", "param", "code"}
+    return found

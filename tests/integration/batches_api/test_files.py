@@ -13,28 +13,10 @@ import openai
 import pytest
 import sqlalchemy as sa
 
-from tests.support.batches_api import ApiThread, jsonl, record, running_api
+from tests.support.batches_api import ApiThread, error, jsonl, record, running_api
 from tests.support.waiting import until
 from worker.batches import tables
 from worker.batches.ids import FILE, make_id
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[ApiThread]:
-    with running_api(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def client(api: ApiThread) -> Iterator[openai.OpenAI]:
-    with api.client() as opened:
-        yield opened
-
-
-@pytest.fixture
-def http(api: ApiThread) -> Iterator[httpx.Client]:
-    with api.http() as opened:
-        yield opened
 
 
 def rows(api: ApiThread) -> int:
@@ -59,15 +41,6 @@ def form(*parts: tuple[str, bytes], boundary: str = "XX") -> bytes:
 
 def post(http: httpx.Client, body: Any) -> httpx.Response:
     return http.post("/v1/files", content=body, headers={"content-type": "multipart/form-data; boundary=XX"})
-
-
-def error(reply: httpx.Response, status: int) -> dict[str, Any]:
-    """Return the error of a reply, which has all of its keys and a request id."""
-    assert reply.status_code == status, reply.text
-    assert reply.headers["x-request-id"].startswith("req_")
-    found = reply.json()["error"]
-    assert set(found) == {"message", "type", "param", "code"}
-    return found
 
 
 def test_a_file_lives_from_upload_to_deletion(client: openai.OpenAI) -> None:

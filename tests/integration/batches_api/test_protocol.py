@@ -2,7 +2,6 @@
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,12 @@ import openai
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.batches_api import CHAT, ApiThread, jsonl, running_api
+from tests.support.batches_api import CHAT, ApiThread, error, jsonl, running_api
 from tests.support.waiting import until
 from worker.batches.api import server
 from worker.batches.api.openapi import OPERATIONS
 from worker.batches.api.replies import MAX_JSON_BYTES
 from worker.emulators.openai import SimBackendThread, SimOptions
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[ApiThread]:
-    with running_api(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def http(api: ApiThread) -> Iterator[httpx.Client]:
-    with api.http() as opened:
-        yield opened
-
-
-def error(reply: httpx.Response, status: int) -> dict[str, Any]:
-    assert reply.status_code == status, reply.text
-    assert reply.headers["x-request-id"].startswith("req_")
-    assert reply.headers["content-type"] == "application/json"
-    found = reply.json()["error"]
-    assert set(found) == {"message", "type", "param", "code"}
-    return found
 
 
 def exchange(api: ApiThread, *pieces: bytes) -> tuple[int, dict[str, Any]]:

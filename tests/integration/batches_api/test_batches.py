@@ -11,7 +11,7 @@ import openai
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.batches_api import CHAT, ApiThread, jsonl, running_api
+from tests.support.batches_api import CHAT, ApiThread, error, jsonl, running_api
 from tests.support.waiting import until
 from worker.batches.api import storage
 from worker.batches.api.auth import hash_of
@@ -22,24 +22,6 @@ from worker.batches.store import Fault, NewBatch, Outcome, Result, Store, StoreU
 from worker.settings.load import load_settings
 
 WINDOW = "24h"
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[ApiThread]:
-    with running_api(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def client(api: ApiThread) -> Iterator[openai.OpenAI]:
-    with api.client() as opened:
-        yield opened
-
-
-@pytest.fixture
-def http(api: ApiThread) -> Iterator[httpx.Client]:
-    with api.http() as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -71,14 +53,6 @@ def ended(api: ApiThread, batch_id: str, *, succeeded: set[int], total: int, ten
     assert store.finish_batch(
         batch_id, expected=Status.FINALIZING, to=Status.COMPLETED, result=result, retention_s=86_400
     )
-
-
-def error(reply: httpx.Response, status: int) -> dict[str, Any]:
-    assert reply.status_code == status, reply.text
-    assert reply.headers["x-request-id"].startswith("req_")
-    found = reply.json()["error"]
-    assert set(found) == {"message", "type", "param", "code"}
-    return found
 
 
 def test_a_new_batch_is_validating_and_complete(client: openai.OpenAI, http: httpx.Client, file_id: str) -> None:
