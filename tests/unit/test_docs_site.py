@@ -53,6 +53,23 @@ def test_a_site_is_built_that_needs_no_network(tmp_path: Path) -> None:
     assert [address for address in addresses if re.match(r"(https?:)?//", address)] == []
 
 
+def test_anchors_are_those_of_a_forge(tmp_path: Path) -> None:
+    """Small letters, hyphens for spaces, no punctuation, a number for a repeated heading: a link works on both."""
+    headings = {
+        "`backend.base_url`": "backendbase_url",
+        "What's *new*, and why?": "whats-new-and-why",
+        "1. Install": "1-install",
+        "Twice": "twice",
+        "Twice ": "twice-1",
+        "Große Körper": "große-körper",
+        "a -- b": "a----b",
+    }
+    page = "# A\n\n" + "".join(f"## {heading}\n\ntext\n\n" for heading in headings)
+    links = "".join(f"[x](a.md#{anchor})\n" for anchor in headings.values())
+    done = build(tmp_path, a=page, b=f"# B\n\n{links}")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("page", "fault"),
     [
