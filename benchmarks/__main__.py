@@ -58,7 +58,7 @@ BENCHMARKS = {
         short=["--lines", "2000", "--batches", "2000", "--requests", "50", "--fair-lines", "2000"],
     ),
     "traffic": Benchmark(
-        title="Deadlines and tenants, on virtual time",
+        title="Deadlines, tenants, people beside a batch, documents, on virtual time",
         command=["-m", "benchmarks.traffic"],
         short=["--seeds", "1"],
         has_figures=False,

@@ -1,14 +1,19 @@
 """
-Deadlines and tenants on virtual time: how many deadlines are met, and how evenly a window is shared.
+Deadlines, tenants, people beside a batch, and documents, on virtual time.
 
-The real pipeline over a scripted server with a fixed window, so that only the order of the requests differs; the
-baseline serves the same requests in the order in which they came.  `python -m benchmarks.traffic [--seeds N]`.
+The real pipeline, over a scripted server with a fixed window or over the simulated backend's model of an engine; the
+baseline of an order serves the same requests as they came.  `python -m benchmarks.traffic [NAME...] [--seeds N]`.
 
 * **deadlines met**: of 400 requests that come at once, with deadlines that leave a tenth more time than all of them
   take if the urgent ones go first.  *Wasted* is the part of the server's time that went into answers that came late.
 * **fairness**: Jain's index of the server's time by tenant while all of them wait, 1 for perfectly even
   (https://www.cse.wustl.edu/~jain/papers/ftp/fairness.pdf).  One of four tenants sends four times as much as any other,
   and its answers take three times as long.
+* **interactive**: 20 people a second for 40 s of each minute, 2 in the rest, ask an engine by themselves while a batch
+  without end drains there.  Seconds until the first token and until the whole answer, and tokens a second of the batch.
+* **documents**: a batch of questions about long documents at an engine with a cache of prefixes, started by age or
+  grouped by prefix.  The share of prompt tokens that the cache had, the seconds of the engine that this saved, and
+  how long the batch took.
 """
 
 import argparse
@@ -17,10 +22,12 @@ import logging
 import random
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import structlog
 
+from benchmarks.traffic_engine import BATCHES, PROTECTIONS, Reuse, documents, interactive
 from tests.support.fakes import Answer, FakeBackend
 from tests.support.pipeline import Pipeline, data, message
 from tests.support.virtual_time import unix_time, until, virtual_time
@@ -107,12 +114,8 @@ def fairness(seed: int, *, shared: bool) -> float:
     return jain([float(spent[tenant]) for tenant in TENANTS])
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=5)
-    seeds = range(parser.parse_args().seeds)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+def order_rows(seeds: Sequence[int]) -> None:
+    """Print what the order of requests gives."""
     mean = statistics.mean
     aged, ours = ([deadlines(seed, by_age=by_age) for seed in seeds] for by_age in (True, False))
     alike, shares = (mean(fairness(seed, shared=shared) for seed in seeds) for shared in (False, True))
@@ -120,6 +123,48 @@ def main() -> None:
     print(f"| deadlines met | {mean(s.met for s in aged):.1%} | {mean(s.met for s in ours):.1%} |")
     print(f"| time wasted on late answers | {mean(s.wasted for s in aged):.1%} | {mean(s.wasted for s in ours):.1%} |")
     print(f"| fairness of four tenants, Jain's index | {alike:.3f} | {shares:.3f} |")
+
+
+def interactive_rows(seeds: Sequence[int]) -> None:
+    """Print what people get beside a batch."""
+    print("| batch through | first token: median, p99 | whole answer: median, p99 | batch, tokens/s |")
+    print("|---|---|---|---|")
+    for name, protection in PROTECTIONS.items():
+        runs = [interactive(seed, protection) for seed in seeds]
+        first, first_99, whole, whole_99, tokens = (statistics.mean(column) for column in zip(*runs, strict=True))
+        people = f"{first:.2f} s, {first_99:.2f} s | {whole:.1f} s, {whole_99:.1f} s"
+        print(f"| {name} | {people} | {tokens:,.0f} |", flush=True)
+
+
+def document_rows(seeds: Sequence[int]) -> None:
+    """Print what grouping by prefix gives."""
+    print("| documents, published, leased | by age: cached, took | grouped: cached, took | saved |\n|---|---|---|---|")
+    for batch in BATCHES:
+        shown = []
+        for group_by in (0, 2000):
+            runs = [documents(seed, batch, group_by=group_by) for seed in seeds]
+            shown.append(Reuse(*(statistics.mean(column) for column in zip(*runs, strict=True))))
+        aged, grouped = shown
+        name = f"{batch.count} of {batch.tokens:,} tokens, {batch.questions} questions, {batch.order}, {batch.leased}"
+        cells = " | ".join(f"{each.found:.0%}, {each.seconds:.0f} s" for each in shown)
+        print(f"| {name} | {cells} | {grouped.saved_s - aged.saved_s:.0f} s of prompts |", flush=True)
+
+
+TABLES = {"order": order_rows, "interactive": interactive_rows, "documents": document_rows}
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(TABLES)}")
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    if unknown := set(options.names) - TABLES.keys():
+        parser.error(f"no table is called {', '.join(sorted(unknown))}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    for number, name in enumerate(options.names or TABLES):
+        print("\n" * (number > 0), end="")
+        TABLES[name](range(options.seeds))
 
 
 if __name__ == "__main__":

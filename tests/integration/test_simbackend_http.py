@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from worker.emulators.openai import SimBackend, SimBackendThread, SimOptions
 from worker.emulators.openai.transport import Sender
@@ -290,3 +291,40 @@ def test_a_server_on_a_thread_needs_no_loop_of_its_caller() -> None:
         assert (sim.snapshot()["requests"], sim.base_url.startswith("http://127.0.0.1:")) == (0, True)
     with pytest.raises(RuntimeError, match="not running"):
         sim.snapshot()
+
+
+async def test_a_cached_prefix_is_not_computed_again(http: aiohttp.ClientSession) -> None:
+    """It stands in the usage, in the statistics and on the page of metrics, and saves the time of its tokens."""
+    text = "one document " * 400
+
+    def about(question: str) -> dict[str, Any]:
+        return {"model": "m", "messages": [{"role": "user", "content": text + question}]}
+
+    async with a_server(prefix_cache=10_000, prompt_tokens_per_s=4000) as sim:
+        began = time.monotonic()
+        _, first, _ = await post(http, sim, about("one"))
+        first_s = time.monotonic() - began
+        began = time.monotonic()
+        _, second, _ = await post(http, sim, about("two"))
+        second_s = time.monotonic() - began
+        tokens = first["usage"]["prompt_tokens"]
+        assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+        cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert tokens - 32 < cached < tokens
+        assert second_s < first_s
+        assert first_s > tokens / 4000
+        prompts = sim.snapshot()["prompts"]
+        assert prompts == {"tokens": tokens + second["usage"]["prompt_tokens"], "cached": cached}
+        async with http.get(sim.base_url + "/metrics") as response:
+            page = await response.text()
+        assert f'vllm:prefix_cache_hits_total{{model_name="simulated"}} {cached}\n' in page
+
+
+async def test_the_page_of_metrics_is_prometheus_text(http: aiohttp.ClientSession) -> None:
+    """Without a key, as engines have it, and with a name that needs quoting."""
+    name = 'a "b"'
+    async with a_server(api_key="k", models=name) as sim, http.get(sim.base_url + "/metrics") as response:
+        assert (response.status, response.headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+        families = list(text_string_to_metric_families(await response.text()))
+        assert {sample.labels["model_name"] for family in families for sample in family.samples} == {name}
+        assert "vllm:num_requests_waiting" in {family.name for family in families}

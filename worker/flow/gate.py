@@ -428,7 +428,7 @@ class RouteGate:
         is_delayed: bool,
     ) -> Waiter:
         rank = max(lane.evidence.rank(key), self._route.evidence.rank(key))
-        waiter = Waiter(order, future, key=key, rank=rank, streamed=streamed)
+        waiter = Waiter(order, future, key=key, rank=rank, streamed=streamed, since=self._clock.now())
         is_first = not lane.queue.has_ready()
         lane.queue.add(waiter, is_delayed=is_delayed)
         if is_first:  # where others are ready, they could not start either, and the timer is set for them
@@ -651,7 +651,7 @@ class RouteGate:
             # Where messages that fail stand in a block, one of the others tells what it is.
             if fate.is_failing() or (is_newest and fate.evidence.failing_share > PRIOR_SHARE):
                 return lane.queue.pop_probe(fate.circuit.last_failed, newest=is_newest)
-        return lane.queue.pop()
+        return lane.queue.pop(self._clock.now())
 
     def _may_start(self, lane: Lane) -> bool:
         """Whether an attempt of this lane may start now."""
@@ -697,7 +697,7 @@ class RouteGate:
                 as still to come, and its timer runs at once.
             opens_at: The instants of the windows, read at the same time.
         """
-        if self._is_closed or self._is_paused or self._part <= 0.0 or not self._waiting:
+        if self._is_closed or self._is_paused or not self._waiting:
             return None
         changes_at = [fate.circuit.changes_at() for fate in (self._route, *self._waiting)]
         return min((*opens_at, *(at for at in changes_at if at is not None and at > now)), default=None)

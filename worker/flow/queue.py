@@ -15,6 +15,10 @@ nor a low priority nor a missing deadline make a request wait for ever: with n o
 `aging_every * (n + 1)` admissions of its share.  A share of admissions was chosen rather than a rate of ageing because
 it needs no notion of how long is long: a second is many admissions of embeddings and none of a chat.
 
+Where requests have a *prefix*, one that begins like the request that started last comes first among those that have
+failed as often and have the same deadline and priority, so that the engine finds the beginning of its prompt in its
+cache.  None is overtaken for that once it has waited for `overtaken_s`.
+
 The probe of a stopped lane is another message than the one that failed last, a fresh one where there is one, chosen at
 random: where messages that fail stand in a block, the first of the queue would be one of them again and again.
 
@@ -52,6 +56,12 @@ class Share(msgspec.Struct, frozen=True):
     """Above 0; in proportion to the other shares of the level."""
 
 
+OVERTAKEN_S = 300.0
+"""So long a request may be overtaken for the prefix of others.  House decision: a few minutes more in a batch of hours,
+and time for a group that fills the leased buffer (ADR 28)."""
+_ALIKE = 3
+"""So many parts of a claim are alike where a prefix may decide: failures, deadline and priority."""
+
 ALONE = Share()
 """The share of all requests where they are not told apart: nothing is charged."""
 
@@ -70,6 +80,8 @@ class AdmissionOrder(msgspec.Struct, frozen=True, kw_only=True):
     """It was attempted before and is held; counted, and no claim."""
     limited: bool = False
     """It waits for a limit of its tenant: nothing but the end of its delay makes it ready."""
+    prefix: int | None = None
+    """The same for requests whose prompts begin alike; `None`: with none of them."""
 
 
 class WaiterState(Enum):
@@ -94,6 +106,8 @@ class Waiter(msgspec.Struct, eq=False):
     rank: int = 0
     """How far it stands behind fresh messages."""
     streamed: bool = False
+    since: float = 0.0
+    """When it began to wait, monotonic seconds; for its prefix alone."""
     is_moved: bool = False
     """It got no permit because it is to wait elsewhere."""
     state: WaiterState = WaiterState.GONE
@@ -109,8 +123,42 @@ class _Line:
         self.charged = 0.0
         """Mean answers, divided by the weight."""
         self.waiters: OrderedDict[int, Waiter] = OrderedDict()  # by arrival
+        self._by_prefix: dict[int, dict[int, Waiter]] = {}  # and by arrival
+        self._last_prefix: int | None = None
         # A heap of the ready ones.  An entry stays when its waiter leaves otherwise, and is skipped when it is reached.
         self._by_claim: list[tuple[tuple[float, ...], Waiter]] = []
+
+    def add(self, waiter: Waiter) -> None:
+        """Add a waiter that is not ready yet."""
+        self.waiters[waiter.arrival] = waiter
+        if waiter.order.prefix is not None:
+            self._by_prefix.setdefault(waiter.order.prefix, {})[waiter.arrival] = waiter
+
+    def remove(self, waiter: Waiter) -> None:
+        """Remove a waiter."""
+        del self.waiters[waiter.arrival]
+        prefix = waiter.order.prefix
+        if prefix is not None:
+            del self._by_prefix[prefix][waiter.arrival]
+            if not self._by_prefix[prefix]:
+                del self._by_prefix[prefix]
+
+    def next(self, overtaken_since: float) -> Waiter | None:
+        """
+        Return the ready waiter that is next: the first, or one with the prefix that started last.
+
+        Args:
+            overtaken_since: One that has waited since then, or longer, is not overtaken.
+        """
+        first = self.first(keep=True)
+        if first is None:
+            return None
+        if self._last_prefix is not None and first.since > overtaken_since:
+            for waiter in self._by_prefix.get(self._last_prefix, {}).values():
+                if waiter.state is WaiterState.READY and waiter.claim[:_ALIKE] == first.claim[:_ALIKE]:
+                    return waiter  # its entry of the heap is skipped later
+        self._last_prefix = first.order.prefix
+        return self.first()
 
     def longest_waiting(self) -> Waiter | None:
         return next((each for each in self.waiters.values() if each.state is WaiterState.READY), None)
@@ -152,12 +200,16 @@ class WaitQueue:
     Args:
         aging_every: See the module; 0 for strict order.
         rng: Chooses probes.
+        overtaken_s: See the module, seconds.
     """
 
-    def __init__(self, *, aging_every: int = 8, rng: random.Random | None = None) -> None:
+    def __init__(
+        self, *, aging_every: int = 8, rng: random.Random | None = None, overtaken_s: float = OVERTAKEN_S
+    ) -> None:
         if aging_every < 0:
             raise ValueError("aging_every must not be negative")
         self._aging_every = aging_every
+        self._overtaken_s = overtaken_s
         self._rng = rng or random.Random()  # noqa: S311 - no secret
         self._admissions = 0
         self._arrivals = 0
@@ -188,7 +240,7 @@ class WaitQueue:
         waiter.arrival = self._arrivals
         waiter.claim = _claim(waiter)
         line = self._line(waiter.order.share)
-        line.waiters[waiter.arrival] = waiter
+        line.add(waiter)
         self._waiting += 1
         self._held += waiter.order.held
         self._limited += waiter.order.limited
@@ -221,15 +273,20 @@ class WaitQueue:
         if waiter.state is WaiterState.GONE:
             return
         waiter.state = WaiterState.GONE
-        del self._lines[waiter.order.share].waiters[waiter.arrival]
+        self._lines[waiter.order.share].remove(waiter)
         self._waiting -= 1
         self._held -= waiter.order.held
         self._limited -= waiter.order.limited
 
-    def pop(self) -> Waiter | None:
-        """Remove and return the next ready waiter; `None` when none is ready."""
+    def pop(self, now: float = 0.0) -> Waiter | None:
+        """
+        Remove and return the next ready waiter; `None` when none is ready.
+
+        Args:
+            now: Monotonic seconds, on the clock of `Waiter.since`.
+        """
         line = self._next_line()
-        waiter = line.longest_waiting() if self._is_aging() else line.first()
+        waiter = line.longest_waiting() if self._is_aging() else line.next(now - self._overtaken_s)
         if waiter is not None:
             self._leaves(waiter)
         return waiter

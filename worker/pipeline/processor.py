@@ -419,6 +419,7 @@ class Processor:
             held=delivery.attempts > 0,
             share=ALONE if self._tenants is None else self._tenants.share(delivery.message.source, request.tenant),
             limited=limited_s > 0.0,
+            prefix=choice.route.prefix(request),
         )
         backend = choice.targets[0].backend
         streamed = request.body is not None and backend.streams(request.path, request.body)

@@ -46,6 +46,7 @@ from worker.settings.schema import HeaderRuleSettings, RequestSettings, RouteMat
 from worker.wire.body import BodyRules
 from worker.wire.http import is_header
 from worker.wire.message import BODY_SHA256, ReceivedMessage, RequestMessage, decode_request, metadata_value
+from worker.wire.prefix import prompt_prefix
 
 MAX_TENANT_CHARS = 100
 """Of a tenant's name; what is longer is cut, since names stand in metrics and logs."""
@@ -152,6 +153,8 @@ class Route(msgspec.Struct, eq=False):
     fallback_after_s: float = 0.0
     body_rules: BodyRules | None = None
     headers: HeaderRuleSettings | None = None
+    prefix_bytes: int = 0
+    """Requests whose prompts begin with the same so many bytes are started one after the other; 0: no heed is paid."""
 
     @property
     def is_plain(self) -> bool:
@@ -176,6 +179,12 @@ class Route(msgspec.Struct, eq=False):
             if value is None or (patterns and not _matches(value, patterns)):
                 return False
         return True
+
+    def prefix(self, request: RequestMessage) -> int | None:
+        """Return what is the same for requests whose prompts begin alike; `None` where that does not count."""
+        if not self.prefix_bytes or request.body is None:
+            return None
+        return prompt_prefix(request.body, self.prefix_bytes)
 
     def prepare(self, message: ReceivedMessage, request: RequestMessage) -> RequestMessage:
         """
@@ -518,6 +527,7 @@ def build_route(
         fallback_after_s=settings.fallback_after_s,
         body_rules=rules or None,
         headers=settings.header_rules if settings.header_rules != HeaderRuleSettings() else None,
+        prefix_bytes=settings.group_by_prefix_bytes,
     )
 
 

@@ -122,8 +122,8 @@ def _metric_gate_conflicts(route: RouteSettings, gate: MetricGateSettings) -> li
     if not gate.all_signals:
         faults.append("signals: at least one is required")
     is_query = gate.type == "prometheus"
-    for number, signal in enumerate(gate.all_signals, 1):
-        where = f"signals[{number}]"
+    for number, signal in enumerate(gate.all_signals):
+        where = f"signals.{number}"
         if is_query != bool(signal.query) or is_query == bool(signal.metric):
             faults.append(f"{where}: needs {'query' if is_query else 'metric'} alone with type {gate.type}")
         if is_query and signal.labels:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from worker.wire.http import is_header, is_usable_key
 from worker.wire.object_uri import parse_object_prefix
@@ -52,6 +52,8 @@ RetryBackoff = Annotated[float, Field(ge=0, le=600)]
 """Bounds of the service
 (https://cloud.google.com/pubsub/docs/reference/rest/v1/projects.subscriptions), like those of `Retention`."""
 StreamMode = Literal["auto", "always", "never", "as_requested"]
+_OffIsText = BeforeValidator(lambda value: "off" if value is False else value)
+"""YAML reads `off` without quotes as false."""
 ContinuationMode = Literal["off", "vllm", "sglang", "prompt"]
 
 _OWN_HEADERS = {"authorization", "connection", "content-length", "host", "transfer-encoding"}
@@ -523,7 +525,7 @@ https://docs.sglang.io/references/production_metrics.html; the numbers: ADR 27."
 class MetricGateSettings(Section):
     """How much of the window may be used beside the load of others, by a metric: see docs/traffic.md."""
 
-    type: Literal["off", "vllm", "sglang", "metrics", "prometheus"] = "off"
+    type: Annotated[Literal["off", "vllm", "sglang", "metrics", "prometheus"], _OffIsText] = "off"
     """Where the numbers come from.  `vllm`, `sglang`: the server's own `/metrics`, with signals of their own (SGLang
     needs `--enable-metrics`); `metrics`: any page in Prometheus' text form; `prometheus`: queries."""
     url: str = ""
@@ -625,6 +627,10 @@ class BackendSettings(Section):
     window: WindowSettings = WindowSettings()
     breaker: BreakerSettings = BreakerSettings()
     metric_gate: MetricGateSettings = MetricGateSettings()
+    group_by_prefix_bytes: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Among leased requests of the same priority without deadlines, those whose prompts (the JSON of `messages`,
+    `prompt` or `input`) begin with the same so many bytes start one after the other, so that the engine finds them in
+    its prefix cache: see docs/traffic.md.  2,000 is a good number for long documents; 0 is off."""
     stream: StreamMode = "as_requested"
     """Which chat completions, completions and responses the backend is asked to stream; the worker assembles the
     answer, and the requester gets one JSON body in any case.  `as_requested`: those whose body says `"stream": true`;
@@ -632,7 +638,7 @@ class BackendSettings(Section):
     the server does not refuse; it notices a generation that hangs and measures the time to the first token.  `always`:
     also with tools, log probabilities and several choices, and a refusal is the answer.  `never`: none.  See
     docs/streaming.md."""
-    continuation: ContinuationMode = "off"
+    continuation: Annotated[ContinuationMode, _OffIsText] = "off"
     """Whether the attempt after a broken stream goes on from the text that came, instead of generating it again.
     `vllm`, `sglang`: in that server's own way, for chats and completions; `prompt`: completions only, on any server."""
     max_response_bytes: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 64_000_000

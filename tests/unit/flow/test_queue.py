@@ -24,13 +24,15 @@ class Line:
         self.loop = loop
         self.queue = WaitQueue(aging_every=aging_every, rng=random.Random(1))
 
-    def add(self, key: str | None = None, *, rank: int = 0, is_delayed: bool = False, **order) -> Waiter:
-        waiter = Waiter(AdmissionOrder(**order), self.loop.create_future(), key=key, rank=rank)
+    def add(
+        self, key: str | None = None, *, rank: int = 0, is_delayed: bool = False, since: float = 0.0, **order
+    ) -> Waiter:
+        waiter = Waiter(AdmissionOrder(**order), self.loop.create_future(), key=key, rank=rank, since=since)
         self.queue.add(waiter, is_delayed=is_delayed)
         return waiter
 
-    def pop(self) -> Waiter | None:
-        return self.queue.pop()
+    def pop(self, now: float = 0.0) -> Waiter | None:
+        return self.queue.pop(now)
 
 
 @pytest.fixture
@@ -274,3 +276,100 @@ def test_ageing_stays_within_the_share(loop):
     started = [line.pop() for _ in range(8)]
     assert set(started[:4]) == set(people)
     assert set(started[4:]) == set(batch)
+
+
+def popped(line: Line, now: float = 0.0) -> list[str | None]:
+    """Keys of all waiters in the order in which they start."""
+    keys = []
+    while (waiter := line.pop(now)) is not None:
+        keys.append(waiter.key)
+    return keys
+
+
+def test_equal_prefixes_start_one_after_the_other(line):
+    """The oldest of each group brings its group along; without a prefix there is no group."""
+    for key, prefix in (("a1", 1), ("b1", 2), ("c", None), ("a2", 1), ("d", None), ("b2", 2), ("a3", 1)):
+        line.add(key, prefix=prefix)
+    assert popped(line) == ["a1", "a2", "a3", "b1", "b2", "c", "d"]
+
+
+def test_a_group_goes_on_with_those_that_come_later(line):
+    """As long as it has one ready; then the first one is next."""
+    line.add("a1", prefix=1)
+    line.add("b1", prefix=2)
+    assert line.pop().key == "a1"
+    line.add("a2", prefix=1)
+    delayed = line.add("a3", prefix=1, is_delayed=True)
+    assert [line.pop().key, line.pop().key] == ["a2", "b1"]
+    line.queue.make_ready(delayed)
+    assert popped(line) == ["a3"]
+
+
+def test_deadlines_priorities_and_failures_come_before_prefixes(line):
+    """Only among those that are alike in all of them does a prefix decide."""
+    line.add("a1", prefix=1)
+    line.add("b1", prefix=2)
+    line.add("a failed", prefix=1, rank=1)
+    line.add("a late", prefix=1, priority=-1)
+    assert line.pop().key == "a1"
+    line.add("urgent", prefix=3, priority=5)
+    line.add("due", prefix=4, deadline=9.0)
+    assert popped(line) == ["due", "urgent", "b1", "a late", "a failed"]
+
+
+def test_a_common_deadline_does_not_keep_groups_apart(line):
+    """As in a batch whose requests have to be ready by the same time."""
+    for key, prefix in (("a1", 1), ("b1", 2), ("a2", 1)):
+        line.add(key, prefix=prefix, deadline=9.0)
+    assert popped(line) == ["a1", "a2", "b1"]
+
+
+def test_none_is_overtaken_for_ever(line):
+    """One that has waited for `overtaken_s` is next, however many of the group there are."""
+    line.add("a1", prefix=1)
+    line.add("b1", prefix=2, since=10.0)
+    line.add("a2", prefix=1, since=11.0)
+    assert line.pop(now=309.0).key == "a1"
+    line.add("a3", prefix=1, since=305.0)
+    assert line.pop(now=309.0).key == "a2"
+    assert line.pop(now=310.0).key == "b1"
+
+
+def test_ageing_goes_on_with_groups(loop):
+    """One admission in so many goes to the longest wait, and leaves the group as it is."""
+    line = Line(loop, aging_every=3)
+    line.add("a0", prefix=1)
+    line.add("b", prefix=2)
+    for number in range(1, 5):
+        line.add(f"a{number}", prefix=1)
+    assert popped(line) == ["a0", "a1", "b", "a2", "a3", "a4"]
+
+
+def test_shares_have_groups_of_their_own(line):
+    """The one that is next by its part of the window goes on with its own group."""
+    first, second = Share(name="x"), Share(name="y")
+    for key, share, prefix in (
+        ("x1", first, 1),
+        ("y1", second, 2),
+        ("x2", first, 3),
+        ("y2", second, 2),
+        ("x3", first, 1),
+    ):
+        line.add(key, share=share, prefix=prefix)
+    assert popped(line) == ["x1", "y1", "x3", "y2", "x2"]
+
+
+@given(st.lists(st.tuples(st.sampled_from([None, 1, 2, 3]), st.integers(0, 1), st.booleans()), min_size=1, max_size=60))
+def test_groups_lose_and_repeat_no_waiter(entries):
+    """Whatever the order of adding, leaving and starting: each starts once, and nothing is kept of those that left."""
+    loop = asyncio.new_event_loop()
+    line = Line(loop, aging_every=4)
+    waiters = [line.add(str(number), prefix=prefix, priority=high) for number, (prefix, high, _) in enumerate(entries)]
+    for waiter, (_, _, leaves) in zip(waiters, entries, strict=True):
+        if leaves:
+            line.queue.discard(waiter)
+    stayed = [waiter.key for waiter in waiters if waiter.state is not WaiterState.GONE]
+    assert sorted(popped(line)) == sorted(stayed)
+    assert len(line.queue) == 0
+    assert not any(each._by_prefix or each.waiters for each in line.queue._lines.values())
+    loop.close()

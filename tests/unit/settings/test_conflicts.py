@@ -196,19 +196,19 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
     "a gate without signals": (gated(type="metrics"), "backend.metric_gate.signals: at least one is required"),
     "a query of a page": (
         gated(type="metrics", signals=[QUERY]),
-        "backend.metric_gate.signals[1]: needs metric alone with type metrics",
+        "backend.metric_gate.signals.0: needs metric alone with type metrics",
     ),
     "a metric of Prometheus": (
         gated(type="prometheus", url="http://p", signals=[{**QUERY, "metric": "m"}]),
-        "backend.metric_gate.signals[1]: needs query alone with type prometheus",
+        "backend.metric_gate.signals.0: needs query alone with type prometheus",
     ),
     "labels beside a query": (
         gated(type="prometheus", url="http://p", signals=[{**QUERY, "labels": {"a": "b"}}]),
-        "backend.metric_gate.signals[1].labels: belong into the query",
+        "backend.metric_gate.signals.0.labels: belong into the query",
     ),
     "a signal that says nothing": (
         gated(type="metrics", signals=[{"metric": "m", "whole_at": 1, "closed_at": 1}]),
-        "backend.metric_gate.signals[1].closed_at: must differ from whole_at",
+        "backend.metric_gate.signals.0.closed_at: must differ from whole_at",
     ),
     "one name for two signals": (
         gated(type="metrics", signals=[{"metric": "m", "whole_at": 1, "closed_at": 2}] * 2),

@@ -408,3 +408,14 @@ def test_no_message_holds_a_secret(text: str, worker_yaml: Path) -> None:
     worker_yaml.write_text(text)
     assert faults(worker_yaml, environ={})
     assert faults(environ={**GOOD, "WORKER_BACKEND__HEADERS": "{x-api-key: 'sk-secret"})
+
+
+def test_off_needs_no_quotes(worker_yaml: Path) -> None:
+    """YAML 1.1 reads it as false."""
+    gate = "metric_gate: {type: off}, continuation: off"
+    worker_yaml.write_text(
+        f"pubsub: {{request_subscription: s, response_topic: t}}\nbackend: {{base_url: 'http://h', {gate}}}"
+    )
+    backend = load_settings(worker_yaml, environ={}).backend
+    assert backend is not None
+    assert (backend.metric_gate.type, backend.continuation) == ("off", "off")

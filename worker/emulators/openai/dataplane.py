@@ -278,7 +278,15 @@ class DataPlane:
     def _load(self, options: SimOptions) -> EngineLoad:
         running = self._slots.in_service
         cache_share = min(running / options.max_concurrency, 1.0) if options.max_concurrency else 0.0
-        return EngineLoad(running, self._slots.waiting, cache_share, self._stats.tokens_generated)
+        stats = self._stats
+        return EngineLoad(
+            running=running,
+            waiting=self._slots.waiting,
+            cache_share=cache_share,
+            generated_tokens=stats.tokens_generated,
+            prompt_tokens=stats.prompt_tokens,
+            cached_prompt_tokens=stats.prompt_tokens_cached,
+        )
 
     async def _admit(self, options: SimOptions) -> None:
         """Take a slot, perhaps after waiting; raises SimError when there is none to be had."""

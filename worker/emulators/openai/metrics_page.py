@@ -17,7 +17,9 @@ class EngineLoad(NamedTuple):
     cache_share: float
     """Share of the memory for keys and values that is in use, 0 to 1."""
     generated_tokens: int
-    """Since the start or the last reset."""
+    """Since the start or the last reset; so are the next two."""
+    prompt_tokens: int
+    cached_prompt_tokens: int
 
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -28,20 +30,26 @@ _NAMES = {
         "vllm:num_requests_waiting",
         "vllm:kv_cache_usage_perc",
         "vllm:generation_tokens_total",
+        "vllm:prefix_cache_queries_total",
+        "vllm:prefix_cache_hits_total",
     ),
     "sglang": (
         "sglang:num_running_reqs",
         "sglang:num_queue_reqs",
         "sglang:token_usage",
         "sglang:generation_tokens_total",
+        "sglang:prompt_tokens_total",
+        "sglang:cached_tokens_total",
     ),
 }
-_KINDS = ("gauge", "gauge", "gauge", "counter")
+_KINDS = ("gauge", "gauge", "gauge", "counter", "counter", "counter")
 _MEANINGS = (
     "Requests in service.",
     "Requests that wait.",
     "Share of the memory for keys and values in use.",
     "Tokens generated.",
+    "Tokens of prompts.",
+    "Tokens of prompts that were found in the cache.",
 )
 
 

@@ -202,6 +202,11 @@ class SimOptions:
     """Names of their production variants."""
     clock_skew_s: float = 0.0
     """Seconds by which the clock that signatures are compared with differs from this machine's."""
+    prompt_tokens_per_s: float | None = None
+    """Speed at which prompts are computed; adds what is not cached / prompt_tokens_per_s to every answer, before its
+    first token. None computes at once."""
+    prefix_cache: int | None = None
+    """Tokens of prompts that are kept: what a prompt begins with is not computed again. None keeps nothing."""
     context_window: int = 131_072
     """Tokens of prompt plus `max_tokens` that fit; more is a 400 with the dialect's context-length error."""
     dialect: str = "openai"
@@ -248,6 +253,8 @@ SETTINGS: Mapping[str, Reader] = {
     "endpoints": names,
     "variants": some_names,
     "clock_skew_s": seconds,
+    "prompt_tokens_per_s": optional(parse_rate),
+    "prefix_cache": optional(integer(16)),
     "context_window": integer(1),
     "dialect": choice(*DIALECTS),
     "zero_cost": flag,
@@ -322,6 +329,8 @@ _ARGUMENTS: tuple[tuple[str, str, str], ...] = (
     ("endpoints", "A,B", "SageMaker endpoints that exist (default: every name is accepted)"),
     ("variants", "A,B", "production variants of them (default: AllTraffic)"),
     ("clock-skew-s", "S", "by how much SageMaker's clock differs from this one (default: 0)"),
+    ("prompt-tokens-per-s", "N", "speed at which prompts are computed (default: at once)"),
+    ("prefix-cache", "N", "tokens of prompts that are kept and not computed again (default: none)"),
     ("context-window", "N", "tokens of prompt and answer that fit (default: 131072)"),
     ("dialect", "NAME", f"{'|'.join(DIALECTS)}: error bodies and stream shapes (default: openai)"),
     ("seed", "S", "same seed and request, same answer (default: 0)"),

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from worker.emulators.openai.dialects import DIALECTS, Answer
 from worker.emulators.openai.faults import Behaviour, altered_body, forced_text, send_plan, stream_fault
 from worker.emulators.openai.generation import Generation, generate
 from worker.emulators.openai.options import SimOptions
+from worker.emulators.openai.prefix_cache import PrefixCache
 from worker.emulators.openai.responses import response_body, response_events
 from worker.emulators.openai.seeded import Draws
 from worker.emulators.openai.sse import End, StreamStep, Wait, Write, stream_steps
@@ -178,6 +179,18 @@ class Serving:
         self._controls = controls
         self._stats = stats
         self._slots = slots
+        self._prefixes: tuple[int, PrefixCache] | None = None
+        """With its size, which the controls may change."""
+
+    def _cached_tokens(self, call: Call, size: int | None) -> int:
+        """Return how much of a prompt need not be computed, and keep it for the next ones."""
+        if size is None:
+            self._prefixes = None
+            return 0
+        if self._prefixes is None or self._prefixes[0] != size:
+            self._prefixes = (size, PrefixCache(size))
+        given = call.body.get("messages") or call.body.get("prompt") or call.body.get("input")
+        return min(self._prefixes[1].take(msgspec.json.encode(given)), call.prompt_tokens)
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._controls.capacity_since_s
@@ -205,6 +218,13 @@ class Serving:
         if options.capacity is not None:
             factor = options.capacity.factor(self._slots.in_service, self._elapsed_s())
         due = due_times(options, tokens, exchange.event_draws, factor)
+        cached = self._cached_tokens(call, options.prefix_cache)
+        self._stats.add_prompt(call.prompt_tokens, cached)
+        if options.prefix_cache is not None:
+            generation = replace(generation, cached_tokens=cached)
+        if options.prompt_tokens_per_s is not None:
+            prompt_s = (call.prompt_tokens - cached) / options.prompt_tokens_per_s
+            due = DueTimes(due.first_s + prompt_s, due.total_s + prompt_s)
         if behaviour is not None and behaviour.mode.name == "slow_first_byte":
             delay_s = behaviour.params["delay_s"]
             due = DueTimes(due.first_s + delay_s, due.total_s + delay_s)

@@ -93,6 +93,10 @@ class Stats:
         """Tokens of repeated generations."""
         self.tokens_undelivered = 0
         """Tokens generated for answers that were cut on purpose or whose client left."""
+        self.prompt_tokens = 0
+        """Of calls that were answered."""
+        self.prompt_tokens_cached = 0
+        """Of these the ones found in the cache of prefixes."""
         self.client_disconnects = 0
         self._seconds: dict[int, Counter[str]] = {}
         self._notify_watchers()
@@ -129,6 +133,11 @@ class Stats:
         self._second()["tokens"] += tokens
         if again:
             self.tokens_repeated += tokens
+
+    def add_prompt(self, tokens: int, cached: int) -> None:
+        """Count a prompt and how much of it was cached."""
+        self.prompt_tokens += tokens
+        self.prompt_tokens_cached += cached
 
     def add_undelivered(self, tokens: int) -> None:
         """Count tokens generated for an answer that was not delivered whole."""
@@ -189,6 +198,7 @@ class Stats:
                 "repeated": self.tokens_repeated,
                 "undelivered": self.tokens_undelivered,
             },
+            "prompts": {"tokens": self.prompt_tokens, "cached": self.prompt_tokens_cached},
         }
         if series:
             answer["series"] = [{"second": second, **counts} for second, counts in self._seconds.items()]
