@@ -38,7 +38,7 @@ from worker.flow.window.adaptive import AdaptiveWindow
 
 OURS = "this window"
 FACTORS = (0.75, 1.0, 1.125, 1.25, 1.5, 2.0)
-ENGINE_WINDOWS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
+ENGINE_WINDOWS = (16, 32, 64, 96, 128, 192, 256, 384, 512)
 MAXIMUM = 128
 ENGINE_MAXIMUM = 512
 """Largest window of every rule that has one."""

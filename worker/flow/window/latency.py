@@ -6,7 +6,9 @@ A queue, however, delays *every* request by about the same time.  So the signal 
 request's size does not explain.  There are three kinds of it, the best one first:
 
 * `first_byte`: the time to the first byte, where the backend streams; its low quantile.
-* `sized`: the whole time minus what the size of the answer explains (see `SizeLine`); its weighted median.
+* `sized`: the whole time minus what the size of the answer explains (see `SizeLine`); its weighted median.  What a
+  size explains is taken at the speed of that time: a batch engine gives each request fewer tokens a second the more
+  run, while all together get more.  A slower generation is no queue.
 * `whole`: the whole time; its low quantile, for the low end of a long-tailed distribution is narrow.
 
 A long request takes a long time, but this part of it is no larger than that of a short one; so long requests are not
@@ -26,6 +28,7 @@ from collections import deque
 from collections.abc import Collection
 from enum import StrEnum
 from itertools import takewhile
+from typing import NamedTuple
 
 import msgspec
 
@@ -39,6 +42,13 @@ MEMORY = 64
 
 LEAST_CLEAN = 8
 """Clean first bytes that are needed to say which ones are overdue."""
+
+BATCH_S = 0.1
+"""Seconds of waiting that are no congestion where sizes are unknown, as with embeddings.  An engine collects its next
+batch while it computes one, so requests wait for about a batch, and without that queue its batches are small."""
+
+LEAST_LINE = 12
+"""Answers that are needed to say what sizes explain of clean answers for good; until then the present line says it."""
 
 OVERDUE_FACTOR = 2.0
 """A first byte is overdue after the usual time multiplied by this: prefills seldom differ by more."""
@@ -85,6 +95,11 @@ class SizeLine:
         self._xy = self._xy * keep + work * time_s
 
     @property
+    def answers(self) -> float:
+        """Answers taken into account; earlier ones count less."""
+        return self._n
+
+    @property
     def slope(self) -> float:
         """Seconds for each unit of work."""
         spread = self._n * self._xx - self._x * self._x
@@ -94,14 +109,23 @@ class SizeLine:
         return max(0.0, (self._n * self._xy - self._x * self._y) / spread)
 
 
+class _Answer(NamedTuple):
+    """The time of one answer, and what is known of its size."""
+
+    time_s: float
+    work: float = 0.0
+    slope: float | None = None
+    """Seconds for each unit of work when it was answered; `None`: as now."""
+
+
 class _Answers:
-    """The answers of one kind, as (time, work)."""
+    """The answers of one kind."""
 
     __slots__ = ("clean", "current")
 
     def __init__(self) -> None:
-        self.clean: deque[tuple[float, float]] = deque(maxlen=MEMORY)
-        self.current: list[tuple[float, float]] = []
+        self.clean: deque[_Answer] = deque(maxlen=MEMORY)
+        self.current: list[_Answer] = []
 
 
 class LatencyMeter:
@@ -131,11 +155,11 @@ class LatencyMeter:
         clean = self._by_kind[Kind.FIRST_BYTE].clean
         if len(clean) < LEAST_CLEAN:
             return None
-        return sorted(time_s for time_s, _ in clean)[int(0.9 * (len(clean) - 1))]
+        return sorted(each.time_s for each in clean)[int(0.9 * (len(clean) - 1))]
 
     def first_byte(self, time_s: float) -> None:
         """Add the time to a first byte, seconds, to the round."""
-        self._by_kind[Kind.FIRST_BYTE].current.append((time_s, 0.0))
+        self._by_kind[Kind.FIRST_BYTE].current.append(_Answer(time_s))
 
     def answered(self, time_s: float, work: float | None, *, in_round: bool) -> None:
         """
@@ -143,14 +167,14 @@ class LatencyMeter:
 
         Args:
             time_s: From its start to its end, seconds.
-            work: Its size in any constant unit; `None` when unknown.
+            work: Its size in any constant unit; `None` or 0, as of an embedding's output, when unknown.
             in_round: Whether it belongs to the round and its first byte was not reported.
         """
-        if work is not None:
+        if work:
             self._line.add(work, time_s)
         if in_round:
-            kind = Kind.WHOLE if work is None else Kind.SIZED
-            self._by_kind[kind].current.append((time_s, work or 0.0))
+            kind = Kind.SIZED if work else Kind.WHOLE
+            self._by_kind[kind].current.append(_Answer(time_s, work or 0.0))
         service = max(time_s - self._wait_s, 0.0)
         self._answered += 1
         self._service_s += (service - self._service_s) / min(self._answered, MEMORY)
@@ -165,6 +189,8 @@ class LatencyMeter:
         kind = self._present_kind()
         answers = self._by_kind[kind]
         wait = self._level(kind, answers.current) - self._level(kind, answers.clean) if answers.clean else 0.0
+        if kind is Kind.WHOLE:
+            wait -= min(max(wait, 0.0), BATCH_S)
         self._wait_s = max(wait, 0.0)
         return Reading(kind, wait, self._wait_s / max(self._wait_s + self.service_s, 1e-9))
 
@@ -172,26 +198,34 @@ class LatencyMeter:
         """Start the next round; the answers of the last one become clean answers, or are forgotten."""
         for answers in self._by_kind.values():
             if clean:
-                answers.clean.extend(answers.current)
+                answers.clean.extend(self._at_this_speed(answers))
             answers.current.clear()
 
     def rebase(self) -> None:
         """Replace all clean answers by those of the present round."""
         answers = self._by_kind[self._present_kind()]
         answers.clean.clear()
-        answers.clean.extend(answers.current)
+        answers.clean.extend(self._at_this_speed(answers))
+
+    def _at_this_speed(self, answers: _Answers) -> list[_Answer]:
+        slope = self._line.slope if self._line.answers >= LEAST_LINE else None
+        return [answer._replace(slope=slope) for answer in answers.current]
 
     def _present_kind(self) -> Kind:
         return max(self._by_kind, key=lambda kind: len(self._by_kind[kind].current))
 
-    def _level(self, kind: Kind, answers: Collection[tuple[float, float]]) -> float:
+    def _level(self, kind: Kind, answers: Collection[_Answer]) -> float:
         if kind is not Kind.SIZED:
-            times = sorted(time_s for time_s, _ in answers)
+            times = sorted(answer.time_s for answer in answers)
             return times[int(LOW_QUANTILE * (len(times) - 1))]
         # The error of what a size explains grows with the size, so the weight of an answer is 1 / size.  A hundredth of
         # the mean time keeps the smallest answers from having all of the weight.
-        slope, least = self._line.slope, 0.01 * self.service_s + 1e-9
-        ordered = sorted((time_s - slope * work, 1.0 / (slope * work + least)) for time_s, work in answers)
+        present, least = self._line.slope, 0.01 * self.service_s + 1e-9
+        ordered = []
+        for answer in answers:
+            explained_s = answer.work * (present if answer.slope is None else answer.slope)
+            ordered.append((answer.time_s - explained_s, 1.0 / (explained_s + least)))
+        ordered.sort()
         below = itertools.accumulate(weight for _, weight in ordered)
         half = sum(weight for _, weight in ordered) / 2.0
         return next(residual for (residual, _), weight in zip(ordered, below, strict=True) if weight >= half)
