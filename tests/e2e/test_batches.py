@@ -143,6 +143,29 @@ def test_dead_lettered_lines_end_their_batch_and_can_be_retried(stage: BatchStag
     assert finished(client, again["id"], content).batch["request_counts"]["completed"] == 3  # type: ignore[index]
 
 
+def test_a_cancelled_batch_is_cut_off_at_the_workers(stage: BatchStage):
+    """What runs there is cut, what waits is not run, and each line says so; another batch goes on."""
+    control = stage.rig.admin.topic("control")
+    window = {"backend__window__initial": 4, "backend__window__max": 4}
+    worker = stage.rig.worker(pubsub__control_topic=control, **window)
+    worker.wait_started()
+    client = stage.client(stage.start(pubsub__control_topic=control))
+    stage.rig.sim.control({"mode": "hang"})
+    content = chat_file(30, "cancelled")
+    batch_id = create(client, upload(client, content))
+    until(lambda: stage.rig.stats()["in_flight"] == 4, 60, "the worker runs what it may")
+    assert client.batches.cancel(batch_id).status == "cancelling"
+    done = finished(client, batch_id, content)
+    assert done.batch["status"] == "cancelled"
+    assert done.batch["request_counts"] == {"total": 30, "completed": 0, "failed": 30}
+    assert {line["error"]["code"] for line in done.error.lines} == {"batch_cancelled"}
+    assert stage.rig.stats()["client_disconnects"] == 4
+    assert stage.rig.stats()["by_path"]["/v1/chat/completions"] == 4
+    stage.rig.sim.control({"mode": "ok"})
+    other = chat_file(20, "other")
+    assert finished(client, create(client, upload(client, other)), other).batch["status"] == "completed"
+
+
 def test_what_is_missing_is_told(tmp_path: Path):
     """Exit 2 with every fault, before anything is opened."""
     command = [sys.executable, "-m", "worker", "batches", "serve", "--set", f"batches.files={tmp_path / 'files'}"]

@@ -12,7 +12,8 @@ Once a round, a few times a second, the unfinished batches are read:
 * `in_progress`: lines are published, shared as in `sharing`.  When every record has a result, it is finalized; when its
   time is over, the results of what is published are waited for, `drain_s` at most, then it expires.
 * `finalizing`: its files are written (`assemble`), and the final status with them.
-* `cancelling`: as at the end of its time, and then it is cancelled.
+* `cancelling`: the workers are told, where they listen to a control topic, so that what is published is not run or is
+  cut off; then as at the end of its time, and then it is cancelled.
 
 Work of a batch runs beside the others', and is begun again after a failure, with backoff: the store, the storage of
 files or the broker are away, and no batch fails for it.
@@ -45,6 +46,8 @@ from worker.policy.backoff import Backoff
 from worker.ports import Publisher
 from worker.settings.schema import BatchesSettings
 from worker.telemetry.logs import get_logger
+from worker.wire.control import encode_cancel
+from worker.wire.message import RUN_ID
 
 ROUND_S = 0.2
 """Between two rounds while there is an unfinished batch."""
@@ -130,6 +133,7 @@ class Coordinator:
         owner: Name of this process, different from every other's.
         events: Tells when a batch has ended.
         models: Which models are served.
+        control: The control topic of the workers, if they have one.
         metrics: Tell of all batches; of its own when `None`.
         clock: Monotonic seconds.
     """
@@ -144,6 +148,7 @@ class Coordinator:
         owner: str,
         events: EventTeller,
         models: ModelsOf,
+        control: Publisher | None = None,
         metrics: BatchMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -155,6 +160,9 @@ class Coordinator:
         self._owner = owner
         self._events = events
         self._models = models
+        self._control = control
+        self._withdrawn: set[str] = set()
+        """Batches being cancelled of which this process has told the workers."""
         self._clock = clock
         self._leads_until = 0.0
         self._is_stopping = asyncio.Event()
@@ -302,7 +310,9 @@ class Coordinator:
                 return self._cancel_unstarted
             case Status.CANCELLING:
                 since = batch.cancelling_at or 0
-                return self._cancel if _is_drained(batch, since, self._settings.drain_s, now) else None
+                if _is_drained(batch, since, self._settings.drain_s, now):
+                    return self._cancel
+                return self._withdraw if self._control is not None and batch.id not in self._withdrawn else None
         return None
 
     def _start(self, batch: Batch, step: _Step) -> None:
@@ -392,6 +402,17 @@ class Coordinator:
     async def _expire_unstarted(self, batch: Batch) -> None:
         await self._finish(batch, Status.EXPIRED, Result())
 
+    async def _withdraw(self, batch: Batch) -> None:
+        """
+        Tell the workers to run no request of a batch any more; they answer each as `cancelled`.
+
+        Raises:
+            BrokerError: The control topic does not take it; retryable, or permanent until an operator acts.
+        """
+        assert self._control is not None
+        await self._control.publish(encode_cancel([], {RUN_ID: batch.id}), {})
+        self._withdrawn.add(batch.id)
+
     async def _cancel_unstarted(self, batch: Batch) -> None:
         await self._finish(batch, Status.CANCELLED, Result())
 
@@ -416,6 +437,7 @@ class Coordinator:
 
     async def _cancel(self, batch: Batch) -> None:
         await self._close_and_finish(batch, Status.CANCELLED)
+        self._withdrawn.discard(batch.id)
 
     async def _close_and_finish(self, batch: Batch, to: Status) -> None:
         async with self._endings:

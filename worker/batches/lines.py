@@ -28,6 +28,7 @@ _ENDED_MESSAGES = {
     Status.CANCELLED: "This line has no result: the batch was cancelled first.",
     Status.EXPIRED: "This line has no result: the batch expired first.",
 }
+_CANCELLED_ALONE = "This line has no result: it was cancelled first."
 REPLY_IN_STORAGE = "reply_in_storage"
 """`error.code` of a line whose answer stands in object storage, from which it was not fetched."""
 DEAD_LETTERED = "dead_lettered"
@@ -176,6 +177,8 @@ def outcome_of(data: bytes, attributes: Mapping[str, str], stored: bytes | None 
     place["line"] = _line_in(answer.metadata)
     if answer.error_class == ErrorClass.DEADLINE_EXCEEDED:  # which is the batch's
         return Outcome(**place, is_ok=False, code=EXPIRED, message=_ENDED_MESSAGES[Status.EXPIRED])
+    if answer.error_class == ErrorClass.CANCELLED:  # with its batch, or alone
+        return Outcome(**place, is_ok=False, code=ENDED[Status.CANCELLED], message=_CANCELLED_ALONE)
     if not answer.is_error:
         return _good(place, answer)
     told = error_of(answer)

@@ -205,6 +205,10 @@ class BatchServer:
             if batches.event_topic:
                 topic = broker.publisher(batches.event_topic)
                 stack.push_async_callback(topic.aclose)
+            control = None
+            if self._settings.pubsub.control_topic is not None:
+                control = broker.publisher(self._settings.pubsub.control_topic)
+                stack.push_async_callback(control.aclose)
             events = EventTeller(
                 store,
                 webhook_url=batches.webhook_url,
@@ -221,6 +225,7 @@ class BatchServer:
                 owner=f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:12]}",
                 events=events,
                 models=_served(models),
+                control=control,
                 metrics=self._batch_metrics,
             )
             self._parts.append((Role.COORDINATOR, coordinator, 0.0))

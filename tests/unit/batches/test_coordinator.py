@@ -31,6 +31,7 @@ from worker.payloads.files import FileStore
 from worker.policy.model import Fault
 from worker.ports import Settlement
 from worker.settings.schema import BatchesSettings
+from worker.wire.control import decode_control
 from worker.wire.message import ReceivedMessage
 
 GOOD = {"id": "x", "usage": {"prompt_tokens": 2, "completion_tokens": 3}}
@@ -68,6 +69,7 @@ class Fleet:
         self.folder = folder
         self.objects = FileStore(folder)
         self.topic = Topic()
+        self.control: Topic | None = None
         self.time = time
         self.settings = BatchesSettings(**{"lease_s": 0.5, "drain_s": 60, **settings})
         self.collector = Collector(store, None)  # type: ignore[arg-type]  # its messages come from the test
@@ -95,6 +97,7 @@ class Fleet:
             owner=name,
             events=EventTeller(self.store),
             models=models or none,
+            control=self.control,
         )
         task = asyncio.create_task(coordinator.run())
         try:
@@ -252,6 +255,28 @@ async def test_a_cancelled_batch_keeps_what_was_finished(fleet: Fleet):
         fleet.answer()
         done = await fleet.until(batch)
     assert (done.status, done.completed, done.failed) == (Status.CANCELLED, 70, 130)
+    found = await fleet.finished(batch)
+    assert {line["error"]["code"] for line in found.error.lines} == {"batch_cancelled"}
+
+
+async def test_workers_are_told_of_a_cancelled_batch_until_they_have_heard(fleet: Fleet):
+    """Once, by the attribute of its messages, and again only where the topic did not take it."""
+    fleet.control = control = Topic()
+    refusals = [PublishRetryableError("away")]
+    control.refuse = lambda _attributes: refusals.pop() if refusals else None
+    batch, other = fleet.create(20), fleet.create(20)
+    async with fleet.coordinating():
+        await eventually(lambda: len(fleet.topic.messages) == 40)
+        fleet.store.request_cancel(TENANT, batch.id)
+        await eventually(lambda: control.messages)
+        await asyncio.sleep(0)
+        cancel = {"error": {"message": "m", "type": "t", "code": "cancelled"}}
+        fleet.answer(status=499, body=cancel, error_class="cancelled")
+        done = await fleet.until(batch)
+        await fleet.until(other)
+    (told,) = control.messages
+    assert decode_control(told[0], 0.0).attributes == {"run_id": batch.id}
+    assert (refusals, done.status, done.completed, done.failed) == ([], Status.CANCELLED, 0, 20)
     found = await fleet.finished(batch)
     assert {line["error"]["code"] for line in found.error.lines} == {"batch_cancelled"}
 

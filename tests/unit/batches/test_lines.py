@@ -153,6 +153,13 @@ def test_what_is_no_answer_ends_the_line_all_the_same(data):
     assert line["error"]["message"]
 
 
+def test_a_line_that_a_worker_cancelled_has_no_response():
+    """Like one that was not sent any more."""
+    found = answer(499, own_error(499, "cancelled"), error_class="cancelled")
+    line = written(found, Status.CANCELLED)
+    assert (line["error"]["code"], line["response"]) == ("batch_cancelled", None)
+
+
 def test_a_passed_deadline_is_the_batchs():
     found = answer(504, own_error(504, "deadline_exceeded"), error_class="deadline_exceeded")
     assert written(found, Status.EXPIRED)["error"]["code"] == "batch_expired"
