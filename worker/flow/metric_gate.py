@@ -7,7 +7,7 @@ which nothing starts; between them the part changes evenly.  Of several signals 
 
 The part falls at once and rises slowly.  Others feel every request too many, and what waits is not to start all at once
 when the gate opens.  Where the worker's own requests move the signal, the slow rise also ends the swing that would
-follow from readings that come late; a band in which an open gate stays open had no effect beside it (ADR 27).
+follow from readings that come late; a band in which a closed gate stays closed gave nothing beside it (ADR 28).
 
 Without a reading that is recent enough the part is 0 or 1, whichever the settings say.
 """

@@ -58,7 +58,7 @@ class Share(msgspec.Struct, frozen=True):
 
 OVERTAKEN_S = 300.0
 """So long a request may be overtaken for the prefix of others.  House decision: a few minutes more in a batch of hours,
-and time for a group that fills the leased buffer (ADR 28)."""
+and time for a group that fills the leased buffer (ADR 29)."""
 _ALIKE = 3
 """So many parts of a claim are alike where a prefix may decide: failures, deadline and priority."""
 

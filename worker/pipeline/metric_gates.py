@@ -54,7 +54,8 @@ class MetricGateLoop:
         self._values: Sequence[float] = ()
         self._error: str | None = None
         """Of the last reading; `None` after a good one, and before the first."""
-        self._is_told_stale = False
+        self._told_reason: str | None = None
+        """Why there is no recent reading, as it was told last; `None` while there is one."""
         self._part = gate.part()
         self._apply()
 
@@ -101,9 +102,9 @@ class MetricGateLoop:
 
     def _succeeded(self, values: Sequence[float]) -> None:
         self._values = values
-        if self._is_told_stale:
+        if self._told_reason is not None:
             _state_log.info("metric_gate_recovered", backend=self._name)
-        self._error, self._is_told_stale = None, False
+        self._error = self._told_reason = None
         for target in self.targets:
             for signal, value in zip(self._gate.signals, values, strict=True):
                 self._metrics.metric_gate_value.labels(target.name, signal.name).set(value)
@@ -111,8 +112,8 @@ class MetricGateLoop:
     def _failed(self, reason: str, detail: str) -> None:
         for target in self.targets:
             self._metrics.metric_gate_failures_total.labels(target.name, reason).inc()
-        if self._gate.is_stale and not self._is_told_stale:
-            self._is_told_stale = True
+        if self._gate.is_stale and self._told_reason != reason:
+            self._told_reason = reason
             _log.error("metric_gate_stale", backend=self._name, error=detail, gate=self._side)
         elif self._error is None:
             _log.warning("metric_gate_read_failed", backend=self._name, error=detail)

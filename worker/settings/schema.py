@@ -519,7 +519,7 @@ PRESET_SIGNALS: dict[str, list[MetricSignalSettings]] = {
 }
 """What an engine's gate reads unless the settings say otherwise: requests that wait, and the share of the key-value
 cache that is in use.  The names: https://docs.vllm.ai/en/stable/usage/metrics/ (`gpu_cache_usage_perc` before 0.9) and
-https://docs.sglang.io/references/production_metrics.html; the numbers: ADR 27."""
+https://docs.sglang.io/references/production_metrics.html; the numbers: ADR 28."""
 
 
 class MetricGateSettings(Section):

@@ -150,6 +150,19 @@ async def test_a_source_that_never_answers_is_told_at_once(logs: list[dict[str, 
 
 
 @virtual_time
+async def test_another_reason_is_told_again(logs: list[dict[str, Any]]) -> None:
+    """Prometheus that has come up and cannot read the query is another fault than one that is away."""
+    source = FakeSource(UNREACHABLE)
+    loop = a_loop(Pipeline(), source)
+    await loop.read()
+    source.answer = MetricSourceError("refused", "status 400: parse error")
+    for _ in range(3):
+        await loop.read()
+    stale = [line["error"] for line in logs if line["event"] == "metric_gate_stale"]
+    assert stale == ["http://m/metrics: connect: refused", "status 400: parse error"]
+
+
+@virtual_time
 async def test_a_fault_of_our_own_is_a_failed_reading(logs: list[dict[str, Any]]) -> None:
     """The loop goes on, the exception is told with its traceback, and the configured side holds."""
     pipeline = Pipeline()
