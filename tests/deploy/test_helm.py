@@ -1,6 +1,5 @@
 """The Helm chart: with the same values it makes the objects that Kustomize makes, and refuses values that mean nothing."""
 
-import copy
 import re
 from typing import Any
 
@@ -8,53 +7,12 @@ import pytest
 import yaml
 
 from tests.deploy import manifests
-from tests.deploy.helm_chart import CHART, helm, rendered
+from tests.deploy.helm_chart import BARE, CHART, EMULATOR, OF_COMPONENT, helm, merged, of_stack, rendered
 from tests.deploy.manifests import KUSTOMIZE, STACKS, Variant, kustomize
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
-GKE = yaml.safe_load((KUSTOMIZE / "overlays" / "gke" / "values.yaml").read_text())["spec"]
 IMAGES = yaml.safe_load((KUSTOMIZE / "overlays" / "gke" / "kustomization.yaml").read_text())["images"][0]
-BARE: dict[str, Any] = {
-    "image": {"repository": "inference-worker", "tag": "dev"},
-    "scaling": {"by": "none"},
-    "scraping": "none",
-    "networkPolicy": False,
-}
-OF_COMPONENT: dict[str, dict[str, Any]] = {
-    "keda": {"scaling": {"by": "keda"}},
-    "keda-zero": {"scaling": {"minReplicas": 0}},
-    "hpa": {"scaling": {"by": "hpa"}},
-    "hpa-gke": {"scaling": {"by": "hpa-gke"}},
-    "gmp": {"scraping": "gmp"},
-    "podmonitor": {"scraping": "prometheus-operator"},
-    "networkpolicy": {"networkPolicy": True},
-    "spot": {"spot": True},
-    "api-key": {"backend": {"apiKeySecret": "inference-worker-backend"}},
-    "sagemaker": {
-        "backend": {"awsRoleArn": "arn:aws:iam::123456789012:role/inference-worker", "awsRegion": "eu-west-1"}
-    },
-    "batches": {"batches": {"enabled": True}},
-    "alerts-gmp": {"alerts": {"for": "gmp", "runbook": GKE["alerts"]["runbook"]}},
-    "alerts-prometheus-operator": {"alerts": {"for": "prometheus-operator", "runbook": GKE["alerts"]["runbook"]}},
-    "values": {},
-}
-"""The switch of the chart for each component of Kustomize."""
-EMULATOR = {
-    "image": {"repository": "localhost/inference-worker", "tag": "dev", "pullPolicy": "IfNotPresent"},
-    "projectId": "local",
-    "emulatorHost": "pubsub:8085",
-    "backend": {"baseUrl": "http://backend:8000", "namespace": "inference", "port": 8000},
-}
-
-
-def merged(*parts: dict[str, Any]) -> dict[str, Any]:
-    """Return the parts, the later ones over the earlier, section by section."""
-    whole: dict[str, Any] = {}
-    for part in parts:
-        for key, value in copy.deepcopy(part).items():
-            whole[key] = {**whole[key], **value} if isinstance(value, dict) and key in whole else value
-    return whole
 
 
 def comparable(variant: Variant, *, without: tuple[str, ...] = ("Namespace",)) -> dict[tuple[str, str], Any]:
@@ -101,8 +59,7 @@ def test_every_component_has_a_switch() -> None:
 @pytest.mark.parametrize("name", STACKS)
 def test_each_stack_is_what_kustomize_makes(name: str) -> None:
     """The base with these components, and the chart with their switches: the same objects."""
-    values = merged(BARE, *(OF_COMPONENT[component] for component in STACKS[name]))
-    ours = rendered(values)
+    ours = rendered(of_stack(name))
     theirs = manifests.variant(name)
     expected = comparable(theirs)
     for document in expected.values():  # a stack of the tests has no image of its own

@@ -11,12 +11,11 @@ import (
 	"io"
 	"os"
 	"path"
-	"sort"
-	"strings"
 
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/engine"
+	"helm.sh/helm/v3/pkg/releaseutil"
 )
 
 func main() {
@@ -56,17 +55,18 @@ func run(arguments []string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	names := make([]string, 0, len(files))
 	for name := range files {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	for _, name := range names {
-		base := path.Base(name)
-		if strings.HasPrefix(base, "_") || base == "NOTES.txt" || strings.TrimSpace(files[name]) == "" {
-			continue
+		if path.Base(name) == "NOTES.txt" {
+			delete(files, name)
 		}
-		fmt.Fprintf(out, "---\n# Source: %s\n%s\n", name, files[name])
+	}
+	// In the order in which Helm installs: a service account before what runs with it.
+	_, manifests, err := releaseutil.SortManifests(files, chartutil.DefaultVersionSet, releaseutil.InstallOrder)
+	if err != nil {
+		return err
+	}
+	for _, manifest := range manifests {
+		fmt.Fprintf(out, "---\n# Source: %s\n%s\n", manifest.Name, manifest.Content)
 	}
 	return nil
 }
