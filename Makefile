@@ -14,7 +14,7 @@ SBOM := $(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements --pypr
 # Where `make install` puts the command.
 BINDIR ?= $(HOME)/.local/bin
 
-.PHONY: run install help test test-fast check fmt docs docs-site sbom image bench chaos clean
+.PHONY: run install help test test-fast control-plane check fmt docs docs-site sbom image bench chaos clean
 
 run: $(STAMP)  ## answer examples/requests.jsonl on this machine: embedded Pub/Sub, worker, simulated backend
 	$(BIN)/inference-worker local examples/requests.jsonl out.jsonl --simulated
@@ -27,7 +27,7 @@ install: $(STAMP)  ## put `inference-worker` on the PATH: a link in ~/.local/bin
 	@case ":$$PATH:" in *":$(BINDIR):"*) ;; *) echo "$(BINDIR) is not on your PATH yet: export PATH=\"$(BINDIR):\$$PATH\"" ;; esac
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Most of the tests outside tests/unit wait, for a lease or for a process, so three at a time share two cores well.
 # Chunks of four keep the order of tests/conftest.py, and no process ends up with a row of long tests.
@@ -38,6 +38,9 @@ test: $(STAMP)-dev  ## every test; what a machine lacks is skipped with a printe
 
 test-fast: $(STAMP)-dev  ## the unit tests alone: a minute on two cores
 	$(BIN)/python -m pytest -n 2 tests/unit $(PYTEST_ARGS)
+
+control-plane: $(STAMP)-dev  ## the manifests on a real Kubernetes control plane, built of Go modules: an hour, later 20 minutes
+	CONTROL_PLANE_TESTS=1 $(BIN)/python -m pytest tests/deploy/test_control_plane.py $(PYTEST_ARGS)
 
 check: $(STAMP)-dev  ## lint, format, types, architecture, generated documents, the documentation site, the bill of materials
 	$(BIN)/ruff check .

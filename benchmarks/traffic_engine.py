@@ -193,11 +193,10 @@ def interactive(seed: int, protection: Mapping[str, Any] | None) -> Latency:
         await asyncio.sleep(60.0)  # the engine ends the rest
 
     run()
-    return Latency(quantile(first, 0.5), quantile(first, 0.99), quantile(whole, 0.5), quantile(whole, 0.99), tokens)
+    return Latency(_quantile(first, 0.5), _quantile(first, 0.99), _quantile(whole, 0.5), _quantile(whole, 0.99), tokens)
 
 
-def quantile(values: list[float], share: float) -> float:
-    """Return the value below which a share of the others are."""
+def _quantile(values: list[float], share: float) -> float:
     return sorted(values)[int(share * (len(values) - 1))]
 
 
