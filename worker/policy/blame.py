@@ -28,8 +28,8 @@ ROW_CHANCE = 1e-4
 """How probable it may be at most that a row of failures is chance, for it to open a breaker: at 20 messages a second
 and a fifth that fails, that is once in some minutes, and costs the second until the next probe.  House decision."""
 PRIOR_SHARE = 0.2
-"""Share of failing messages that is reckoned with while nothing is known of it and other attempts are under way: the
-largest that `benchmarks/mixed.py` sends.  House decision."""
+"""Share of failing messages that is reckoned with where that of the past says nothing: while nothing is known of it and
+other attempts are under way, and of refusals.  The largest that `benchmarks/mixed.py` sends.  House decision."""
 MAX_ROW = 64
 """Longest row that is asked for: where nearly everything fails, the breaker still opens."""
 
@@ -51,10 +51,16 @@ class Blame(msgspec.Struct, frozen=True, kw_only=True):
     undecided: int = 0
     """Other attempts of the lane that are under way."""
 
-    @property
-    def is_own(self) -> bool:
-        """Whether the failure is the message's own."""
-        return self.is_served_since and self.failures > 1 and self.failing_share**self.failures <= CHANCE
+    def is_own(self, *, is_refusal: bool) -> bool:
+        """
+        Return whether the failure is the message's own.
+
+        Args:
+            is_refusal: For lack of capacity.  Those come in bursts, whenever the window tries more: a message that was
+                refused among many at the start may be so again, however few have been refused since.
+        """
+        share = max(self.failing_share, PRIOR_SHARE) if is_refusal else self.failing_share
+        return self.is_served_since and self.failures > 1 and share**self.failures <= CHANCE
 
 
 UNKNOWN = Blame()

@@ -87,7 +87,7 @@ def explain(
         decision, text = _ask_hooks(policy, event, decision)
         steps.append(Step(stage="hooks", text=text))
     if decision.error_class is not None:
-        steps.append(Step(stage="blame", text=_blame_text(blame)))
+        steps.append(Step(stage="blame", text=_blame_text(blame, is_refusal=decision.is_overload)))
     end = AttemptEnd(event=event, decision=decision, can_resume=can_resume, blame=blame)
     steps.append(Step(stage="gate", text=_gate_text(report(end, budget))))
     verdict = judge(end, budget, health)
@@ -107,15 +107,16 @@ def _ask_hooks(policy: ErrorPolicy, event: ErrorEvent, default: Decision) -> tup
     return answer.decision, f"{asked}: {said}{answer.detail and f' ({answer.detail})'}"
 
 
-def _blame_text(blame: Blame) -> str:
+def _blame_text(blame: Blame, *, is_refusal: bool) -> str:
     """Return whose trouble the failure is."""
     if not blame.is_contradicted:
         if blame.others_failing:
             return f"shared: {blame.others_failing} other messages failed as well, and none was served since"
         return "unknown: no other message was served since it first failed, and no other one failed"
-    if blame.is_own:
+    if blame.is_own(is_refusal=is_refusal):
         return f"its own: others are served, and chance does not explain {blame.failures} failures in a row"
-    own_from = next((n for n in range(2, MAX_ROW + 1) if structs.replace(blame, failures=n).is_own), None)
+    later_ones = (structs.replace(blame, failures=count) for count in range(2, MAX_ROW + 1))
+    own_from = next((each.failures for each in later_ones if each.is_own(is_refusal=is_refusal)), None)
     later = "chance explains any number of failures" if own_from is None else f"its own from failure {own_from} on"
     return f"contradicted: others are served, so it says nothing about the backend; {later}"
 

@@ -293,7 +293,7 @@ def _judge_attempt(end: AttemptEnd, budget: Budget, health: BackendHealth, jitte
         return Verdict(decision=decision)
     is_stopped = health.stopped_by is not None
     is_continuation = is_outage = False
-    if end.blame.is_own:
+    if end.blame.is_own(is_refusal=decision.is_overload):
         decision, budget = _own(decision, budget, end.blame)
     if decision.disposition is Disposition.NACK:
         reason = _reason_to_go_on(decision, end, budget, health)
@@ -331,7 +331,7 @@ def _own(decision: Decision, budget: Budget, blame: Blame) -> tuple[Decision, Bu
 def _may_be_outage(decision: Decision, blame: Blame) -> bool:
     """Say whether others may fail in the same way."""
     # Contradicted once is not enough: at the beginning of an outage, what began a little later is still served.
-    return not blame.is_own and decision.breaker is BreakerAction.COUNT
+    return not blame.is_own(is_refusal=decision.is_overload) and decision.breaker is BreakerAction.COUNT
 
 
 def _reason_to_go_on(decision: Decision, end: AttemptEnd, budget: Budget, health: BackendHealth) -> str | None:

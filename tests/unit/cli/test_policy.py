@@ -29,18 +29,22 @@ COUNTED = ("--max-delivery-attempts", "5", "--delivery-attempt")
     ("options", "decision"),
     [
         (("--status", "429"), "hold  (by builtin:rate_limited)"),
-        # Others are served: the first failure may be chance, the second is not, and the last delivery is answered.
+        # Others are served: two refusals may be chance, the third is not, and the last delivery is answered.
         (("--status", "429", "--others-served"), "hold  (by builtin:rate_limited)"),
         (
             ("--status", "429", *COUNTED, "2", "--others-served", "--failures", "2"),
+            "hold  (by builtin:rate_limited)",
+        ),
+        (
+            ("--status", "429", *COUNTED, "2", "--others-served", "--failures", "3"),
             "nack  (by builtin:rate_limited+own)",
         ),
         (
-            ("--status", "429", *COUNTED, "5", "--others-served", "--failures", "2"),
+            ("--status", "429", *COUNTED, "5", "--others-served", "--failures", "3"),
             "reply  (by builtin:rate_limited+own+budget:last_attempt)",
         ),
         (
-            ("--status", "429", *COUNTED, "2", "--others-served", "--failures", "2", "--failing-share", "0.2"),
+            ("--status", "429", *COUNTED, "2", "--others-served", "--failures", "3", "--failing-share", "0.3"),
             "hold  (by builtin:rate_limited)",
         ),
         # `--failures` is `--attempts` unless it is given: earlier deliveries count.

@@ -22,10 +22,10 @@ def test_what_had_begun_when_a_message_failed_makes_no_failure_its_own() -> None
     evidence.failed("m", 1, latest=5)
     evidence.served("began before the failure was known", 5)
     second = evidence.failed("m", 6)
-    assert (second.is_contradicted, second.is_served_since, second.is_own) == (True, False, False)
+    assert (second.is_contradicted, second.is_served_since, second.is_own(is_refusal=False)) == (True, False, False)
     evidence.served("began afterwards", 7)
     third = evidence.failed("m", 8)
-    assert (third.is_served_since, third.is_own) == (True, True)
+    assert (third.is_served_since, third.is_own(is_refusal=False)) == (True, True)
 
 
 def test_failures_are_counted_over_deliveries_until_the_message_is_served() -> None:

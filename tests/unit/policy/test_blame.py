@@ -14,7 +14,7 @@ shares = st.floats(0.0, 1.0)
 @given(st.integers(1, 100), shares)
 def test_what_no_success_contradicts_is_never_a_messages_own(failures: int, share: float) -> None:
     """An outage looks the same to each of its messages, however often it fails."""
-    assert not Blame(failures=failures, failing_share=share).is_own
+    assert not Blame(failures=failures, failing_share=share).is_own(is_refusal=False)
 
 
 @given(st.integers(1, 100), shares)
@@ -22,22 +22,34 @@ def test_more_failures_never_speak_for_a_message(failures: int, share: float) ->
     """Once its failures are its own, one more does not change that."""
     before = Blame(failures=failures, is_contradicted=True, is_served_since=True, failing_share=share)
     after = Blame(failures=failures + 1, is_contradicted=True, is_served_since=True, failing_share=share)
-    assert after.is_own or not before.is_own
+    for is_refusal in (False, True):
+        assert after.is_own(is_refusal=is_refusal) or not before.is_own(is_refusal=is_refusal)
 
 
 def test_a_first_failure_is_never_a_messages_own() -> None:
     """Anything fails once."""
-    assert not UNKNOWN.is_own
-    assert not Blame(is_contradicted=True, is_served_since=True).is_own
+    assert not UNKNOWN.is_own(is_refusal=False)
+    assert not Blame(is_contradicted=True, is_served_since=True).is_own(is_refusal=False)
 
 
-@pytest.mark.parametrize(("share", "failures"), [(0.0, 2), (0.05, 2), (0.2, 3), (0.5, 7)])
-def test_the_more_messages_fail_the_more_failures_it_takes(share: float, failures: int) -> None:
-    """Where many fail by chance, a message may fail a few times by chance."""
-    own = [
-        Blame(failures=count, is_contradicted=True, is_served_since=True, failing_share=share).is_own
-        for count in range(1, 20)
+@pytest.mark.parametrize(
+    ("share", "failures", "is_refusal"),
+    [
+        (0.0, 2, False),
+        (0.05, 2, False),
+        (0.2, 3, False),
+        (0.5, 7, False),
+        (0.0, 3, True),
+        (0.05, 3, True),
+        (0.5, 7, True),
+    ],
+)
+def test_the_more_messages_fail_the_more_failures_it_takes(share: float, failures: int, is_refusal: bool) -> None:
+    """Where many fail by chance, a message may fail a few times by chance; refusals come in bursts."""
+    blames = [
+        Blame(failures=count, is_contradicted=True, is_served_since=True, failing_share=share) for count in range(1, 20)
     ]
+    own = [blame.is_own(is_refusal=is_refusal) for blame in blames]
     assert own.index(True) + 1 == failures
 
 

@@ -168,8 +168,8 @@ def test_the_circumstances_are_explained(budget, health, can_resume, told, rule)
             "hold",
         ),
         (
-            Blame(is_contradicted=True, is_served_since=True, failures=2, failing_share=0.05),
-            "its own: others are served, and chance does not explain 2 failures in a row",
+            Blame(is_contradicted=True, is_served_since=True, failures=3, failing_share=0.05),
+            "its own: others are served, and chance does not explain 3 failures in a row",
             "nothing for the breaker",
             "hold becomes nack: own",
         ),
