@@ -62,6 +62,8 @@ class Delivery(msgspec.Struct, eq=False):
     """How the latest attempt ended."""
     decision: Decision | None = None
     """About the latest attempt; in the end, about the delivery."""
+    is_running: bool = False
+    """An attempt is under way, or is being judged."""
     cancelled_at: float | None = None
     """Monotonic seconds at which the processor was told to give up."""
     is_withdrawn: bool = False

@@ -92,6 +92,16 @@ resource "google_pubsub_topic_iam_member" "batches_publishes" {
   member  = local.batches
 }
 
+# Tells the workers of cancelled batches.
+resource "google_pubsub_topic_iam_member" "batches_cancels" {
+  count = var.batches == null || var.control == null ? 0 : 1
+
+  project = var.project_id
+  topic   = google_pubsub_topic.control[0].name
+  role    = "roles/pubsub.publisher"
+  member  = local.batches
+}
+
 resource "google_pubsub_subscription_iam_member" "batches_reads" {
   for_each = google_pubsub_subscription.batches
 

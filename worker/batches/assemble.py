@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from worker.batches.lines import ENDED, EXPIRED, decode_line, ended_line, ended_message, result_line
+from worker.batches.lines import ENDED, decode_line, ended_line, ended_message, is_unrun, result_line
 from worker.batches.objects import Objects, ObjectWriter
 from worker.batches.records import Record, read_records
 from worker.batches.states import Status
@@ -130,7 +130,7 @@ class _Assembly:
         is_ended = self._ended in ENDED
         if outcome is None and not is_ended:
             raise IncompleteError(f"{self._batch.id}: record {record.number} has no result")
-        if outcome is None or outcome.code == EXPIRED:
+        if outcome is None or is_unrun(outcome, self._ended):
             ended = self._ended if is_ended else Status.EXPIRED
             return ENDED[ended], ended_message(ended)
         return outcome.code or "", outcome.message or ""

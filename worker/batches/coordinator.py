@@ -12,8 +12,8 @@ Once a round, a few times a second, the unfinished batches are read:
 * `in_progress`: lines are published, shared as in `sharing`.  When every record has a result, it is finalized; when its
   time is over, the results of what is published are waited for, `drain_s` at most, then it expires.
 * `finalizing`: its files are written (`assemble`), and the final status with them.
-* `cancelling`: the workers are told, where they listen to a control topic, so that what is published is not run or is
-  cut off; then as at the end of its time, and then it is cancelled.
+* `cancelling`: the workers are told, where they listen to a control topic, so that what waits there is not run; then as
+  at the end of its time, and then it is cancelled.
 
 Work of a batch runs beside the others', and is begun again after a failure, with backoff: the store, the storage of
 files or the broker are away, and no batch fails for it.
@@ -404,13 +404,13 @@ class Coordinator:
 
     async def _withdraw(self, batch: Batch) -> None:
         """
-        Tell the workers to run no request of a batch any more; they answer each as `cancelled`.
+        Tell the workers to begin no request of a batch any more; they answer each as `cancelled`, and finish what runs.
 
         Raises:
             BrokerError: The control topic does not take it; retryable, or permanent until an operator acts.
         """
         assert self._control is not None
-        await self._control.publish(encode_cancel([], {RUN_ID: batch.id}), {})
+        await self._control.publish(encode_cancel([], {RUN_ID: batch.id}, let_running_finish=True), {})
         self._withdrawn.add(batch.id)
 
     async def _cancel_unstarted(self, batch: Batch) -> None:

@@ -28,7 +28,6 @@ _ENDED_MESSAGES = {
     Status.CANCELLED: "This line has no result: the batch was cancelled first.",
     Status.EXPIRED: "This line has no result: the batch expired first.",
 }
-_CANCELLED_ALONE = "This line has no result: it was cancelled first."
 REPLY_IN_STORAGE = "reply_in_storage"
 """`error.code` of a line whose answer stands in object storage, from which it was not fetched."""
 DEAD_LETTERED = "dead_lettered"
@@ -177,8 +176,6 @@ def outcome_of(data: bytes, attributes: Mapping[str, str], stored: bytes | None 
     place["line"] = _line_in(answer.metadata)
     if answer.error_class == ErrorClass.DEADLINE_EXCEEDED:  # which is the batch's
         return Outcome(**place, is_ok=False, code=EXPIRED, message=_ENDED_MESSAGES[Status.EXPIRED])
-    if answer.error_class == ErrorClass.CANCELLED:  # with its batch, or alone
-        return Outcome(**place, is_ok=False, code=ENDED[Status.CANCELLED], message=_CANCELLED_ALONE)
     if not answer.is_error:
         return _good(place, answer)
     told = error_of(answer)
@@ -243,6 +240,17 @@ def _error_body(answer: Answer, told: Mapping[str, str]) -> bytes:
     return _encode({"error": error})
 
 
+def is_unrun(outcome: Outcome, ended: Status | None) -> bool:
+    """
+    Whether a result says that its batch ended first, in the words of the workers.
+
+    A line is withdrawn by the cancellation of its batch; in any other batch somebody cancelled its request alone.
+    """
+    return not outcome.is_ok and (
+        outcome.code == EXPIRED or (outcome.code == ErrorClass.CANCELLED and ended is Status.CANCELLED)
+    )
+
+
 def result_line(outcome: Outcome, custom_id: bytes, ended: Status | None) -> bytes:
     """
     Return the line of a result, with its newline.
@@ -252,7 +260,7 @@ def result_line(outcome: Outcome, custom_id: bytes, ended: Status | None) -> byt
         custom_id: Raw JSON, as in the input.
         ended: How the batch ended, if that left lines without a result.
     """
-    if outcome.code == EXPIRED and not outcome.is_ok:  # the worker's word for it
+    if is_unrun(outcome, ended):
         return ended_line(outcome.batch_id, outcome.record, custom_id, ended or Status.EXPIRED)
     response = error = b"null"
     if outcome.body is not None:

@@ -165,14 +165,17 @@ class Processor:
         """
         Answer the requests that are meant as cancelled: now what is under way here, and what comes when it comes.
 
-        An attempt that runs is cut and its connection closed; an answer that is whole, or on its way to the topic, goes
-        out all the same.  On the event loop; raises nothing.
+        An attempt that runs is cut and its connection closed, unless it is to finish: then its answer goes out, and no
+        further attempt is made.  An answer that is whole, or on its way to the topic, goes out all the same.  On the
+        event loop; raises nothing.
         """
         if self._cancels is None:
             return
         self._cancels.add(request)
         for delivery in self._in_flight:
             if delivery.is_concluded or delivery.is_withdrawn or delivery.task is None:
+                continue
+            if request.let_running_finish and delivery.is_running:
                 continue
             if self._cancels.covers(delivery.message):
                 delivery.is_withdrawn = True
@@ -335,6 +338,9 @@ class Processor:
         delay_s, serving, request, lane = 0.0, None, original, original.lane
         while True:
             waiting_since = self._clock()
+            if delivery.attempts and self._cancels is not None and self._cancels.covers(delivery.message):
+                self._recorder.withdrawn(delivery)
+                return self._judge(delivery, Withdrawn(last=delivery.decision))
             choice = self._router.choose(route, delivery.message.key, lane, delivery.failed_at)
             if choice.route is not serving:
                 serving = choice.route
@@ -354,7 +360,11 @@ class Processor:
             finally:
                 if delivery.attempts:
                     delivery.held_s += self._clock() - waiting_since
-            verdict = await self._try(delivery, request, choice, target, permit)
+            delivery.is_running = True
+            try:
+                verdict = await self._try(delivery, request, choice, target, permit)
+            finally:
+                delivery.is_running = False
             if verdict.decision.disposition is not Disposition.HOLD:
                 return verdict
             delay_s = verdict.delay_s

@@ -2,7 +2,8 @@
 Control messages: what an operator or a program asks of all workers, on a topic of its own.
 
 One kind so far, `{"cancel": {"message_ids": ["…"], "attributes": {"run_id": "…"}}}`: no answer is wanted any more for
-the requests with one of these ids, and for those that have all of these attributes and were published before.
+the requests with one of these ids, and for those that have all of these attributes and were published before.  With
+`"let_running_finish": true` in it, attempts that run are not cut.
 """
 
 from collections.abc import Mapping
@@ -15,9 +16,10 @@ MAX_IDS = 10_000
 """Ids in one control message."""
 
 
-class _Cancel(msgspec.Struct, forbid_unknown_fields=True):
+class _Cancel(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     message_ids: list[str] = []
     attributes: dict[str, str] = {}
+    let_running_finish: bool = False
 
 
 class _Control(msgspec.Struct, forbid_unknown_fields=True):
@@ -30,6 +32,8 @@ class CancelRequest(msgspec.Struct, frozen=True, kw_only=True):
     message_ids: frozenset[str] = frozenset()
     attributes: Mapping[str, str] = {}
     """All of them must be a request's; empty: none is meant by its attributes."""
+    let_running_finish: bool = False
+    """An attempt that runs goes on; everything else of the request is cancelled."""
     published_at: float = 0.0
     """Unix seconds; requests that were published later are not meant by their attributes."""
 
@@ -53,10 +57,13 @@ def decode_control(data: bytes, published_at: float) -> CancelRequest:
     if len(cancel.message_ids) > MAX_IDS:
         raise MessageError(f"the control message has more than {MAX_IDS:,} ids")
     return CancelRequest(
-        message_ids=frozenset(cancel.message_ids), attributes=cancel.attributes, published_at=published_at
+        message_ids=frozenset(cancel.message_ids),
+        attributes=cancel.attributes,
+        let_running_finish=cancel.let_running_finish,
+        published_at=published_at,
     )
 
 
-def encode_cancel(message_ids: list[str], attributes: Mapping[str, str]) -> bytes:
-    """Return the data of a control message that cancels requests."""
-    return msgspec.json.encode(_Control(_Cancel(message_ids, dict(attributes))))
+def encode_cancel(message_ids: list[str], attributes: Mapping[str, str], *, let_running_finish: bool = False) -> bytes:
+    """Return the data of a control message that cancels requests; see `CancelRequest`."""
+    return msgspec.json.encode(_Control(_Cancel(message_ids, dict(attributes), let_running_finish)))

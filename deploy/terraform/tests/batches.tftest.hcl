@@ -76,6 +76,23 @@ run "its_account_has_three_kinds_of_roles" {
   }
 }
 
+run "it_cancels_over_the_control_topic" {
+  command = plan
+
+  variables {
+    control = {}
+  }
+
+  assert {
+    condition = (
+      one(google_pubsub_topic_iam_member.batches_cancels).role == "roles/pubsub.publisher"
+      && one(google_pubsub_topic_iam_member.batches_cancels).topic == "inference-control"
+      && one(google_pubsub_topic_iam_member.batches_cancels).member == output.batches_principal
+    )
+    error_message = "Where there is a control topic, workers are told of cancelled batches."
+  }
+}
+
 run "without_it_nothing_is_made" {
   command = plan
 
@@ -88,6 +105,7 @@ run "without_it_nothing_is_made" {
       length(google_pubsub_subscription.batches) == 0
       && length(google_storage_bucket.batches) == 0
       && length(google_pubsub_topic_iam_member.batches_publishes) == 0
+      && length(google_pubsub_topic_iam_member.batches_cancels) == 0
       && output.batches == null
     )
     error_message = "No batches, no bucket, no roles."

@@ -69,7 +69,6 @@ class Fleet:
         self.folder = folder
         self.objects = FileStore(folder)
         self.topic = Topic()
-        self.control: Topic | None = None
         self.time = time
         self.settings = BatchesSettings(**{"lease_s": 0.5, "drain_s": 60, **settings})
         self.collector = Collector(store, None)  # type: ignore[arg-type]  # its messages come from the test
@@ -85,7 +84,9 @@ class Fleet:
         return batch
 
     @asynccontextmanager
-    async def coordinating(self, name: str = "one", *, models: Any = None) -> AsyncIterator[Coordinator]:
+    async def coordinating(
+        self, name: str = "one", *, models: Any = None, control: Any = None
+    ) -> AsyncIterator[Coordinator]:
         async def none() -> None:
             return None
 
@@ -97,7 +98,7 @@ class Fleet:
             owner=name,
             events=EventTeller(self.store),
             models=models or none,
-            control=self.control,
+            control=control,
         )
         task = asyncio.create_task(coordinator.run())
         try:
@@ -259,26 +260,49 @@ async def test_a_cancelled_batch_keeps_what_was_finished(fleet: Fleet):
     assert {line["error"]["code"] for line in found.error.lines} == {"batch_cancelled"}
 
 
-async def test_workers_are_told_of_a_cancelled_batch_until_they_have_heard(fleet: Fleet):
-    """Once, by the attribute of its messages, and again only where the topic did not take it."""
-    fleet.control = control = Topic()
-    refusals = [PublishRetryableError("away")]
-    control.refuse = lambda _attributes: refusals.pop() if refusals else None
-    batch, other = fleet.create(20), fleet.create(20)
-    async with fleet.coordinating():
-        await eventually(lambda: len(fleet.topic.messages) == 40)
+async def test_workers_are_told_once_of_a_cancelled_batch(fleet: Fleet):
+    """What they withdraw stands in the error file as cancelled; what they finish is kept."""
+    control = Topic()
+    batch = fleet.create(20)
+    async with fleet.coordinating(control=control):
+        await eventually(lambda: len(fleet.topic.messages) == 20)
         fleet.store.request_cancel(TENANT, batch.id)
         await eventually(lambda: control.messages)
-        await asyncio.sleep(0)
-        cancel = {"error": {"message": "m", "type": "t", "code": "cancelled"}}
-        fleet.answer(status=499, body=cancel, error_class="cancelled")
+        fleet.answer(5)
+        gone = {"error": {"message": "cancelled", "backend": None, "attempts": 0}}
+        fleet.answer(status=499, body=gone, error_class="cancelled")
         done = await fleet.until(batch)
-        await fleet.until(other)
-    (told,) = control.messages
-    assert decode_control(told[0], 0.0).attributes == {"run_id": batch.id}
-    assert (refusals, done.status, done.completed, done.failed) == ([], Status.CANCELLED, 0, 20)
+    assert (done.status, done.completed, done.failed) == (Status.CANCELLED, 5, 15)
     found = await fleet.finished(batch)
     assert {line["error"]["code"] for line in found.error.lines} == {"batch_cancelled"}
+    assert done.failures[0]["code"] == "batch_cancelled"
+    ((data, attributes),) = control.messages
+    request = decode_control(data, 0.0)
+    assert (dict(request.attributes), request.let_running_finish, attributes) == ({"run_id": batch.id}, True, {})
+
+
+async def test_a_line_that_was_cancelled_alone_says_so(fleet: Fleet):
+    """Its batch was not: the code of a cancelled batch would be wrong."""
+    batch = fleet.create(2)
+    gone = {"error": {"message": "cancelled", "backend": None, "attempts": 0}}
+    async with fleet.coordinating():
+        (done,) = await fleet.run(batch, status=499, body=gone, error_class="cancelled")
+    assert done.status is Status.COMPLETED
+    assert [failure["code"] for failure in done.failures] == ["cancelled"]
+    await fleet.finished(batch)
+
+
+async def test_a_control_topic_that_is_away_delays_nothing_for_ever(fleet: Fleet):
+    """It is tried again; the batch ends with its results all the same."""
+    control = Topic()
+    control.refuse = lambda _: PublishRetryableError("away")
+    batch = fleet.create(3)
+    async with fleet.coordinating(control=control):
+        await eventually(lambda: len(fleet.topic.messages) == 3)
+        fleet.store.request_cancel(TENANT, batch.id)
+        fleet.answer()
+        done = await fleet.until(batch)
+    assert (done.status, done.completed) == (Status.CANCELLED, 3)
 
 
 async def test_a_cancelled_batch_waits_for_a_bounded_time(fleet: Fleet, time_):

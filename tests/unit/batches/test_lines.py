@@ -154,10 +154,11 @@ def test_what_is_no_answer_ends_the_line_all_the_same(data):
 
 
 def test_a_line_that_a_worker_cancelled_has_no_response():
-    """Like one that was not sent any more."""
+    """Like one that was not sent any more, where its batch was cancelled; else it says that it was cancelled alone."""
     found = answer(499, own_error(499, "cancelled"), error_class="cancelled")
-    line = written(found, Status.CANCELLED)
-    assert (line["error"]["code"], line["response"]) == ("batch_cancelled", None)
+    for ended, code in ((Status.CANCELLED, "batch_cancelled"), (Status.EXPIRED, "cancelled"), (None, "cancelled")):
+        line = written(found, ended)
+        assert (line["error"]["code"], line["response"]) == (code, None)
 
 
 def test_a_passed_deadline_is_the_batchs():

@@ -2,9 +2,10 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
-from tests.support.fakes import Answer, FakeBackend, FakePayloads
+from tests.support.fakes import Answer, FakeBackend, FakePayloads, status
 from tests.support.pipeline import METADATA, Pipeline, data, message, referring
 from tests.support.virtual_time import loop_time, settle, unix_time, virtual_time
 from worker.pipeline.cancels import MAX_IDS, MAX_SETS, Cancels
@@ -38,6 +39,46 @@ async def test_a_running_attempt_is_cut_and_answered_as_cancelled() -> None:
     assert (answer.json["status_code"], answer.json["metadata"]) == (499, METADATA)
     assert (answer.attributes["error_class"], answer.error["code"]) == ("cancelled", "cancelled")
     assert pipeline.count("cancelled_requests_total", "fake", "started") == 1
+    pipeline.assert_nothing_leaks()
+
+
+def sparing(**attributes: str) -> CancelRequest:
+    return CancelRequest(attributes=attributes, let_running_finish=True, published_at=unix_time())
+
+
+@virtual_time
+async def test_what_runs_may_finish_while_the_rest_is_cancelled() -> None:
+    """The answer of the running attempt goes out; what waits never starts."""
+    pipeline = Pipeline(can_cancel=True, window=1)
+    pipeline.backend.hold()
+    running, waiting = (pipeline.start(message(attributes={"run_id": "a"})) for _ in range(2))
+    await settle()
+    pipeline.processor.cancel(sparing(run_id="a"))
+    assert await waiting is ACK
+    assert not running.done()
+    pipeline.backend.let_go()
+    assert await running is ACK
+    assert [each.json["status_code"] for each in pipeline.answers] == [499, 200]
+    assert len(pipeline.backend.requests) == 1
+    pipeline.assert_nothing_leaks()
+
+
+@pytest.mark.parametrize(("code", "settlement"), [(429, ACK), (500, NACK)], ids=["held", "nacked"])
+@virtual_time
+async def test_what_finishes_badly_is_not_tried_again(code: int, settlement: Settlement) -> None:
+    """A cancelled request whose running attempt fails gets no further one, here or when it is delivered again."""
+    pipeline = Pipeline(FakeBackend(status(code), Answer()), can_cancel=True)
+    pipeline.backend.hold()
+    sent = message(message_id="1", attributes={"run_id": "a"}, attempt=1)
+    running = pipeline.start(sent)
+    await settle()
+    pipeline.processor.cancel(sparing(run_id="a"))
+    pipeline.backend.let_go()
+    assert await running is settlement
+    if settlement is NACK:
+        assert await pipeline.start(msgspec.structs.replace(sent, delivery_attempt=2)) is ACK
+    assert pipeline.answer.json["status_code"] == 499
+    assert len(pipeline.backend.requests) == 1
     pipeline.assert_nothing_leaks()
 
 

@@ -12,6 +12,14 @@ def test_what_is_written_is_read() -> None:
     assert (request.message_ids, dict(request.attributes), request.published_at) == ({"1", "2"}, {"run_id": "r"}, 7.0)
 
 
+def test_running_attempts_may_be_spared() -> None:
+    """Only where it is asked for, and then it is on the wire."""
+    spared = encode_cancel([], {"run_id": "r"}, let_running_finish=True)
+    assert decode_control(spared, 0.0).let_running_finish
+    assert not decode_control(encode_cancel([], {"run_id": "r"}), 0.0).let_running_finish
+    assert encode_cancel(["1"], {}) == b'{"cancel":{"message_ids":["1"]}}'
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

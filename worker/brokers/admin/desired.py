@@ -208,6 +208,8 @@ def _needs(settings: Settings, names: _Names) -> tuple[Need, ...]:
     if (batches := names.batches) is not None:
         needs.append(Need(batches.requests, PUBLISHER, api, project, "to publish lines of batches"))
         needs.append(Need(batches.answers, SUBSCRIBER, api, project, "to read their answers"))
+        if names.control is not None:
+            needs.append(Need(names.control, PUBLISHER, api, project, "to tell workers of cancelled batches"))
         if batches.dead is not None:
             needs.append(Need(batches.dead, SUBSCRIBER, api, project, "to read those that were given up"))
     return tuple(needs)

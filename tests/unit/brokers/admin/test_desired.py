@@ -160,6 +160,11 @@ def test_batches_have_subscriptions_and_an_account_of_their_own() -> None:
     needs = {(need.resource.rpartition("/")[2], need.role) for need in wanted.needs if need.member == BATCHES}
     assert needs == {("requests", PUBLISHER), ("answers", SUBSCRIBER), ("given-up", SUBSCRIBER)}
     assert len(want(batches={"request_topic": "requests"}).subscriptions) == 2, "none is named"
+    both = want(batches=names, pubsub={"control_topic": "control"})
+    publishes = {
+        need.resource.rpartition("/")[2] for need in both.needs if (need.role, need.member) == (PUBLISHER, BATCHES)
+    }
+    assert publishes == {"requests", "control"}
 
 
 @pytest.mark.parametrize(
