@@ -104,7 +104,7 @@ def _route_conflicts(route: RouteSettings, settings: Settings) -> list[str]:
     if not window.min <= window.initial <= window.max:
         faults.append("window: needs min <= initial <= max")
     most = settings.pubsub.most_in_flight
-    if window.max > most:
+    if "max" in window.model_fields_set and window.max > most:  # a default gives way
         of_all = " of all subscriptions" if settings.pubsub.subscriptions else ""
         faults.append(f"window.max: {window.max} exceeds pubsub.max_in_flight{of_all} ({most})")
     faults += [f"metric_gate.{fault}" for fault in _metric_gate_conflicts(route, route.metric_gate)]

@@ -142,7 +142,7 @@ class PubSubSettings(Section):
     emulator_host: Annotated[str, Field(pattern=r"^[^\s/]+:\d{1,5}$")] | None = None
     """`host:port` of an emulator or of the embedded server; no credentials are used then.  `PUBSUB_EMULATOR_HOST`
     sets it too."""
-    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 128
+    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 384
     """Deliveries leased at once.  2-3 x the window for requests of less than a second, since a slot frees only after
     its ack; about the window for long ones, since more only hoards.  Up to eight times as many while messages for a
     stopped model wait and others are served."""
@@ -205,8 +205,10 @@ class WindowSettings(Section):
     """Where it starts after a start of the process."""
     min: Annotated[int, Field(ge=1, le=10_000)] = 1
     """It never shrinks below this, however overloaded the backend is."""
-    max: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """It never grows beyond this.  Must not exceed `pubsub.max_in_flight`."""
+    max: Annotated[int, Field(ge=1, le=10_000)] = 256
+    """It never grows beyond this, nor beyond the messages that are leased.  If it is set, it must not exceed
+    `pubsub.max_in_flight`.  One GPU with an 8B model gains up to 200 and more requests at once; set what one worker may
+    ever use of a server that shares its processor instead of queueing."""
 
 
 class BreakerSettings(Section):

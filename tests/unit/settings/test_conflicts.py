@@ -70,7 +70,10 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "window": ({"backend": {"window": {"max": 4}}}, "backend.window: needs min <= initial <= max"),
     "window floor": ({"backend": {"window": {"min": 9}}}, "backend.window: needs min <= initial <= max"),
-    "window above in flight": ({"pubsub": {"max_in_flight": 63}}, "backend.window.max: 64 exceeds"),
+    "window above in flight": (
+        {"pubsub": {"max_in_flight": 63}, "backend": {"window": {"max": 64}}},
+        "backend.window.max: 64 exceeds",
+    ),
     "probes": (
         {"backend": {"breaker": {"probe_interval_s": 9}}},
         "backend.breaker.probe_interval_s: must not exceed breaker.max_probe_interval_s",
@@ -145,7 +148,10 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
         "pubsub.subscriptions: the name 'a' stands twice",
     ),
     "window above all subscriptions": (
-        subscriptions({"name": "a", "max_in_flight": 30}, {"name": "b", "max_in_flight": 33}),
+        {
+            **subscriptions({"name": "a", "max_in_flight": 30}, {"name": "b", "max_in_flight": 33}),
+            "backend": {"window": {"max": 64}},
+        },
         "backend.window.max: 64 exceeds pubsub.max_in_flight of all subscriptions (63)",
     ),
     "one and several servers": (
@@ -285,7 +291,8 @@ def test_what_cannot_work_together_is_one_sentence(sections: dict[str, Any], sen
     [
         {"drain": {"grace_s": 15, "cut_longer_requests": True}},
         {"drain": {"termination_grace_period_s": 581}},
-        {"pubsub": {"max_in_flight": 64}},
+        {"pubsub": {"max_in_flight": 64}, "backend": {"window": {"max": 64}}},
+        {"pubsub": {"max_in_flight": 8}},
         {"pubsub": {"max_lease_duration_s": 600}},
         {"policy": {"hold_max_s": 21_600}},
         {"backend": {"timeouts": {"first_byte_s": 480, "connect_s": 480}}},
@@ -311,7 +318,7 @@ def test_what_just_works_is_no_conflict(sections: dict[str, Any]) -> None:
 def test_backend_conflicts_are_found_on_every_route() -> None:
     """A route is checked like the short form, under its own name."""
     settings = a_settings(routes=[{"name": "b", "base_url": "http://b", "match": M, "window": {"max": 500}}])
-    assert find_conflicts(settings) == ["routes[b].window.max: 500 exceeds pubsub.max_in_flight (128)"]
+    assert find_conflicts(settings) == ["routes[b].window.max: 500 exceeds pubsub.max_in_flight (384)"]
 
 
 def test_a_circle_of_fallbacks_is_named_by_each_of_its_routes() -> None:

@@ -203,11 +203,11 @@ def test_unusable_proxies_are_refused(url: str) -> None:
 def test_each_subscription_has_its_own_limits() -> None:
     """Messages as it says, and bytes in proportion; the short form is one of them."""
     several = [{"name": "a", "max_in_flight": 30}, {"name": "b"}]
-    pubsub = PubSubSettings.model_validate({"subscriptions": several, "max_in_flight_bytes": 158_000_000})
+    pubsub = PubSubSettings.model_validate({"subscriptions": several, "max_in_flight_bytes": 414_000_000})
     first, second = pubsub.sources()
     assert (first.request_subscription, first.max_in_flight, first.max_in_flight_bytes) == ("a", 30, 30_000_000)
-    assert (second.request_subscription, second.max_in_flight, second.max_in_flight_bytes) == ("b", 128, 128_000_000)
-    assert pubsub.most_in_flight == 158
+    assert (second.request_subscription, second.max_in_flight, second.max_in_flight_bytes) == ("b", 384, 384_000_000)
+    assert pubsub.most_in_flight == 414
     alone = PubSubSettings(request_subscription="s")
     assert alone.sources() == (alone,)
 

@@ -47,7 +47,7 @@ BATCH_S = 0.1
 """Seconds of waiting that are no congestion where sizes are unknown, as with embeddings.  An engine collects its next
 batch while it computes one, so requests wait for about a batch, and without that queue its batches are small."""
 
-LEAST_LINE = 12
+LEAST_LINE = 7
 """Answers that are needed to say what sizes explain of clean answers for good; until then the present line says it."""
 
 OVERDUE_FACTOR = 2.0
