@@ -651,7 +651,7 @@ class RouteGate:
             # Where messages that fail stand in a block, one of the others tells what it is.
             if fate.is_failing() or (is_newest and fate.evidence.failing_share > PRIOR_SHARE):
                 return lane.queue.pop_probe(fate.circuit.last_failed, newest=is_newest)
-        return lane.queue.pop(self._clock.now())
+        return lane.queue.pop(self._clock.now)
 
     def _may_start(self, lane: Lane) -> bool:
         """Whether an attempt of this lane may start now."""

@@ -38,6 +38,8 @@ from typing import Any
 
 import msgspec
 
+from worker.flow.clock import Now
+
 MAX_SHARES = 256
 """Shares that are remembered though nothing of them waits."""
 MEAN_STEP = 0.05
@@ -143,22 +145,25 @@ class _Line:
             if not self._by_prefix[prefix]:
                 del self._by_prefix[prefix]
 
-    def next(self, overtaken_since: float) -> Waiter | None:
+    def next(self, now: Now, overtaken_s: float) -> Waiter | None:
         """
         Return the ready waiter that is next: the first, or one with the prefix that started last.
 
         Args:
-            overtaken_since: One that has waited since then, or longer, is not overtaken.
+            now: Monotonic seconds, on the clock of `Waiter.since`.
+            overtaken_s: One that has waited for so long is not overtaken.
         """
-        first = self.first(keep=True)
-        if first is None:
-            return None
-        if self._last_prefix is not None and first.since > overtaken_since:
-            for waiter in self._by_prefix.get(self._last_prefix, {}).values():
-                if waiter.state is WaiterState.READY and waiter.claim[:_ALIKE] == first.claim[:_ALIKE]:
-                    return waiter  # its entry of the heap is skipped later
-        self._last_prefix = first.order.prefix
-        return self.first()
+        group = self._by_prefix.get(self._last_prefix) if self._last_prefix is not None else None
+        first = self.first(keep=group is not None)
+        if group is not None and first is not None:
+            if now() - first.since < overtaken_s:
+                for waiter in group.values():
+                    if waiter.state is WaiterState.READY and waiter.claim[:_ALIKE] == first.claim[:_ALIKE]:
+                        return waiter  # its entry of the heap is skipped later
+            self.first()
+        if first is not None:
+            self._last_prefix = first.order.prefix
+        return first
 
     def longest_waiting(self) -> Waiter | None:
         return next((each for each in self.waiters.values() if each.state is WaiterState.READY), None)
@@ -191,6 +196,10 @@ class _Line:
             waiter.claim = _claim(waiter)
             if waiter.state is WaiterState.READY:
                 self.push(waiter)
+
+
+def _no_time() -> float:
+    return 0.0
 
 
 class WaitQueue:
@@ -278,7 +287,7 @@ class WaitQueue:
         self._held -= waiter.order.held
         self._limited -= waiter.order.limited
 
-    def pop(self, now: float = 0.0) -> Waiter | None:
+    def pop(self, now: Now = _no_time) -> Waiter | None:
         """
         Remove and return the next ready waiter; `None` when none is ready.
 
@@ -286,7 +295,7 @@ class WaitQueue:
             now: Monotonic seconds, on the clock of `Waiter.since`.
         """
         line = self._next_line()
-        waiter = line.longest_waiting() if self._is_aging() else line.next(now - self._overtaken_s)
+        waiter = line.longest_waiting() if self._is_aging() else line.next(now, self._overtaken_s)
         if waiter is not None:
             self._leaves(waiter)
         return waiter

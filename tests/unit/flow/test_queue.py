@@ -32,7 +32,7 @@ class Line:
         return waiter
 
     def pop(self, now: float = 0.0) -> Waiter | None:
-        return self.queue.pop(now)
+        return self.queue.pop(lambda: now)
 
 
 @pytest.fixture
