@@ -18,6 +18,7 @@ from tools.generate_docs import (
     DOCS,
     ROOT,
     architecture_page,
+    decisions_page,
     layers,
     main,
     metrics_page,
@@ -73,6 +74,7 @@ def test_the_pages_are_current() -> None:
     assert metrics_page() == METRICS
     assert architecture_page(ARCHITECTURE) == ARCHITECTURE
     assert cli_page() == CLI
+    assert decisions_page() == (DOCS / "decisions" / "README.md").read_text("utf-8")
 
 
 def test_documented_commands_are_exactly_the_real_ones() -> None:
@@ -115,6 +117,14 @@ def test_the_architecture_names_only_what_exists() -> None:
     assert len(named) > 20
     at = [ROOT / "worker", ROOT / "worker" / "pipeline"]  # a step's own room is named once
     assert [name for name in sorted(named) if not any((folder / name).exists() for folder in at)] == []
+
+
+def test_decisions_are_numbered_once() -> None:
+    """A file's number is that of its title, and no two have the same."""
+    names = [path.name for path in (DOCS / "decisions").glob("0*.md")]
+    titles = re.findall(r"^\* \[(\d+)\. .+\]\((\d{4})-.+\.md\)$", decisions_page(), re.MULTILINE)
+    assert len(titles) == len(names) == len({number for number, _ in titles})
+    assert [int(number) for number, _ in titles] == [int(name) for _, name in titles]
 
 
 def test_a_module_without_a_purpose_is_noticed(tmp_path: Path) -> None:
