@@ -60,7 +60,7 @@ BENCHMARKS = {
     "traffic": Benchmark(
         title="Deadlines, tenants, people beside a batch, documents, on virtual time",
         command=["-m", "benchmarks.traffic"],
-        short=["--seeds", "1"],
+        short=["order", "--seeds", "1"],
         has_figures=False,
     ),
     "mixed": Benchmark(

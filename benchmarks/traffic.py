@@ -1,5 +1,5 @@
 """
-Deadlines, tenants, people beside a batch, and documents, on virtual time.
+Deadlines, tenants, people beside a batch, and documents, on virtual time but for one table.
 
 The real pipeline, over a scripted server with a fixed window or over the simulated backend's model of an engine; the
 baseline of an order serves the same requests as they came.  `python -m benchmarks.traffic [NAME...] [--seeds N]`.
@@ -11,6 +11,7 @@ baseline of an order serves the same requests as they came.  `python -m benchmar
   and its answers take three times as long.
 * **interactive**: 20 people a second for 40 s of each minute, 2 in the rest, ask an engine by themselves while a batch
   without end drains there.  Seconds until the first token and until the whole answer, and tokens a second of the batch.
+* **processes**: the same with processes and the simulated backend's own server, against the clock (`traffic_real`).
 * **documents**: a batch of questions about long documents at an engine with a cache of prefixes, started by age or
   grouped by prefix.  The share of prompt tokens that the cache had, the seconds of the engine that this saved, and
   how long the batch took.
@@ -22,12 +23,14 @@ import logging
 import random
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import structlog
 
-from benchmarks.traffic_engine import BATCHES, PROTECTIONS, Reuse, documents, interactive
+from benchmarks.traffic_engine import BATCHES, PROTECTIONS, Latency, Reuse, documents, interactive
+from benchmarks.traffic_real import PROTECTIONS as REAL_PROTECTIONS
+from benchmarks.traffic_real import interactive_real
 from tests.support.fakes import Answer, FakeBackend
 from tests.support.pipeline import Pipeline, data, message
 from tests.support.virtual_time import unix_time, until, virtual_time
@@ -127,10 +130,24 @@ def order_rows(seeds: Sequence[int]) -> None:
 
 def interactive_rows(seeds: Sequence[int]) -> None:
     """Print what people get beside a batch."""
+    print_latencies(seeds, PROTECTIONS, interactive)
+
+
+def process_rows(_: Sequence[int]) -> None:
+    """Print the same of processes and of one run, against the clock."""
+    print_latencies(range(1), REAL_PROTECTIONS, interactive_real)
+
+
+def print_latencies(
+    seeds: Sequence[int],
+    protections: Mapping[str, Mapping[str, Any] | None],
+    measure: Callable[[int, Mapping[str, Any] | None], Latency],
+) -> None:
+    """Print a row for each protection."""
     print("| batch through | first token: median, p99 | whole answer: median, p99 | batch, tokens/s |")
     print("|---|---|---|---|")
-    for name, protection in PROTECTIONS.items():
-        runs = [interactive(seed, protection) for seed in seeds]
+    for name, protection in protections.items():
+        runs = [measure(seed, protection) for seed in seeds]
         first, first_99, whole, whole_99, tokens = (statistics.mean(column) for column in zip(*runs, strict=True))
         people = f"{first:.2f} s, {first_99:.2f} s | {whole:.1f} s, {whole_99:.1f} s"
         print(f"| {name} | {people} | {tokens:,.0f} |", flush=True)
@@ -150,7 +167,7 @@ def document_rows(seeds: Sequence[int]) -> None:
         print(f"| {name} | {cells} | {grouped.saved_s - aged.saved_s:.0f} s of prompts |", flush=True)
 
 
-TABLES = {"order": order_rows, "interactive": interactive_rows, "documents": document_rows}
+TABLES = {"order": order_rows, "interactive": interactive_rows, "processes": process_rows, "documents": document_rows}
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ part is the real pipeline.
 """
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -151,7 +152,7 @@ def interactive(seed: int, protection: Mapping[str, Any] | None) -> Latency:
         live = LiveEngine()
         backend = EngineBackend(live, size)
         route = {"name": "r", "base_url": "http://b", **(protection or {})}
-        pipeline = Pipeline(backend, routes=[route])
+        pipeline = Pipeline(backend, routes=[route], rng=random.Random(seed))
         engine = live.engine
         numbers: dict[str, list[Callable[[], float]]] = {
             "vllm": [lambda: engine.waiting, lambda: engine.kv_usage],
@@ -162,6 +163,7 @@ def interactive(seed: int, protection: Mapping[str, Any] | None) -> Latency:
         sources = {"r": EngineMetrics(*numbers.get(gate_type, []))}
         loops = build_metric_gates(settings, sources, pipeline.targets, pipeline.metrics, now=loop_time)
         gates = [asyncio.ensure_future(loop.run()) for loop in loops]
+        numbers = itertools.count()
         people: set[asyncio.Task[None]] = set()
         batch: set[asyncio.Task[Any]] = set()
 
@@ -180,7 +182,7 @@ def interactive(seed: int, protection: Mapping[str, Any] | None) -> Latency:
         async def lease() -> None:
             while loop_time() < SECONDS and protection is not None:
                 while len(batch) < 1024:
-                    batch.add(pipeline.start())
+                    batch.add(pipeline.start(message(message_id=f"m{next(numbers)}")))
                 done, _ = await asyncio.wait(batch, return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
                 batch.difference_update(done)
 
@@ -193,10 +195,11 @@ def interactive(seed: int, protection: Mapping[str, Any] | None) -> Latency:
         await asyncio.sleep(60.0)  # the engine ends the rest
 
     run()
-    return Latency(_quantile(first, 0.5), _quantile(first, 0.99), _quantile(whole, 0.5), _quantile(whole, 0.99), tokens)
+    return Latency(quantile(first, 0.5), quantile(first, 0.99), quantile(whole, 0.5), quantile(whole, 0.99), tokens)
 
 
-def _quantile(values: list[float], share: float) -> float:
+def quantile(values: list[float], share: float) -> float:
+    """Return the value below which a share of the others are."""
     return sorted(values)[int(share * (len(values) - 1))]
 
 
