@@ -51,8 +51,8 @@ class Run:
     """Within which all is to be answered."""
     server_requests: int = 128
     """That one model server runs in parallel."""
-    pod_requests: int = 64
-    """`backend.window.max` of one worker pod."""
+    pod_requests: int = 256
+    """`backend.window.max` of one worker pod; its default."""
     log_ratio: float = 1.0
     """`log.answer_ratio`."""
 
