@@ -449,7 +449,7 @@ def test_an_answer_that_holds_too_much_is_malformed_at_once(chunk):
     data, start = json.dumps(chunk).encode(), time.process_time()
     with pytest.raises(MalformedEventError):
         feed(data)
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 2.0
 
 
 def test_what_comes_one_by_one_is_bounded_as_well():
