@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from benchmarks.engine_model import LLAMA_8B_H100, Engine
+from benchmarks.engine_model import Sequence as EngineSequence
 from tests.support.fakes import Answer, FakeBackend
 from tests.support.pipeline import Pipeline, data, message
 from tests.support.virtual_time import loop_time, virtual_time
-from worker.emulators.openai.engine import LLAMA_8B_H100, Engine
-from worker.emulators.openai.engine import Sequence as EngineSequence
 from worker.emulators.openai.prefix_cache import BYTES_PER_TOKEN, PrefixCache
 from worker.pipeline.metric_gates import build_metric_gates
 from worker.ports import AttemptResult, BackendRequest

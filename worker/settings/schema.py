@@ -17,7 +17,16 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from worker.wire.http import is_header, is_usable_key
 from worker.wire.object_uri import parse_object_prefix
@@ -329,7 +338,7 @@ class SageMakerSettings(Section):
         return value
 
 
-def check_base_url(value: str) -> str:
+def _check_base_url(value: str) -> str:
     """
     Return the address of a server without a slash at its end.
 
@@ -352,27 +361,25 @@ def check_base_url(value: str) -> str:
     return value.rstrip("/")
 
 
-def check_key(value: SecretStr | None) -> SecretStr | None:
+def _check_key(value: SecretStr) -> SecretStr:
     """
     Return a bearer token.
 
     Raises:
         ValueError: It cannot be sent.
     """
-    if value is not None and not is_usable_key(value.get_secret_value().strip()):
+    if not is_usable_key(value.get_secret_value().strip()):
         raise ValueError("is empty, or holds characters that cannot stand in a header")
     return value
 
 
-def check_proxy(value: SecretStr | None) -> SecretStr | None:
+def _check_proxy(value: SecretStr) -> SecretStr:
     """
     Return the address of an HTTP proxy.
 
     Raises:
         ValueError: It cannot be one.
     """
-    if value is None:
-        return None
     parts = urlsplit(value.get_secret_value())
     try:
         is_usable = parts.scheme == "http" and parts.hostname is not None and parts.port != 0
@@ -383,7 +390,7 @@ def check_proxy(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
-def check_headers(value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+def _check_headers(value: dict[str, SecretStr]) -> dict[str, SecretStr]:
     """
     Return headers that an operator adds.
 
@@ -396,10 +403,16 @@ def check_headers(value: dict[str, SecretStr]) -> dict[str, SecretStr]:
     return refuse_own_headers(value)
 
 
+ServerUrl = Annotated[str, AfterValidator(_check_base_url)]
+BearerToken = Annotated[SecretStr, AfterValidator(_check_key)]
+ProxyUrl = Annotated[SecretStr, AfterValidator(_check_proxy)]
+AddedHeaders = Annotated[dict[str, SecretStr], AfterValidator(_check_headers)]
+
+
 class TargetSettings(Section):
     """One of several servers; a text alone is its `url`."""
 
-    url: Annotated[str, Field(min_length=1)]
+    url: Annotated[ServerUrl, Field(min_length=1)]
     """As `base_url`."""
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")] | None = None
     """Stands after the route's name and a slash in metrics, logs and the reply's attribute `backend`.  Default: its
@@ -415,11 +428,6 @@ class TargetSettings(Section):
     @classmethod
     def _text_is_url(cls, data: Any) -> Any:
         return {"url": data} if isinstance(data, str) else data
-
-    @field_validator("url")
-    @classmethod
-    def _usable_url(cls, value: str) -> str:
-        return check_base_url(value)
 
 
 class BodySettings(Section):
@@ -530,7 +538,7 @@ class MetricGateSettings(Section):
     type: Annotated[Literal["off", "vllm", "sglang", "metrics", "prometheus"], _OffIsText] = "off"
     """Where the numbers come from.  `vllm`, `sglang`: the server's own `/metrics`, with signals of their own (SGLang
     needs `--enable-metrics`); `metrics`: any page in Prometheus' text form; `prometheus`: queries."""
-    url: str = ""
+    url: ServerUrl = ""
     """Address of Prometheus, of which `/api/v1/query` is asked, or of the page.  Default for a page: `/metrics` of each
     server of the route, read with its key, headers, certificates and proxy."""
     signals: list[MetricSignalSettings] = []
@@ -547,14 +555,14 @@ class MetricGateSettings(Section):
     """A reading counts for this long."""
     rise_s: Annotated[float, Field(ge=0, le=86_400)] = 10.0
     """Time in which the part of the window rises from nothing to all, at the fastest.  It falls at once."""
-    api_key: SecretStr | None = None
+    api_key: BearerToken | None = None
     """Sent to `url` as `Authorization: Bearer`.  Prefer `api_key_file`."""
     api_key_file: str | None = None
     """File that holds the key for `url`; read again when it changes."""
-    headers: dict[str, SecretStr] = {}
+    headers: AddedHeaders = {}
     """Headers for `url`, for example `X-Scope-OrgID`; shown masked."""
     tls: TlsSettings = TlsSettings()
-    proxy: SecretStr | None = None
+    proxy: ProxyUrl | None = None
     """As `backend.proxy`, for `url`."""
 
     @property
@@ -574,31 +582,11 @@ class MetricGateSettings(Section):
         """Whether there is a gate."""
         return self.type != "off"
 
-    @field_validator("url")
-    @classmethod
-    def _usable_url(cls, value: str) -> str:
-        return check_base_url(value)
-
-    @field_validator("api_key")
-    @classmethod
-    def _sendable_key(cls, value: SecretStr | None) -> SecretStr | None:
-        return check_key(value)
-
-    @field_validator("proxy")
-    @classmethod
-    def _usable_proxy(cls, value: SecretStr | None) -> SecretStr | None:
-        return check_proxy(value)
-
-    @field_validator("headers")
-    @classmethod
-    def _plain_headers(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        return check_headers(value)
-
 
 class BackendSettings(Section):
     """One OpenAI-compatible server or several, a service in front of them, or an endpoint of Amazon SageMaker."""
 
-    base_url: str = ""
+    base_url: ServerUrl = ""
     """`http://host:port`, with a prefix if the server has one.  A prefix that ends in `/v1` is not doubled with the
     `/v1` of the request's path.  Required, or `base_urls`, but for SageMaker: there the default is the region's public
     address.  A name with several addresses (a headless Service) has its connections spread over them."""
@@ -615,14 +603,14 @@ class BackendSettings(Section):
     fallback_after_s: Annotated[float, Field(ge=0, le=MAX_RETENTION_S)] = 30.0
     """Longer than a restart of the server, as a rule.  One message after the other is still sent here as a probe, and
     what comes after its success stays here."""
-    api_key: SecretStr | None = None
+    api_key: BearerToken | None = None
     """Sent as `Authorization: Bearer`.  Prefer `api_key_file`."""
     api_key_file: str | None = None
     """File that holds the key; read again when it changes, so that rotating a Secret needs no restart."""
-    headers: dict[str, SecretStr] = {}
+    headers: AddedHeaders = {}
     """Headers added to every request; shown masked, since some servers take their key in one."""
     tls: TlsSettings = TlsSettings()
-    proxy: SecretStr | None = None
+    proxy: ProxyUrl | None = None
     """`http://[user:password@]host:port` of an HTTP proxy by which the backend is reached: by CONNECT for `https`.
     `HTTP_PROXY` and its like are not obeyed.  Masked, for the password."""
     timeouts: TimeoutSettings = TimeoutSettings()
@@ -658,30 +646,10 @@ class BackendSettings(Section):
             return self.base_url
         return public_address(self.sagemaker.region)
 
-    @field_validator("base_url")
-    @classmethod
-    def _usable_url(cls, value: str) -> str:
-        return check_base_url(value)
-
     @field_validator("fallback")
     @classmethod
     def _empty_is_none(cls, value: str | None) -> str | None:
         return value or None  # a flag can take the fallback away
-
-    @field_validator("api_key")
-    @classmethod
-    def _sendable_key(cls, value: SecretStr | None) -> SecretStr | None:
-        return check_key(value)
-
-    @field_validator("proxy")
-    @classmethod
-    def _usable_proxy(cls, value: SecretStr | None) -> SecretStr | None:
-        return check_proxy(value)
-
-    @field_validator("headers")
-    @classmethod
-    def _plain_headers(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        return check_headers(value)
 
 
 class RouteMatch(Section):

@@ -37,6 +37,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("finish"), st.integers(0, 1000), st.sampled_from(sorted(SIGNALS))),
     st.tuples(st.just("first_byte"), st.integers(0, 1000)),
     st.tuples(st.just("wait"), st.floats(0, 20)),
+    st.tuples(st.just("part"), st.sampled_from([0.0, 0.3, 1.0])),
     st.tuples(st.sampled_from(["settle", "allow_probe", "pause", "resume"])),
 )
 
@@ -69,12 +70,10 @@ class World:
                 self.permits[index % len(self.permits)].first_byte()
             case ("wait", seconds):
                 self.clock.advance(seconds)
-            case ("allow_probe",):
-                self.gate.allow_probe()
-            case ("pause",):
-                self.gate.pause()
-            case ("resume",):
-                self.gate.resume()
+            case ("part", part):
+                self.gate.set_part(part)
+            case ("allow_probe" | "pause" | "resume" as name,):
+                getattr(self.gate, name)()
             case ("settle",):
                 await self.settle()
 
@@ -106,6 +105,7 @@ def test_no_slot_leaks_and_no_waiter_is_forgotten(actions):
         for action in actions:
             await world.do(action)
         world.gate.resume()
+        world.gate.set_part(1.0)
         for _ in range(200):
             await world.settle()
             for permit in world.permits:

@@ -109,15 +109,17 @@ ROUTES = [
     publishes=st.lists(PUBLISHES, max_size=20),
     requests=st.lists(REQUESTS, min_size=8, max_size=40),
     cancels=st.lists(st.tuples(st.floats(0.0, 60.0), st.integers(1, 25)), max_size=4),
+    parts=st.lists(st.tuples(st.floats(0.0, 20.0), st.integers(0, 3), st.sampled_from([0.0, 0.4, 1.0])), max_size=4),
 )
 def test_every_message_is_answered_once_the_faults_are_over(
     scripts: tuple[list[Answer], ...],
     publishes: list[Exception | None],
     requests: list[tuple[str, str | None, int, float | None]],
     cancels: list[tuple[float, int]],
+    parts: list[tuple[float, int, float]],
 ) -> None:
     """
-    Several servers, a fallback, tenants, deadlines and cancellations: nothing waits for ever, nothing is answered twice.
+    Several servers, a fallback, tenants, deadlines, cancellations and metric gates: nothing waits for ever.
 
     Each server works after its script; how long the faults last is bounded by the script, so the wait is as well.
     """
@@ -144,9 +146,16 @@ def test_every_message_is_answered_once_the_faults_are_over(
             ids.append(subscriber.publish(body, {} if tenant is None else {"tenant": tenant}))
         serving = pipeline.serve(subscriber)
         started = asyncio.get_running_loop().time()
-        for after, number in sorted(cancels):
+        cancelled = [(after, CancelRequest(message_ids=frozenset({f"m{number}"})), None) for after, number in cancels]
+        gated = [(after, None, (pipeline.targets[number].gate, part)) for after, number, part in parts]
+        for after, cancel, gate in sorted([*cancelled, *gated], key=lambda each: each[0]):
             await asyncio.sleep(max(0.0, started + after - asyncio.get_running_loop().time()))
-            pipeline.processor.cancel(CancelRequest(message_ids=frozenset({f"m{number}"})))
+            if cancel is not None:
+                pipeline.processor.cancel(cancel)
+            if gate is not None:
+                gate[0].set_part(gate[1])
+        for target in pipeline.targets:
+            target.gate.set_part(1.0)
 
         def all_answered() -> bool:
             return {each.attributes["request_message_id"] for each in publisher.published} >= set(ids)

@@ -269,9 +269,14 @@ def test_a_key_may_begin_with_a_bracket(key: str) -> None:
 def test_every_secret_is_known_to_the_loader() -> None:
     """Keys that are masked in settings are masked in messages."""
 
+    def parts_of(annotation: Any) -> Iterator[Any]:
+        yield annotation
+        for part in get_args(annotation):
+            yield from parts_of(part)
+
     def secrets(model: type[BaseModel]) -> Iterator[str]:
         for name, field in model.model_fields.items():
-            parts = (field.annotation, *get_args(field.annotation))
+            parts = tuple(parts_of(field.annotation))
             if SecretStr in parts:
                 yield name
             for part in parts:

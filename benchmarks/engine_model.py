@@ -11,7 +11,7 @@ waits at the front of the queue until they are computed again.  Nothing is ever 
 Pure: `begin` says how long the next iteration takes, `end` what it produced; time passes elsewhere.  An iteration costs
 as much work here however many sequences decode, apart from those that begin or end.
 
-The constants are fitted to published measurements; `tests/unit/emulators/openai/test_engine.py` has them, and how far
+The constants are fitted to published measurements; `tests/unit/test_engine_model.py` has them, and how far
 the model is from each.  Not modelled: prefix caches, the slower reading of long contexts, speculative decoding.
 """
 
