@@ -185,7 +185,7 @@ def test_a_running_batch_is_cancelled_with_what_it_has(client: openai.OpenAI, st
 def test_a_batch_expires_with_what_it_has(client: openai.OpenAI, stage: BatchStage) -> None:
     """Its time ends while it runs; the rest is told as expired."""
     content = chat_file(3_000, "expired")
-    with stage.client(stage.start("api", batches__window_s=6)) as hurried, slow(stage, "300ms"):
+    with stage.client(stage.start("api", batches__window_s=6)) as hurried, slow(stage, "1s"):
         batch_id = create(hurried, upload(hurried, content))
         wait_final(hurried, batch_id)
     done = finished(client, batch_id, content)
