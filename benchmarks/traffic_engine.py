@@ -9,14 +9,15 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from benchmarks.engine_model import LLAMA_8B_H100, Engine
-from benchmarks.engine_model import Sequence as EngineSequence
 from tests.support.fakes import Answer, FakeBackend
 from tests.support.pipeline import Pipeline, data, message
 from tests.support.virtual_time import loop_time, virtual_time
+from worker.emulators.openai.engine import LiveEngine
+from worker.emulators.openai.engine_model import LLAMA_8B_H100
 from worker.emulators.openai.prefix_cache import BYTES_PER_TOKEN, PrefixCache
 from worker.pipeline.metric_gates import build_metric_gates
 from worker.ports import AttemptResult, BackendRequest
@@ -30,39 +31,12 @@ BUSY_S, CYCLE_S = 40.0, 60.0
 PEOPLE_PER_S = 20.0
 
 
-class LiveEngine:
-    """Runs the engine's iterations one after the other in the running loop."""
-
-    def __init__(self) -> None:
-        self.engine = Engine(MODEL)
-        self._first: dict[EngineSequence, Callable[[], None]] = {}
-        self._done: dict[EngineSequence, asyncio.Future[None]] = {}
-        self._running: asyncio.Task[None] | None = None
-
-    async def answer(self, prompt: int, tokens: int, on_first: Callable[[], None] = lambda: None) -> None:
-        """Generate one answer; `on_first` is called with its first token.  Cancellation: the engine drops it."""
-        sequence = EngineSequence(prompt, tokens)
-        self._first[sequence] = on_first
-        done = self._done[sequence] = asyncio.get_running_loop().create_future()
-        self.engine.add(sequence)
-        if self._running is None or self._running.done():
-            self._running = asyncio.ensure_future(self._run())
-        try:
-            await done
-        finally:
-            self.engine.remove(sequence)
-            del self._first[sequence], self._done[sequence]
-
-    async def _run(self) -> None:
-        while (iteration := self.engine.begin()) is not None:
-            await asyncio.sleep(iteration.seconds)
-            produced = self.engine.end()
-            for sequence in produced.first:
-                if sequence in self._first:
-                    self._first[sequence]()
-            for sequence in produced.finished:
-                if sequence in self._done and not self._done[sequence].done():
-                    self._done[sequence].set_result(None)
+async def generate(live: LiveEngine, prompt: int, tokens: int, on_first: Callable[[], None] = lambda: None) -> None:
+    """Generate one answer; `on_first` is called with its first token.  Cancellation: the engine drops it."""
+    with closing(live.add([(prompt, tokens)])) as request:
+        await request.until(1)
+        on_first()
+        await request.until(tokens)
 
 
 class EngineBackend(FakeBackend):
@@ -83,7 +57,7 @@ class EngineBackend(FakeBackend):
 
     async def _generate(self, _: Answer, request: BackendRequest, result: AttemptResult) -> None:  # type: ignore[override]
         prompt, tokens = self._size(request)
-        await self._live.answer(prompt, tokens)
+        await generate(self._live, prompt, tokens)
         self.tokens += tokens
         result.stream_usage = {"prompt_tokens": prompt, "completion_tokens": tokens}
 
@@ -149,14 +123,13 @@ def interactive(seed: int, protection: Mapping[str, Any] | None) -> Latency:
     @virtual_time
     async def run() -> None:
         nonlocal tokens
-        live = LiveEngine()
+        live = LiveEngine(MODEL)
         backend = EngineBackend(live, size)
         route = {"name": "r", "base_url": "http://b", **(protection or {})}
         pipeline = Pipeline(backend, routes=[route], rng=random.Random(seed))
-        engine = live.engine
         numbers: dict[str, list[Callable[[], float]]] = {
-            "vllm": [lambda: engine.waiting, lambda: engine.kv_usage],
-            "metrics": [lambda: engine.running + engine.waiting],
+            "vllm": [lambda: live.waiting, lambda: live.kv_usage],
+            "metrics": [lambda: live.running + live.waiting],
         }
         settings = Settings.model_validate({"routes": [route]})
         gate_type = settings.routes[0].metric_gate.type
@@ -170,7 +143,7 @@ def interactive(seed: int, protection: Mapping[str, Any] | None) -> Latency:
         async def person() -> None:
             began = loop_time()
             prompt, length = int(dice.lognormvariate(5.5, 0.6)), max(8, int(dice.lognormvariate(4.6, 0.5)))
-            await live.answer(prompt, length, lambda: first.append(loop_time() - began))
+            await generate(live, prompt, length, lambda: first.append(loop_time() - began))
             whole.append(loop_time() - began)
 
         async def come() -> None:
@@ -259,7 +232,7 @@ def documents(seed: int, batch: Documents, *, group_by: int) -> Reuse:
     async def run() -> None:
         nonlocal seconds
         window = {"initial": 64, "min": 64, "max": 64}
-        backend = EngineBackend(LiveEngine(), size)
+        backend = EngineBackend(LiveEngine(MODEL), size)
         pipeline = Pipeline(backend, routes=[{"name": "r", "window": window, "group_by_prefix_bytes": group_by}])
         texts = [f"document {number} ".ljust(batch.tokens * BYTES_PER_TOKEN, "x") for number in range(batch.count)]
         leased: set[asyncio.Task[Any]] = set()

@@ -29,10 +29,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from benchmarks.engine_model import LLAMA_8B_H100, LLAMA_70B_2_H100
 from benchmarks.window_model import Phase, Result, Rule, Scenario
 from benchmarks.window_rules import OTHER_RULES, Fixed
 from benchmarks.window_sim import Simulation
+from worker.emulators.openai.engine_model import LLAMA_8B_H100, LLAMA_70B_2_H100
 from worker.flow.clock import Now
 from worker.flow.window.adaptive import AdaptiveWindow
 

@@ -5,7 +5,7 @@ The two backends of the simulation.
 served; beyond that it refuses.  Running requests share one speed, a function of how many they are, so that a batch
 engine that slows down a little (`slowdown`), and a server that shares its processor (`sharing`), are the same few
 lines.
-`EngineBackend` is the inference engine of `benchmarks/engine_model.py`.
+`EngineBackend` is the inference engine of `worker/emulators/openai/engine_model.py`.
 """
 
 import heapq
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from benchmarks.engine_model import Engine, EngineModel, Sequence
 from benchmarks.window_model import Phase, Request, Result, Scenario, Size
+from worker.emulators.openai.engine_model import Engine, EngineModel, Sequence
 from worker.flow.window.adaptive import Outcome
 
 NETWORK_S = 0.001

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from benchmarks.engine_model import EngineModel
+from worker.emulators.openai.engine_model import EngineModel
 from worker.flow.circuit import Pass
 from worker.flow.window.adaptive import Outcome
 

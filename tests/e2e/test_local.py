@@ -161,6 +161,16 @@ def test_batch_lines_become_batch_output_lines(tmp_path: Path) -> None:
     assert all(answer["response"]["body"] for answer in answers)
 
 
+def test_a_simulated_engine_answers(tmp_path: Path) -> None:
+    """Each line, at the model's pace."""
+    output, requests = tmp_path / "out.jsonl", _requests(tmp_path / "in.jsonl", 20)
+    code, _, err = _run(requests, output, "--simulated", "--engine", "qwen-7b-gb200")
+    assert code == 0, err
+    answers = [json.loads(line) for line in output.read_bytes().splitlines()]
+    assert [answer["status_code"] for answer in answers] == [200] * 20
+    assert {answer["metadata"]["row"] for answer in answers} == set(range(20))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

@@ -1,9 +1,13 @@
 """A worker whose window follows the load that others put on its engine."""
 
 import json
+import socket
 import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +46,17 @@ def interactive(url: str, index: int) -> threading.Thread:
     return thread
 
 
+@contextmanager
+def asking(url: str, body: dict[str, Any]) -> Iterator[None]:
+    """Ask inside the block, and leave at its end without the answer."""
+    data = json.dumps(body).encode()
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as client:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(data)}\r\n\r\n"
+        client.sendall(head.encode() + data)
+        yield
+
+
 def test_a_batch_waits_while_others_fill_the_engine(tmp_path: Path) -> None:
     """With clients waiting at the engine nothing starts; once they are served all is answered, no attempt is spent."""
     options = SimOptions.of(control_port=0, max_concurrency=2, overload="queue", latency="30s")
@@ -68,6 +83,35 @@ def test_a_batch_waits_while_others_fill_the_engine(tmp_path: Path) -> None:
         worker.terminate()
         assert worker.wait(30) == 0
         del people
+
+
+def test_a_batch_waits_for_the_memory_of_an_engine(tmp_path: Path) -> None:
+    """Two long prompts fill it, and others wait: nothing starts; once their clients have left, all is answered."""
+    options = SimOptions.of(control_port=0, engine="qwen-7b-gb200", context_window=10**6)
+    with LocalPubSubThread() as server, rig(server.address, tmp_path, options) as built, ExitStack() as people:
+        body = {"model": "m", "prompt": "x" * 4 * 147_000, "max_tokens": 10_000}
+        built.sim.control({"mode": "say", "text": "word " * 10_000, "match": {"path": "/v1/completions"}})
+        for _ in range(8):
+            people.enter_context(asking(built.sim.base_url, body))
+        until(lambda: built.stats()["engine"]["kv_usage"] > 0.9, 60, "the memory is full")
+        until(lambda: built.stats()["engine"]["waiting"] >= 4, 30, "clients wait")
+        worker = built.worker(**GATE)
+        worker.wait_started()
+        until(lambda: worker.metric("inference_worker_metric_gate_stale", backend="default") == 0, 30, "it reads")
+        built.publish(10)
+        until(lambda: worker.metric("inference_worker_leased_messages") == 10, 30, "all are leased")
+        shown = json.loads(worker.get("/readyz")[1])["backends"]["default"]["metric_gate"]
+        assert (shown["part"], shown["values"]["vllm:num_requests_waiting"] >= 4) == (0.0, True)
+        assert "/v1/chat/completions" not in built.stats()["by_path"]
+        people.close()
+        until(lambda: built.stats()["engine"]["running"] == 0, 30, "their places are free")
+        built.collect(10, 120)
+        built.collect_rest(1)
+        assert (built.answers.count, built.answers.duplicates) == (10, 0)
+        assert built.answers.statuses == {200: 10}
+        assert built.answers.attempts == {1: 10}
+        worker.terminate()
+        assert worker.wait(30) == 0
 
 
 def test_a_source_that_is_away_closes_the_gate_until_it_is_back(tmp_path: Path) -> None:

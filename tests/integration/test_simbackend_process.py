@@ -9,11 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+
+from worker.emulators.openai.engine_model import LLAMA_8B_H100
 
 pytestmark = pytest.mark.slow
 CHAT = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
@@ -74,13 +78,37 @@ def test_faults_work_on_the_fast_loop() -> None:
             assert ask(port, "POST", "/v1/chat/completions", CHAT)[0] == 200
 
 
+def test_an_engine_runs_on_the_fast_loop() -> None:
+    """Eight answers at once take the model's time at least, and then the engine is empty."""
+    with running("--engine", "llama-8b-h100", "--answer-tokens", "100") as (_, port, _), ThreadPoolExecutor(8) as pool:
+        began = time.monotonic()
+        answers = list(pool.map(lambda _: ask(port, "POST", "/v1/chat/completions", CHAT), range(8)))
+        took_s = time.monotonic() - began
+        (tokens,) = {answer["usage"]["completion_tokens"] for _, answer in answers}
+        assert took_s >= tokens * LLAMA_8B_H100.iteration_s
+        engine = ask(port, "GET", "/sim/stats")[1]["engine"]
+        assert engine == {"running": 0, "waiting": 0, "kv_usage": 0.0, "preemptions": 0}
+
+
 def test_unusable_options_end_it_with_2() -> None:
     """Every fault is named and nothing is started."""
-    command = [sys.executable, "-m", "worker", "simbackend", "--latency", "soon", "--dialect", "klingon"]
+    command = [
+        sys.executable,
+        "-m",
+        "worker",
+        "simbackend",
+        "--latency",
+        "soon",
+        "--dialect",
+        "klingon",
+        "--engine",
+        "h",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 2
     assert "latency:" in done.stderr
     assert "dialect:" in done.stderr
+    assert "engine:" in done.stderr
 
 
 def test_a_rehearsal_without_an_account() -> None:

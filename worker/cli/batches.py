@@ -78,6 +78,7 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend-url", metavar="URL", help="an OpenAI-compatible server (default: simulated)")
     parser.add_argument("--api-key-file", metavar="FILE", help="its key (default: the variable OPENAI_API_KEY)")
     parser.add_argument("--latency", metavar="T", help="of the simulated server (50ms)")
+    parser.add_argument("--engine", metavar="NAME", help="of the simulated server: an engine to be as fast as (none)")
     parser.add_argument("--concurrency", type=at_least_one, metavar="N", default=64, help="requests at once (64)")
     parser.add_argument("--log", metavar="FILE", help="append the log of the worker to this file")
     parser.set_defaults(action=_local)

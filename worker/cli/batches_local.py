@@ -30,7 +30,7 @@ from worker.brokers.connection import Broker
 from worker.cli.children import Child, ChildError, WorkerChild
 from worker.cli.local import look_at_server
 from worker.cli.loop import Interrupts, run_interruptible
-from worker.cli.target import PROJECT, REQUESTS, RESPONSES, Target, find_target
+from worker.cli.target import PROJECT, REQUESTS, RESPONSES, Target, find_target, simulated_backend
 from worker.errors import SettingsError
 from worker.settings.load import load_settings
 from worker.settings.schema import PubSubSettings, Settings
@@ -148,7 +148,7 @@ async def _start_servers(options: argparse.Namespace, target: Target, stack: Asy
     stack.push_async_callback(pubsub.stop)
     process = await pubsub.start(stderr=asyncio.subprocess.PIPE)
     if target.is_simulated:
-        backend = Child("the simulated backend", "simbackend", "--port", "0", "--latency", options.latency or "50ms")
+        backend = simulated_backend(options)
         stack.push_async_callback(backend.stop)
         started = await backend.start(stdout=asyncio.subprocess.PIPE)
         flags["backend.base_url"] = (await backend.read_address(started.stdout, "http://")).removesuffix("/v1")

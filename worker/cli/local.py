@@ -33,7 +33,7 @@ from worker.cli.preflight import PreflightError, ask, missing
 from worker.cli.preflight import describe as describe_server
 from worker.cli.receive import END, ReceivedAnswers
 from worker.cli.retryable import ALL, RETRYABLE, error_classes
-from worker.cli.target import PROJECT, REQUESTS, RESPONSES, Target, find_target
+from worker.cli.target import PROJECT, REQUESTS, RESPONSES, Target, find_target, simulated_backend
 from worker.client import (
     BatchRun,
     Display,
@@ -100,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     place.add_argument("--simulated", action="store_true", help="the simulated server, whatever else is set")
     server.add_argument("--latency", metavar="T", help="of the simulated server (50ms)")
+    server.add_argument("--engine", metavar="NAME", help="of the simulated server: an engine to be as fast as (none)")
     server.add_argument(
         "--api-key-file", metavar="FILE", help="file with the server's key (default: the variable OPENAI_API_KEY)"
     )
@@ -444,7 +445,7 @@ def _open_log(path: str) -> BinaryIO:
 
 
 async def _start_simulated_backend(stack: AsyncExitStack, options: argparse.Namespace) -> str:
-    backend = Child("the simulated backend", "simbackend", "--port", "0", "--latency", options.latency or "50ms")
+    backend = simulated_backend(options)
     stack.push_async_callback(backend.stop)
     process = await backend.start(stdout=asyncio.subprocess.PIPE)
     return (await backend.read_address(process.stdout, "http://")).removesuffix("/v1")

@@ -45,6 +45,7 @@ def add_simbackend(parser: argparse.ArgumentParser) -> None:
         examples=[
             "inference-worker simbackend",
             "inference-worker simbackend --latency lognormal:2s,0.8 --max-concurrency 16",
+            "inference-worker simbackend --engine llama-8b-h100 --answer-tokens 256",
             "inference-worker simbackend --error-rate 0.05 --rate 50/s",
             "inference-worker simbackend --sagemaker --variants blue,green",
         ],

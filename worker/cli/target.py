@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.emulators.openai import SimOptions
+from worker.cli.children import Child
+from worker.emulators.openai.options import SimOptions, with_changes
 from worker.errors import SettingsError
 from worker.policy.engine import load_policy
 from worker.settings.load import load_settings, load_without_backend, openai_variables
@@ -54,8 +55,8 @@ def find_target(options: argparse.Namespace) -> Target:
     is_configured = has_backend or bool(settings.routes)
     if options.simulated or not (is_configured or openai.base_url):
         return _simulated(options, flags)
-    if options.latency:
-        raise SettingsError(["--latency: is of the simulated server; --simulated asks for that one"])
+    if faults := [f"--{name}: is of the simulated server; --simulated asks for that one" for name in _given(options)]:
+        raise SettingsError(faults)
     remark = ""
     if not is_configured:
         flags["backend.base_url"], remark = openai.base_url, "OPENAI_BASE_URL"
@@ -74,9 +75,20 @@ def find_target(options: argparse.Namespace) -> Target:
     return Target(settings=settings, is_simulated=False, flags=flags, environ=environ, remark=remark)
 
 
+def _given(options: argparse.Namespace) -> dict[str, str]:
+    """Return the settings of the simulated server that the command line has."""
+    return {name: value for name in ("latency", "engine") if (value := getattr(options, name))}
+
+
+def simulated_backend(options: argparse.Namespace) -> Child:
+    """Return the simulated server as a process to be started, on any free port."""
+    arguments = [part for name, value in _given(options).items() for part in (f"--{name}", value)]
+    return Child("the simulated backend", "simbackend", "--port", "0", *arguments)
+
+
 def _simulated(options: argparse.Namespace, flags: dict[str, Any]) -> Target:
     try:
-        SimOptions.of(latency=options.latency or "50ms")
+        with_changes(SimOptions(), _given(options))
     except ValueError as error:
         raise SettingsError([f"--{error}"]) from None
     flags |= {

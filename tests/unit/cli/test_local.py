@@ -125,6 +125,9 @@ def test_options_that_cannot_be_meant_are_told(
     [
         (("--backend-url", "http://a", "--latency", "1s"), "--latency: is of the simulated server"),
         (("--latency", "soon"), "--latency: 'soon' is not a duration"),
+        (("--backend-url", "http://a", "--engine", "llama-8b-h100"), "--engine: is of the simulated server"),
+        (("--engine", "llama-8b"), "--engine: must be one of llama-8b-h100, llama-70b-2-h100, qwen-7b-gb200"),
+        (("--engine", "llama-8b-h100", "--latency", "1s"), "--engine: its model says how long an answer takes"),
         (("--backend-url", "a:80"), "backend.base_url: must be http://host"),
         (("--backend-url", "http://a", "--header", "x y: 1"), "'x y' is not a usable header"),
     ],

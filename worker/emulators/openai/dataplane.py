@@ -21,6 +21,7 @@ from aiohttp.web_request import BaseRequest
 from worker.emulators.openai.answers import Identity
 from worker.emulators.openai.control import Controls
 from worker.emulators.openai.dialects import DIALECTS, Answer, Kind, SimError, error_answer
+from worker.emulators.openai.engine import LiveEngine
 from worker.emulators.openai.faults import (
     Behaviour,
     Drop,
@@ -119,6 +120,15 @@ class DataPlane:
         """How often the server itself dropped its connections; a client lost then did not disconnect by itself."""
         self.end_hangs = asyncio.Event()
         """Set and replaced to end hanging requests."""
+
+    @property
+    def engine(self) -> LiveEngine | None:
+        """The engine that answers now; None without one."""
+        return self._serving.engine(self._controls.options)
+
+    def reset_counters(self) -> None:
+        """Count what the engines count from 0 again."""
+        self._serving.reset_counters()
 
     async def handle(self, request: BaseRequest) -> web.StreamResponse:
         """
@@ -276,12 +286,14 @@ class DataPlane:
             self._slots.release()
 
     def _load(self, options: SimOptions) -> EngineLoad:
-        running = self._slots.in_service
+        running, waiting = self._slots.in_service, self._slots.waiting
         cache_share = min(running / options.max_concurrency, 1.0) if options.max_concurrency else 0.0
+        if (engine := self.engine) is not None:
+            running, waiting, cache_share = engine.running, waiting + engine.waiting, engine.kv_usage
         stats = self._stats
         return EngineLoad(
             running=running,
-            waiting=self._slots.waiting,
+            waiting=waiting,
             cache_share=cache_share,
             generated_tokens=stats.tokens_generated,
             prompt_tokens=stats.prompt_tokens,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
 from worker.emulators.openai.dialects import DIALECTS
+from worker.emulators.openai.engine_model import ENGINES
 from worker.emulators.openai.timing import (
     CapacityPlan,
     Latency,
@@ -23,6 +24,7 @@ from worker.emulators.openai.timing import (
     parse_rate,
     parse_retry_after,
 )
+from worker.errors import did_you_mean
 
 Reader = Callable[[Any], Any]
 
@@ -65,7 +67,8 @@ def choice(*allowed: object) -> Reader:
             same = value == one and not isinstance(value, bool)
             if same or (isinstance(value, str) and value == str(one)):
                 return one
-        raise ValueError(f"must be one of {', '.join(map(str, allowed))}, not {value!r}")
+        known = [str(one) for one in allowed]
+        raise ValueError(f"must be one of {', '.join(known)}, not {value!r}{did_you_mean(str(value), known)}")
 
     return read
 
@@ -157,7 +160,7 @@ class SimOptions:
     How the simulated server behaves when nothing is broken.
 
     The defaults make the fastest honest server: no latency, no limits.  The command line's own default for `latency` is
-    50 ms, so that a rehearsal looks like one.
+    50 ms, so that a rehearsal looks like one, unless it names an engine.
     """
 
     seed: int = 0
@@ -188,6 +191,8 @@ class SimOptions:
     """Share of requests answered 500; drawn anew for each repeat of a body, so that a retry can succeed."""
     capacity: CapacityPlan | None = None
     """Hidden capacity: latency grows above a knee, which may change over time; None is unlimited."""
+    engine: str | None = None
+    """Key of `ENGINES`: its model says when each token comes, instead of latency and speeds; None is no model."""
     api_key: str | None = field(default=None, repr=False)
     """Required as `Authorization: Bearer KEY` (or Azure's `api-key: KEY`); None requires no key. Never shown."""
     models: tuple[str, ...] = ()
@@ -229,6 +234,8 @@ class SimOptions:
 
 FIXED = frozenset({"zero_cost", "control_port", "sagemaker"})
 """Settings that a running server does not change."""
+INSTEAD_OF_ENGINE = ("latency", "ttft", "tokens_per_s", "prompt_tokens_per_s", "capacity", "zero_cost")
+"""Settings that say how long an answer takes, as an engine does."""
 
 
 SETTINGS: Mapping[str, Reader] = {
@@ -246,6 +253,7 @@ SETTINGS: Mapping[str, Reader] = {
     "retry_after": parse_retry_after,
     "error_rate": share,
     "capacity": parse_capacity,
+    "engine": optional(choice(*ENGINES)),
     "api_key": optional(secret),
     "models": names,
     "sagemaker": flag,
@@ -287,7 +295,12 @@ def with_changes(options: SimOptions, changes: Mapping[str, Any], *, running: bo
             faults.append(f"{name}: {error}")
     if faults:
         raise ValueError("; ".join(sorted(faults)))
-    return replace(options, **read_values)
+    changed = replace(options, **read_values)
+    if changed.engine is not None:
+        plain = SimOptions()
+        if others := [name for name in INSTEAD_OF_ENGINE if getattr(changed, name) != getattr(plain, name)]:
+            raise ValueError(f"engine: its model says how long an answer takes; it goes without {', '.join(others)}")
+    return changed
 
 
 def as_json(options: SimOptions) -> dict[str, Any]:
@@ -323,6 +336,7 @@ _ARGUMENTS: tuple[tuple[str, str, str], ...] = (
     ("retry-after", "HINT", "none, auto, 2s, date:30s or ms:1500ms with each rejection (default: none)"),
     ("error-rate", "F", "share of requests answered 500, 0 to 1 (default: 0)"),
     ("capacity", "PLAN", "hidden capacity SECONDS:KNEE/LIMIT,...: for example 0:16/32,30:4/8 (default: unlimited)"),
+    ("engine", "NAME", f"{'|'.join(ENGINES)}: the time of each token from a model of that engine (default: none)"),
     ("api-key", "KEY", "require Authorization: Bearer KEY (default: none)"),
     ("models", "A,B", "model names that exist (default: every name is accepted)"),
     ("aws-key", "ID:SECRET", "with which requests to SageMaker must be signed (default: AWS's example)"),
@@ -354,12 +368,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def options_from(namespace: argparse.Namespace) -> SimOptions:
     """
-    Return the options that parsed arguments describe; latency is 50 ms unless they say otherwise.
+    Return the options that parsed arguments describe; latency is 50 ms unless they say otherwise or name an engine.
 
     Raises:
         ValueError: bad values; every fault is in the one message.
     """
     given = {name: value for name in SETTINGS if (value := getattr(namespace, name, None)) is not None}
-    if not given.get("zero_cost"):
+    if not given.get("zero_cost") and given.get("engine", "none") == "none":
         given.setdefault("latency", "50ms")
     return with_changes(SimOptions(), given)

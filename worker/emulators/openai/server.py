@@ -233,7 +233,16 @@ class SimBackend:
     def snapshot(self, *, series: bool = False) -> dict[str, Any]:
         """Return what `GET /sim/stats` answers."""
         service = {"in_service": self._slots.in_service, "waiting": self._slots.waiting}
-        return {**self.stats.snapshot(series=series), **service, "listening": self.is_listening}
+        counted = {**self.stats.snapshot(series=series), **service, "listening": self.is_listening}
+        engine = self._plane.engine if self._plane is not None else None
+        if engine is not None:
+            counted["engine"] = {
+                "running": engine.running,
+                "waiting": engine.waiting,
+                "kv_usage": round(engine.kv_usage, 4),
+                "preemptions": engine.preemptions,
+            }
+        return counted
 
     def state(self) -> dict[str, Any]:
         """Return what `GET /sim/control` answers: behaviours, settings and whether it listens."""
@@ -275,6 +284,8 @@ class SimBackend:
         self._controls.reset(behaviours="behaviours" in parts, settings="settings" in parts)
         if "stats" in parts:
             self.stats.reset()
+            if self._plane is not None:
+                self._plane.reset_counters()
         if "behaviours" in parts and self._plane is not None:
             self._plane.end_hangs.set()
             self._plane.end_hangs = asyncio.Event()

@@ -9,15 +9,18 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from aiohttp import web
 
 from worker.emulators.openai.answers import Identity, chat_body, chunk_events, completion_body, embedding_body
 from worker.emulators.openai.control import Controls
-from worker.emulators.openai.dialects import DIALECTS, Answer
+from worker.emulators.openai.dialects import DIALECTS, Answer, Kind, SimError
+from worker.emulators.openai.engine import LiveEngine
+from worker.emulators.openai.engine_model import ENGINES
 from worker.emulators.openai.faults import Behaviour, altered_body, forced_text, send_plan, stream_fault
 from worker.emulators.openai.generation import Generation, generate
 from worker.emulators.openai.options import SimOptions
@@ -91,6 +94,27 @@ class Slots:
         self._admit()
 
 
+class Pace(Protocol):
+    """When the tokens of one answer are generated."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole answer."""
+
+    @property
+    def generated(self) -> int:
+        """Tokens so far."""
+
+    def has(self, tokens: int) -> bool:
+        """Whether what is sent with so many tokens may be sent; with 0 the first byte."""
+
+    async def until(self, tokens: int) -> None:
+        """Wait until `has(tokens)`. Cancellation: leaves nothing behind."""
+
+    def close(self) -> None:
+        """Generate no more."""
+
+
 @dataclass(frozen=True, slots=True)
 class DueTimes:
     """Seconds since a request entered service."""
@@ -123,6 +147,52 @@ def due_times(options: SimOptions, tokens: int, make_draws: Callable[[], Draws],
     first_s = latency_s if options.ttft is None else options.ttft.draw(draws.uniform("ttft"))
     generation_s = tokens / options.tokens_per_s if options.tokens_per_s else 0.0
     return DueTimes(first_s * factor, max(latency_s, first_s + generation_s) * factor)
+
+
+class ClockPace:
+    """The pace of `DueTimes`, whatever else is in service."""
+
+    def __init__(self, due: DueTimes, tokens: int) -> None:
+        """Begin now to generate so many tokens."""
+        self._due = due
+        self._begun_s = time.monotonic()
+        self.tokens = tokens
+
+    def _wait_s(self, tokens: int) -> float:
+        if not self._due.total_s:
+            return 0.0
+        return self._begun_s + self._due.due_s(tokens, self.tokens) - time.monotonic()
+
+    @property
+    def generated(self) -> int:
+        """See `Pace`: the same part of the tokens as of the time."""
+        if not self._due.total_s:
+            return self.tokens
+        return int(self.tokens * min(1.0, (time.monotonic() - self._begun_s) / self._due.total_s))
+
+    def has(self, tokens: int) -> bool:
+        """See `Pace`."""
+        return self._wait_s(tokens) <= 0
+
+    async def until(self, tokens: int) -> None:
+        """See `Pace`."""
+        if (wait_s := self._wait_s(tokens)) > 0:
+            await asyncio.sleep(wait_s)
+
+    def close(self) -> None:
+        """See `Pace`."""
+
+
+def sequence_sizes(call: Call, generation: Generation, cached: int) -> list[tuple[int, int]]:
+    """
+    Return the tokens of the prompt and of the answer of each sequence that an engine makes of a request.
+
+    A sequence is one of its answers, or one of the texts to embed, which counts as an answer of one token.  A call has
+    one number for all its prompts, so each sequence gets an even part of what is not cached.
+    """
+    answers = [max(1, choice.token_count) for choice in generation.choices] or [1] * max(1, len(call.inputs))
+    part, rest = divmod(max(len(answers), call.prompt_tokens - cached), len(answers))
+    return [(part + (place < rest), tokens) for place, tokens in enumerate(answers)]
 
 
 _NO_DRAWS = Draws(0)
@@ -181,6 +251,16 @@ class Serving:
         self._slots = slots
         self._prefixes: tuple[int, PrefixCache] | None = None
         """With its size, which the controls may change."""
+        self._engines = {name: LiveEngine(model) for name, model in ENGINES.items()}
+
+    def reset_counters(self) -> None:
+        """Count what the engines count from 0 again."""
+        for engine in self._engines.values():
+            engine.reset_counters()
+
+    def engine(self, options: SimOptions) -> LiveEngine | None:
+        """Return the engine that answers with these options; None without one."""
+        return None if options.engine is None else self._engines[options.engine]
 
     def _cached_tokens(self, call: Call, size: int | None) -> int:
         """Return how much of a prompt need not be computed, and keep it for the next ones."""
@@ -206,6 +286,9 @@ class Serving:
         """
         Send the answer to a call, at the time it is due.
 
+        Raises:
+            SimError: the engine's memory can never hold the request.
+
         Cancellation: the client has disconnected; the tokens generated until then count as undelivered.
         """
         options, behaviour = exchange.options, exchange.behaviour
@@ -213,36 +296,46 @@ class Serving:
         generation = generate(call, exchange.draws, options, say=forced_text(behaviour), finish_reason=finish)
         if behaviour is not None and behaviour.mode.name == "empty_choices":
             generation = Generation([], generation.prompt_tokens)
+        cached = self._cached_tokens(call, options.prefix_cache)
+        if options.prefix_cache is not None:
+            generation = replace(generation, cached_tokens=cached)
+        if behaviour is not None and behaviour.mode.name == "slow_first_byte":
+            await asyncio.sleep(behaviour.params["delay_s"])
+        identity = Identity(exchange.identity, int(time.time()))
+        with closing(self._pace(exchange, call, generation, cached)) as pace:
+            self._stats.add_prompt(call.prompt_tokens, cached)
+            if call.stream:
+                return await self._stream(exchange, call, generation, pace, identity)
+            return await self._unary(exchange, call, generation, pace, identity)
+
+    def _pace(self, exchange: Exchange, call: Call, generation: Generation, cached: int) -> Pace:
+        """Begin to generate; raises SimError when the engine cannot hold the request."""
+        options = exchange.options
+        if (engine := self.engine(options)) is not None:
+            sizes = sequence_sizes(call, generation, cached)
+            try:
+                return engine.add(sizes)
+            except ValueError:
+                tokens = max(map(sum, sizes))
+                raise SimError(Kind.CONTEXT_LENGTH, window=engine.kv_tokens, tokens=tokens) from None
         tokens = generation.completion_tokens
         factor = 1.0
         if options.capacity is not None:
             factor = options.capacity.factor(self._slots.in_service, self._elapsed_s())
         due = due_times(options, tokens, exchange.event_draws, factor)
-        cached = self._cached_tokens(call, options.prefix_cache)
-        self._stats.add_prompt(call.prompt_tokens, cached)
-        if options.prefix_cache is not None:
-            generation = replace(generation, cached_tokens=cached)
         if options.prompt_tokens_per_s is not None:
             prompt_s = (call.prompt_tokens - cached) / options.prompt_tokens_per_s
             due = DueTimes(due.first_s + prompt_s, due.total_s + prompt_s)
-        if behaviour is not None and behaviour.mode.name == "slow_first_byte":
-            delay_s = behaviour.params["delay_s"]
-            due = DueTimes(due.first_s + delay_s, due.total_s + delay_s)
-        identity = Identity(exchange.identity, int(time.time()))
-        if call.stream:
-            return await self._stream(exchange, call, generation, due, identity)
-        return await self._unary(exchange, call, generation, due, identity)
+        return ClockPace(due, tokens)
 
     async def _unary(
-        self, exchange: Exchange, call: Call, generation: Generation, due: DueTimes, identity: Identity
+        self, exchange: Exchange, call: Call, generation: Generation, pace: Pace, identity: Identity
     ) -> web.StreamResponse:
         tokens = generation.completion_tokens
-        begun_s = time.monotonic()
         try:
-            if due.total_s:
-                await asyncio.sleep(due.total_s)
+            await pace.until(pace.tokens)
         except asyncio.CancelledError:
-            self._stats.add_undelivered(int(tokens * min(1.0, (time.monotonic() - begun_s) / due.total_s)))
+            self._stats.add_undelivered(min(tokens, pace.generated))
             raise
         body = altered_body(exchange.behaviour, unary_body(call, generation, exchange.options, identity))
         plan = send_plan(exchange.behaviour, Answer(200, msgspec.json.encode(body)))
@@ -259,7 +352,7 @@ class Serving:
         return response
 
     async def _stream(
-        self, exchange: Exchange, call: Call, generation: Generation, due: DueTimes, identity: Identity
+        self, exchange: Exchange, call: Call, generation: Generation, pace: Pace, identity: Identity
     ) -> web.StreamResponse:
         dialect = DIALECTS[exchange.options.dialect]
         fault = stream_fault(exchange.behaviour)
@@ -277,7 +370,7 @@ class Serving:
         tokens = generation.completion_tokens
         whole = False
         try:
-            await _send_steps(body, steps, due, tokens)
+            await _send_steps(body, steps, pace)
             response = await body.end(ending.how)
             whole = ending.how == "done" and body.tokens >= tokens and not body.is_cut
         finally:
@@ -290,19 +383,17 @@ class Serving:
         return response
 
 
-async def _send_steps(body: StreamSender, steps: list[StreamStep], due: DueTimes, tokens: int) -> None:
+async def _send_steps(body: StreamSender, steps: list[StreamStep], pace: Pace) -> None:
     """
     Do every step but the last, each write at its time.
 
     Cancellation: the client has disconnected; `body.tokens` says how much was sent.
     """
-    begun_s = time.monotonic()
     for step in steps:
         if isinstance(step, Write):
-            wait_s = begun_s + due.due_s(step.tokens, tokens) - time.monotonic() if due.total_s else 0.0
-            if wait_s > 0:
+            if not pace.has(step.tokens):
                 await body.flush()
-                await asyncio.sleep(wait_s)
+                await pace.until(step.tokens)
             await body.write(step.data)
             body.tokens = step.tokens
         elif isinstance(step, Wait):

@@ -45,6 +45,34 @@ def test_a_command_line_without_latency_takes_50_ms() -> None:
     assert str(parsed().latency) == "50ms"
     assert parsed("--latency", "0").latency.is_zero
     assert parsed("--zero-cost").latency.is_zero
+    assert parsed("--engine", "llama-8b-h100").latency.is_zero
+    assert str(parsed("--engine", "none").latency) == "50ms"
+
+
+def test_an_engine_stands_alone() -> None:
+    """Its model says how long an answer takes, so no other setting may; a running server changes both at once."""
+    assert parsed("--engine", "qwen-7b-gb200", "--answer-tokens", "300").engine == "qwen-7b-gb200"
+    with pytest.raises(ValueError, match=r"engine: its model .* it goes without latency, tokens_per_s$"):
+        parsed("--engine", "qwen-7b-gb200", "--latency", "1s", "--tokens-per-s", "50")
+    with pytest.raises(ValueError, match="it goes without ttft, prompt_tokens_per_s, capacity, zero_cost"):
+        SimOptions.of(engine="llama-8b-h100", ttft=1, prompt_tokens_per_s=9, capacity=4, zero_cost=True)
+    changed = with_changes(parsed(), {"engine": "llama-8b-h100", "latency": 0}, running=True)
+    assert (changed.engine, as_json(changed)["engine"]) == ("llama-8b-h100", "llama-8b-h100")
+    assert with_changes(changed, {"engine": None, "latency": "1s"}, running=True).engine is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("engine", "llama-8b-h10", "llama-8b-h100, llama-70b-2-h100, qwen-7b-gb200.*; did you mean llama-8b-h100"),
+        ("dialect", "vlm", "openai, azure, vllm.*; did you mean vllm"),
+        ("overload", "que", "reject, queue.*; did you mean queue"),
+    ],
+)
+def test_an_unknown_name_says_which_there_are(name: str, value: str, words: str) -> None:
+    """And the nearest."""
+    with pytest.raises(ValueError, match=rf"{name}: must be one of {words}"):
+        SimOptions.of(**{name: value})
 
 
 def test_every_fault_is_in_one_message() -> None:

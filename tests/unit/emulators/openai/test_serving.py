@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
+from worker.emulators.openai.generation import Choice, Generation
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.seeded import Draws
-from worker.emulators.openai.serving import Slots, due_times
+from worker.emulators.openai.serving import ClockPace, DueTimes, Slots, due_times, sequence_sizes
+from worker.emulators.openai.validation import Call, Endpoint
 
 
 async def settle() -> None:
@@ -74,3 +76,35 @@ def test_due_times_are_the_same_streamed_and_not() -> None:
     assert (early.first_s, early.total_s) == (0.2, 2.0)
     assert early.due_s(5, 10) == pytest.approx(1.1)
     assert early.due_s(0, 0) == 2.0
+
+
+async def test_a_clock_gives_a_part_of_the_tokens_for_a_part_of_the_time() -> None:
+    """Without any time all of them are there at once; of an hour hardly any."""
+    at_once, slow = ClockPace(DueTimes(0.0, 0.0), 7), ClockPace(DueTimes(60.0, 3600.0), 7)
+    await at_once.until(7)
+    assert (at_once.has(7), at_once.generated) == (True, 7)
+    assert (slow.has(0), slow.generated) == (False, 0)
+
+
+def generated(*tokens: int) -> Generation:
+    return Generation([Choice(place, ["x"] * count) for place, count in enumerate(tokens)], 100)
+
+
+@pytest.mark.parametrize(
+    ("generation", "inputs", "cached", "sizes"),
+    [
+        (generated(24), [], 0, [(100, 24)]),
+        (generated(24), [], 64, [(36, 24)]),
+        (generated(24), [], 100, [(1, 24)]),
+        (generated(5, 0, 9), [], 0, [(34, 5), (33, 1), (33, 9)]),
+        (Generation([], 100), ["a", "b"], 0, [(50, 1), (50, 1)]),
+        (Generation([], 100), [], 0, [(100, 1)]),
+    ],
+    ids=["one answer", "a cached beginning", "all of it cached", "three answers", "embeddings", "no choices"],
+)
+def test_a_request_is_a_sequence_for_each_answer(
+    generation: Generation, inputs: list[str], cached: int, sizes: list[tuple[int, int]]
+) -> None:
+    """They have all tokens of the prompt together, less what is cached; none has no token."""
+    call = Call(Endpoint.CHAT, {}, "m", prompt_tokens=100, inputs=inputs)
+    assert sequence_sizes(call, generation, cached) == sizes

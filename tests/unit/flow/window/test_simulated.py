@@ -5,10 +5,10 @@ import statistics
 
 import pytest
 
-from benchmarks.engine_model import LLAMA_8B_H100
 from benchmarks.window_model import Phase, Result, Scenario
 from benchmarks.window_rules import AIBrix, Fixed
 from benchmarks.window_sim import Simulation
+from worker.emulators.openai.engine_model import LLAMA_8B_H100
 from worker.flow.window.adaptive import AdaptiveWindow
 
 PHASES = (Phase(seconds=15, capacity=32), Phase(seconds=15, capacity=8), Phase(seconds=30, capacity=64))

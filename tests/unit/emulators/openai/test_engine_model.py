@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.engine_model import (
+from worker.emulators.openai.engine_model import (
     LLAMA_8B_H100,
     LLAMA_70B_2_H100,
     QWEN_7B_GB200,

@@ -11,12 +11,13 @@ waits at the front of the queue until they are computed again.  Nothing is ever 
 Pure: `begin` says how long the next iteration takes, `end` what it produced; time passes elsewhere.  An iteration costs
 as much work here however many sequences decode, apart from those that begin or end.
 
-The constants are fitted to published measurements; `tests/unit/test_engine_model.py` has them, and how far
-the model is from each.  Not modelled: prefix caches, the slower reading of long contexts, speculative decoding.
+The constants are fitted to published measurements; `tests/unit/emulators/openai/test_engine_model.py` has them, and how
+far the model is from each.  Not modelled: prefix caches, the slower reading of long contexts, speculative decoding.
 """
 
 import heapq
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -63,6 +64,13 @@ Qwen 2.5 7B in vLLM on one GB200, with so little memory for keys and values that
 
 Source: https://github.com/vllm-project/vllm/pull/44594, the row without a watermark.
 """
+
+ENGINES: Mapping[str, EngineModel] = {
+    "llama-8b-h100": LLAMA_8B_H100,
+    "llama-70b-2-h100": LLAMA_70B_2_H100,
+    "qwen-7b-gb200": QWEN_7B_GB200,
+}
+"""By the names that `--engine` takes."""
 
 
 @dataclass(slots=True, eq=False)
