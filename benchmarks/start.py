@@ -3,18 +3,22 @@ The start of a worker: from the start of the process to its first answer, in sec
 
 Embedded Pub/Sub server and simulated backend run in processes of their own; the messages are published before.  A pull
 waits for the first answers, and the kernel's count of the worker's CPU is read when it returns.  The floor is what
-the interpreter takes to import the libraries that no start does without, and nothing of this program.
-`python -m benchmarks.start [--rounds N]`.
+the interpreter takes to import the libraries that no start does without, and nothing of this program.  All of them find
+byte code, as in the image and after an installation, whatever PYTHONDONTWRITEBYTECODE says.
+`python -m benchmarks.start [--rounds N] [--against FOLDER]`.
 """
 
 import argparse
 import asyncio
+import functools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.pipeline import server
@@ -33,6 +37,8 @@ FLOOR = {
     "asyncio, gRPC, protobuf, a pydantic model": "import grpc.aio, google.protobuf.message, pydantic\n"
     "class Model(pydantic.BaseModel):\n    field: int = 0",
 }
+FIRST_ANSWER = "start to first answer"
+HELP = "import sys, worker.__main__\nsys.argv[1:] = ['--help']\nworker.__main__.main()"
 
 
 def cpu_s(pid: int) -> float:
@@ -40,8 +46,8 @@ def cpu_s(pid: int) -> float:
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
-def start_once(address: str, url: str) -> tuple[float, float]:
-    """Publish, start a worker, and return the seconds and CPU seconds until its first answer."""
+def start_once(address: str, url: str, checkout: Path) -> tuple[float, float]:
+    """Publish, start the worker of a checkout, and return the seconds and CPU seconds until its first answer."""
     admin = Admin(address)
     requests, responses = admin.topic("requests"), admin.topic("responses")
     pulled, answered = admin.subscription(requests), admin.subscription(responses)
@@ -57,7 +63,12 @@ def start_once(address: str, url: str) -> tuple[float, float]:
     }
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        worker = WorkerProcess(Path(folder) / "worker.log", settings)
+        worker = WorkerProcess(
+            Path(folder) / "worker.log",
+            settings,
+            {"PYTHONPATH": str(checkout)},
+            command=[sys.executable, "-P", "-m", "worker", "run"],
+        )
         try:
             answers = admin.pull(answered, MESSAGES, 30.0)
             seconds, cpu = time.perf_counter() - began, cpu_s(worker.process.pid)
@@ -81,7 +92,7 @@ async def _publish(address: str, topic: str) -> None:
 def floor_once(program: str) -> tuple[float, float]:
     """Return the seconds and CPU seconds of an interpreter that runs a program."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", program])
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
     _, _, usage = os.wait4(process.pid, 0)
     process.returncode = 0
     return time.perf_counter() - began, usage.ru_utime + usage.ru_stime
@@ -91,22 +102,42 @@ def main() -> None:
     """Print the medians."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.start")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, in alternating rounds")
     options = parser.parse_args()
+    checkouts = {FIRST_ANSWER: Path(__file__).parents[1]}
+    if options.against is not None:
+        checkouts[f"{FIRST_ANSWER}, {options.against.name}"] = options.against.resolve()
     with (
+        tempfile.TemporaryDirectory() as byte_code,
+        byte_code_in(byte_code),
         server("127.0.0.1", "localpubsub", "--port", "0") as address,
         server("http://", "simbackend", "--port", "0", "--zero-cost", "--latency", "0") as url,
     ):
-        start_once(address, url)  # writes byte code, fills the system's caches
-        rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in (*FLOOR, "start to first answer")}
-        for _ in range(options.rounds):
-            for name, program in FLOOR.items():
-                rounds[name].append(floor_once(program))
-            rounds["start to first answer"].append(start_once(address, url))
+        runs = {name: functools.partial(floor_once, program) for name, program in {**FLOOR, "--help": HELP}.items()}
+        runs |= {name: functools.partial(start_once, address, url, folder) for name, folder in checkouts.items()}
+        for run in runs.values():  # writes byte code, fills the system's caches
+            run()
+        rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        for number in range(options.rounds):
+            for name in runs if number % 2 == 0 else reversed(runs):
+                rounds[name].append(runs[name]())
     print("| what | s | CPU s |")
     print("|---|---|---|")
     for name, figures in rounds.items():
         seconds, cpu = (statistics.median(column) for column in zip(*figures, strict=True))
         print(f"| {name} | {seconds:.2f} | {cpu:.2f} |")
+
+
+@contextmanager
+def byte_code_in(folder: str) -> Iterator[None]:
+    """Have the interpreters that are started inside write byte code into a folder, and read it from there."""
+    before = dict(os.environ)
+    os.environ |= {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 if __name__ == "__main__":
