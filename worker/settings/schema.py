@@ -780,7 +780,7 @@ class ReplySettings(Section):
 class PayloadSettings(Section):
     """Bodies in object storage instead of a message: see docs/payloads.md.  Buckets need the extra `payloads`."""
 
-    request_prefixes: list[str] = Field(default_factory=list)
+    request_prefixes: list[str] = []
     """Where a request's `body_uri` may point: `gs://bucket/folder`, `s3://bucket/folder`, `az://container/folder`,
     `file:///folder`.  Empty: requests must carry their bodies."""
     reply_prefix: str | None = None
