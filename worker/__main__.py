@@ -20,6 +20,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
     # We start processes but never fork into Python: gRPC's fork handlers would only complain about its own threads.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    # Settings mean the same whatever else is installed, and pydantic need not look through every installed package.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from worker.cli.main import run_command  # noqa: PLC0415 - the handler comes first
 
     sys.exit(run_command(sys.argv[1:]))

@@ -10,7 +10,6 @@ from typing import Any
 
 from worker.cli.arguments import add_settings, settings_from
 from worker.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
-from worker.cli.loop import on_signals, run_loop
 from worker.cli.parser import describe
 from worker.errors import SettingsError, WorkerError
 
@@ -51,8 +50,10 @@ def run(namespace: argparse.Namespace) -> int:
 
 
 def _run(namespace: argparse.Namespace) -> int:
+    from worker.cli.loop import on_signals, run_loop  # noqa: PLC0415 - on demand, as all below
+
     with without("rich"):
-        from worker.telemetry.logs import configure_logs, get_logger, is_for_machines  # noqa: PLC0415 - on demand, as all below
+        from worker.telemetry.logs import configure_logs, get_logger, is_for_machines  # noqa: PLC0415
     try:
         settings = settings_from(namespace)
     except SettingsError as error:

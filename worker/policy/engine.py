@@ -8,17 +8,18 @@ about the delivery and not about the error.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from worker.policy.hook import DEFAULT_TIMEOUT_S, Hook, HookReport, chain, load_hooks
 from worker.policy.model import Decision, ErrorClass, ErrorEvent
 from worker.policy.normalise import Facts, normalise
-from worker.policy.rules.load import parse_rules
 from worker.policy.rules.matching import apply_rule, first_match
-from worker.policy.rules.model import Rule
 from worker.policy.table import accept, classify, decide, is_good_answer
+
+if TYPE_CHECKING:
+    from worker.policy.rules.model import Rule
 
 
 class Classified(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +30,7 @@ class Classified(msgspec.Struct, frozen=True, kw_only=True):
     """`None` for a good answer that no rule asks about: its body was not read for them."""
     error_class: ErrorClass | None = None
     """What the table says, before any rule."""
-    rule: Rule | None = None
+    rule: "Rule | None" = None
 
 
 class ErrorPolicy:
@@ -37,7 +38,7 @@ class ErrorPolicy:
 
     def __init__(
         self,
-        rules: Sequence[Rule] = (),
+        rules: "Sequence[Rule]" = (),
         hooks: Sequence[Hook] = (),
         *,
         now_unix: Callable[[], float] = time.time,
@@ -116,4 +117,9 @@ def load_policy(
     Raises:
         SettingsError: A rule or a hook cannot be used; permanent.
     """
-    return ErrorPolicy(parse_rules(rules), load_hooks(), hook_timeout_s=hook_timeout_s, on_hook=on_hook)
+    parsed: Sequence[Rule] = ()
+    if rules:
+        from worker.policy.rules.load import parse_rules  # noqa: PLC0415 - most workers have none
+
+        parsed = parse_rules(rules)
+    return ErrorPolicy(parsed, load_hooks(), hook_timeout_s=hook_timeout_s, on_hook=on_hook)

@@ -1,6 +1,7 @@
 """What a command loads: its own subject, and nothing of what only other commands need."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,9 +58,9 @@ def test_importing_the_package_imports_nothing_of_it() -> None:
 
 
 def test_help_is_quick() -> None:
-    """No network library, no emulator, not even the settings."""
-    avoided = NETWORK | OTHERS | {"pydantic", "worker.settings", "shtab", "difflib"}
-    assert of(loaded_by("--help"), avoided | {"asyncio"}) == set()
+    """No network library, no emulator, no event loop, not even the settings."""
+    avoided = NETWORK | OTHERS | {"pydantic", "worker.settings", "shtab", "difflib", "asyncio"}
+    assert of(loaded_by("--help"), avoided) == set()
     assert of(loaded_by("run", "--help"), avoided) == set()
 
 
@@ -76,7 +77,24 @@ def test_a_command_of_production_loads_no_emulator_and_no_client(command: str, t
         modules = loaded_by(*command.split(), *([] if "policy" in command else [str(file)]))
         assert of(modules, NETWORK) == set()
     unneeded = {"worker.payloads", "obstore", "worker.backends.sagemaker", "botocore", "boto3", "shtab", "difflib"}
+    unneeded |= {"worker.policy.rules.model", "re2"}  # for rules, which this file has none of
     assert of(modules, OTHERS | unneeded) == set()
+
+
+@pytest.mark.slow
+def test_what_else_is_installed_takes_no_part_in_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin of pydantic may change what a model accepts."""
+    (tmp_path / "plugin_of_another.py").write_text("plugin = None")
+    metadata = tmp_path / "plugin_of_another-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-of-another\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[pydantic]\nx = plugin_of_another:plugin\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    file = tmp_path / "worker.yaml"
+    file.write_text(SETTINGS)
+    modules = loaded_by("config", "check", str(file))
+    assert "pydantic" in modules
+    assert "plugin_of_another" not in modules
 
 
 @pytest.mark.slow

@@ -7,21 +7,25 @@ Pure.  A rule sees the same facts as the table, and the class that the table gav
 from collections.abc import Iterable
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker.policy.backoff import Backoff
 from worker.policy.model import Decision, Disposition, ErrorClass, ErrorEvent
 from worker.policy.normalise import Facts
 from worker.policy.retry_after import retry_after_s
-from worker.policy.rules.model import Match, Range, Rule
 from worker.policy.rules.regex import occurs
 from worker.policy.table import ROWS, accept, decide
+
+if TYPE_CHECKING:
+    from worker.policy.rules.model import Match, Range, Rule
 
 _MAX_NAME_CHARS = 512
 """Of a path or a model that is compared with a pattern: requesters choose them."""
 
 
-def first_match(rules: Iterable[Rule], event: ErrorEvent, facts: Facts, error_class: ErrorClass | None) -> Rule | None:
+def first_match(
+    rules: "Iterable[Rule]", event: ErrorEvent, facts: Facts, error_class: ErrorClass | None
+) -> "Rule | None":
     """
     Return the first rule that fits, or `None`.
 
@@ -38,7 +42,7 @@ def first_match(rules: Iterable[Rule], event: ErrorEvent, facts: Facts, error_cl
     return None
 
 
-def fits(match: Match, event: ErrorEvent, facts: Facts, error_class: ErrorClass | None) -> bool:
+def fits(match: "Match", event: ErrorEvent, facts: Facts, error_class: ErrorClass | None) -> bool:
     """Say whether everything that a match asks for holds; the regular expressions, which cost most, go last."""
     return (
         _fits_names(match, event)
@@ -52,7 +56,7 @@ def fits(match: Match, event: ErrorEvent, facts: Facts, error_class: ErrorClass 
 
 
 def apply_rule(
-    rule: Rule, event: ErrorEvent, facts: Facts, error_class: ErrorClass | None, *, now_unix: float
+    rule: "Rule", event: ErrorEvent, facts: Facts, error_class: ErrorClass | None, *, now_unix: float
 ) -> Decision:
     """
     Return the decision of a rule that fits: a row of the table with the rule's own words over it.
@@ -77,7 +81,7 @@ def apply_rule(
     )
 
 
-def _overrides(rule: Rule) -> dict[str, Any]:
+def _overrides(rule: "Rule") -> dict[str, Any]:
     """Return the fields of a decision that the rule itself sets."""
     backoff, reply = rule.backoff, rule.reply
     fields = {
@@ -92,7 +96,7 @@ def _overrides(rule: Rule) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _fits_names(match: Match, event: ErrorEvent) -> bool:
+def _fits_names(match: "Match", event: ErrorEvent) -> bool:
     return (
         _fits_globs(match.backend, event.backend)
         and _fits_globs(match.path, event.path)
@@ -102,7 +106,7 @@ def _fits_names(match: Match, event: ErrorEvent) -> bool:
     )
 
 
-def _fits_facts(match: Match, event: ErrorEvent, facts: Facts) -> bool:
+def _fits_facts(match: "Match", event: ErrorEvent, facts: Facts) -> bool:
     return (
         (match.status is None or not match.status.isdisjoint(_statuses(event, facts)))
         and (match.type is None or facts.type in match.type)
@@ -117,7 +121,7 @@ def _fits_globs(globs: tuple[str, ...] | None, name: str | None) -> bool:
     return name is not None and any(fnmatchcase(name[:_MAX_NAME_CHARS], glob) for glob in globs)
 
 
-def _fits_range(limits: Range | None, number: int | None) -> bool:
+def _fits_range(limits: "Range | None", number: int | None) -> bool:
     if limits is None:
         return True
     return number is not None and (limits.min or 0) <= number <= (limits.max or number)

@@ -15,8 +15,6 @@ Source: https://github.com/google/re2/wiki/WhyRE2
 from functools import lru_cache
 from typing import Protocol
 
-import re2  # type: ignore[import-untyped]
-
 MAX_TEXT_BYTES = 8 * 1024
 """A search sees the beginning of a text only: what identifies an error stands there."""
 
@@ -51,6 +49,8 @@ def compile_regex(pattern: str) -> Pattern:
     Raises:
         RegexError: Invalid, not expressible in RE2 (look-around, back-references), or too large; permanent.
     """
+    import re2  # type: ignore[import-untyped]  # noqa: PLC0415 - most workers have no such pattern
+
     if len(pattern) > MAX_PATTERN_CHARS:
         msg = f"longer than {MAX_PATTERN_CHARS} characters"
         raise RegexError(msg)
