@@ -101,7 +101,10 @@ def build_parser(arguments: Sequence[str] | None) -> Parser:
     parser.add_argument("--watch-stdin", action="store_true", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     asked_for = next((argument for argument in arguments or () if not argument.startswith("-")), None)
+    first = arguments[0] if arguments else None
     for name, command in COMMANDS.items():
+        if first in COMMANDS and name != first:  # cannot be meant, and is not listed
+            continue
         subparser = commands.add_parser(name, help=command.help)
         if arguments is None or name == asked_for:
             getattr(import_module(f"worker.cli.{command.module}"), command.add_arguments)(subparser)

@@ -64,6 +64,18 @@ def test_help_has_examples_and_exit_codes_and_fits_a_terminal(
     assert [action.dest for action in parser._actions if not action.help] == []
 
 
+def test_a_command_that_comes_first_has_the_only_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    """The others cannot be meant, and take time to make; behind an option, all are there to be listed."""
+    for arguments, expected in ((["run"], ["run"]), (["--help", "run"], [*COMMANDS]), (["rnu"], [*COMMANDS])):
+        (commands,) = (
+            each for each in build_parser(arguments)._actions if isinstance(each, argparse._SubParsersAction)
+        )
+        assert list(commands.choices) == expected
+    with pytest.raises(SystemExit):
+        run_command(["--help", "run"])
+    assert set(COMMANDS) <= set(capsys.readouterr().out.split())
+
+
 def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     """On standard output, with 0: it is what was asked for."""
     assert run_command([]) == 0
