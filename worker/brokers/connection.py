@@ -16,10 +16,10 @@ local runs, whose embedded server starts empty.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import msgspec
 from google.protobuf import duration_pb2
 
 from worker.brokers.group import SubscriberGroup
@@ -61,8 +61,7 @@ EMULATOR_KEEPALIVE = [("grpc.keepalive_time_ms", 310_000)]
 last (https://github.com/grpc/grpc/blob/master/doc/keepalive.md)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(msgspec.Struct, frozen=True):
     """Full resource names."""
 
     subscription: str
@@ -236,8 +235,7 @@ LOCAL_ATTEMPTS = 5
 LOCAL_BACKOFF_S = (1, 10)
 
 
-@dataclass(frozen=True, slots=True)
-class LocalNames:
+class LocalNames(msgspec.Struct, frozen=True):
     """Full names of what a local run uses."""
 
     request_topic: str

@@ -27,8 +27,9 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from worker.policy.backoff import Backoff
 from worker.ports import Settlement
@@ -87,8 +88,7 @@ class Kind(Enum):
     EXTEND = "extend"
 
 
-@dataclass(slots=True)
-class Grant:
+class Grant(msgspec.Struct):
     """What one stream may deliver: its limits, which cannot be changed while it is open, and what they are used for."""
 
     max_messages: int
@@ -98,8 +98,7 @@ class Grant:
     size_bytes: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
+class Lease(msgspec.Struct, eq=False):
     """One delivery that is held."""
 
     ack_id: str
@@ -118,8 +117,7 @@ class Lease:
     """It ended, or the broker said so, before it was settled."""
 
 
-@dataclass(slots=True, eq=False)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One request to the broker."""
 
     kind: Kind

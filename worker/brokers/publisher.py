@@ -17,10 +17,10 @@ timeout doubles the time of the next RPCs, so that a slow broker gets one copy o
 import asyncio
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import msgspec
 
 from worker.brokers.messages import PublishRequest, PublishResponse, PubsubMessage
 from worker.errors import (
@@ -53,20 +53,18 @@ _REFUSED = {
 _INVALID = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE}
 
 
-@dataclass(slots=True)
-class _Unconfirmed:
+class _Unconfirmed(msgspec.Struct):
     """A message that was not confirmed in time, by the RPCs that still carry it."""
 
     message_id: "asyncio.Future[str]"
     rpcs: int = 0
 
 
-@dataclass(slots=True)
-class _Entry:
+class _Entry(msgspec.Struct):
     message: Any
     size: int
     done: "asyncio.Future[str]"
-    late: _Unconfirmed | None = field(default=None)
+    late: _Unconfirmed | None = None
     """Once the RPC of this entry is over its time."""
 
     def key(self) -> bytes:

@@ -7,7 +7,8 @@ port).  No part of a URI ever becomes the name of a host: the host belongs to th
 """
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 SCHEMES = ("gs", "s3", "az", "file")
 MAX_KEY_BYTES = 1024
@@ -20,8 +21,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~=+@,:-]+")
 """Characters that every service, client and file system takes as they are."""
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectUri:
+class ObjectUri(msgspec.Struct, frozen=True):
     """One object, or as a prefix all objects whose key begins with the segments of this one's."""
 
     scheme: str

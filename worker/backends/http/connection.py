@@ -19,11 +19,11 @@ Source: https://www.rfc-editor.org/rfc/rfc9112; llhttp says what it refuses, wit
 import asyncio
 import select
 from collections.abc import Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol, cast
 
 import httptools
+import msgspec
 
 from worker.backends.http.coding import Decoder, decoder_for
 from worker.errors import BackendError
@@ -71,8 +71,7 @@ class Sink(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A request as it goes over the wire."""
 
     head: bytes
