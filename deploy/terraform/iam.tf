@@ -1,4 +1,5 @@
-# Who may do what: every role on one topic or one subscription, none on the project but KEDA's reading of metrics.
+# Who may do what: every role on one topic or one subscription. Only KEDA's reading of metrics, and the options control and
+# requests_from_dataflow, need one on the project.
 
 locals {
   pool_project = coalesce(var.workload_identity_project_id, var.project_id)

@@ -148,6 +148,22 @@ BUCKET = Schema(
         ),
     ],
 )
+JOB = Schema(
+    attributes=[
+        required("project"),
+        required("name"),
+        required("region"),
+        required("template_gcs_path"),
+        required("temp_gcs_location"),
+        optional("service_account_email"),
+        optional("max_workers", Number()),
+        optional("subnetwork"),
+        optional("labels", Map(String())),
+        optional("parameters", Map(String())),
+        optional("on_delete"),
+        computed("id"),
+    ]
+)
 ROLE = Schema(
     attributes=[
         required("role_id"),
@@ -242,6 +258,7 @@ class Google(Provider):
             resource_type("bigquery_reservation", RESERVATION),
             resource_type("bigquery_reservation_assignment", ASSIGNMENT),
             resource_type("service_account", ACCOUNT_OF_SERVICE),
+            resource_type("dataflow_job", JOB),
             resource_type("project_iam_custom_role", ROLE),
             resource_type("storage_bucket", BUCKET),
             resource_type("storage_bucket_iam_member", member_of("bucket")),

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,68 @@ def test_exports_read_answers_and_bury_apart_from_requests(terraform: Terraform)
         ("roles/pubsub.subscriber", "bigquery"),
         ("roles/pubsub.subscriber", "storage"),
     }
+
+
+def _dataflow(start_before: datetime) -> str:
+    return f'{{files="gs://f/*.jsonl",temp="gs://t/x",region="europe-west1",start_before="{start_before:%Y-%m-%dT%H:%M:%SZ}"}}'
+
+
+def test_a_dataflow_job_publishes_requests_by_an_account_of_its_own(terraform: Terraform):
+    """The template's parameters are the files and the request topic; the account is none that others use."""
+    before = datetime.now(UTC) + timedelta(hours=1)
+    plan = terraform.plan(project_id="my-project", requests_from_dataflow=_dataflow(before))
+    (job,) = [item for item in plan["resource_changes"] if item["type"] == "google_dataflow_job"]
+    assert job["change"]["after"]["parameters"]["inputFilePattern"] == "gs://f/*.jsonl"
+    assert job["change"]["after_unknown"]["parameters"] == {"outputTopic": True}, "the topic's id is known later"
+    (wired,) = [
+        item["expressions"]
+        for item in plan["configuration"]["root_module"]["resources"]
+        if item["type"] == "google_dataflow_job"
+    ]
+    assert "google_pubsub_topic.requests" in wired["parameters"]["references"]
+    assert "google_service_account.dataflow" in wired["service_account_email"]["references"]
+
+
+@pytest.mark.parametrize(
+    ("hours", "word"),
+    [(1, None), (-1, "would be published again"), (25, "within the next 24 hours")],
+    ids=["soon", "past", "later-than-a-day"],
+)
+def test_a_dataflow_job_is_not_started_again_by_a_later_plan(terraform: Terraform, hours: float, word: str | None):
+    """The provider forgets a job that has ended, so a plan with the option is refused once its time is over."""
+    before = datetime.now(UTC) + timedelta(hours=hours)
+    given = ["-var=project_id=my-project", f"-var=requests_from_dataflow={_dataflow(before)}"]
+    code, text = terraform("plan", "-no-color", "-input=false", *given)
+    assert (code == 0) is (word is None), text
+    assert word is None or word in " ".join(text.split()).replace("│ ", "")
+
+
+def test_a_running_dataflow_job_is_not_cancelled(terraform: Terraform):
+    """A plan without the option fails while the job runs: cancelling would leave it open which lines were published."""
+    empty = dict.fromkeys(("labels", "max_workers", "on_delete", "parameters", "service_account_email", "subnetwork"))
+    job = {"project": "my-project", "name": "inference-requests", "region": "europe-west1", "id": "job"}
+    job |= {"template_gcs_path": "gs://t", "temp_gcs_location": "gs://x", **empty}
+    state = {
+        "version": 4,
+        "terraform_version": "1.9.0",
+        "serial": 1,
+        "lineage": "test",
+        "outputs": {},
+        "resources": [
+            {
+                "mode": "managed",
+                "type": "google_dataflow_job",
+                "name": "requests",
+                "provider": 'provider["registry.terraform.io/hashicorp/google"]',
+                "instances": [{"index_key": 0, "schema_version": 0, "attributes": job}],
+            }
+        ],
+    }
+    (terraform.folder / "terraform.tfstate").write_text(json.dumps(state))
+    code, text = terraform("plan", "-no-color", "-input=false", "-var=project_id=my-project")
+    assert code == 1
+    assert "google_dataflow_job.requests[0]" in text
+    assert "prevent_destroy" in text
 
 
 def test_the_role_in_aws_is_valid_and_as_promised(role_in_aws: Terraform):

@@ -14,6 +14,8 @@ run "off_by_default" {
       && length(google_pubsub_topic.unwritten) == 0
       && length(google_service_account.query) == 0
       && length(google_bigquery_reservation.query) == 0
+      && length(google_dataflow_job.requests) == 0
+      && length(google_service_account.dataflow) == 0
       && length(google_pubsub_topic.requests.ingestion_data_source_settings) == 0
     )
     error_message = "Each is an option."
@@ -143,4 +145,100 @@ run "what_pubsub_does_not_take_is_refused" {
   }
 
   expect_failures = [var.responses_to_storage]
+}
+
+run "dataflow_publishes_a_set_of_files_once" {
+  command = plan
+
+  variables {
+    requests_from_dataflow = {
+      files        = "gs://my-requests/night/*.jsonl"
+      temp         = "gs://my-bucket/dataflow"
+      region       = "europe-west1"
+      start_before = timeadd(timestamp(), "1h")
+    }
+  }
+
+  assert {
+    condition = (
+      one(google_dataflow_job.requests).template_gcs_path == "gs://dataflow-templates-europe-west1/latest/GCS_Text_to_Cloud_PubSub"
+      && one(google_dataflow_job.requests).name == "inference-requests"
+      && one(google_dataflow_job.requests).temp_gcs_location == "gs://my-bucket/dataflow"
+      && one(google_dataflow_job.requests).max_workers == 10
+      && one(google_dataflow_job.requests).on_delete == "cancel"
+    )
+    error_message = "A job of Google's template in its region, of at most ten workers."
+  }
+
+  assert {
+    condition = (
+      one(google_project_iam_member.dataflow_works).role == "roles/dataflow.worker"
+      && google_storage_bucket_iam_member.dataflow_reads_and_keeps["objectViewer"].bucket == "my-requests"
+      && google_storage_bucket_iam_member.dataflow_reads_and_keeps["objectViewer"].role == "roles/storage.objectViewer"
+      && google_storage_bucket_iam_member.dataflow_reads_and_keeps["objectAdmin"].bucket == "my-bucket"
+      && toset(values(google_pubsub_topic_iam_member.dataflow_publishes)[*].role) == toset(["roles/pubsub.publisher", "roles/pubsub.viewer"])
+    )
+    error_message = "Its account reads the files, writes to the other bucket, and publishes to one topic."
+  }
+}
+
+run "dataflow_cannot_start_late" {
+  command = plan
+
+  variables {
+    requests_from_dataflow = {
+      files        = "gs://my-requests/*.jsonl"
+      temp         = "gs://my-bucket/dataflow"
+      region       = "europe-west1"
+      start_before = timeadd(timestamp(), "-1m")
+    }
+  }
+
+  expect_failures = [var.requests_from_dataflow]
+}
+
+run "dataflow_cannot_start_for_ever" {
+  command = plan
+
+  variables {
+    requests_from_dataflow = {
+      files        = "gs://my-requests/*.jsonl"
+      temp         = "gs://my-bucket/dataflow"
+      region       = "europe-west1"
+      start_before = timeadd(timestamp(), "25h")
+    }
+  }
+
+  expect_failures = [var.requests_from_dataflow]
+}
+
+run "dataflow_and_the_import_topic_do_not_publish_the_same_files" {
+  command = plan
+
+  variables {
+    requests_from_storage = { bucket = "my-requests" }
+    requests_from_dataflow = {
+      files        = "gs://my-requests/*.jsonl"
+      temp         = "gs://my-bucket/dataflow"
+      region       = "europe-west1"
+      start_before = timeadd(timestamp(), "1h")
+    }
+  }
+
+  expect_failures = [var.requests_from_dataflow]
+}
+
+run "dataflow_takes_paths_in_buckets" {
+  command = plan
+
+  variables {
+    requests_from_dataflow = {
+      files        = "gs://my-requests"
+      temp         = "gs://my-bucket/dataflow"
+      region       = "europe-west1"
+      start_before = timeadd(timestamp(), "1h")
+    }
+  }
+
+  expect_failures = [var.requests_from_dataflow]
 }
