@@ -5,16 +5,24 @@ Every status and every code of a failed validation; what has ended is checked ag
 """
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import httpx
 import openai
 import pytest
+from openai.types import Completion, CreateEmbeddingResponse, ImagesResponse, ModerationCreateResponse
+from openai.types.batch_create_params import BatchCreateParams
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
+from pydantic import BaseModel
 
 from tests.support.batch_invariants import Watch
 from tests.support.batch_stage import (
+    CHAT,
     BatchStage,
     batch_stage,
     chat_file,
@@ -26,6 +34,8 @@ from tests.support.batch_stage import (
 )
 from tests.support.batches import sqlite_url
 from tests.support.waiting import until
+from worker.emulators.openai.images import png
+from worker.settings.schema import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -319,22 +329,108 @@ def test_an_unknown_model_fails_the_batch_where_the_list_is_known(tmp_path: Path
     assert "not supported" in fault["message"]
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "content"),
-    [
-        ("/v1/completions", {"prompt": "hello"}),
-        ("/v1/completions", {"prompt": ["hello", "there"]}),
-        ("/v1/responses", {"input": "hello"}),
-        (EMBEDDINGS, {"input": "hello"}),
-        (EMBEDDINGS, {"input": [[1, 2, 3], [4]]}),
-    ],
-)
-def test_other_endpoints_are_served(client: openai.OpenAI, endpoint: str, content: dict[str, Any]) -> None:
-    """Each with its own body and usage."""
-    record = {"custom_id": "a", "method": "POST", "url": endpoint, "body": {"model": "m", **content}}
-    done = finished(client, create(client, upload(client, lines(record)), endpoint=endpoint), lines(record))
-    assert done.batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
-    assert done.batch["usage"]["input_tokens"] > 0
+ENDPOINTS = get_args(get_type_hints(BatchCreateParams)["endpoint"])
+"""What the client's own type lets a batch name: a newer client adds its cases here."""
+PIXEL = {"image_url": "data:image/png;base64," + b64encode(png(1, 1, b"red")).decode()}
+BODIES: dict[str, tuple[type[BaseModel] | None, list[dict[str, Any]]]] = {
+    CHAT: (ChatCompletion, [{"messages": BODY["messages"]}, {"messages": BODY["messages"], "max_tokens": -1}]),
+    "/v1/completions": (
+        Completion,
+        [{"prompt": "hello"}, {"prompt": ["hello", "there"]}, {"prompt": "hello", "max_tokens": -1}],
+    ),
+    "/v1/responses": (
+        Response,
+        [
+            {"input": "hello"},
+            {"input": [{"role": "user", "content": "hello"}]},
+            {"input": "hello", "max_output_tokens": 0},
+        ],
+    ),
+    EMBEDDINGS: (
+        CreateEmbeddingResponse,
+        [{"input": "hello"}, {"input": [[1, 2, 3], [4]]}, {"input": "hello", "dimensions": 0}],
+    ),
+    "/v1/moderations": (
+        ModerationCreateResponse,
+        [
+            {"input": "hello"},
+            {"input": ["hello", "there"], "model": None},
+            {
+                "input": [
+                    {"type": "text", "text": "hello"},
+                    {"type": "image_url", "image_url": {"url": PIXEL["image_url"]}},
+                ]
+            },
+            {"input": [7]},
+        ],
+    ),
+    "/v1/images/generations": (
+        ImagesResponse,
+        [
+            {"prompt": "a cat"},
+            {"prompt": "a cat", "n": 2, "size": "256x128", "model": None},
+            {"prompt": "a cat", "n": 0},
+        ],
+    ),
+    "/v1/images/edits": (
+        ImagesResponse,
+        [
+            {"prompt": "a hat", "images": [PIXEL]},
+            {"prompt": "a hat", "images": [{"file_id": "file-1"}]},
+            {"prompt": "a hat"},
+        ],
+    ),
+}
+OTHER: tuple[type[BaseModel] | None, list[dict[str, Any]]] = (None, [{"prompt": "hello", "input": "hello"}])
+"""For an endpoint that the simulated server does not have."""
+
+
+def without_identity(value: Any) -> Any:
+    """Return an answer without what differs each time."""
+    if isinstance(value, dict):
+        varying = {"id", "created", "created_at", "completed_at"}
+        return {key: without_identity(each) for key, each in value.items() if key not in varying}
+    return [without_identity(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_every_endpoint_ends_each_line_as_the_server_answers_it(
+    client: openai.OpenAI, stage: BatchStage, endpoint: str
+) -> None:
+    """The server's answer, in the shape of the client's type, or its error: what it says to the same body over HTTP."""
+    kind, bodies = BODIES.get(endpoint, OTHER)
+    bodies = [{key: value for key, value in {"model": "m", **each}.items() if value is not None} for each in bodies]
+    records = [
+        {"custom_id": str(place), "method": "POST", "url": endpoint, "body": each} for place, each in enumerate(bodies)
+    ]
+    done = finished(client, create(client, upload(client, lines(*records)), endpoint=endpoint), lines(*records))
+    assert done.batch["status"] == "completed"
+    ended = {
+        each["custom_id"]: each["response"]
+        for file in (done.output, done.error)
+        if file is not None
+        for each in file.lines
+    }
+    statuses = []
+    for record in records:
+        direct = httpx.post(stage.rig.sim.base_url + endpoint, json=record["body"])
+        response = ended[record["custom_id"]]
+        assert response["status_code"] == direct.status_code
+        statuses.append(direct.status_code)
+        if direct.is_success:
+            assert without_identity(response["body"]) == without_identity(direct.json())
+            assert kind is not None
+            kind.model_validate(response["body"])
+        else:
+            assert response["body"] == direct.json()
+    assert statuses == ([404] if kind is None else [200] * (len(bodies) - 1) + [400])
+
+
+def test_every_endpoint_of_the_client_is_on_by_default() -> None:
+    """At the API and at the worker."""
+    settings = Settings.model_validate({})
+    assert set(ENDPOINTS) <= set(settings.batches.endpoints)
+    assert set(settings.batches.endpoints) <= set(settings.request.allowed_paths)
 
 
 def test_a_small_batch_does_not_wait_for_a_large_one(client: openai.OpenAI, stage: BatchStage) -> None:

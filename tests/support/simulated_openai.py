@@ -84,6 +84,9 @@ def unary_call(endpoint: Endpoint = Endpoint.CHAT, **body: Any) -> Call:
         Endpoint.COMPLETIONS: {"prompt": "once"},
         Endpoint.RESPONSES: {"input": "hi"},
         Endpoint.EMBEDDINGS: {"input": "hi"},
+        Endpoint.MODERATIONS: {"input": "hi"},
+        Endpoint.IMAGES: {"prompt": "hi"},
+        Endpoint.EDITS: {"prompt": "hi", "images": [{"file_id": "file-1"}]},
     }
     return check(endpoint, {"model": "m", **base[endpoint], **body}, SimOptions())
 

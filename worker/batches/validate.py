@@ -51,9 +51,11 @@ REQUIRED: dict[str, dict[str, _Kind]] = {
     "/v1/embeddings": {"model": _STRING, "input": _STRING_OR_LIST},
     "/v1/moderations": {"input": _STRING_OR_LIST},
     "/v1/images/generations": {"prompt": _STRING},
+    "/v1/images/edits": {"prompt": _STRING},
+    "/v1/videos": {"prompt": _STRING},
 }
-"""Fields that a body must have, by endpoint; of any other endpoint nothing is known.  Moderations and images have a
-default model (https://platform.openai.com/docs/api-reference)."""
+"""Fields that a body must have, by endpoint; of any other endpoint nothing is known.  Moderations, images and videos
+have a default model (https://platform.openai.com/docs/api-reference)."""
 EMBEDDINGS = "/v1/embeddings"
 
 _UNSET = msgspec.UNSET

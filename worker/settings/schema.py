@@ -49,6 +49,8 @@ INFERENCE_PATHS = (
     "/v1/rerank",
     "/v1/score",
     "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/videos",
 )
 """The OpenAI inference paths that take JSON, with the two that vLLM, SGLang and TGI add (rerank, score)."""
 
@@ -1004,8 +1006,11 @@ class BatchesSettings(Section):
         "/v1/embeddings",
         "/v1/moderations",
         "/v1/images/generations",
+        "/v1/images/edits",
+        "/v1/videos",
     ]
-    """Endpoints that a batch may name: those of OpenAI's list that the backend serves."""
+    """Endpoints that a batch may name, by default OpenAI's list.  A line for one that the backend does not serve fails
+    with the backend's 404; a batch that names an endpoint that is not in this list is refused when it is created."""
     models_url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")] | None = None
     """Server whose `/v1/models` is passed through and names the models that lines may ask for.  Default: the `base_url`
     of `backend`, if there is one; without either every model is accepted."""

@@ -7,7 +7,7 @@ is not streamed, and its spans say `inference`.  Which paths are allowed is a se
 
 Source: https://platform.openai.com/docs/api-reference for the shapes; vLLM, SGLang and Jina for `rerank` and `score`;
 https://opentelemetry.io/docs/specs/semconv/registry/attributes/gen-ai/#gen-ai-operation-name for the operations, of
-which the last four have no name.
+which the last six have no name.
 """
 
 from functools import lru_cache
@@ -60,6 +60,8 @@ ENDPOINTS = (
     Endpoint(name="rerank", operation="rerank"),
     Endpoint(name="score", operation="score"),
     Endpoint(name="images/generations", operation="image_generation"),
+    Endpoint(name="images/edits", operation="image_edit"),
+    Endpoint(name="videos", operation="video_generation"),
 )
 OTHER = Endpoint(name="other", operation="inference")
 """Any API that is not in the table."""

@@ -150,6 +150,8 @@ def test_inputs_of_embeddings_are_counted(value, count):
         ("/v1/embeddings", {"model": "m", "input": "a"}, {"model": "m", "input": {}}),
         ("/v1/moderations", {"input": "a"}, {"model": 1, "input": "a"}),
         ("/v1/images/generations", {"prompt": "a"}, {"prompt": ["a"]}),
+        ("/v1/images/edits", {"prompt": "a", "images": []}, {"images": []}),
+        ("/v1/videos", {"prompt": "a"}, {"model": "m"}),
         ("/v1/other", {}, None),
     ],
 )

@@ -1,9 +1,9 @@
 """
-Answers of chat completions, completions and embeddings: unary bodies, and the chunks of the same content streamed.
+Answers of chats, completions, embeddings and moderations: unary bodies, and the chunks of the same content streamed.
 
 Pure: a generation and an identity in; a dictionary, or events in the order and shape of each dialect, out.  The chunks
 of one answer add up to its unary body, so whatever is added to the one must be added to the other; a test merges them
-for every dialect.  The Responses API has its own module.
+for every dialect.  The Responses API and images have their own modules.
 """
 
 import math
@@ -180,6 +180,58 @@ def embedding_body(call: Call, seed: int) -> dict[str, Any]:
         data.append({"object": "embedding", "index": index, "embedding": vector})
     tokens = {"prompt_tokens": call.prompt_tokens, "total_tokens": call.prompt_tokens}
     return {"object": "list", "data": data, "model": call.model, "usage": tokens}
+
+
+_CATEGORIES = (
+    "harassment",
+    "harassment/threatening",
+    "hate",
+    "hate/threatening",
+    "illicit",
+    "illicit/violent",
+    "self-harm",
+    "self-harm/instructions",
+    "self-harm/intent",
+    "sexual",
+    "sexual/minors",
+    "violence",
+    "violence/graphic",
+)
+_WITH_IMAGES = frozenset(name for name in _CATEGORIES if name.startswith(("self-harm", "violence"))) | {"sexual"}
+"""Categories whose scores images count for; https://platform.openai.com/docs/guides/moderation."""
+_FLAGGED_SHARE = 0.1
+
+
+def moderation_body(call: Call, seed: int, identity: Identity) -> dict[str, Any]:
+    """
+    Return the moderation of each input, which depends on the model, the input and the seed: one in ten is flagged.
+
+    The simulated server does not read the text: which one is flagged, and in which category, is chance.
+    """
+    results = []
+    for text in call.inputs:
+        draws = Draws(seed, call.model, text)
+        scores = {name: round(draws.uniform(name) / 100, 8) for name in _CATEGORIES}
+        flagged = draws.uniform("flagged") < _FLAGGED_SHARE
+        if flagged:
+            worst = _CATEGORIES[draws.between("worst", 0, len(_CATEGORIES) - 1)]
+            scores[worst] = round((1 + draws.uniform("score")) / 2, 8)
+        results.append(
+            {
+                "flagged": flagged,
+                "categories": {name: score >= 0.5 for name, score in scores.items()},  # noqa: PLR2004 - half
+                "category_scores": scores,
+                "category_applied_input_types": {name: _input_types(call, name) for name in _CATEGORIES},
+            }
+        )
+    return {"id": f"modr-{identity.value}", "model": call.model, "results": results}
+
+
+def _input_types(call: Call, category: str) -> list[str]:
+    """Return the kinds of input that a category's score is about."""
+    parts = call.body["input"] if isinstance(call.body["input"], list) else []
+    kinds = {str(part["type"]).removesuffix("_url") for part in parts if isinstance(part, dict)} or {"text"}
+    return sorted(kinds if category in _WITH_IMAGES else kinds & {"text"})
 
 
 _Piece = tuple[dict[str, Any], int]

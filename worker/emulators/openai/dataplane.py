@@ -52,6 +52,7 @@ from worker.emulators.openai.stats import Stats
 from worker.emulators.openai.timing import TokenBucket
 from worker.emulators.openai.transport import SENT, SENT_AND_CLOSE, InvocationSender, Sender, response_head
 from worker.emulators.openai.validation import (
+    DEFAULT_MODEL,
     Call,
     Endpoint,
     check,
@@ -64,7 +65,6 @@ from worker.wire.sagemaker import FIELDS
 
 _MODELS = "/v1/models"
 _HEADER = re.compile(r"[ -~]*")
-_DEFAULT_MODEL = "simulated"
 _LIMIT_WAIT_S = 1.0
 """What `auto` tells a client that found no free slot: when one will be free is unknown."""
 _MARK = "\x01"
@@ -75,6 +75,9 @@ _SAMPLES: Mapping[Endpoint, dict[str, object]] = {
     Endpoint.COMPLETIONS: {"prompt": "Say something."},
     Endpoint.RESPONSES: {"input": "Say something."},
     Endpoint.EMBEDDINGS: {"input": "Say something.", "dimensions": 8},
+    Endpoint.MODERATIONS: {"input": "Say something."},
+    Endpoint.IMAGES: {"prompt": "Show something."},
+    Endpoint.EDITS: {"prompt": "Show something.", "images": [{"file_id": "file-1"}]},
 }
 
 
@@ -260,7 +263,7 @@ class DataPlane:
         if path == "/health":
             return exchange.send_json({"status": "ok"})
         if path == "/metrics":  # without a key, as vLLM and SGLang have it
-            page = metrics_page(options.dialect, (*options.models, _DEFAULT_MODEL)[0], self._load(options))
+            page = metrics_page(options.dialect, (*options.models, DEFAULT_MODEL)[0], self._load(options))
             return exchange.sender.answer(Answer(200, page.encode(), CONTENT_TYPE))
         if not isinstance(exchange.sender, InvocationSender):  # those are signed
             _check_key(request, options)
@@ -403,7 +406,7 @@ def _check_key(request: BaseRequest, options: SimOptions) -> None:
 
 def _models(options: SimOptions, wanted: str) -> dict[str, Any]:
     """Return the list of models, or one of them by name."""
-    names = options.models or (_DEFAULT_MODEL,)
+    names = options.models or (DEFAULT_MODEL,)
     cards = [{"id": name, "object": "model", "created": 0, "owned_by": "simulated"} for name in names]
     if not wanted:
         return {"object": "list", "data": cards}

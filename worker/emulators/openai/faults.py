@@ -427,7 +427,7 @@ def altered_body(behaviour: Behaviour | None, body: dict[str, Any]) -> dict[str,
     match behaviour.mode.name:
         case "empty_choices":
             return {key: [] if key in {"choices", "data", "output"} else value for key, value in body.items()}
-        case "oversize" if body.get("object") == "list":
+        case "oversize" if not body.keys() & {"choices", "output"}:
             return {**body, "padding": "x" * behaviour.params["bytes"]}
     return body
 

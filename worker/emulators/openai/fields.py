@@ -166,6 +166,33 @@ def _content(param: str, content: object, allowed: tuple[str, ...]) -> int:
     return sum(_part(f"{param}[{place}]", part, allowed) for place, part in enumerate(content))
 
 
+def content_tokens(param: str, parts: Sequence[object]) -> int:
+    """Check the parts of a moderation's input, texts and images, and return their tokens; raises SimError."""
+    return _content(param, parts, ("text", "image_url"))
+
+
+def images_tokens(param: str, images: object) -> int:
+    """
+    Check the images of an edit, each `{"image_url": URL}` or `{"file_id": ID}`, and return their tokens.
+
+    Raises:
+        SimError: not a list of such objects, or empty; a bad image.
+    """
+    if not isinstance(images, list):
+        raise wrong_type(param, "an array of objects", images)
+    if not images:
+        raise wrong_value(param, f"Invalid '{param}': empty array.", "empty_array")
+    tokens = 0
+    for place, image in enumerate(images):
+        if not isinstance(image, dict):
+            raise wrong_type(f"{param}[{place}]", "an object", image)
+        is_file = isinstance(image.get("file_id"), str)
+        tokens += (
+            DEFAULT_IMAGE_TOKENS if is_file else _image(f"{param}[{place}].image_url", image.get("image_url"), None)
+        )
+    return tokens
+
+
 def _tool_calls(param: str, calls: object) -> int:
     if not isinstance(calls, list):
         raise wrong_type(param, "an array of objects", calls)

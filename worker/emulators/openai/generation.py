@@ -23,6 +23,7 @@ _CACHE_BLOCK = 1024
 """Prompts below this are never cached; https://platform.openai.com/docs/guides/prompt-caching."""
 
 
+_WITH_TEXT = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES})
 _FORM = frozenset({"stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens"})
 """Keys that say how an answer is sent and where it is cut, not what it is about."""
 
@@ -96,14 +97,14 @@ def generate(
     Return what the model says to a call.
 
     Args:
-        call: A checked request; embeddings generate nothing.
+        call: A checked request; those that are not answered with text generate nothing.
         draws: Keyed with the request's body.
         options: Lengths.
         say: The exact text to say instead of an invented one; `max_tokens` does not cut it.
         finish_reason: The reason to give in every choice instead of the real one.
     """
     choices: list[Choice] = []
-    if call.endpoint is not Endpoint.EMBEDDINGS:
+    if call.endpoint in _WITH_TEXT:
         prompts = max(1, len(call.inputs))
         choices = [_choice(call, place, draws, options, say) for place in range(prompts * call.n)]
     if finish_reason is not None:

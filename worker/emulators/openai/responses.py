@@ -91,7 +91,7 @@ def response_body(call: Call, generation: Generation, dialect: Dialect, identity
         "output": _items(choice, identity, dialect) if choice else [],
         "usage": {
             "input_tokens": generation.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": generation.cached_tokens},
+            "input_tokens_details": {"cached_tokens": generation.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": output,
             "output_tokens_details": {"reasoning_tokens": generation.reasoning_tokens},
             "total_tokens": generation.prompt_tokens + output,

@@ -16,13 +16,21 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from worker.emulators.openai.answers import Identity, chat_body, chunk_events, completion_body, embedding_body
+from worker.emulators.openai.answers import (
+    Identity,
+    chat_body,
+    chunk_events,
+    completion_body,
+    embedding_body,
+    moderation_body,
+)
 from worker.emulators.openai.control import Controls
 from worker.emulators.openai.dialects import DIALECTS, Answer, Kind, SimError
 from worker.emulators.openai.engine import LiveEngine
 from worker.emulators.openai.engine_model import ENGINES
 from worker.emulators.openai.faults import Behaviour, altered_body, forced_text, send_plan, stream_fault
 from worker.emulators.openai.generation import Generation, generate
+from worker.emulators.openai.images import image_body
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.prefix_cache import PrefixCache
 from worker.emulators.openai.responses import response_body, response_events
@@ -236,8 +244,13 @@ class Exchange:
 
 def unary_body(call: Call, generation: Generation, options: SimOptions, identity: Identity) -> dict[str, Any]:
     """Return the whole answer to a call as JSON."""
-    if call.endpoint is Endpoint.EMBEDDINGS:
-        return embedding_body(call, options.seed)
+    match call.endpoint:
+        case Endpoint.EMBEDDINGS:
+            return embedding_body(call, options.seed)
+        case Endpoint.MODERATIONS:
+            return moderation_body(call, options.seed, identity)
+        case Endpoint.IMAGES | Endpoint.EDITS:
+            return image_body(call, options.seed, identity)
     return _BODIES[call.endpoint](call, generation, DIALECTS[options.dialect], identity)
 
 

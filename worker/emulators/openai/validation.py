@@ -1,13 +1,13 @@
 """
 From the bytes of a request to a `Call`, or to the 400 or 404 that a real server would answer.
 
-Called once per request that gets as far as being answered.  Knows the four inference endpoints and their parameters; it
+Called once per request that gets as far as being answered.  Knows the inference endpoints and their parameters; it
 does not know how an answer is made, nor in which dialect an error is written.  Parameters it does not know are
 accepted, as most servers do.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -18,6 +18,8 @@ from worker.emulators.openai.dialects import Dialect, Kind, SimError
 from worker.emulators.openai.fields import (
     MESSAGE_TOKENS,
     boolean,
+    content_tokens,
+    images_tokens,
     integer,
     item_tokens,
     message_tokens,
@@ -40,6 +42,9 @@ class Endpoint(StrEnum):
     COMPLETIONS = "/v1/completions"
     RESPONSES = "/v1/responses"
     EMBEDDINGS = "/v1/embeddings"
+    MODERATIONS = "/v1/moderations"
+    IMAGES = "/v1/images/generations"
+    EDITS = "/v1/images/edits"
 
 
 _PATHS: Mapping[str, Endpoint] = {endpoint.value: endpoint for endpoint in Endpoint}
@@ -78,7 +83,7 @@ class Call:
     max_tokens: int | None = None
     prompt_tokens: int = 0
     inputs: list[str] = field(default_factory=list)
-    """Prompts of a completion or texts to embed; token arrays are shown as the text of their numbers."""
+    """Prompts of a completion, texts to embed or to moderate; token arrays are shown as the text of their numbers."""
     tools: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     """Name and parameter schema of each function that may be called."""
     prefix: str = ""
@@ -98,6 +103,12 @@ _MAX_CHOICES = 128
 _MAX_INPUTS = 2048
 """OpenAI's limit for the `input` array of embeddings; https://platform.openai.com/docs/api-reference/embeddings."""
 _MAX_STOPS = 4
+_MAX_IMAGES = 10
+"""Images of one request; https://platform.openai.com/docs/api-reference/images."""
+_IMAGE_SIZE = re.compile(r"auto|[1-9]\d{1,3}x[1-9]\d{1,3}")
+DEFAULT_MODEL = "simulated"
+_DEFAULT_MODELS = frozenset({Endpoint.MODERATIONS, Endpoint.IMAGES, Endpoint.EDITS})
+"""Endpoints that have a model for requests without one."""
 _COMPLETION_TOKENS = 16
 """Default of `max_tokens` for completions; https://platform.openai.com/docs/api-reference/completions."""
 
@@ -133,19 +144,13 @@ def check(endpoint: Endpoint, body: dict[str, Any], options: SimOptions, *, depl
         SimError: what a real server answers 400 for: missing or ill-typed parameters, numbers out of range, unknown
             roles, a prompt above the context window; or 404 for a model that is not on the list.
     """
+    if endpoint in _DEFAULT_MODELS:
+        deployment = deployment or (*options.models, DEFAULT_MODEL)[0]
     call = Call(endpoint, body, _model(body, options, deployment))
     for name, (low, high) in _NUMBERS.items():
         if name in body:
             number(body, name, low, high)
-    match endpoint:
-        case Endpoint.CHAT:
-            _chat(call)
-        case Endpoint.COMPLETIONS:
-            _completion(call)
-        case Endpoint.RESPONSES:
-            _response(call)
-        case Endpoint.EMBEDDINGS:
-            _embedding(call)
+    _CHECKS[endpoint](call)
     tokens = call.prompt_tokens + (call.max_tokens or 0)
     if tokens > options.context_window:
         raise SimError(Kind.CONTEXT_LENGTH, window=options.context_window, tokens=tokens)
@@ -281,6 +286,48 @@ def _embedding(call: Call) -> None:
     one_of("encoding_format", call.body.get("encoding_format", "float"), ("float", "base64"))
 
 
+def _moderation(call: Call) -> None:
+    given = call.body.get("input")
+    if given is None:
+        raise missing("input")
+    if isinstance(given, list) and given and all(isinstance(part, dict) for part in given):
+        call.inputs = [msgspec.json.encode(given, order="deterministic").decode()]  # parts of one input
+        call.prompt_tokens = content_tokens("input", given)
+    else:
+        call.inputs = text_list("input", given)
+        call.prompt_tokens = sum(map(count_tokens, call.inputs))
+
+
+def _image(call: Call) -> None:
+    body = call.body
+    prompt = body.get("prompt")
+    if prompt is None:
+        raise missing("prompt")
+    if not isinstance(prompt, str):
+        raise wrong_type("prompt", "a string", prompt)
+    call.prompt_tokens = count_tokens(prompt)
+    if call.endpoint is Endpoint.EDITS:
+        if body.get("images") is None:
+            raise missing("images")
+        call.prompt_tokens += images_tokens("images", body["images"])
+    call.n = integer(body, "n", 1, _MAX_IMAGES) or 1
+    size = body.get("size", "auto")
+    if not isinstance(size, str) or not _IMAGE_SIZE.fullmatch(size):
+        raise wrong_value("size", f"Invalid value for 'size': expected WIDTHxHEIGHT or 'auto', but got {size!r}.")
+    if boolean(body, "stream"):
+        raise wrong_value("stream", "The simulated server does not stream images.")
+
+
+_CHECKS: Mapping[Endpoint, Callable[[Call], None]] = {
+    Endpoint.CHAT: _chat,
+    Endpoint.COMPLETIONS: _completion,
+    Endpoint.RESPONSES: _response,
+    Endpoint.EMBEDDINGS: _embedding,
+    Endpoint.MODERATIONS: _moderation,
+    Endpoint.IMAGES: _image,
+    Endpoint.EDITS: _image,
+}
+"""What each endpoint's body may hold; it fills in the call."""
 _FLAGS = ("continue_final_message", "add_generation_prompt")
 
 

@@ -1,15 +1,23 @@
 """Answers of every API: unary bodies, and streams that add up to them in every dialect."""
 
+import zlib
 from base64 import b64decode
-from struct import unpack
+from struct import unpack, unpack_from
 from typing import Any
 
 import pytest
 
 from tests.support.simulated_openai import ME, events_of, generated, read, stream_call, unary_call, written
-from worker.emulators.openai.answers import chat_body, chunk_events, completion_body, embedding_body
+from worker.emulators.openai.answers import (
+    chat_body,
+    chunk_events,
+    completion_body,
+    embedding_body,
+    moderation_body,
+)
 from worker.emulators.openai.dialects import DIALECTS, Dialect
 from worker.emulators.openai.generation import Generation
+from worker.emulators.openai.images import image_body
 from worker.emulators.openai.options import SimOptions
 from worker.emulators.openai.responses import response_body, response_events
 from worker.emulators.openai.seeded import split_tokens
@@ -223,3 +231,61 @@ def test_embeddings_are_unit_vectors_of_the_text() -> None:
     assert embedding_body(unary_call(Endpoint.EMBEDDINGS, dimensions=64), 1) != embedding_body(
         unary_call(Endpoint.EMBEDDINGS, dimensions=64), 0
     )
+
+
+def test_one_input_in_ten_is_flagged_and_always_the_same_one() -> None:
+    """In the category whose score is high; each input by itself."""
+    texts = [f"text {number}" for number in range(1_000)]
+    results = moderation_body(unary_call(Endpoint.MODERATIONS, input=texts), 0, ME)["results"]
+    flagged = [result for result in results if result["flagged"]]
+    assert 70 <= len(flagged) <= 130
+    assert all(sum(result["categories"].values()) == 1 for result in flagged)
+    assert not any(any(result["categories"].values()) for result in results if not result["flagged"])
+    alone = moderation_body(unary_call(Endpoint.MODERATIONS, input="text 7"), 0, ME)
+    assert alone["results"] == results[7:8]
+
+
+def test_parts_of_a_moderation_are_one_input() -> None:
+    """Only some categories are about images."""
+    parts = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}]
+    (both,) = moderation_body(unary_call(Endpoint.MODERATIONS, input=parts), 0, ME)["results"]
+    assert both["category_applied_input_types"]["violence"] == ["image", "text"]
+    assert both["category_applied_input_types"]["hate"] == ["text"]
+    (image,) = moderation_body(unary_call(Endpoint.MODERATIONS, input=parts[1:]), 0, ME)["results"]
+    assert image["category_applied_input_types"]["hate"] == []
+
+
+def chunks_of_png(data: bytes) -> dict[bytes, bytes]:
+    """Return the chunks of a PNG, whose checksums are right."""
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    chunks, at = dict[bytes, bytes](), 8
+    while at < len(data):
+        (length,) = unpack_from(">I", data, at)
+        name, content = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        assert unpack_from(">I", data, at + 8 + length) == (zlib.crc32(name + content),)
+        chunks[name] = content
+        at += 12 + length
+    return chunks
+
+
+def test_images_have_the_size_that_was_asked_for() -> None:
+    """Each is a PNG of a colour of its own, the same for the same request."""
+    call = unary_call(Endpoint.IMAGES, prompt="a cat", n=2, size="300x20")
+    body = image_body(call, 0, ME)
+    pictures = [chunks_of_png(b64decode(each["b64_json"])) for each in body["data"]]
+    for picture in pictures:
+        assert list(picture) == [b"IHDR", b"PLTE", b"IDAT", b"IEND"]
+        assert unpack(">IIBBBBB", picture[b"IHDR"]) == (300, 20, 1, 3, 0, 0, 0)
+        assert zlib.decompress(picture[b"IDAT"]) == bytes(20 * (1 + 38))  # 38 bytes hold the bits of 300 pixels
+    assert len({picture[b"PLTE"] for picture in pictures}) == 2
+    assert image_body(call, 0, ME)["data"] == body["data"]
+    assert image_body(call, 1, ME)["data"] != body["data"]
+
+
+def test_an_edit_counts_its_images() -> None:
+    """As tokens of images; without a size the image is square."""
+    call = unary_call(Endpoint.EDITS, prompt="a hat", images=[{"file_id": "file-1"}, {"file_id": "file-2"}])
+    body = image_body(call, 0, ME)
+    assert body["size"] == "1024x1024"
+    assert body["usage"]["input_tokens_details"] == {"text_tokens": 2, "image_tokens": 2 * 765}
+    assert body["usage"]["output_tokens"] == 272
