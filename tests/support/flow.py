@@ -14,6 +14,7 @@ OK = AttemptSignal(breaker=BreakerEffect.SUCCESS)
 REFUSED = AttemptSignal(breaker=BreakerEffect.COUNT, error_class="connect", scope=BreakerScope.ROUTE)
 AUTH = AttemptSignal(breaker=BreakerEffect.TRIP, error_class="auth", scope=BreakerScope.ROUTE)
 LOADING = AttemptSignal(breaker=BreakerEffect.TRIP, error_class="not_ready")
+SERVER_ERROR = AttemptSignal(breaker=BreakerEffect.COUNT, error_class="server_error")
 ONE_IS_ENOUGH = CircuitConfig(trip_failures=1)
 """So that a test need not send a second message to open a circuit."""
 

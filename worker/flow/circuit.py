@@ -7,9 +7,13 @@ which it was taken; the generation changes with every trip, close and `allow_pro
 is evidence about an earlier state and is ignored.  So a hundred attempts that fail together trip the circuit once, and
 the late success of an attempt that started before the trip does not close it.
 
+A success ends the row of failures only as far as they are older than it: an attempt that began before a fault, and is
+served long after others have failed, says nothing about the fault.
+
 Failures are often quicker than answers.  So a row of them that is long enough puts the circuit *in doubt* while others
 are under way that began no earlier: it is closed, but lets nothing start until one of the others is served (it goes on
-as before), all have failed, or `DOUBT_S` is over (it opens).
+as before), all have failed, or `DOUBT_S` is over.  Then it opens, unless so many that began with the row have lasted
+longer than its failures that the failures may be chance (`policy.blame.is_outlasted`).
 
 No callback and no timer is used here.  `changes_at` returns the instant at which `allows` may become true without any
 report; the gate keeps a timer for it.
@@ -19,7 +23,7 @@ Source: the pattern of closed, open and half-open is M. Nygard, "Release It!", c
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from itertools import takewhile
 from types import MappingProxyType
@@ -28,7 +32,7 @@ import msgspec
 
 from worker.flow.clock import Now
 from worker.policy.backoff import Backoff
-from worker.policy.blame import speaks_against_backend
+from worker.policy.blame import is_outlasted, speaks_against_backend
 
 CONNECT = "connect"
 """The error class of a connection that was refused or not made: no message's own trouble, whichever it was."""
@@ -39,6 +43,8 @@ PROBE_BACKOFF = Backoff(base_s=1.0, max_s=4.0, jitter=PROBE_JITTER)
 DOUBT_S = 0.5
 """Longest doubt, seconds.  Less than a failure waits for others before it is nacked (`judge.OUTAGE_DETECTION_S`), and
 more than most short answers take.  House decision."""
+TOGETHER_S = 0.02
+"""Attempts that begin within so many seconds begin together: which was first is chance.  House decision."""
 EARLY_PROBES = 3
 """So many probes come with the ordinary backoff before that of a class that seldom ends: where a fifth of the messages
 fails, the two that opened the circuit and these all fail once in 3,000 times.  House decision."""
@@ -175,10 +181,6 @@ class Circuit:
         """The message that failed last; another one is the next probe."""
         return self._last_failed
 
-    def row_began_at(self, began_at: float) -> float:
-        """Return when the first attempt of the row began, of which one that began at this instant is the latest."""
-        return min((began_at, *(each.began_at for each in self._row)))
-
     @property
     def failed_probes(self) -> int:
         """Probes that failed since it opened."""
@@ -204,16 +206,33 @@ class Circuit:
         """
         Return the next instant at which time alone changes something; `None` while closed without a doubt.
 
-        `allows` becomes true then, or `end_doubt` opens the circuit.
+        `allows` becomes true then, or `end_doubt` ends a doubt.
         """
         if self._state is CircuitState.CLOSED:
             return None if self._doubt is None else self._doubt.until
         return self._next_probe_at
 
-    def end_doubt(self) -> None:
-        """Open if a doubt has lasted for its time."""
-        if self._doubt is not None and self._now() >= self._doubt.until:
-            self._trip(self._doubt.error_class, self._doubt.retry_after_s, self._doubt.failing_share)
+    def is_doubt_over(self) -> bool:
+        """Whether a doubt has lasted for its time, so that `end_doubt` ends it."""
+        return self._doubt is not None and self._now() >= self._doubt.until
+
+    def end_doubt(self, under_way: Sequence[float]) -> None:
+        """
+        End a doubt that has lasted for its time: open, or go on if the row is outlasted.
+
+        Args:
+            under_way: When each attempt under way began, monotonic seconds.
+        """
+        if self._doubt is None or not self.is_doubt_over():
+            return
+        doubt, now = self._doubt, self._now()
+        longest_s = max(each.at - each.began_at for each in self._row)
+        outlasting = sum(now - began_at > longest_s for began_at in self._began_with_row(under_way))
+        if is_outlasted(len(self._row), doubt.failing_share, outlasting):
+            self._row.clear()
+            self._doubt = None
+        else:
+            self._trip(doubt.error_class, doubt.retry_after_s, doubt.failing_share)
 
     def enter(self) -> Pass:
         """
@@ -232,13 +251,18 @@ class Circuit:
         self._next_probe_at = self._now() + self._config.probe_patience_s
         return Pass(self._generation, is_probe=True)
 
-    def record_success(self, token: Pass) -> bool:
-        """Report that the backend works; return whether this closed the circuit."""
+    def record_success(self, token: Pass, *, began_at: float | None = None) -> bool:
+        """
+        Report that the backend works; return whether this closed the circuit.
+
+        Args:
+            token: The value that `enter` returned.
+            began_at: When the attempt began, monotonic seconds; `None`: now.
+        """
         if token.generation != self._generation:
             return False
-        self._row.clear()
-        self._doubt = None
         if self._state is CircuitState.CLOSED:
+            self._end_row(self._now() if began_at is None else began_at)
             return False
         self._state = CircuitState.CLOSED
         self._generation += 1
@@ -255,8 +279,7 @@ class Circuit:
         trip: bool = False,
         failing_share: float = 0.0,
         began_at: float | None = None,
-        undecided: int = 0,
-        is_doubtful: bool = False,
+        under_way: Sequence[float] = (),
         retry_after_s: float | None = None,
     ) -> None:
         """
@@ -271,8 +294,8 @@ class Circuit:
             failing_share: Of messages that fail while others are served, 0 to 1; the row has to be longer than that
                 explains.
             began_at: When the attempt began, monotonic seconds; `None`: now.
-            undecided: Other attempts under way: failures that end first are no row.
-            is_doubtful: Some of them began no earlier than the row (`row_began_at`), and can tell what it is.
+            under_way: When each of the other attempts under way began, monotonic seconds.  Failures that end first are
+                no row, and what began no earlier than the row can tell what it is.
             retry_after_s: The server's Retry-After, seconds; replaces the wait of the backoff, up to
                 `max_retry_after_s`.
         """
@@ -282,12 +305,12 @@ class Circuit:
         if self._state is CircuitState.CLOSED:
             now = self._now()
             failure = _Failure(now, now if began_at is None else began_at, error_class, key, trip)
-            if not self._count(failure, failing_share, undecided):
+            if not self._count(failure, failing_share, len(under_way)):
                 return
-            if error_class != CONNECT and is_doubtful:
+            if error_class != CONNECT and self._began_with_row(under_way):
                 if self._doubt is None:
-                    self._doubt = _Doubt(self._now() + DOUBT_S, error_class, retry_after_s, failing_share)
-                self.end_doubt()
+                    self._doubt = _Doubt(now + DOUBT_S, error_class, retry_after_s, failing_share)
+                self.end_doubt(under_way)
             else:
                 self._trip(error_class, retry_after_s, failing_share)
         else:
@@ -339,6 +362,18 @@ class Circuit:
                 return True
         trips = sum(1 for _ in takewhile(lambda each: each.is_trip, reversed(self._row)))
         return speaks_against_backend(trips, self._config.trip_failures, failing_share, undecided)
+
+    def _began_with_row(self, under_way: Sequence[float]) -> list[float]:
+        """Return those that began no earlier than the first attempt of the row, or together with it."""
+        since = min(each.began_at for each in self._row) - TOGETHER_S
+        return [began_at for began_at in under_way if began_at >= since]
+
+    def _end_row(self, began_at: float) -> None:
+        """Forget the failures of attempts that began no later than one that is served, or together with it."""
+        later = [each for each in self._row if each.began_at > began_at + TOGETHER_S]
+        if len(later) < len(self._row):
+            self._row = deque(later)
+            self._doubt = None
 
     def _trip(self, error_class: str, retry_after_s: float | None, failing_share: float) -> None:
         self._doubt = None

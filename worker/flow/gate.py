@@ -491,7 +491,7 @@ class RouteGate:
         lane = self._lanes.find(lane_name)
         for fate in (self._route, lane):
             if fate is not None:
-                fate.end_doubt()
+                self._end_doubt(fate)
                 if fate.circuit.state is not CircuitState.CLOSED:
                     return fate.circuit.statistics()
         return None
@@ -543,11 +543,16 @@ class RouteGate:
         return Permit(self, lane, key, self._starts, share, streamed=streamed)
 
     def _failed(self, lane: Lane, scope: BreakerScope, key: str | None, number: int) -> Blame:
-        undecided = len(self._under_way(lane, scope)) - 1  # this attempt has its permit still
-        return self._fate(lane, scope).evidence.failed(key, number, latest=self._starts, undecided=undecided)
+        fate = self._fate(lane, scope)
+        undecided = len(self._under_way(fate)) - 1  # this attempt has its permit still
+        return fate.evidence.failed(key, number, latest=self._starts, undecided=undecided)
 
-    def _under_way(self, lane: Lane, scope: BreakerScope) -> list[float]:
-        lanes = self._lanes if scope is BreakerScope.ROUTE else (lane,)
+    def _end_doubt(self, fate: Fate) -> None:
+        if fate.circuit.is_doubt_over():
+            fate.end_doubt(self._under_way(fate))
+
+    def _under_way(self, fate: Fate) -> list[float]:
+        lanes = (fate,) if isinstance(fate, Lane) else self._lanes
         return [began_at for each in lanes for began_at in each.under_way.values()]
 
     def _fate(self, lane: Lane, scope: BreakerScope) -> Fate:
@@ -555,14 +560,15 @@ class RouteGate:
 
     def _began_well(self, lane: Lane, lane_pass: Pass, route_pass: Pass) -> None:
         now = self._clock.now()
-        if lane_pass.is_probe and lane.record_success(lane_pass, now):
+        if lane_pass.is_probe and lane.record_success(lane_pass, now, began_at=now):
             _reopen(lane)
-        if route_pass.is_probe and self._route.record_success(route_pass, now):
+        if route_pass.is_probe and self._route.record_success(route_pass, now, began_at=now):
             self._reopen_all()
         self._pump()
 
     def _connected(self, route_pass: Pass) -> None:
-        if self._route.circuit.error_class == CONNECT and self._route.record_success(route_pass, self._clock.now()):
+        now = self._clock.now()
+        if self._route.circuit.error_class == CONNECT and self._route.record_success(route_pass, now, began_at=now):
             self._reopen_all()
             self._pump()
 
@@ -576,9 +582,9 @@ class RouteGate:
             lane.times.add(now, now - permit.started_at)
             had_failed = lane.evidence.served(key, number)
             had_failed |= self._route.evidence.served(key, number)
-            if lane.record_success(lane_pass, now):
+            if lane.record_success(lane_pass, now, began_at=began_at):
                 _reopen(lane)
-            if self._route.record_success(route_pass, now):
+            if self._route.record_success(route_pass, now, began_at=began_at):
                 self._reopen_all()
             if self._route.forgives(has_failed=had_failed):
                 for each in self._lanes:
@@ -599,7 +605,7 @@ class RouteGate:
                         key=key,
                         trip=signal.breaker is BreakerEffect.TRIP,
                         began_at=began_at,
-                        under_way=self._under_way(lane, scope),
+                        under_way=self._under_way(fate),
                         retry_after_s=signal.retry_after_s,
                     )
         self._pump()
@@ -618,7 +624,7 @@ class RouteGate:
         opens_at: list[float] = []
         waiting = list(self._waiting)
         for fate in (self._route, *waiting):
-            fate.end_doubt()
+            self._end_doubt(fate)
         if self._route.circuit.state is not CircuitState.CLOSED:
             self._rng.shuffle(waiting)  # its probe is not always of the same lane
         for lane in waiting:

@@ -24,8 +24,6 @@ from worker.policy.blame import PRIOR_SHARE, speaks_against_backend
 
 MAX_LANES = 64
 """House decision: far above the models that one backend serves, and a number of tenants that can be watched."""
-TOGETHER_S = 0.02
-"""Attempts that begin within so many seconds begin together: which was first is chance.  House decision."""
 LEAST_ROW = 2
 """Messages that must fail in a row for the next one to be chosen at random."""
 SHARED = "*"
@@ -99,10 +97,10 @@ class Fate:
         self._is_forgiving = False
         self._on_change = on_change
 
-    def record_success(self, token: Pass, now: float) -> bool:
-        """Report that it works; return whether this closed the circuit."""
+    def record_success(self, token: Pass, now: float, *, began_at: float) -> bool:
+        """Report that it works since an attempt that began then; return whether this closed the circuit."""
         error_class, opened_at = self.circuit.error_class, self.circuit.opened_at
-        has_closed = self.circuit.record_success(token)
+        has_closed = self.circuit.record_success(token, began_at=began_at)
         if has_closed:
             self._is_forgiving = True
             if self._on_change is not None and opened_at is not None:
@@ -154,7 +152,6 @@ class Fate:
             under_way: When each of the others that share this fate began.
             retry_after_s: The server's hint, seconds.
         """
-        since = self.circuit.row_began_at(began_at) - TOGETHER_S
         was_closed = self.circuit.opened_at is None
         self.circuit.record_failure(
             token,
@@ -163,16 +160,20 @@ class Fate:
             trip=trip,
             failing_share=self.evidence.failing_share,
             began_at=began_at,
-            undecided=len(under_way),
-            is_doubtful=any(each >= since for each in under_way),
+            under_way=under_way,
             retry_after_s=retry_after_s,
         )
         self._tell_if_opened(was_closed=was_closed)
 
-    def end_doubt(self) -> None:
-        """Open the circuit if it has been in doubt for too long."""
+    def end_doubt(self, under_way: Sequence[float]) -> None:
+        """
+        End a doubt that has lasted for its time (`Circuit.end_doubt`).
+
+        Args:
+            under_way: When each attempt that shares this fate began.
+        """
         was_closed = self.circuit.opened_at is None
-        self.circuit.end_doubt()
+        self.circuit.end_doubt(under_way)
         self._tell_if_opened(was_closed=was_closed)
 
     def _tell_if_opened(self, *, was_closed: bool) -> None:

@@ -9,8 +9,10 @@ A failure of one message speaks against the backend only as far as others are no
    does not explain them: so many in a row at the share of first attempts that fail in its lane (`CHANCE`).  An own
    failure is neither held nor attributed to an outage, so that the message ends within its attempts.
 3. A row of failures speaks against the backend once at least two messages are in it and it is longer than chance
-   explains (`speaks_against_backend`): where a fifth of the messages fails anyhow, five in a row are no news.  While
-   others are under way it is *in doubt* (`is_in_doubt`): failures are often quicker than answers.
+   explains (`speaks_against_backend`): where a fifth of the messages fails anyhow, five in a row are no news.  Only an
+   attempt that began as late as they did ends it.  While others are under way it is *in doubt* (`is_in_doubt`):
+   failures are often quicker than answers.  In the end it is nothing if many that began with it have outlasted it
+   (`is_outlasted`).
 4. An answer that the broker calls invalid is refused for its *own* sake once more others were published than are
    refused (`is_refusal_own`).  Before that, the topic may be what refuses, as one with a schema does.
 
@@ -31,7 +33,7 @@ PRIOR_SHARE = 0.2
 """Share of failing messages that is reckoned with where that of the past says nothing: while nothing is known of it and
 other attempts are under way, and of refusals.  The largest that `benchmarks/mixed.py` sends.  House decision."""
 MAX_ROW = 64
-"""Longest row that is asked for: where nearly everything fails, the breaker still opens."""
+"""Longest row that is asked for, beside those under way: where nearly everything fails, the breaker still opens."""
 
 
 class Blame(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,16 +86,9 @@ def speaks_against_backend(row: int, least: int, failing_share: float, undecided
     """
     if row < least:
         return False
-    if row >= MAX_ROW or failing_share <= 0.0:
+    if row >= MAX_ROW + undecided or failing_share <= 0.0:
         return True
-    attempts = row + undecided
-    share = row / attempts
-    if share <= failing_share:
-        return False
-    divergence = share * math.log(share / failing_share)
-    if undecided:
-        divergence += (1.0 - share) * math.log((1.0 - share) / (1.0 - failing_share))
-    return attempts * divergence >= -math.log(ROW_CHANCE)
+    return not _may_be_chance(row, undecided, failing_share, ROW_CHANCE)
 
 
 def is_in_doubt(row: int, failing_share: float, undecided: int) -> bool:
@@ -111,6 +106,38 @@ def is_in_doubt(row: int, failing_share: float, undecided: int) -> bool:
     if undecided == 0 or failing_share >= PRIOR_SHARE:
         return False
     return not speaks_against_backend(row, 1, PRIOR_SHARE, undecided)
+
+
+def is_outlasted(row: int, failing_share: float, outlasting: int) -> bool:
+    """
+    Return whether a row of failures may be chance, since others that began with it did not fail in the same time.
+
+    Args:
+        row: Attempts that failed since one was served.
+        failing_share: As in `speaks_against_backend`; at least `PRIOR_SHARE` is reckoned with.
+        outlasting: Others that began with the row, are under way, and have lasted longer than its failures.
+    """
+    return outlasting > 0 and _may_be_chance(row, outlasting, max(failing_share, PRIOR_SHARE), CHANCE)
+
+
+def _may_be_chance(failed: int, others: int, share: float, chance: float) -> bool:
+    """
+    Return whether so many of `failed + others` attempts fail by chance more often than `chance`.
+
+    Args:
+        failed: At least 1.
+        others: At least 0.
+        share: Of attempts that fail, above 0 and below 1.
+        chance: Above 0 and below 1.
+    """
+    attempts = failed + others
+    found = failed / attempts
+    if found <= share:
+        return True
+    divergence = found * math.log(found / share)
+    if others:
+        divergence += (1.0 - found) * math.log((1.0 - found) / (1.0 - share))
+    return attempts * divergence < -math.log(chance)
 
 
 def is_refusal_own(others_published: int, others_refused: int) -> bool:

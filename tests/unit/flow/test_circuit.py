@@ -114,11 +114,11 @@ def test_a_row_has_to_be_longer_than_chance_explains(clock, share, failures):
     assert not circuit.allows()
 
 
-def a_row_in_doubt(clock: FakeClock, **config: object) -> Circuit:
-    """A row that is long enough, while another attempt is under way that began with it."""
-    circuit = a_circuit(clock, **config)
+def a_row_in_doubt(clock: FakeClock, under_way: int = 1) -> Circuit:
+    """A row that is long enough, while others are under way that began with it."""
+    circuit = a_circuit(clock)
     for index in range(5):
-        circuit.record_failure(circuit.enter(), "server_error", key=str(index), is_doubtful=True)
+        circuit.record_failure(circuit.enter(), "server_error", key=str(index), under_way=[clock.now()] * under_way)
     return circuit
 
 
@@ -132,11 +132,8 @@ def test_while_others_are_under_way_a_row_is_in_doubt(clock):
 
 def test_a_success_ends_the_doubt(clock):
     """Failures are often quicker than answers; nothing was lost but the time of one."""
-    circuit = a_circuit(clock)
-    token = circuit.enter()
-    for index in range(5):
-        circuit.record_failure(circuit.enter(), "server_error", key=str(index), is_doubtful=True)
-    assert not circuit.record_success(token)
+    circuit = a_row_in_doubt(clock)
+    assert not circuit.record_success(Pass(0, is_probe=False), began_at=clock.now())
     assert circuit.allows()
     assert circuit.changes_at() is None
     assert circuit.is_pristine
@@ -144,41 +141,84 @@ def test_a_success_ends_the_doubt(clock):
 
 def test_a_doubt_ends_when_all_have_failed(clock):
     """The last failure leaves none under way that could tell."""
-    circuit = a_circuit(clock)
-    last = circuit.enter()
-    for index in range(5):
-        circuit.record_failure(circuit.enter(), "server_error", key=str(index), is_doubtful=True)
-    circuit.record_failure(last, "server_error", key="last")
+    circuit = a_row_in_doubt(clock)
+    circuit.record_failure(Pass(0, is_probe=False), "server_error", key="last")
     assert circuit.state is CircuitState.OPEN
 
 
 def test_a_doubt_ends_after_its_time(clock):
-    """Attempts that hang are no reason to wait longer, and no report is needed."""
+    """One that hangs is no reason to wait longer, and no report is needed."""
     circuit = a_row_in_doubt(clock)
+    under_way = [clock.now()]
     clock.advance(DOUBT_S / 2)
-    circuit.end_doubt()
-    assert circuit.state is CircuitState.CLOSED
+    circuit.end_doubt(under_way)
+    assert (circuit.state, circuit.is_doubt_over()) == (CircuitState.CLOSED, False)
     clock.advance(DOUBT_S / 2)
-    circuit.end_doubt()
+    assert circuit.is_doubt_over()
+    circuit.end_doubt(under_way)
     assert (circuit.state, circuit.error_class) == (CircuitState.OPEN, "server_error")
-    circuit.end_doubt()
+    circuit.end_doubt(under_way)
     assert circuit.statistics().trips == 1
+
+
+def test_a_row_that_is_outlasted_opens_nothing(clock):
+    """Where answers take long, those that fail at once are a row whenever many begin together."""
+    circuit = a_row_in_doubt(clock, under_way=15)
+    under_way = [clock.now()] * 15
+    clock.advance(DOUBT_S)
+    circuit.end_doubt(under_way)
+    assert (circuit.state, circuit.allows(), circuit.is_pristine) == (CircuitState.CLOSED, True, True)
+
+
+@pytest.mark.parametrize(
+    ("after_s", "is_open"), [(-1.0, True), (-0.01, False), (DOUBT_S - 0.01, False), (DOUBT_S + 0.01, True)]
+)
+def test_what_began_earlier_or_is_younger_than_the_failures_outlasts_nothing(clock, after_s, is_open):
+    """What began before the row may have begun before the fault; what began just now may fail just as late."""
+    circuit = a_circuit(clock)
+    began_at = clock.now()
+    clock.advance(0.2)
+    for index in range(5):
+        circuit.record_failure(circuit.enter(), "server_error", key=str(index), began_at=began_at, under_way=[began_at])
+    clock.advance(DOUBT_S)
+    circuit.end_doubt([began_at + after_s] * 15)
+    assert (circuit.state is CircuitState.OPEN) is is_open
 
 
 def test_refused_connections_are_in_no_doubt(clock):
     """They are no message's trouble, whoever else is under way."""
     circuit = a_circuit(clock)
     for _ in range(3):
-        circuit.record_failure(circuit.enter(), "connect", key="m", is_doubtful=True)
+        circuit.record_failure(circuit.enter(), "connect", key="m", under_way=[clock.now()])
     assert circuit.state is CircuitState.OPEN
 
 
-def test_the_row_began_with_its_first_attempt(clock):
-    """Of those under way, only what began no earlier can tell what the row is."""
+@pytest.mark.parametrize(("began_at", "is_in_doubt"), [(2.9, False), (2.99, True), (3.0, True), (9.0, True)])
+def test_only_what_began_with_the_row_or_later_can_tell_what_it_is(clock, began_at, is_in_doubt):
+    """What began before it may be served although the backend is gone since."""
+    circuit = a_circuit(clock, failures=2)
+    clock.advance(10.0)
+    for key, failed_began_at in (("a", 3.0), ("b", 5.0)):
+        circuit.record_failure(circuit.enter(), "server_error", key=key, began_at=failed_began_at, under_way=[began_at])
+    assert (circuit.state is CircuitState.CLOSED) is is_in_doubt
+
+
+@pytest.mark.parametrize(("began_at", "failures"), [(0.0, 4), (2.97, 4), (2.99, 2), (6.0, 0), (7.0, 0)])
+def test_a_success_ends_the_failures_of_attempts_that_began_no_later(clock, began_at, failures):
+    """It says nothing about a fault that came after it had begun."""
     circuit = a_circuit(clock)
-    assert circuit.row_began_at(7.0) == 7.0
-    circuit.record_failure(circuit.enter(), "server_error", began_at=3.0)
-    assert circuit.row_began_at(7.0) == 3.0
+    clock.advance(10.0)
+    for key, failed_began_at in (("a", 3.0), ("b", 3.0), ("c", 5.0), ("d", 6.0)):
+        circuit.record_failure(circuit.enter(), "server_error", key=key, began_at=failed_began_at)
+    circuit.record_success(circuit.enter(), began_at=began_at)
+    assert circuit.statistics().failures == failures
+
+
+def test_a_success_from_before_the_row_leaves_it_in_doubt(clock):
+    """Whether it is chance is told by those that began with it."""
+    circuit = a_row_in_doubt(clock)
+    circuit.record_success(Pass(0, is_probe=False), began_at=clock.now() - 1.0)
+    assert not circuit.allows()
 
 
 def test_the_message_that_failed_last_is_remembered(clock):

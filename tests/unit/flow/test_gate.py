@@ -15,6 +15,7 @@ from tests.support.flow import (
     OK,
     ONE_IS_ENOUGH,
     REFUSED,
+    SERVER_ERROR,
     NoJitter,
     a_gate,
     admit,
@@ -519,6 +520,7 @@ async def test_a_probe_needs_no_room_in_the_window(clock):
     """Attempts that hang since before the trip do not keep the probe back."""
     gate = a_gate(clock, room=2)
     await admit(gate)
+    clock.advance(1.0)
     (await admit(gate)).finish(AUTH)
     await admit_after(gate, clock, 10.0)
     assert gate.statistics().in_flight == gate.statistics().limit
@@ -641,13 +643,20 @@ async def test_failures_that_end_before_others_are_answered_open_nothing(clock):
     assert gate.statistics().lanes[""].circuit.trips == 0
 
 
+async def two_failures_and_a_younger_attempt(gate: RouteGate, clock: FakeClock) -> None:
+    """Put the lane without a name in doubt; the attempt that is under way has not outlasted the failures."""
+    flight = [await admit(gate, key=str(index)) for index in range(2)]
+    clock.advance(2 * DOUBT_S)
+    await admit(gate, key="younger")
+    for permit in flight:
+        permit.record_failure()
+        permit.finish(LOADING)
+
+
 async def test_a_doubt_opens_the_circuit_after_its_time_although_nobody_waits(clock):
     """Who asks what keeps a lane back gets the answer of that instant."""
     gate = a_gate(clock, room=3, config=CircuitConfig())
-    flight = [await admit(gate, key=str(index)) for index in range(3)]
-    for permit in flight[:2]:
-        permit.record_failure()
-        permit.finish(LOADING)
+    await two_failures_and_a_younger_attempt(gate, clock)
     assert gate.stopping() is None
     clock.advance(DOUBT_S)
     stopped = gate.stopping()
@@ -658,10 +667,7 @@ async def test_a_doubt_opens_the_circuit_after_its_time_although_nobody_waits(cl
 async def test_a_doubt_ends_with_a_timer_where_messages_wait(clock):
     """They go on behind the probe."""
     gate = a_gate(clock, room=3, config=CircuitConfig())
-    flight = [await admit(gate, key=str(index)) for index in range(3)]
-    for permit in flight[:2]:
-        permit.record_failure()
-        permit.finish(LOADING)
+    await two_failures_and_a_younger_attempt(gate, clock)
     tasks = [waiting(gate) for _ in range(2)]
     await settle()
     clock.advance(DOUBT_S)
@@ -675,7 +681,10 @@ async def test_a_doubt_ends_with_a_timer_where_messages_wait(clock):
 async def test_a_doubt_of_the_window_behind_an_open_circuit_keeps_no_timer_busy(clock):
     """The window is not asked for room then; its doubt ends all the same, and the probe starts at its own time."""
     gate = a_gate(clock, room=6)
-    flight = [await admit(gate, key=str(index)) for index in range(6)]
+    flight = [await admit(gate, key=str(index)) for index in range(4)]
+    clock.advance(2 * DOUBT_S)
+    for index in range(4, 6):
+        await admit(gate, key=str(index))
     for permit in flight[:2]:
         permit.finish(AttemptSignal(overload=True, error_class="rate_limited"))
     for permit in flight[2:4]:
@@ -700,6 +709,27 @@ async def test_attempts_that_began_before_a_row_leave_no_doubt(clock):
         permit.record_failure()
         permit.finish(LOADING)
     assert gate.statistics().lanes[""].circuit.state is CircuitState.OPEN
+
+
+@pytest.mark.parametrize(("failures_an_answer", "most"), [(1, 100), (4, 160), (5, 10), (100, 10)])
+async def test_answers_from_before_a_fault_hide_no_row_of_failures(clock, failures_an_answer, most):
+    """128 are under way when everything begins to fail at once, and are answered one after the other."""
+    gate = a_gate(clock, room=128, config=CircuitConfig())
+    before = []
+    for index in range(128):
+        before.append(await admit(gate, key=f"before {index}"))
+        clock.advance(0.03)
+    before.pop(0).finish(OK)
+    calls = 0
+    while gate.statistics().lanes[""].circuit.state is CircuitState.CLOSED and calls < 500:
+        permit = await admit(gate, key=f"after {calls}")
+        permit.record_failure()
+        permit.finish(SERVER_ERROR)
+        calls += 1
+        clock.advance(0.01)
+        if calls % failures_an_answer == 0:
+            before.pop(0).finish(OK)
+    assert calls <= most
 
 
 async def an_outage(gate: RouteGate) -> None:
