@@ -173,7 +173,8 @@ class Coordinator:
         self._endings = asyncio.Semaphore(ENDINGS)
         self._lines: OrderedDict[str, _Lines] = OrderedDict()
         self._confirmed: dict[str, set[int]] = {}
-        """Of a chunk that is not published as a whole: the records that the broker has."""
+        """Of a chunk that is not published as a whole: the records that the broker has.  Kept while this
+        process does not lead: the broker has them all the same."""
         self._topic_failures = 0
         self._topic_not_before = 0.0
         self._noted_at: dict[str, float] = {}
@@ -240,7 +241,6 @@ class Coordinator:
         """Look at every unfinished batch; return the seconds until the next look."""
         if not self.leads:
             self._metrics.stop_coordinating()
-            self._confirmed.clear()  # the process that leads now publishes them
             await self._close_lines()
             return min(ROUND_S, self._settings.lease_s / 3)
         began = time.monotonic()

@@ -495,6 +495,35 @@ async def test_a_lease_that_is_lost_stops_the_work(fleet: Fleet, time_):
     assert fleet.topic.messages == []
 
 
+async def test_a_lease_that_is_lost_with_the_store_repeats_nothing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
+    """Lines were published, and the store was full before that was noted, for longer than the lease."""
+    batch = fleet.create(900)
+    real = {name: getattr(fleet.store, name) for name in ("advance", "hold_lease")}
+    is_full = False
+
+    def unless_full(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **fields: Any) -> Any:
+            nonlocal is_full
+            is_full = is_full or name == "advance"
+            if is_full:
+                raise StoreUnavailableError("full")
+            return real[name](*args, **fields)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(fleet.store, name, unless_full(name))
+    async with fleet.coordinating() as coordinator:
+        await eventually(lambda: is_full and not coordinator.leads and not coordinator._lines, what="a round stood by")
+        assert sorted(fleet.topic.records) == list(range(1, 501))
+        for name, function in real.items():
+            monkeypatch.setattr(fleet.store, name, function)
+        await eventually(lambda: again(fleet.store, batch).published_records == 900)
+        assert sorted(fleet.topic.records) == list(range(1, 901))
+        (done,) = await fleet.run(batch)
+    assert done.completed == 900
+
+
 async def test_a_fault_ends_the_process_instead_of_standing_by_for_ever(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
     def broken(*_args: Any) -> bool:
         raise RuntimeError("no such table")
