@@ -82,13 +82,7 @@ class Fleet:
         ]
         self.running = [self.start(slot) for slot in range(len(self.slots))]
         self.kills: Counter[str] = Counter()
-        self.clients = [
-            openai.OpenAI(
-                base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=15,
-                _strict_response_validation=True,
-            )
-            for port in self.ports
-        ]  # fmt: skip
+        self.clients = [stage.client_at(port, max_retries=0, timeout=15) for port in self.ports]
 
     def start(self, slot: int) -> ForkedProcess:
         roles, settings = self.slots[slot]

@@ -49,6 +49,7 @@ class BatchStage:
         self.database_url = database_url
         self.settings = settings
         self.processes: list[WorkerProcess | ForkedProcess] = []
+        self._clients: list[openai.OpenAI] = []
         self.responses = rig_.admin.subscription(
             rig_.responses, ack_deadline_seconds=10, filter='hasPrefix(attributes.run_id, "batch_")'
         )
@@ -101,13 +102,21 @@ class BatchStage:
         return int(until(started, 120, "the API starts")["port"])
 
     def client(self, process: WorkerProcess, **options: Any) -> openai.OpenAI:
-        """The official client with strict validation (rule 16)."""
-        url = f"http://127.0.0.1:{self.port(process)}/v1"
-        return openai.OpenAI(
+        """The official client of the API in a process."""
+        return self.client_at(self.port(process), **options)
+
+    def client_at(self, port: int, **options: Any) -> openai.OpenAI:
+        """The official client with strict validation (rule 16); it is closed with the stage."""
+        url = f"http://127.0.0.1:{port}/v1"
+        client = openai.OpenAI(
             **{"base_url": url, "api_key": "none", "max_retries": 5, "_strict_response_validation": True, **options}
         )
+        self._clients.append(client)
+        return client
 
     def close(self) -> None:
+        for client in self._clients:
+            client.close()
         for process in self.processes:
             process.close()
 
