@@ -9,13 +9,13 @@ What a refusal for lack of capacity says about the limit.
 * When an attempt above a number that was just served is refused, the limit goes back to that number and no further.
 * Above a level that was refused, the limit grows only with *credit*, or after `PROBE_EVERY_S`.  Successful answers earn
   credit slowly, so the share of refusals is bounded however fast answers arrive.
-* A refusal is about its message, not about the number, if an attempt that started later beside as many was accepted.
-  So the first refusal beside so few changes nothing yet, unless it is one above a number that was just served; and
-  while most are about messages, none changes anything.
+* A refusal is about its message, not about the number, if an attempt that started later beside as many was accepted;
+  beside more, if it was one above a number that was just served.  At the edge of the capacity such a step is refused or
+  accepted by the chance of a millisecond, which tells nothing.  So the first refusal beside so few changes nothing yet,
+  unless it is such a step; and while most are about messages, none changes anything.
 * Refusals are often quicker than answers.  So as long as the limit met no congestion yet, a refusal is *in doubt* while
   attempts are under way that started later beside as many: the limit stays, and nothing starts, until one of them is
-  accepted, all are refused, or `DOUBT_S` is over.  At a known edge one more beside as many is refused or accepted by
-  the chance of a millisecond, which tells nothing.
+  accepted, all are refused, or `DOUBT_S` is over.
 * If even an eighth of the limit was refused, the number of requests was not the cause.  As soon as one attempt is
   accepted again, the limit is what it was before.  If that proves wrong, the next refusal is one above a number that
   was served, and takes back one step.
@@ -137,7 +137,7 @@ class Refusals:
         is_far_below = in_flight < limit / 2.0
         self._ceiling = None if warned or is_far_below else max(1, in_flight - 1)
         is_step = self.is_above_proven(in_flight)
-        is_of_message = self._is_of_message(number, in_flight, is_searching=is_searching)
+        is_of_message = self._is_of_message(number, in_flight + is_step, is_searching=is_searching)
         if is_of_message and (not is_step or self.are_of_messages):
             return None
         if self._doubt is None:

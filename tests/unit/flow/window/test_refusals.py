@@ -99,6 +99,28 @@ def test_refusals_are_about_the_number_again_when_no_such_attempt_is_accepted(cl
     assert refused < 25
 
 
+def test_a_step_is_refused_or_served_by_chance_at_the_edge(clock):
+    """One more than was served may pass when another ends within the same millisecond: no refusal is excused by that."""
+    flight = Flight(clock, 33.0)
+    flight.serve(in_flight=32)
+    for _ in range(20):
+        flight.limit = 33.0
+        lucky = flight.next_number()
+        assert flight.refuse_one(in_flight=33) == 32.0
+        flight.refusals.accepted(lucky, 33, limit=flight.limit)
+    assert not flight.refusals.are_of_messages
+
+
+def test_a_step_is_about_its_message_if_one_beside_more_is_served(clock):
+    """The edge is higher then."""
+    flight = Flight(clock, 64.0)
+    for beside in range(20, 40, 2):
+        flight.serve(in_flight=beside)
+        flight.refuse_one(in_flight=beside + 1)
+    flight.serve(in_flight=40)
+    assert flight.refusals.are_of_messages
+
+
 def test_an_attempt_much_later_settles_nothing(clock):
     """The capacity may be another one by then."""
     flight = Flight(clock)
