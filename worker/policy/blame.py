@@ -7,7 +7,8 @@ A failure of one message speaks against the backend only as far as others are no
    It then changes neither breaker nor window.
 2. The failures of a message are its *own* once others were served that began when it had failed already, and chance
    does not explain them: so many in a row at the share of first attempts that fail in its lane (`CHANCE`).  An own
-   failure is neither held nor attributed to an outage, so that the message ends within its attempts.
+   failure is neither held nor attributed to an outage, so that the message ends within its attempts.  A refused
+   connection is never contradicted or a message's own (`judge.blame_for`).
 3. A row of failures speaks against the backend once at least two messages are in it and it is longer than chance
    explains (`speaks_against_backend`): where a fifth of the messages fails anyhow, five in a row are no news.  Only an
    attempt that began as late as they did ends it.  While others are under way it is *in doubt* (`is_in_doubt`):

@@ -16,7 +16,17 @@ from worker.policy.blame import MAX_ROW, UNKNOWN, Blame
 from worker.policy.budgets import Budget
 from worker.policy.engine import Classified, ErrorPolicy
 from worker.policy.hook import HookOutcome
-from worker.policy.judge import HEALTHY, OUTAGE_DETECTION_S, AttemptEnd, BackendHealth, Report, Verdict, judge, report
+from worker.policy.judge import (
+    HEALTHY,
+    OUTAGE_DETECTION_S,
+    AttemptEnd,
+    BackendHealth,
+    Report,
+    Verdict,
+    blame_for,
+    judge,
+    report,
+)
 from worker.policy.model import BreakerAction, Decision, Disposition, ErrorEvent
 from worker.policy.normalise import Facts, normalise
 from worker.policy.signals import match_signal
@@ -87,7 +97,7 @@ def explain(
         decision, text = _ask_hooks(policy, event, decision)
         steps.append(Step(stage="hooks", text=text))
     if decision.error_class is not None:
-        steps.append(Step(stage="blame", text=_blame_text(blame, is_refusal=decision.is_overload)))
+        steps.append(Step(stage="blame", text=_blame_text(blame_for(decision, blame), is_refusal=decision.is_overload)))
     end = AttemptEnd(event=event, decision=decision, can_resume=can_resume, blame=blame)
     steps.append(Step(stage="gate", text=_gate_text(report(end, budget))))
     verdict = judge(end, budget, health)

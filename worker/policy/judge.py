@@ -13,7 +13,7 @@ Here it meets the circumstances, in this order:
 
 1. A deadline that cut the attempt is no failure of the backend.
 2. A broken stream that can be resumed here is held: another process would generate it anew.
-3. A failure that is the message's own, since others are served (`blame`), is not held.
+3. A failure that is the message's own, since others are served (`blame`), is not held.  A refused connection is none.
 4. A failure that another server of the same route may not have is held, and tried there at once.
 5. A failure that others share is an outage: it is held, and the attempt does not count (`OUTAGE_DETECTION_S`).
 6. The budgets have the last word: attempts of the class, deadline, lease, hold time, drain, last delivery attempt.
@@ -215,7 +215,7 @@ def report(end: AttemptEnd, budget: Budget, *, is_refusal_fresh: bool = True, is
         return SERVED
     if _is_cut_by_deadline(end, budget):
         return Report(breaker=BreakerAction.NONE)  # short deadlines must not open the breaker
-    blame = end.blame
+    blame = blame_for(decision, end.blame)
     if blame.is_contradicted:
         return Report(
             breaker=BreakerAction.NONE,
@@ -239,6 +239,17 @@ def report(end: AttemptEnd, budget: Budget, *, is_refusal_fresh: bool = True, is
     )
 
 
+def blame_for(decision: Decision, blame: Blame) -> Blame:
+    """
+    Return what is known about a failure of this class.
+
+    A connection that is refused is no message's own trouble, whoever is served before or after it.
+    """
+    if decision.error_class is not ErrorClass.CONNECT:
+        return blame
+    return structs.replace(blame, is_contradicted=False, is_served_since=False)
+
+
 def judge(  # noqa: PLR0911 - one return a kind of end
     end: End, budget: Budget, health: BackendHealth = HEALTHY, *, jitter: float = 0.0
 ) -> Verdict:
@@ -253,7 +264,8 @@ def judge(  # noqa: PLR0911 - one return a kind of end
     """
     match end:
         case AttemptEnd():
-            return _judge_attempt(end, budget, health, jitter)
+            blame = blame_for(end.decision, end.blame)
+            return _judge_attempt(structs.replace(end, blame=blame), budget, health, jitter)
         case DeadlinePassed():
             return Verdict(decision=deadline_passed(end.last))
         case DeadlineUnreachable():

@@ -136,6 +136,27 @@ async def test_an_outage_of_ten_minutes_burns_nothing() -> None:
 
 
 @virtual_time
+async def test_an_outage_that_meets_only_messages_that_failed_before_burns_nothing() -> None:
+    """Three were refused while others were served, and are left; then the server is away for half an hour."""
+    backend = FakeBackend(then=lambda request: UNAUTHORIZED if b"refused" in request.body.data else GOOD)
+    pipeline = Pipeline(backend)
+    subscriber = FakeSubscriber(max_attempts=5)
+    serving = pipeline.serve(subscriber)
+    for _ in range(3):
+        for user in ("refused", *["served"] * 8):
+            subscriber.publish(data({"model": "m", "user": user, "messages": []}))
+            await asyncio.sleep(0.1)
+    backend.then = REFUSED
+    await asyncio.sleep(1800)
+    assert pipeline.circuit.error_class == "connect"
+    backend.then = GOOD
+    await asyncio.sleep(6)
+    assert [each.json["status_code"] for each in pipeline.answers] == [200] * 27
+    await subscriber.drain(0)
+    await serving
+
+
+@virtual_time
 async def test_servers_that_fail_together_are_an_outage() -> None:
     """As many 500s at a time as open the breaker are the backend's fault: all of their messages are kept."""
     backend = FakeBackend(then=status(500))

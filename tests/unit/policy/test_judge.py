@@ -131,6 +131,13 @@ def test_what_is_a_messages_own_is_no_outage():
     assert (verdict.decision.disposition, verdict.is_outage, verdict.needs_outage_check) == (NACK, False, False)
 
 
+def test_a_refused_connection_is_no_messages_own():
+    """Whoever was served before: it counts for the breaker, and the message is held without spending an attempt."""
+    refused = an_end(replace(FAILED, error_class=ErrorClass.CONNECT, disposition=HOLD), blame=OWN)
+    assert report(refused, FIRST).breaker is BreakerAction.COUNT
+    assert judge(refused, FIRST).decision.disposition is HOLD
+
+
 def test_what_others_contradict_once_may_be_the_beginning_of_an_outage():
     """What began a little later may have been served before it: the failure waits like any other, then is held."""
     first = an_end(FAILED, blame=CONTRADICTED, is_outage_checked=False)
