@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from tests.support.batch_invariants import FINAL, Watch
 from tests.support.batch_stage import chat_file, chat_line, create, finished, upload
+from tests.support.disk import mounted
 from tests.support.waiting import until
 from worker.emulators.openai import SimBackendThread, SimOptions
 
@@ -173,6 +175,40 @@ def test_a_key_of_the_backend_is_used_and_told_nowhere(tmp_path: Path) -> None:
         assert done.batch["errors"]["data"][0]["code"] == "model_not_found"
         assert running.interrupt() == 0
     assert "backend-secret" not in running.said.read_text() + (tmp_path / "log").read_text()
+
+
+def test_a_disk_that_is_full_is_told_and_waited_for(tmp_path: Path) -> None:
+    """On standard error; the batch goes on when there is space."""
+    content = chat_file(3_000, "full")
+    with (
+        mounted(tmp_path / "data") as disk,
+        local(tmp_path, "--latency", "100ms") as running,
+        running.client() as client,
+    ):
+        batch_id = create(client, upload(client, content))
+        watch = Watch()
+        progressed(client, batch_id, watch, 50)
+        disk.fill()
+        until(lambda: {"collector", "coordinator"} <= set(told_away(running)), what="both have told it")
+        disk.free()
+        done = finished(client, batch_id, content)
+        assert done.batch["request_counts"] == {"total": 3_000, "completed": 3_000, "failed": 0}
+        assert running.interrupt() == 0
+
+
+def told_away(running: Local) -> list[str]:
+    """The parts that said that the disk is full."""
+    said = running.said.read_text()
+    return re.findall(r'"role":"(\w+)","error":"[^"]*","event":"batch_store_away"', said)
+
+
+def test_a_start_on_a_full_disk_is_refused_at_once(tmp_path: Path) -> None:
+    """With the reason, instead of after the half minute that a database in use is waited for."""
+    with mounted(tmp_path / "data") as disk:
+        disk.fill()
+        with local(tmp_path) as running:
+            assert running.process.wait(25) == 2
+            assert "--data: " in running.said.read_text()
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,7 @@ class Coordinator:
             except StoreUnavailableError as error:
                 self._store_is_away(error)
             else:
+                self._store_is_back()
                 if is_ours and not self.leads:
                     _log.info("batch_coordinator_elected", owner=self._owner)
                 self._leads_until = asked_at + ttl_s if is_ours else 0.0
@@ -236,6 +237,12 @@ class Coordinator:
         if not self._is_store_away:
             _log.warning("batch_store_away", role="coordinator", error=str(error))
         self._is_store_away = True
+
+    def _store_is_back(self) -> None:
+        """Note that the store was written to: one that can only be read, its disk full, is away as well."""
+        if self._is_store_away:
+            _log.info("batch_store_back", role="coordinator")
+        self._is_store_away = False
 
     async def _round(self) -> float:
         """Look at every unfinished batch; return the seconds until the next look."""
@@ -250,9 +257,6 @@ class Coordinator:
         except StoreUnavailableError as error:
             self._store_is_away(error)
             return ROUND_S
-        if self._is_store_away:
-            self._is_store_away = False
-            _log.info("batch_store_back", role="coordinator")
         await self._forget_others({batch.id for batch in batches})
         self._show(batches, now)
         for batch in batches:

@@ -52,7 +52,7 @@ def _say(text: str) -> None:
 
 def run(namespace: argparse.Namespace) -> int:
     """Serve until Ctrl-C; return the exit code."""
-    configure_logs("auto", "error")
+    configure_logs("auto", "warning")
 
     return run_interruptible(
         lambda interrupts: run_local(namespace, interrupts),

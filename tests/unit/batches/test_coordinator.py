@@ -495,8 +495,12 @@ async def test_a_lease_that_is_lost_stops_the_work(fleet: Fleet, time_):
     assert fleet.topic.messages == []
 
 
-async def test_a_lease_that_is_lost_with_the_store_repeats_nothing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """Lines were published, and the store was full before that was noted, for longer than the lease."""
+async def test_a_lease_that_is_lost_with_the_store_repeats_nothing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, logs):
+    """
+    Lines were published, and the store was full before that was noted, for longer than the lease.
+
+    It can be read all the time; that it is back is told when it can be written.
+    """
     batch = fleet.create(900)
     real = {name: getattr(fleet.store, name) for name in ("advance", "hold_lease")}
     is_full = False
@@ -522,6 +526,8 @@ async def test_a_lease_that_is_lost_with_the_store_repeats_nothing(fleet: Fleet,
         assert sorted(fleet.topic.records) == list(range(1, 901))
         (done,) = await fleet.run(batch)
     assert done.completed == 900
+    told = [entry["event"] for entry in logs if entry["event"].startswith("batch_store_")]
+    assert told == ["batch_store_away", "batch_store_back"]
 
 
 async def test_a_fault_ends_the_process_instead_of_standing_by_for_ever(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
