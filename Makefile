@@ -18,7 +18,7 @@ BINDIR ?= $(HOME)/.local/bin
 
 run: $(STAMP)  ## answer examples/requests.jsonl on this machine: embedded Pub/Sub, worker, simulated backend
 	$(BIN)/inference-worker local examples/requests.jsonl out.jsonl --simulated
-	@echo "28 of the 253 lines are wrong on purpose (examples/README.md): their errors are the expected answers."
+	@echo "30 of the 271 lines are wrong on purpose (examples/README.md): their errors are the expected answers."
 	@command -v inference-worker >/dev/null || echo "The command: $(BIN)/inference-worker, or after \`make install\` inference-worker."
 
 install: $(STAMP)  ## put `inference-worker` on the PATH: a link in ~/.local/bin (BINDIR=) to this checkout

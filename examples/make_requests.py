@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 TEXTS: dict[str, Any] = json.loads((HERE / "texts.json").read_text("utf-8"))
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 EMBEDDINGS, RESPONSES = "/v1/embeddings", "/v1/responses"
+MODERATIONS, IMAGES, EDITS = "/v1/moderations", "/v1/images/generations", "/v1/images/edits"
 MODELS = ("llama-3.1-8b-instruct", "qwen2.5-7b-instruct", "mistral-small-24b", "gemma-2-9b-it")
 EMBEDDERS = ("bge-m3", "e5-mistral-7b-instruct", "nomic-embed-text-v1.5")
 ORDINARY: dict[str, tuple[float, ...]] = {
@@ -207,6 +208,28 @@ def responses(dice: Dice) -> Iterator[Body]:
         yield {"model": dice.pick(MODELS), **kinds[number % len(kinds)]}
 
 
+def moderations(dice: Dice) -> Iterator[Body]:
+    """Yield moderation bodies: one text, many, text with a picture; with a model and without."""
+    for number in range(6):
+        parts = [{"type": "text", "text": dice.task()}, {"type": "image_url", "image_url": {"url": png(dice, 16, 16)}}]
+        kinds = (dice.pick("world"), [dice.task() for _ in range(3)], parts)
+        yield {**({"model": "omni-moderation-latest"} if number % 2 else {}), "input": kinds[number % 3]}
+
+
+def images(dice: Dice) -> Iterator[Body]:
+    """Yield bodies that ask for pictures: one or several, of several sizes."""
+    options: tuple[Body, ...] = ({}, {"n": 2, "size": "512x512"}, {"quality": "low", "size": "1024x1024"})
+    for number in range(6):
+        yield {"model": "flux.1-schnell", "prompt": dice.sentence().capitalize() + ".", **options[number % 3]}
+
+
+def edits(dice: Dice) -> Iterator[Body]:
+    """Yield bodies that change pictures, which they hold or name."""
+    for number in range(4):
+        given = [{"image_url": png(dice, 16, 16)}] if number % 2 else [{"file_id": f"file-{dice.below(10**6):06d}"}]
+        yield {"model": "flux.1-kontext", "prompt": "Replace the sky by " + dice.sentence() + ".", "images": given}
+
+
 def request(path: Any, body: Any, metadata: Body | None, **more: Any) -> Example:
     """Return a line; its metadata, where there is any, says which answer is expected."""
     message = {"path": path, **({} if metadata is None else {"metadata": metadata}), "body": body, **more}
@@ -222,6 +245,9 @@ def good(dice: Dice) -> Iterator[Example]:
         (COMPLETIONS, completions),
         (EMBEDDINGS, embeddings),
         (RESPONSES, responses),
+        (MODERATIONS, moderations),
+        (IMAGES, images),
+        (EDITS, edits),
     )
     bodies = [(path, body) for path, maker in makers for body in maker(dice)]
     for row, (path, body) in enumerate(bodies, 1):
@@ -254,6 +280,8 @@ def bad(dice: Dice) -> Iterator[Example]:
         yield request(CHAT, {**body, **change}, {"expect": 400, "why": "the server refuses it"})
     yield request(CHAT, {"messages": [user("Hello")]}, {"expect": 400, "why": "no model"})
     yield request(EMBEDDINGS, {"model": "bge-m3", "input": []}, {"expect": 400, "why": "nothing to embed"})
+    yield request(MODERATIONS, {"model": "omni-moderation-latest"}, {"expect": 400, "why": "nothing to judge"})
+    yield request(EDITS, {"prompt": "Add a cat."}, {"expect": 400, "why": "no picture to change"})
 
 
 def dump(value: Any) -> str:

@@ -83,8 +83,8 @@ def test_every_command_of_the_readme_works_as_pasted(tmp_path: Path) -> None:
         done.append(command)
         return shell.run(instead or command)
 
-    assert "28 of the 253 lines are wrong on purpose" in paste("make run")
-    assert len(shell.rows("out.jsonl")) == 253
+    assert "30 of the 271 lines are wrong on purpose" in paste("make run")
+    assert len(shell.rows("out.jsonl")) == 271
     paste("make install")
     assert (shell.bin / "inference-worker").is_symlink()
     for command in NEEDS_MINUTES:

@@ -139,9 +139,11 @@ def test_batch_lines_are_a_valid_batch():
     }
 
 
-def test_readme_has_the_right_numbers():
-    """The counts in the README are those of the files."""
+def test_texts_have_the_right_numbers():
+    """The counts in the README and in what `make run` prints are those of the files."""
     text = (FOLDER / "README.md").read_text("utf-8")
     bad = sum(example.expect == 400 for example in EXAMPLES)
     assert f"| {len(EXAMPLES)} request messages" in text
     assert f"{bad} of the {len(EXAMPLES)} are bad on purpose" in text
+    makefile = (FOLDER.parent / "Makefile").read_text("utf-8")
+    assert f"{bad} of the {len(EXAMPLES)} lines are wrong on purpose" in makefile
