@@ -45,6 +45,8 @@ DOUBT_S = 0.5
 more than most short answers take.  House decision."""
 TOGETHER_S = 0.02
 """Attempts that begin within so many seconds begin together: which was first is chance.  House decision."""
+MAX_KEPT = 16_384
+"""Most failures of a row that are kept: more than `blame.MAX_ROW` and as many under way as a window allows."""
 EARLY_PROBES = 3
 """So many probes come with the ordinary backoff before that of a class that seldom ends: where a fifth of the messages
 fails, the two that opened the circuit and these all fail once in 3,000 times.  House decision."""
@@ -72,7 +74,8 @@ class CircuitConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Failures in a row that open it where one says that nothing can work now: the word of one message is confirmed by
     a second one."""
     window_s: float = 30.0
-    """A row is broken by this much time: older failures no longer count.  Seconds."""
+    """A row is broken if so many seconds passed between its last failure and the beginning of the next attempt that
+    fails.  The time that the attempt itself takes breaks nothing: failures may take minutes."""
     probe: Backoff = PROBE_BACKOFF
     class_probe: Mapping[str, Backoff] = msgspec.field(
         default_factory=lambda: MappingProxyType(
@@ -156,7 +159,7 @@ class Circuit:
         self._generation = 0
         self._free_pass = Pass(0, is_probe=False)
         """Of every attempt that is no probe."""
-        self._row: deque[_Failure] = deque()
+        self._row: deque[_Failure] = deque(maxlen=MAX_KEPT)
         self._doubt: _Doubt | None = None
         self._last_failed: str | None = None
         self._error_class: str | None = None
@@ -193,8 +196,8 @@ class Circuit:
 
     @property
     def is_pristine(self) -> bool:
-        """Closed without a failure to remember: forgetting it would change nothing."""
-        return self._state is CircuitState.CLOSED and not self._row and self._doubt is None
+        """Closed without a failure that a later attempt could add to: forgetting it would change nothing."""
+        return self._state is CircuitState.CLOSED and (not self._row or self._is_row_broken(self._now()))
 
     def allows(self) -> bool:
         """Whether one attempt may start now."""
@@ -218,7 +221,7 @@ class Circuit:
 
     def end_doubt(self, under_way: Sequence[float]) -> None:
         """
-        End a doubt that has lasted for its time: open, or go on if the row is outlasted.
+        End a doubt that has lasted for its time: open, or go on if the row is outlasted or long over.
 
         Args:
             under_way: When each attempt under way began, monotonic seconds.
@@ -228,7 +231,7 @@ class Circuit:
         doubt, now = self._doubt, self._now()
         longest_s = max(each.at - each.began_at for each in self._row)
         outlasting = sum(now - began_at > longest_s for began_at in self._began_with_row(under_way))
-        if is_outlasted(len(self._row), doubt.failing_share, outlasting):
+        if self._is_row_broken(now) or is_outlasted(len(self._row), doubt.failing_share, outlasting):
             self._row.clear()
             self._doubt = None
         else:
@@ -348,8 +351,9 @@ class Circuit:
 
     def _count(self, failure: _Failure, failing_share: float, undecided: int) -> bool:
         """Add one to the row; return whether it is long enough to open."""
-        while self._row and self._row[0].at <= failure.at - self._config.window_s:
-            self._row.popleft()
+        if self._row and self._is_row_broken(failure.began_at):
+            self._row.clear()
+            self._doubt = None
         self._row.append(failure)
         if failure.error_class != CONNECT and failure.key is not None and all(e.key == failure.key for e in self._row):
             return False
@@ -363,6 +367,10 @@ class Circuit:
         trips = sum(1 for _ in takewhile(lambda each: each.is_trip, reversed(self._row)))
         return speaks_against_backend(trips, self._config.trip_failures, failing_share, undecided)
 
+    def _is_row_broken(self, began_at: float) -> bool:
+        """Return whether the row was over when an attempt began."""
+        return self._row[-1].at <= began_at - self._config.window_s
+
     def _began_with_row(self, under_way: Sequence[float]) -> list[float]:
         """Return those that began no earlier than the first attempt of the row, or together with it."""
         since = min(each.began_at for each in self._row) - TOGETHER_S
@@ -372,7 +380,7 @@ class Circuit:
         """Forget the failures of attempts that began no later than one that is served, or together with it."""
         later = [each for each in self._row if each.began_at > began_at + TOGETHER_S]
         if len(later) < len(self._row):
-            self._row = deque(later)
+            self._row = deque(later, maxlen=MAX_KEPT)
             self._doubt = None
 
     def _trip(self, error_class: str, retry_after_s: float | None, failing_share: float) -> None:

@@ -70,6 +70,35 @@ def test_old_failures_fall_out_of_the_row(clock):
     assert circuit.statistics().failures == 4
 
 
+@pytest.mark.parametrize("takes_s", [10.0, 60.0, 600.0])
+@pytest.mark.parametrize("slots", [1, 2, 3, 4])
+def test_failures_that_take_long_are_a_row_even_with_few_slots(clock, slots, takes_s):
+    """One after the other begins when the last has failed: no time is between them, however long each takes."""
+    circuit = a_circuit(clock)
+    under_way, failures = [], 0
+    while circuit.allows():
+        under_way += [(circuit.enter(), clock.now()) for _ in range(slots - len(under_way))]
+        clock.advance(takes_s / slots)
+        token, began_at = under_way.pop(0)
+        others = [each for _, each in under_way]
+        circuit.record_failure(token, "timeout", key=str(failures), began_at=began_at, under_way=others)
+        failures += 1
+        if circuit.changes_at() is not None and circuit.state is CircuitState.CLOSED:
+            clock.advance(DOUBT_S)
+            circuit.end_doubt(others)
+        assert failures <= 8
+    assert circuit.state is CircuitState.OPEN
+
+
+def test_a_doubt_that_is_not_ended_in_time_opens_nothing_later(clock):
+    """The row is over by then."""
+    circuit = a_row_in_doubt(clock)
+    clock.advance(30.0)
+    assert circuit.is_pristine
+    circuit.end_doubt([])
+    assert (circuit.state, circuit.allows(), circuit.is_pristine) == (CircuitState.CLOSED, True, True)
+
+
 def test_a_trip_opens_at_once(clock):
     """One failure of a class that trips is enough."""
     circuit = a_circuit(clock)

@@ -3,7 +3,19 @@
 import pytest
 
 from tests.support.fakeclock import FakeClock, settle
-from tests.support.flow import AUTH, LOADING, OK, ONE_IS_ENOUGH, REFUSED, NoJitter, a_gate, admit, admit_after, waiting
+from tests.support.flow import (
+    AUTH,
+    LOADING,
+    OK,
+    ONE_IS_ENOUGH,
+    REFUSED,
+    SERVER_ERROR,
+    NoJitter,
+    a_gate,
+    admit,
+    admit_after,
+    waiting,
+)
 from worker.flow.circuit import CircuitConfig, CircuitState
 from worker.flow.gate import AttemptSignal, RouteGate
 from worker.flow.lane import MAX_LANES, SHARED, BreakerChange, BreakerEffect, Lanes
@@ -121,6 +133,20 @@ async def test_a_lane_that_is_stopped_is_not_forgotten(clock: FakeClock) -> None
     for index in range(2 * MAX_LANES):
         (await admit(gate, lane_name=f"m{index}")).finish(OK)
     assert states(gate)["down"] is CircuitState.OPEN
+
+
+async def test_a_failure_long_ago_keeps_no_lane(clock: FakeClock) -> None:
+    """It can be in no row any more, so that the lane makes room for another model."""
+    gate = a_gate(clock)
+    for index in range(MAX_LANES):
+        (await admit(gate, lane_name=f"failed once {index}")).finish(SERVER_ERROR)
+    at_once = await admit(gate, lane_name="at once")
+    assert "at once" not in gate.statistics().lanes
+    clock.advance(30.0)
+    later = await admit(gate, lane_name="later")
+    assert gate.statistics().lanes["later"].in_flight == 1
+    later.finish(OK)
+    at_once.finish(OK)
 
 
 def test_a_model_without_a_lane_of_its_own_is_found_in_the_shared_one(clock: FakeClock) -> None:
